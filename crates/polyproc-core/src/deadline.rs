@@ -1,0 +1,67 @@
+//! [`Deadline`], the only timeout type of the engine.
+
+use std::time::{Duration, Instant};
+
+use rustix::event::Timespec;
+
+/// The moment at which a wait gives up. Made once at the edge, then handed down, so that retries do not start it anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadline(Option<Instant>);
+
+impl Deadline {
+    /// Never gives up.
+    pub const NEVER: Self = Self(None);
+
+    /// Gives up `timeout` from now; a time too far away to count is [`Deadline::NEVER`].
+    #[must_use]
+    pub fn after(timeout: Duration) -> Self {
+        Self(Instant::now().checked_add(timeout))
+    }
+
+    /// Already passed: look once and do not wait.
+    #[must_use]
+    pub fn now() -> Self {
+        Self(Some(Instant::now()))
+    }
+
+    /// Whether the moment has come.
+    #[must_use]
+    pub fn has_passed(self) -> bool {
+        self.0.is_some_and(|at| Instant::now() >= at)
+    }
+
+    /// What is left of the wait, `None` when it has no end.
+    #[must_use]
+    pub fn remaining(self) -> Option<Duration> {
+        self.0.map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// [`Deadline::remaining`] in the form that `poll(2)` and `epoll_wait(2)` take.
+    pub(crate) fn timespec(self) -> Option<Timespec> {
+        self.remaining().and_then(|left| Timespec::try_from(left).ok())
+    }
+}
+
+impl From<Option<Duration>> for Deadline {
+    fn from(timeout: Option<Duration>) -> Self {
+        timeout.map_or(Self::NEVER, Self::after)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_once_and_for_good() {
+        assert!(Deadline::now().has_passed());
+        assert_eq!(Deadline::now().remaining(), Some(Duration::ZERO));
+        assert!(!Deadline::after(Duration::from_secs(3600)).has_passed());
+    }
+
+    #[test]
+    fn a_timeout_beyond_the_clock_never_passes() {
+        assert_eq!(Deadline::after(Duration::MAX), Deadline::NEVER);
+        assert_eq!(Deadline::NEVER.remaining(), None);
+    }
+}

@@ -1,0 +1,6 @@
+//! [`Payload`], what travels between processes, and its pure encoding.
+
+mod payload;
+pub(crate) mod wire;
+
+pub use payload::Payload;

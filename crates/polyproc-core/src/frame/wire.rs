@@ -1,0 +1,149 @@
+//! The encoding of the engine's own messages: little-endian integers and length-prefixed bytes, one after the other.
+//!
+//! | item | bytes |
+//! |---|---|
+//! | `u8`, `u32`, `u64` | 1, 4, 8, little-endian |
+//! | `bytes`, `text` | a `u32` length, then that many bytes |
+//!
+//! Reading never panics: whatever is cut short or left over is a [`WireError`].
+
+/// A message is shorter than what it should hold, or holds something else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a message between polyproc's processes is cut short or malformed")]
+pub(crate) struct WireError;
+
+impl From<WireError> for std::io::Error {
+    fn from(error: WireError) -> Self {
+        Self::new(std::io::ErrorKind::InvalidData, error)
+    }
+}
+
+/// Writes a message.
+#[derive(Debug, Default)]
+pub(crate) struct Writer(Vec<u8>);
+
+impl Writer {
+    pub(crate) fn u8(&mut self, value: u8) {
+        self.0.push(value);
+    }
+
+    pub(crate) fn u32(&mut self, value: u32) {
+        self.0.extend(value.to_le_bytes());
+    }
+
+    pub(crate) fn u64(&mut self, value: u64) {
+        self.0.extend(value.to_le_bytes());
+    }
+
+    /// # Panics
+    /// When `bytes` are 4 GiB or more: the engine's own fields are names, paths and variables; values go in the rest.
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
+        self.u32(u32::try_from(bytes.len()).expect("a field below 4 GiB"));
+        self.0.extend(bytes);
+    }
+
+    /// The last field: all that remains of the message.
+    pub(crate) fn rest(&mut self, bytes: &[u8]) {
+        self.0.extend(bytes);
+    }
+
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+}
+
+/// Reads a message in the order it was written.
+#[derive(Debug)]
+pub(crate) struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    fn take(&mut self, len: usize) -> Result<&'a [u8], WireError> {
+        let (taken, left) = self.0.split_at_checked(len).ok_or(WireError)?;
+        self.0 = left;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
+        self.take(N)?.try_into().map_err(|_| WireError)
+    }
+
+    pub(crate) fn u8(&mut self) -> Result<u8, WireError> {
+        Ok(u8::from_le_bytes(self.array()?))
+    }
+
+    pub(crate) fn u32(&mut self) -> Result<u32, WireError> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    pub(crate) fn u64(&mut self) -> Result<u64, WireError> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    pub(crate) fn flag(&mut self) -> Result<bool, WireError> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(WireError),
+        }
+    }
+
+    pub(crate) fn bytes(&mut self) -> Result<&'a [u8], WireError> {
+        let len = self.u32()?;
+        self.take(len as usize)
+    }
+
+    pub(crate) fn text(&mut self) -> Result<String, WireError> {
+        String::from_utf8(self.bytes()?.to_vec()).map_err(|_| WireError)
+    }
+
+    /// As many items as the count in front says.
+    pub(crate) fn list<T>(&mut self, mut item: impl FnMut(&mut Self) -> Result<T, WireError>) -> Result<Vec<T>, WireError> {
+        (0..self.u32()?).map(|_| item(self)).collect()
+    }
+
+    /// All that remains.
+    pub(crate) fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_read(a: u8, b: u32, c: u64, d: Vec<u8>, e: String, f: Vec<u8>) {
+            let mut out = Writer::default();
+            out.u8(a);
+            out.u32(b);
+            out.u64(c);
+            out.bytes(&d);
+            out.bytes(e.as_bytes());
+            out.rest(&f);
+            let bytes = out.into_bytes();
+            let mut from = Reader::new(&bytes);
+            prop_assert_eq!((from.u8(), from.u32(), from.u64()), (Ok(a), Ok(b), Ok(c)));
+            prop_assert_eq!((from.bytes(), from.text(), from.rest()), (Ok(&d[..]), Ok(e), &f[..]));
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
+            let mut from = Reader::new(&bytes);
+            let read = from.list(|from| Ok((from.flag()?, from.text()?)));
+            prop_assert!(read.is_err() || read.is_ok_and(|items| items.len() * 5 <= bytes.len()));
+        }
+    }
+
+    #[test]
+    fn a_length_beyond_the_message_is_refused() {
+        assert_eq!(Reader::new(&[255, 255, 255, 255, 1]).bytes(), Err(WireError));
+        assert_eq!(Reader::new(&[2]).flag(), Err(WireError));
+    }
+}

@@ -1,0 +1,27 @@
+//! The engine of [polyproc](https://docs.rs/polyproc): processes, start methods and pools over bytes and descriptors.
+//!
+//! This crate knows no serde and no Python: the faces (`polyproc` for Rust) encode values and name functions, the engine
+//! starts processes, moves payloads and notices deaths. Use a face; this API may change with every version.
+//!
+//! | room | what it holds |
+//! |---|---|
+//! | `prim`, [`Deadline`] | atomics; the only timeout type |
+//! | `sys` | every system call and every `unsafe` block |
+//! | `frame` | payloads and their encoding |
+//! | `conn` | messages with descriptors between processes |
+//! | [`process`] | starting, waiting, ending |
+//! | [`pool`] | workers that run tasks |
+
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+compile_error!("polyproc runs on 64-bit Linux (5.9 or newer) only");
+
+mod conn;
+mod deadline;
+mod frame;
+pub mod pool;
+mod prim;
+pub mod process;
+mod sys;
+
+pub use deadline::Deadline;
+pub use frame::Payload;

@@ -1,0 +1,175 @@
+//! [`Child`], the parent's handle to a process.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex};
+
+use super::outcome::tag;
+use super::state::{State, lock};
+use super::{ExitStatus, Outcome, Signal, StartMethod};
+use crate::conn::Channel;
+use crate::deadline::Deadline;
+use crate::sys::pidfd;
+
+/// A process that this one started. Clones are handles to the same process; dropping them all lets it run on.
+#[derive(Debug, Clone)]
+pub struct Child {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    key: u64,
+    pid: u32,
+    name: String,
+    daemon: bool,
+    visible: bool,
+    method: StartMethod,
+    pidfd: OwnedFd,
+    channel: Channel,
+    captured: [Option<File>; 2],
+    status: Mutex<Option<ExitStatus>>,
+}
+
+/// How a process ended and what it left.
+#[derive(Debug)]
+pub struct Ending {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// What it said last; `None` when it ended without a word.
+    pub outcome: Option<Outcome>,
+    /// It reported that its stack overflowed.
+    pub stack_overflow: bool,
+}
+
+/// What a new [`Child`] is made of.
+pub(super) struct Parts {
+    pub(super) pid: u32,
+    pub(super) pidfd: OwnedFd,
+    pub(super) name: String,
+    pub(super) daemon: bool,
+    /// Whether `active_children` lists it; the zygote is ours alone.
+    pub(super) visible: bool,
+    pub(super) method: StartMethod,
+    pub(super) channel: Channel,
+    pub(super) captured: [Option<File>; 2],
+}
+
+impl Child {
+    pub(super) fn new(parts: Parts) -> Self {
+        let Parts { pid, pidfd, name, daemon, visible, method, channel, captured } = parts;
+        let key = State::current().next_key();
+        let status = Mutex::default();
+        Self { shared: Arc::new(Shared { key, pid, name, daemon, visible, method, pidfd, channel, captured, status }) }
+    }
+
+    pub(crate) fn key(&self) -> u64 {
+        self.shared.key
+    }
+
+    pub(crate) fn channel(&self) -> &Channel {
+        &self.shared.channel
+    }
+
+    pub(super) fn is_visible(&self) -> bool {
+        self.shared.visible
+    }
+
+    /// Its process id, which the kernel may give to another process once this one has ended.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.shared.pid
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Whether it is daemonic.
+    #[must_use]
+    pub fn is_daemon(&self) -> bool {
+        self.shared.daemon
+    }
+
+    /// How it was started: what was asked for, or [`StartMethod::Spawn`] where the system refuses the fork server.
+    #[must_use]
+    pub fn start_method(&self) -> StartMethod {
+        self.shared.method
+    }
+
+    /// Waits until it has ended; `None` when the deadline passed first.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Interrupted`] when a signal handler ran: wait again, or do what the signal asks.
+    pub fn wait(&self, deadline: Deadline) -> io::Result<Option<ExitStatus>> {
+        if lock(&self.shared.status).is_none() && !pidfd::wait(self, deadline)? {
+            return Ok(None);
+        }
+        self.try_wait()
+    }
+
+    /// How it ended, `None` while it runs.
+    ///
+    /// # Errors
+    /// When the kernel does not answer for the process descriptor.
+    pub fn try_wait(&self) -> io::Result<Option<ExitStatus>> {
+        let mut status = lock(&self.shared.status);
+        if status.is_none() {
+            *status = pidfd::reap(self.as_fd())?;
+            if status.is_some() {
+                State::current().forget(self.shared.key);
+            }
+        }
+        Ok(*status)
+    }
+
+    /// Sends a signal; no error when it has ended already.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::PermissionDenied`] when it runs as another user by now; [`io::ErrorKind::InvalidInput`] when there is no such signal.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        pidfd::send_signal(self.as_fd(), signal)
+    }
+
+    /// What it left, once: for a process that has ended. Each message is read by one caller only.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidData`] when it wrote nonsense over its channel.
+    pub fn ending(&self, status: ExitStatus) -> io::Result<Ending> {
+        let mut ending = Ending { status, outcome: None, stack_overflow: false };
+        loop {
+            match self.shared.channel.try_receive() {
+                Ok(Some(message)) if message.tag == tag::STACK_OVERFLOW => ending.stack_overflow = true,
+                Ok(Some(message)) => ending.outcome = Some(Outcome::decode(message)?),
+                Ok(None) => return Ok(ending),
+                // Nothing more, though a process that it made still holds its end.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(ending),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// What it wrote so far to a captured stream: 1 is standard output, 2 standard error. `None` when not captured.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn captured(&self, number: usize) -> io::Result<Option<Vec<u8>>> {
+        let Some(file) = number.checked_sub(1).and_then(|at| self.shared.captured.get(at)?.as_ref()) else {
+            return Ok(None);
+        };
+        let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?];
+        file.read_exact_at(&mut bytes, 0)?;
+        Ok(Some(bytes))
+    }
+}
+
+/// The process descriptor (`pidfd_open(2)`): readable once the process has ended. Python's `sentinel`.
+impl AsFd for Child {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.pidfd.as_fd()
+    }
+}

@@ -1,0 +1,132 @@
+//! The child's side: set up, run, report, end.
+
+use std::convert::Infallible;
+use std::ffi::OsStr;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::current::set_current;
+use super::order::{EnvDelta, Order, Work};
+use super::{Current, Outcome, panic};
+use crate::conn::Channel;
+use crate::frame::Payload;
+use crate::sys::{bootstrap, clone, fd, life, signal};
+
+/// Runs this process, which was executed or cloned for it: the order waits in `channel`.
+pub(crate) fn run(channel: Channel) -> io::Result<Infallible> {
+    let Some(message) = channel.receive()? else {
+        clone::exit_now(0) // the parent was gone before it said what to do
+    };
+    let (order, stdio, input) = Order::decode(message)?;
+    if order.who.bound {
+        die_with_parent(life::die_with_creator(parent_pid(&order.who)));
+    }
+    if matches!(order.work, Work::Pool) {
+        signal::leave_sigint_to_parent()?;
+    }
+    signal::unblock_all();
+    signal::report_overflow_to(channel.as_fd());
+    let channel: &'static Channel = Box::leak(Box::new(channel));
+    let stdio = stdio.map(Some);
+    let set_up = set_up(order.who, &order.env, order.current_dir.as_deref(), &stdio);
+    drop(stdio);
+    panic::install_hook(channel, false);
+    let outcome = match (set_up, order.work) {
+        (Err(why), _) => Outcome::Refused(why),
+        (Ok(()), Work::Call(function)) => match function.resolve() {
+            Err(error) => Outcome::Refused(error.to_string()),
+            Ok(function) => outcome_of(|| function.call(input)),
+        },
+        (Ok(()), Work::Pool) => {
+            crate::pool::run_worker(channel);
+            std::process::exit(0)
+        }
+    };
+    std::process::exit(report(&outcome, channel))
+}
+
+/// Runs this process, which is a fork of its parent's memory, and ends it.
+pub(crate) fn run_forked(
+    who: Current,
+    life: Option<&life::LifePipe>,
+    env: &EnvDelta,
+    current_dir: Option<&OsStr>,
+    stdio: &[Option<OwnedFd>; 3],
+    channel: Channel,
+    job: impl FnOnce() -> Result<Payload, Payload>,
+) -> ! {
+    if let Some(life) = life {
+        die_with_parent(life.die_with_parent());
+    }
+    let channel: &'static Channel = Box::leak(Box::new(channel));
+    panic::install_hook(channel, true);
+    let outcome = match set_up(who, env, current_dir, stdio) {
+        Err(why) => Outcome::Refused(why),
+        Ok(()) => outcome_of(job),
+    };
+    let code = report(&outcome, channel);
+    super::exit::end_children();
+    // As at any exit; what cannot be written any more is lost there too.
+    let _ = io::stdout().flush();
+    clone::exit_now(code)
+}
+
+fn parent_pid(who: &Current) -> u32 {
+    who.parent.as_ref().map_or(0, |parent| parent.pid)
+}
+
+/// A process that must not outlive its parent does not begin without that bond.
+fn die_with_parent(bound: io::Result<bool>) {
+    if !matches!(bound, Ok(true)) {
+        clone::exit_now(0)
+    }
+}
+
+fn set_up(
+    who: Current,
+    env: &EnvDelta,
+    current_dir: Option<&OsStr>,
+    stdio: &[Option<OwnedFd>; 3],
+) -> Result<(), String> {
+    for (number, stream) in (0..).zip(stdio) {
+        if let Some(stream) = stream {
+            fd::set_standard_stream(number, stream)
+                .map_err(|error| format!("could not set up standard stream {number}: {error}"))?;
+        }
+    }
+    for (name, value) in env {
+        bootstrap::set_env(name, value.as_deref());
+    }
+    if let Some(path) = current_dir {
+        std::env::set_current_dir(path)
+            .map_err(|error| format!("could not make {} the working directory: {error}", path.display()))?;
+    }
+    // What ps and top show; 15 bytes of it.
+    clone::name_thread(&who.name);
+    set_current(who);
+    Ok(())
+}
+
+fn outcome_of(job: impl FnOnce() -> Result<Payload, Payload>) -> Outcome {
+    match panic::catch(false, job) {
+        Ok(Ok(payload)) => Outcome::Returned(payload),
+        Ok(Err(payload)) => Outcome::Raised(payload),
+        Err(panic) => Outcome::Panicked(panic),
+    }
+}
+
+/// Tells the parent, and gives the exit code that says the same.
+fn report(outcome: &Outcome, channel: &Channel) -> i32 {
+    match outcome.send(channel) {
+        Ok(()) => outcome.exit_code(),
+        // The parent is gone, and with it whoever would read more than the code.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => outcome.exit_code(),
+        Err(error) => {
+            let why = format!("the result could not be sent to the parent: {error}");
+            let refused = Outcome::Refused(why);
+            // If even that does not go through, the parent sees an end without a result.
+            let _ = refused.send(channel);
+            refused.exit_code()
+        }
+    }
+}

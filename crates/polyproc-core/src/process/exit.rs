@@ -1,0 +1,63 @@
+//! The end of the program: daemons are told to go, the others are waited for. (Python's `multiprocessing.util._exit_function`.)
+
+use std::io;
+use std::panic::catch_unwind;
+use std::time::Duration;
+
+use super::state::State;
+use super::{Child, Signal};
+use crate::deadline::Deadline;
+use crate::prim::{AtomicBool, AtomicU64, Ordering};
+use crate::sys::bootstrap;
+
+/// Milliseconds.
+static GRACE: AtomicU64 = AtomicU64::new(5_000);
+static REGISTERED: AtomicBool = AtomicBool::new(false);
+
+/// How long a daemonic process has between `SIGTERM` and `SIGKILL` when the program ends. Five seconds if not set.
+pub fn set_daemon_grace(grace: Duration) {
+    GRACE.store(u64::try_from(grace.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+}
+
+/// Has [`end_children`] run when the program ends. Once: a process copied from this one copies the registration too.
+pub(super) fn register() -> io::Result<()> {
+    extern "C" fn at_exit() {
+        // A panic has nobody to go to here, and must not unwind into libc.
+        let _ = catch_unwind(end_children);
+    }
+    if REGISTERED.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
+    bootstrap::at_exit(at_exit)
+}
+
+/// Tells daemons to end, joins the others, then kills what is left.
+pub(super) fn end_children() {
+    let Some(state) = State::existing() else { return };
+    state.exiting.store(true, Ordering::Relaxed);
+    let (daemons, others): (Vec<_>, Vec<_>) =
+        state.children().into_iter().filter(Child::is_visible).partition(Child::is_daemon);
+    for daemon in &daemons {
+        // One that cannot be signalled is killed below, or dies by its bond to this process.
+        let _ = daemon.signal(Signal::TERMINATE);
+    }
+    for other in others {
+        join(&other, Deadline::NEVER);
+    }
+    let deadline = Deadline::after(Duration::from_millis(GRACE.load(Ordering::Relaxed)));
+    for daemon in daemons {
+        join(&daemon, deadline);
+    }
+    for left in state.children() {
+        let _ = left.signal(Signal::KILL);
+        join(&left, Deadline::NEVER);
+    }
+}
+
+fn join(child: &Child, deadline: Deadline) {
+    while let Err(error) = child.wait(deadline) {
+        if error.kind() != io::ErrorKind::Interrupted {
+            return;
+        }
+    }
+}

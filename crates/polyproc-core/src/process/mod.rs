@@ -1,0 +1,48 @@
+//! Processes: starting, waiting, ending. `docs/design/start.md` tells the protocol.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `settings` | what a process is to be: name, daemon, streams, environment |
+//! | `start` | the three start methods |
+//! | `order` | what a new process is told, and its wire format |
+//! | `zygote` | the fork server, both sides |
+//! | `enter` | the child's side: set up, run, report |
+//! | `outcome` | how a process says how it ended |
+//! | `child` | the parent's handle |
+//! | `state` | what a process knows of its children |
+//! | `supervisor` | the permanent thread that executes and reaps |
+//! | `current` | who this process is |
+//! | `exit` | daemons and joins at the end of the program |
+//! | `panic` | panics as values |
+//! | `status` | exit status and signals |
+
+mod child;
+mod current;
+mod enter;
+mod exit;
+mod order;
+pub(crate) mod outcome;
+pub(crate) mod panic;
+mod settings;
+mod start;
+mod state;
+mod status;
+mod supervisor;
+mod zygote;
+
+pub use crate::sys::bootstrap::init;
+pub use crate::sys::function::{Callable, Function, Handler};
+pub use crate::sys::image::FunctionError;
+pub use child::{Child, Ending};
+pub use current::{Current, Parent, current};
+pub use exit::set_daemon_grace;
+pub use outcome::Outcome;
+pub use panic::Panic;
+pub use settings::{EnvChange, ForkWithThreads, Settings, StartMethod, Stdio};
+pub use start::{Job, StartError, active_children, set_executable, set_preload, start, wait};
+pub use status::{ExitStatus, Signal};
+
+pub(crate) use enter::run as run_child;
+pub(crate) use start::start_worker;
+pub(crate) use state::State;
+pub(crate) use zygote::serve as serve_zygote;

@@ -1,0 +1,82 @@
+//! What a new process is told, in one message that waits in its channel before the process exists.
+//!
+//! The message's descriptors are standard input, output and error, then those of the argument.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use super::{Current, Function};
+use crate::conn::{Channel, Message};
+use crate::frame::Payload;
+use crate::frame::wire::{Reader, WireError, Writer};
+
+pub(crate) const TAG: u8 = 1;
+
+/// Changes to the environment: each variable's new value, or none.
+pub(crate) type EnvDelta = Vec<(OsString, Option<OsString>)>;
+
+/// What the process is to run.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// One function.
+    Call(Function),
+    /// The loop of a pool's worker.
+    Pool,
+}
+
+/// What a new process is told.
+#[derive(Debug)]
+pub(crate) struct Order {
+    pub(crate) who: Current,
+    pub(crate) env: EnvDelta,
+    pub(crate) current_dir: Option<OsString>,
+    pub(crate) work: Work,
+}
+
+impl Order {
+    pub(crate) fn send(&self, channel: &Channel, stdio: &[BorrowedFd<'_>; 3], input: &Payload) -> io::Result<()> {
+        let mut out = Writer::default();
+        self.who.encode(&mut out);
+        out.u32(u32::try_from(self.env.len()).map_err(io::Error::other)?);
+        for (name, value) in &self.env {
+            out.bytes(name.as_bytes());
+            out.u8(value.is_some().into());
+            out.bytes(value.as_deref().unwrap_or_default().as_bytes());
+        }
+        out.bytes(self.current_dir.as_deref().unwrap_or_default().as_bytes());
+        match &self.work {
+            Work::Pool => out.u8(0),
+            Work::Call(function) => {
+                out.u8(1);
+                function.encode(&mut out);
+            }
+        }
+        out.rest(&input.head);
+        let fds: Vec<_> = stdio.iter().copied().chain(input.fds.iter().map(AsFd::as_fd)).collect();
+        channel.send(TAG, &out.into_bytes(), &fds)
+    }
+
+    /// The order, the standard streams and the argument.
+    pub(crate) fn decode(message: Message) -> Result<(Self, [OwnedFd; 3], Payload), WireError> {
+        if message.tag != TAG {
+            return Err(WireError);
+        }
+        let mut fds = message.payload.fds.into_iter();
+        let stdio = [fds.next().ok_or(WireError)?, fds.next().ok_or(WireError)?, fds.next().ok_or(WireError)?];
+        let from = &mut Reader::new(&message.payload.head);
+        let os_string = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
+        let order = Self {
+            who: Current::decode(from)?,
+            env: from.list(|from| {
+                let (name, is_set) = (os_string(from.bytes()?), from.flag()?);
+                let value = from.bytes()?;
+                Ok((name, is_set.then(|| os_string(value))))
+            })?,
+            current_dir: Some(os_string(from.bytes()?)).filter(|path| !path.is_empty()),
+            work: if from.flag()? { Work::Call(Function::decode(from)?) } else { Work::Pool },
+        };
+        Ok((order, stdio, Payload { head: from.rest().to_vec(), fds: fds.collect() }))
+    }
+}

@@ -1,0 +1,397 @@
+//! The three start methods. `docs/design/start.md` says what a death at each step leaves behind.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use super::child::Parts;
+use super::order::{EnvDelta, Order, Work};
+use super::state::lock;
+use super::zygote::{MakeError, Slot, Zygote};
+use super::{Child, Current, EnvChange, Function, FunctionError, Parent, Settings, StartMethod, State, Stdio, current, enter};
+use crate::conn::Channel;
+use crate::deadline::Deadline;
+use crate::frame::Payload;
+use crate::prim::Ordering;
+use crate::sys::bootstrap::{self, Role};
+use crate::sys::clone::{self, Copied};
+use crate::sys::{exec, fd, pidfd, watch};
+
+/// What a process is to run.
+pub enum Job<'a> {
+    /// A named function and its argument.
+    Call(Function, Payload),
+    /// A closure, for [`StartMethod::Fork`] only.
+    Closure(Box<dyn FnOnce() -> Result<Payload, Payload> + 'a>),
+}
+
+impl fmt::Debug for Job<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Call(function, input) => f.debug_tuple("Call").field(function).field(input).finish(),
+            Self::Closure(_) => f.write_str("Closure(..)"),
+        }
+    }
+}
+
+/// Why a process was not started. None exists then, and nothing ran.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// Another copy of this program would run `main` again instead of the function.
+    #[error(
+        "nothing in this program takes over its child processes before `main` runs: call `polyproc::init()` as the first \
+         line of `main`, or build with the feature `auto-init`"
+    )]
+    NotInitialised,
+    /// The function has no name that another process could find.
+    #[error(transparent)]
+    Function(#[from] FunctionError),
+    /// The face could not encode the argument.
+    #[error(transparent)]
+    Argument(Box<dyn std::error::Error + Send + Sync>),
+    /// `fork` in a process with other threads.
+    #[error(
+        "fork refused: {count} threads run in this process, and the child would get the locks they hold without them; use \
+         the start method `forkserver` or `spawn`, or promise that it is sound with `ForkWithThreads`"
+    )]
+    Threads {
+        /// The user's threads, the calling one included.
+        count: usize,
+    },
+    /// A closure with another start method than `fork`.
+    #[error("a closure can be started by `fork` only: another process does not have what it captured")]
+    ClosureNeedsFork,
+    /// The preload function failed, so the fork server cannot start.
+    #[error("preloading the fork server failed: {why}")]
+    Preload {
+        /// What happened.
+        why: String,
+    },
+    /// The fork server did not come up.
+    #[error("{why}")]
+    Forkserver {
+        /// What happened.
+        why: String,
+    },
+    /// The working directory asked for is not there.
+    #[error("cannot start a process in the directory {}: {source}", path.display())]
+    CurrentDir {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The program is ending.
+    #[error("cannot start a process while the program is ending")]
+    Exiting,
+    /// A system call failed.
+    #[error("{doing} failed: {source}")]
+    Os {
+        /// What was tried.
+        doing: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+fn os(doing: &'static str) -> impl Fn(io::Error) -> StartError {
+    move |source| StartError::Os { doing, source }
+}
+
+static EXECUTABLE: Mutex<Option<OsString>> = Mutex::new(None);
+
+/// The program that `spawn` and the fork server execute, in place of `/proc/self/exe`: needed where that link leads to an
+/// emulator or to the dynamic linker. It must be the same build. Takes effect at the next start of either.
+pub fn set_executable(path: impl Into<OsString>) {
+    *lock(&EXECUTABLE) = Some(path.into());
+}
+
+/// A function that runs once in the fork server; what it leaves in memory is shared by all processes made from then on.
+pub fn set_preload(function: Function, input: Payload) {
+    let state = State::current();
+    *lock(&state.preload) = Some((function, input));
+    let mut slot = lock(&state.zygote);
+    if let Slot::Running(zygote) = &*slot {
+        zygote.retire(); // the next one starts with the new function
+        *slot = Slot::NotStarted;
+    }
+}
+
+/// Starts a process that runs `job`.
+///
+/// # Errors
+/// See [`StartError`]; nothing was started then.
+pub fn start(settings: Settings, job: Job<'_>) -> Result<Child, StartError> {
+    let state = State::current();
+    let who = who(state, &settings, "Process");
+    match (settings.method, job) {
+        (StartMethod::Fork, job) => fork(state, who, settings, job),
+        (_, Job::Closure(_)) => Err(StartError::ClosureNeedsFork),
+        (_, Job::Call(function, input)) => start_program(state, who, settings, Work::Call(function), &input),
+    }
+}
+
+/// Starts a pool's worker: it runs [`crate::pool::run_worker`].
+pub(crate) fn start_worker(settings: Settings) -> Result<Child, StartError> {
+    let state = State::current();
+    let who = who(state, &settings, "PoolWorker");
+    start_program(state, who, settings, Work::Pool, &Payload::default())
+}
+
+fn who(state: &State, settings: &Settings, kind: &str) -> Current {
+    let me = current();
+    let mut identity = me.identity;
+    identity.push(state.next_number());
+    let numbers: Vec<_> = identity.iter().map(ToString::to_string).collect();
+    Current {
+        name: settings.name.clone().unwrap_or_else(|| format!("{kind}-{}", numbers.join(":"))),
+        identity,
+        daemon: settings.daemon,
+        bound: settings.daemon || me.bound,
+        parent: Some(Parent { name: me.name, pid: std::process::id() }),
+    }
+}
+
+fn start_program(
+    state: &'static State,
+    who: Current,
+    settings: Settings,
+    work: Work,
+    input: &Payload,
+) -> Result<Child, StartError> {
+    if state.exiting.load(Ordering::Relaxed) {
+        return Err(StartError::Exiting);
+    }
+    let env = environment(&settings.env);
+    let current_dir = current_dir(settings.current_dir.as_deref())?;
+    let (stdio, captured) = streams(settings.stdio)?;
+    let stdio = [stdio[0].as_fd(), stdio[1].as_fd(), stdio[2].as_fd()];
+    let mut order = Order { who, env: Vec::new(), current_dir: None, work };
+
+    let mut slot = (settings.method == StartMethod::Forkserver).then(|| lock(&state.zygote));
+    let mut made = None;
+    if let Some(slot) = &mut slot {
+        // A zygote that somebody killed is replaced; one that dies at once again and again is an error.
+        for _attempt in 0..3 {
+            if matches!(**slot, Slot::NotStarted) {
+                **slot = Zygote::launch(state)?.map_or(Slot::Refused, Slot::Running);
+            }
+            let Slot::Running(zygote) = &**slot else { break };
+            let (channel, theirs) = Channel::pair().map_err(os("making a channel"))?;
+            order.env = delta(&zygote.env, &env);
+            order.current_dir = current_dir.clone().filter(|path| Some(path) != zygote.current_dir.as_ref()).map(Into::into);
+            order.send(&channel, &stdio, input).map_err(os("sending a new process its argument"))?;
+            match zygote.make(&theirs) {
+                Ok((pid, pidfd)) => made = Some((pid, pidfd, channel)),
+                Err(MakeError::Gone) => {
+                    **slot = Slot::NotStarted;
+                    continue;
+                }
+                Err(MakeError::Clone(error)) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL)) => {
+                    zygote.retire();
+                    **slot = Slot::Refused;
+                }
+                Err(MakeError::Clone(error)) => return Err(os("clone3 in the fork server")(error)),
+                Err(MakeError::Os(error)) => return Err(os("taking over a process from the fork server")(error)),
+            }
+            break;
+        }
+        if made.is_none() && matches!(**slot, Slot::NotStarted) {
+            let why = "the fork server was killed three times in a row while it made a process".to_owned();
+            return Err(StartError::Forkserver { why });
+        }
+    }
+    drop(slot);
+    let (made, method) = match made {
+        Some(made) => (made, StartMethod::Forkserver),
+        None if settings.method == StartMethod::Forkserver && lock(&state.preload).is_some() => {
+            let why = "the system does not allow clone3 in the fork server, and no other start method shares its memory";
+            return Err(StartError::Preload { why: why.to_owned() });
+        }
+        // A new program is as good where the system refuses the fork server: only slower.
+        None => {
+            let (channel, theirs) = Channel::pair().map_err(os("making a channel"))?;
+            order.env = Vec::new();
+            order.current_dir = current_dir.map(Into::into);
+            order.send(&channel, &stdio, input).map_err(os("sending a new process its argument"))?;
+            let pid = execute(state, Role::Process, env, vec![theirs])?;
+            let pidfd = pidfd::open(pid).map_err(os("opening a process descriptor (pidfd_open, Linux 5.3)"))?;
+            ((pid, pidfd, channel), StartMethod::Spawn)
+        }
+    };
+    let (pid, pidfd, channel) = made;
+    let Current { name, daemon, .. } = order.who;
+    let child = Child::new(Parts { pid, pidfd, name, daemon, visible: true, method, channel, captured });
+    state.adopt(&child)?;
+    Ok(child)
+}
+
+/// Executes this program anew as `role`; returns its process id.
+pub(super) fn execute(
+    state: &'static State,
+    role: Role,
+    mut env: Vec<(OsString, OsString)>,
+    fds: Vec<OwnedFd>,
+) -> Result<u32, StartError> {
+    bootstrap::keep_constructor();
+    if !bootstrap::is_in_place() {
+        return Err(StartError::NotInitialised);
+    }
+    env.push(role.token());
+    let path = lock(&EXECUTABLE).clone().unwrap_or_else(|| "/proc/self/exe".into());
+    let program = exec::Program { path, argv: std::env::args_os().collect(), env, fds };
+    state.supervisor()?.exec(program).map_err(os("executing the program anew"))
+}
+
+fn fork(state: &'static State, who: Current, settings: Settings, job: Job<'_>) -> Result<Child, StartError> {
+    if state.exiting.load(Ordering::Relaxed) {
+        return Err(StartError::Exiting);
+    }
+    let job: Box<dyn FnOnce() -> Result<Payload, Payload>> = match job {
+        Job::Closure(closure) => closure,
+        Job::Call(function, input) => {
+            let function = function.resolve()?;
+            Box::new(move || function.call(input))
+        }
+    };
+    state.supervisor()?; // before threads are counted: this one is ours
+    let threads = clone::thread_count().map_err(os("counting threads in /proc/self/task"))?;
+    let count = threads.saturating_sub(state.own_threads.load(Ordering::Relaxed));
+    if count > 1 && settings.fork_with_threads.is_none() {
+        return Err(StartError::Threads { count });
+    }
+    let env = delta(&std::env::vars_os().collect::<Vec<_>>(), &environment(&settings.env));
+    let current_dir = current_dir(settings.current_dir.as_deref())?;
+    let inherited = settings.stdio.each_ref().map(|stdio| matches!(stdio, Stdio::Inherit));
+    let (stdio, captured) = streams(settings.stdio)?;
+    let life = if who.bound { Some(state.life_pipe().map_err(os("making a pipe"))?) } else { None };
+    let (channel, theirs) = Channel::pair().map_err(os("making a channel"))?;
+    // Else the child would write what this process has not written yet a second time.
+    let _ = io::stdout().flush();
+    match clone::fork().map_err(os("fork"))? {
+        Copied::Child => {
+            drop(channel);
+            let mut inherited = inherited.into_iter();
+            let stdio = stdio.map(|stream| if inherited.next() == Some(true) { None } else { stream.into_owned() });
+            enter::run_forked(who, life, &env, current_dir.as_deref().map(Path::as_os_str), &stdio, theirs.into(), job)
+        }
+        Copied::Parent(pid) => {
+            let pidfd = pidfd::open(pid).map_err(os("opening a process descriptor (pidfd_open, Linux 5.3)"))?;
+            let Current { name, daemon, .. } = who;
+            let method = StartMethod::Fork;
+            let child = Child::new(Parts { pid, pidfd, name, daemon, visible: true, method, channel, captured });
+            state.adopt(&child)?;
+            Ok(child)
+        }
+    }
+}
+
+/// The environment that a process is to have.
+fn environment(changes: &[EnvChange]) -> Vec<(OsString, OsString)> {
+    if changes.is_empty() {
+        return std::env::vars_os().collect();
+    }
+    let mut env: BTreeMap<_, _> = std::env::vars_os().collect();
+    for change in changes {
+        match change {
+            EnvChange::Clear => env.clear(),
+            EnvChange::Set(name, value) => _ = env.insert(name.clone(), value.clone()),
+            EnvChange::Remove(name) => _ = env.remove(name),
+        }
+    }
+    env.into_iter().collect()
+}
+
+/// What to change to get from one environment to another.
+fn delta(from: &[(OsString, OsString)], to: &[(OsString, OsString)]) -> EnvDelta {
+    if from == to {
+        return Vec::new();
+    }
+    let (from, to): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        (from.iter().map(|(n, v)| (n, v)).collect(), to.iter().map(|(n, v)| (n, v)).collect());
+    let set = to.iter().filter(|(name, value)| from.get(*name) != Some(value));
+    let set = set.map(|(name, value)| ((*name).clone(), Some((*value).clone())));
+    let removed = from.keys().filter(|name| !to.contains_key(*name)).map(|name| ((*name).clone(), None));
+    set.chain(removed).collect()
+}
+
+/// The absolute path of the working directory that a process is to have; `None` when this one's own is gone.
+fn current_dir(wanted: Option<&Path>) -> Result<Option<PathBuf>, StartError> {
+    let here = std::env::current_dir();
+    let Some(wanted) = wanted else { return Ok(here.ok()) };
+    let found = here.map(|here| here.join(wanted)).and_then(|path| match path.metadata()?.is_dir() {
+        true => Ok(path),
+        false => Err(io::ErrorKind::NotADirectory.into()),
+    });
+    found.map(Some).map_err(|source| StartError::CurrentDir { path: wanted.to_owned(), source })
+}
+
+/// A descriptor for a new process's stream: one of this process's own, or one made for it.
+enum Stream {
+    Own(BorrowedFd<'static>),
+    Made(OwnedFd),
+}
+
+impl Stream {
+    fn into_owned(self) -> Option<OwnedFd> {
+        match self {
+            Self::Own(_) => None,
+            Self::Made(fd) => Some(fd),
+        }
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Own(fd) => *fd,
+            Self::Made(fd) => fd.as_fd(),
+        }
+    }
+}
+
+/// The three descriptors for the process, and the two captures (output, error) for the parent to read.
+fn streams(stdio: [Stdio; 3]) -> Result<([Stream; 3], [Option<File>; 2]), StartError> {
+    let mut captured = [None, None];
+    let [stdin, stdout, stderr] = stdio;
+    let null = || Ok::<_, StartError>(Stream::Made(fd::dev_null().map_err(os("opening /dev/null"))?));
+    let mut stream = |number: i32, stdio| {
+        Ok::<_, StartError>(match stdio {
+            Stdio::Fd(fd) => Stream::Made(fd),
+            Stdio::Captured if number > 0 => {
+                let memory = fd::memfd(c"polyproc-captured").map_err(os("making a memory file"))?;
+                let copy = memory.try_clone().map_err(os("copying a descriptor"))?;
+                captured[usize::from(number == 2)] = Some(File::from(copy));
+                Stream::Made(memory)
+            }
+            Stdio::Inherit => fd::standard_stream(number).map_or_else(null, |own| Ok(Stream::Own(own)))?,
+            Stdio::Captured | Stdio::Null => null()?,
+        })
+    };
+    let streams = [stream(0, stdin)?, stream(1, stdout)?, stream(2, stderr)?];
+    Ok((streams, captured))
+}
+
+/// The processes that this one started and that still run. Those that have ended are reaped.
+#[must_use]
+pub fn active_children() -> Vec<Child> {
+    let Some(state) = State::existing() else { return Vec::new() };
+    let mut children = state.children();
+    children.retain(|child| child.is_visible() && matches!(child.try_wait(), Ok(None)));
+    children.sort_by_key(Child::key);
+    children
+}
+
+/// Waits until one of `fds` is readable and returns the positions of all that are; none when the deadline passed first.
+///
+/// # Errors
+/// [`io::ErrorKind::Interrupted`] when a signal handler ran.
+pub fn wait<Fd: AsFd>(fds: &[Fd], deadline: Deadline) -> io::Result<Vec<usize>> {
+    watch::readable(fds, deadline)
+}

@@ -1,0 +1,118 @@
+//! What this process knows of the processes it started.
+
+use std::collections::HashMap;
+use std::io;
+use std::ptr;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use super::supervisor::Supervisor;
+use super::zygote::Slot;
+use super::{Child, Function, StartError};
+use crate::frame::Payload;
+use crate::prim::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use crate::sys::life::LifePipe;
+
+/// One per process, made when it is first asked for. A process that was copied from another one makes its own: the
+/// children, threads and locks in the copied memory are those of the parent.
+#[derive(Debug)]
+pub(crate) struct State {
+    pid: u32,
+    children: Mutex<HashMap<u64, Child>>,
+    next_key: AtomicU64,
+    started: AtomicU64,
+    supervisor: Mutex<Option<&'static Supervisor>>,
+    life_pipe: OnceLock<LifePipe>,
+    /// Threads of ours, which `fork` does not mind.
+    pub(crate) own_threads: AtomicUsize,
+    /// The program has begun to end: no new processes.
+    pub(crate) exiting: AtomicBool,
+    pub(crate) zygote: Mutex<Slot>,
+    pub(crate) preload: Mutex<Option<(Function, Payload)>>,
+}
+
+static STATE: AtomicPtr<State> = AtomicPtr::new(ptr::null_mut());
+
+/// What a lock guards stays whole when a thread panics while it holds it: every change is one insertion or removal.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl State {
+    /// This process's own, if it has one yet.
+    pub(crate) fn existing() -> Option<&'static Self> {
+        // Acquire pairs with the Release of `current`.
+        crate::sys::leaked(STATE.load(Ordering::Acquire)).filter(|state| state.pid == std::process::id())
+    }
+
+    pub(crate) fn current() -> &'static Self {
+        let seen = STATE.load(Ordering::Acquire);
+        if let Some(state) = crate::sys::leaked(seen).filter(|state| state.pid == std::process::id()) {
+            return state;
+        }
+        let new = Box::leak(Box::new(Self {
+            pid: std::process::id(),
+            children: Mutex::default(),
+            next_key: AtomicU64::new(super::supervisor::BELL + 1),
+            started: AtomicU64::new(0),
+            supervisor: Mutex::default(),
+            life_pipe: OnceLock::new(),
+            own_threads: AtomicUsize::new(0),
+            exiting: AtomicBool::new(false),
+            zygote: Mutex::default(),
+            preload: Mutex::default(),
+        }));
+        match STATE.compare_exchange(seen, new, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => new,
+            Err(_) => Self::current(), // another thread was first
+        }
+    }
+
+    /// A key for the supervisor's watch, never used again.
+    pub(crate) fn next_key(&self) -> u64 {
+        self.next_key.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The number of the next child, from 1, as in `Process-1`.
+    pub(crate) fn next_number(&self) -> u32 {
+        u32::try_from(self.started.fetch_add(1, Ordering::Relaxed) + 1).unwrap_or(u32::MAX)
+    }
+
+    /// Keeps `child` until it is reaped, and has the supervisor reap it when nobody else does.
+    pub(crate) fn adopt(&'static self, child: &Child) -> Result<(), StartError> {
+        let supervisor = self.supervisor()?;
+        lock(&self.children).insert(child.key(), child.clone());
+        supervisor.watch(child).map_err(|source| StartError::Os { doing: "watching a new process", source })
+    }
+
+    pub(crate) fn forget(&self, key: u64) {
+        lock(&self.children).remove(&key);
+    }
+
+    pub(crate) fn child(&self, key: u64) -> Option<Child> {
+        lock(&self.children).get(&key).cloned()
+    }
+
+    /// Those not reaped yet.
+    pub(crate) fn children(&self) -> Vec<Child> {
+        lock(&self.children).values().cloned().collect()
+    }
+
+    pub(crate) fn supervisor(&'static self) -> Result<&'static Supervisor, StartError> {
+        let mut supervisor = lock(&self.supervisor);
+        if let Some(supervisor) = *supervisor {
+            return Ok(supervisor);
+        }
+        let started = Supervisor::start(self)
+            .and_then(|started| super::exit::register().map(|()| started))
+            .map_err(|source| StartError::Os { doing: "starting the supervisor thread", source })?;
+        Ok(supervisor.insert(started))
+    }
+
+    pub(crate) fn life_pipe(&self) -> io::Result<&LifePipe> {
+        if let Some(pipe) = self.life_pipe.get() {
+            return Ok(pipe);
+        }
+        let pipe = LifePipe::new()?;
+        Ok(self.life_pipe.get_or_init(|| pipe))
+    }
+}

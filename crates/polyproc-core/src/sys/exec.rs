@@ -1,0 +1,123 @@
+//! `posix_spawn(3)` of the own executable: libc's own vfork-like way, which does not copy the caller's memory.
+
+use std::ffi::{CString, OsString};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::ptr;
+
+/// What to execute.
+#[derive(Debug)]
+pub(crate) struct Program {
+    pub(crate) path: OsString,
+    pub(crate) argv: Vec<OsString>,
+    pub(crate) env: Vec<(OsString, OsString)>,
+    /// Given to the new program as descriptors 3, 4, ... in this order.
+    pub(crate) fds: Vec<OwnedFd>,
+}
+
+/// The number of the first descriptor that [`Program::fds`] get.
+pub(crate) const FIRST_FD: i32 = 3;
+
+fn c_string(text: OsString) -> io::Result<CString> {
+    Ok(CString::new(text.into_vec())?)
+}
+
+fn check(code: i32) -> io::Result<()> {
+    if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) }
+}
+
+fn null_terminated(strings: &[CString]) -> Vec<*mut libc::c_char> {
+    strings.iter().map(|s| s.as_ptr().cast_mut()).chain([ptr::null_mut()]).collect()
+}
+
+/// An initialised `posix_spawn_file_actions_t`.
+struct FileActions(MaybeUninit<libc::posix_spawn_file_actions_t>);
+
+impl FileActions {
+    fn new() -> io::Result<Self> {
+        let mut actions = Self(MaybeUninit::uninit());
+        // SAFETY: the call initialises what the pointer leads to.
+        check(unsafe { libc::posix_spawn_file_actions_init(actions.0.as_mut_ptr()) })?;
+        Ok(actions)
+    }
+
+    fn dup2(&mut self, from: i32, to: i32) -> io::Result<()> {
+        // SAFETY: `new` initialised the object.
+        check(unsafe { libc::posix_spawn_file_actions_adddup2(self.0.as_mut_ptr(), from, to) })
+    }
+}
+
+impl Drop for FileActions {
+    fn drop(&mut self) {
+        // SAFETY: `new` initialised the object.
+        unsafe { libc::posix_spawn_file_actions_destroy(self.0.as_mut_ptr()) };
+    }
+}
+
+/// An initialised `posix_spawnattr_t`: no signal blocked, `SIGPIPE` back to its default, as std's `Command` does.
+struct Attributes(MaybeUninit<libc::posix_spawnattr_t>);
+
+impl Attributes {
+    fn new() -> io::Result<Self> {
+        let mut attributes = Self(MaybeUninit::uninit());
+        // SAFETY: the call initialises what the pointer leads to.
+        check(unsafe { libc::posix_spawnattr_init(attributes.0.as_mut_ptr()) })?;
+        let mut set = super::signal::SignalSet::empty();
+        // SAFETY: both objects are initialised.
+        check(unsafe { libc::posix_spawnattr_setsigmask(attributes.0.as_mut_ptr(), set.as_ptr()) })?;
+        set.add(libc::SIGPIPE);
+        // SAFETY: both objects are initialised.
+        check(unsafe { libc::posix_spawnattr_setsigdefault(attributes.0.as_mut_ptr(), set.as_ptr()) })?;
+        let flags = (libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF) as libc::c_short;
+        // SAFETY: the object is initialised.
+        check(unsafe { libc::posix_spawnattr_setflags(attributes.0.as_mut_ptr(), flags) })?;
+        Ok(attributes)
+    }
+}
+
+impl Drop for Attributes {
+    fn drop(&mut self) {
+        // SAFETY: `new` initialised the object.
+        unsafe { libc::posix_spawnattr_destroy(self.0.as_mut_ptr()) };
+    }
+}
+
+/// Starts `program` in a new process and returns its id.
+pub(crate) fn spawn(program: Program) -> io::Result<u32> {
+    // A descriptor that stands in the place of another's new number would be overwritten before its turn: move all up.
+    let first_free = FIRST_FD + i32::try_from(program.fds.len()).map_err(io::Error::other)?;
+    let moved: Vec<_> =
+        program.fds.iter().map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, first_free)).collect::<Result<_, _>>()?;
+    let mut actions = FileActions::new()?;
+    for (fd, number) in moved.iter().zip(FIRST_FD..) {
+        actions.dup2(fd.as_raw_fd(), number)?;
+    }
+    let attributes = Attributes::new()?;
+    let path = c_string(program.path)?;
+    let argv: Vec<_> = program.argv.into_iter().map(c_string).collect::<io::Result<_>>()?;
+    let env: Vec<_> = program
+        .env
+        .into_iter()
+        .map(|(mut name, value)| {
+            name.push("=");
+            name.push(value);
+            c_string(name)
+        })
+        .collect::<io::Result<_>>()?;
+    let (argv_pointers, env_pointers) = (null_terminated(&argv), null_terminated(&env));
+    let mut pid: libc::pid_t = 0;
+    // SAFETY: path, argv and env are null-terminated and outlive the call; actions and attributes are initialised.
+    check(unsafe {
+        libc::posix_spawn(
+            &raw mut pid,
+            path.as_ptr(),
+            actions.0.as_ptr(),
+            attributes.0.as_ptr(),
+            argv_pointers.as_ptr(),
+            env_pointers.as_ptr(),
+        )
+    })?;
+    Ok(pid.cast_unsigned())
+}

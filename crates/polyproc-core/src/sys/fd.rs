@@ -1,0 +1,77 @@
+//! Descriptors: standard streams, closing what was inherited, memory files.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::MemfdFlags;
+
+/// `memfd_create(2)`: an unnamed, empty file in memory, close-on-exec. The name shows up in `/proc/PID/fd` only.
+pub(crate) fn memfd(name: &CStr) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?)
+}
+
+/// A memory file that holds `bytes`.
+pub(crate) fn memfd_with(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = File::from(memfd(c"polyproc-frame")?);
+    file.write_all(bytes)?;
+    Ok(file.into())
+}
+
+/// The first `len_bytes` bytes of a memory file, wherever its shared offset stands.
+pub(crate) fn read_memfd(memfd: OwnedFd, len_bytes: usize) -> io::Result<Vec<u8>> {
+    let file = File::from(memfd);
+    if file.metadata()?.len() < len_bytes as u64 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let mut bytes = vec![0; len_bytes];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// The standard stream `number` (0, 1 or 2), or `None` when this process closed it.
+pub(crate) fn standard_stream(number: RawFd) -> Option<BorrowedFd<'static>> {
+    assert!((0..=2).contains(&number), "there are three standard streams");
+    // SAFETY: the standard streams belong to the whole process; whoever closes one gets errors, as with std's own handles.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::fcntl_getfd(fd).is_ok().then_some(fd)
+}
+
+/// Makes `fd` the standard stream `number` (0, 1 or 2).
+pub(crate) fn set_standard_stream(number: RawFd, fd: &OwnedFd) -> io::Result<()> {
+    match number {
+        0 => rustix::stdio::dup2_stdin(fd)?,
+        1 => rustix::stdio::dup2_stdout(fd)?,
+        _ => rustix::stdio::dup2_stderr(fd)?,
+    }
+    Ok(())
+}
+
+/// `/dev/null`, open for reading and writing.
+pub(crate) fn dev_null() -> io::Result<OwnedFd> {
+    Ok(File::options().read(true).write(true).open("/dev/null")?.into())
+}
+
+/// Takes the descriptor `number` that the parent put there for us with `exec`, close-on-exec from now on.
+pub(crate) fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the descriptor is only looked at here.
+    let probe = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::fcntl_setfd(probe, rustix::io::FdFlags::CLOEXEC)?;
+    // SAFETY: it is open (the call above succeeded), and the bootstrap, its only caller, takes each number once.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Closes every descriptor from `first` on: what the parent had open without close-on-exec.
+pub(crate) fn close_from(first: RawFd) -> io::Result<()> {
+    // SAFETY: runs in a fresh program before `main`, where nobody owns a descriptor above those handed over.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+    if closed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Closes the copy of a descriptor that this copied process must not keep, though its owner lives on in memory.
+pub(crate) fn close_copy(fd: impl AsFd) {
+    // SAFETY: the owner is in the part of the copied memory that the child never returns to, so it is closed once.
+    unsafe { libc::close(fd.as_fd().as_raw_fd()) };
+}

@@ -1,0 +1,152 @@
+//! Function pointers that another process of the same build can call.
+//!
+//! A [`Function`] is two code locations: a trampoline, monomorphised for the type `F` of the user's function and for the
+//! [`Handler`] that feeds it, and that function itself. The two are made together by [`Function::new`], travel together
+//! over channels that only our own processes hold, and are used together by [`Resolved::call`]: so the trampoline always
+//! gets a function of the type that it was compiled for. `fn` pointers and not zero-sized `F: Fn` types, because a closure
+//! that captured a zero-sized proof token would be conjured up in a process that never earned the token.
+
+use std::ffi::CString;
+
+use super::image::{self, FunctionError, Location};
+use crate::frame::wire::{Reader, WireError, Writer};
+use crate::frame::Payload;
+
+mod sealed {
+    #[expect(unnameable_types, reason = "sealing a trait takes a name that nobody else can write")]
+    pub trait Sealed {}
+}
+
+/// A function pointer type: `fn() -> R`, `fn(A) -> R` or `fn(&C, A) -> R`. Sealed.
+pub trait Callable: Copy + 'static + sealed::Sealed {
+    /// The address of the function's code.
+    fn address(self) -> usize;
+
+    /// The function at `address`.
+    ///
+    /// # Safety
+    /// `address` is what [`Callable::address`] gave for a function of this very type, in this process or, moved by the
+    /// difference of load addresses, in another process of the same build.
+    unsafe fn from_address(address: usize) -> Self;
+}
+
+macro_rules! callable {
+    ([$($generic:ident),*] $function:ty) => {
+        impl<$($generic: 'static),*> sealed::Sealed for $function {}
+        impl<$($generic: 'static),*> Callable for $function {
+            fn address(self) -> usize {
+                self as usize
+            }
+            unsafe fn from_address(address: usize) -> Self {
+                // SAFETY: the caller promises that a function of this type starts at `address`.
+                unsafe { std::mem::transmute::<*const (), Self>(std::ptr::with_exposed_provenance(address)) }
+            }
+        }
+    };
+}
+callable!([R] fn() -> R);
+callable!([A, R] fn(A) -> R);
+callable!([C, A, R] fn(&C, A) -> R);
+
+/// How bytes reach a function of type `F` and its result becomes bytes again: the codec of a face.
+pub trait Handler<F>: 'static {
+    /// Decodes `input`, calls `function`, encodes what it returned. `Err` is an error in the face's own encoding.
+    ///
+    /// # Errors
+    /// Whatever the face wants its other side to see.
+    fn handle(function: F, input: Payload) -> Result<Payload, Payload>;
+}
+
+type Entry = unsafe fn(usize, Payload) -> Result<Payload, Payload>;
+
+/// # Safety
+/// `target` is the address of a function of type `F`.
+unsafe fn enter<F: Callable, H: Handler<F>>(target: usize, input: Payload) -> Result<Payload, Payload> {
+    // SAFETY: passed on to the caller.
+    H::handle(unsafe { F::from_address(target) }, input)
+}
+
+/// The name of a function, good in every process of the same build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Function {
+    entry: Location,
+    target: Location,
+}
+
+impl Function {
+    /// Names `function`, to be called through `H`.
+    ///
+    /// # Errors
+    /// [`FunctionError::NotInAnImage`] or [`FunctionError::NoBuildId`] when no other process could find it.
+    pub fn new<F: Callable, H: Handler<F>>(function: F) -> Result<Self, FunctionError> {
+        let entry: Entry = enter::<F, H>;
+        Ok(Self { entry: image::locate(entry as usize)?, target: image::locate(function.address())? })
+    }
+
+    /// Finds the function in this process.
+    pub(crate) fn resolve(&self) -> Result<Resolved, FunctionError> {
+        let entry = image::resolve(&self.entry)?;
+        let target = image::resolve(&self.target)?;
+        // SAFETY: `self` was made by `Function::new` in a process of the same build (the build ids match), or decoded
+        // from a channel of ours that carries only such names: an `Entry` starts here.
+        let entry = unsafe { std::mem::transmute::<*const (), Entry>(std::ptr::with_exposed_provenance(entry)) };
+        Ok(Resolved { entry, target })
+    }
+
+    pub(crate) fn encode(&self, out: &mut Writer) {
+        for location in [&self.entry, &self.target] {
+            out.bytes(location.library.as_deref().map(|path| path.to_bytes()).unwrap_or_default());
+            out.u64(location.offset);
+            out.bytes(&location.build_id);
+        }
+    }
+
+    /// Only for bytes from a channel between our own processes: they name code to run.
+    pub(crate) fn decode(from: &mut Reader<'_>) -> Result<Self, WireError> {
+        let mut location = || {
+            let path = from.bytes()?;
+            let library = if path.is_empty() { None } else { Some(CString::new(path).map_err(|_| WireError)?) };
+            Ok(Location { library, offset: from.u64()?, build_id: from.bytes()?.to_vec() })
+        };
+        Ok(Self { entry: location()?, target: location()? })
+    }
+}
+
+/// A [`Function`] found in this process.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Resolved {
+    entry: Entry,
+    target: usize,
+}
+
+impl Resolved {
+    pub(crate) fn call(&self, input: Payload) -> Result<Payload, Payload> {
+        // SAFETY: `entry` and `target` were named together by `Function::new`, so `target` is of the type `entry` wants.
+        unsafe { (self.entry)(self.target, input) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Reverse;
+    impl Handler<fn(Vec<u8>) -> Vec<u8>> for Reverse {
+        fn handle(function: fn(Vec<u8>) -> Vec<u8>, input: Payload) -> Result<Payload, Payload> {
+            Ok(Payload::from(function(input.head)))
+        }
+    }
+
+    #[test]
+    fn a_name_survives_the_wire_and_still_calls() {
+        let reverse: fn(Vec<u8>) -> Vec<u8> = |bytes| bytes.into_iter().rev().collect();
+        let function = Function::new::<_, Reverse>(reverse).expect("a function of the test binary");
+        let mut wire = Writer::default();
+        function.encode(&mut wire);
+        let bytes = wire.into_bytes();
+        let decoded = Function::decode(&mut Reader::new(&bytes)).expect("what was just encoded");
+        assert_eq!(decoded, function);
+        let result = decoded.resolve().expect("same process").call(Payload::from(vec![1, 2, 3]));
+        assert_eq!(result.expect("the handler succeeds").head, [3, 2, 1]);
+    }
+}

@@ -1,0 +1,37 @@
+//! The fence: every system call and every `unsafe` block of the engine stands in this module.
+//!
+//! | file | what it wraps |
+//! |---|---|
+//! | `bootstrap` | the constructor that takes a child over before `main`; `atexit(3)` |
+//! | `cell` | one shared word, in which the kernel records a child's id |
+//! | `clone` | `clone3(2)` for the zygote, `fork(2)` |
+//! | `exec` | `posix_spawn(3)` of the own executable |
+//! | `fd` | standard streams, `close_range(2)`, `memfd_create(2)` |
+//! | `function` | function pointers that another process of the same build can call |
+//! | `image` | loaded images: their addresses, build ids, constructors |
+//! | `life` | dying together with the parent |
+//! | `pidfd` | process descriptors: wait, signal, exit status |
+//! | `signal` | masks, dispositions, the stack-overflow handler |
+//! | `socket` | one message with descriptors over a `SOCK_SEQPACKET` pair |
+//! | `watch` | `poll(2)`, `epoll(7)`, `eventfd(2)` |
+#![expect(unsafe_code, reason = "every system call and raw pointer of the engine is in this module")]
+
+pub(crate) mod bootstrap;
+pub(crate) mod cell;
+pub(crate) mod clone;
+pub(crate) mod exec;
+pub(crate) mod fd;
+pub(crate) mod function;
+pub(crate) mod image;
+pub(crate) mod life;
+pub(crate) mod pidfd;
+pub(crate) mod signal;
+pub(crate) mod socket;
+pub(crate) mod watch;
+
+/// What an atomic pointer to leaked memory leads to.
+pub(crate) fn leaked<T: Sync>(pointer: *mut T) -> Option<&'static T> {
+    // SAFETY: every pointer passed here is null or came from `Box::leak`, stored with Release and loaded with Acquire, and
+    // nobody ever takes the box back or writes through it.
+    unsafe { pointer.as_ref() }
+}

@@ -1,0 +1,81 @@
+//! Process descriptors: waiting, signalling, exit status.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
+
+use crate::deadline::Deadline;
+use crate::process::{ExitStatus, Signal};
+
+/// A descriptor of the process `pid`: a child of ours that nobody has reaped, so that the number is still its own.
+pub(crate) fn open(pid: u32) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
+    Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// Sends a signal; a process that has ended already takes none, which is no error.
+pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
+    // SAFETY: the call takes numbers and a null pointer, which it allows.
+    let sent = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal.number(), std::ptr::null::<()>(), 0)
+    };
+    match if sent == 0 { Ok(()) } else { Err(io::Error::last_os_error()) } {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        other => other,
+    }
+}
+
+/// Takes the exit status of a child that has ended, without waiting. `None` while it runs.
+///
+/// Where somebody else took it first (a `waitpid(-1)` elsewhere in the program, or an ignored `SIGCHLD`), the kernel's
+/// own record is asked (6.15 and newer), else the answer is [`ExitStatus::Unknown`].
+pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
+    loop {
+        match rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+            Ok(None) => return Ok(None),
+            Ok(Some(status)) => {
+                let killed_by = status.terminating_signal().map(|number| ExitStatus::Signaled {
+                    signal: Signal::new(number),
+                    core_dumped: status.dumped(),
+                });
+                return Ok(status.exit_status().map(ExitStatus::Exited).or(killed_by).or(Some(ExitStatus::Unknown)));
+            }
+            Err(Errno::CHILD) if !super::watch::is_readable(pidfd, Deadline::now())? => return Ok(None),
+            Err(Errno::CHILD) => return Ok(Some(recorded_status(pidfd).unwrap_or(ExitStatus::Unknown))),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// `struct pidfd_info` of `linux/pidfd.h`, first version.
+#[repr(C)]
+#[derive(Default)]
+struct PidfdInfo {
+    mask: u64,
+    cgroup_id: u64,
+    ids: [u32; 11],
+    exit_code: i32,
+}
+const _: () = assert!(size_of::<PidfdInfo>() == 64);
+const PIDFD_INFO_EXIT: u64 = 1 << 3;
+/// `_IOWR(0xFF, 11, struct pidfd_info)`
+const PIDFD_GET_INFO: libc::c_ulong = 0xC000_0000 | (64 << 16) | (0xFF << 8) | 11;
+
+/// The exit status that the kernel keeps with the descriptor after the process was reaped.
+fn recorded_status(pidfd: BorrowedFd<'_>) -> Option<ExitStatus> {
+    let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
+    // SAFETY: the request's size field names the size of `PidfdInfo`, which the kernel fills.
+    let got = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO as _, &raw mut info) };
+    (got == 0 && info.mask & PIDFD_INFO_EXIT != 0).then(|| ExitStatus::from_wait_status(info.exit_code))
+}
+
+/// Waits until the process has ended; false when the deadline passed first.
+///
+/// # Errors
+/// [`io::ErrorKind::Interrupted`] when a signal handler ran.
+pub(crate) fn wait(pidfd: impl AsFd, deadline: Deadline) -> io::Result<bool> {
+    super::watch::is_readable(pidfd.as_fd(), deadline)
+}

@@ -1,0 +1,144 @@
+//! Signal masks and dispositions of our processes, and the handler that tells a stack overflow from other crashes.
+
+use std::ffi::{c_int, c_void};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
+
+use crate::prim::{AtomicI32, Ordering};
+
+/// A `sigset_t`.
+#[derive(Clone, Copy)]
+pub(crate) struct SignalSet(libc::sigset_t);
+
+impl SignalSet {
+    pub(crate) fn empty() -> Self {
+        let mut set = MaybeUninit::uninit();
+        // SAFETY: `sigemptyset` initialises the set.
+        unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+        // SAFETY: initialised by the line above.
+        Self(unsafe { set.assume_init() })
+    }
+
+    fn full() -> Self {
+        let mut set = Self::empty();
+        // SAFETY: the set is initialised.
+        unsafe { libc::sigfillset(&raw mut set.0) };
+        set
+    }
+
+    pub(super) fn add(&mut self, signal: c_int) {
+        // SAFETY: the set is initialised; a bad number would only be refused.
+        unsafe { libc::sigaddset(&raw mut self.0, signal) };
+    }
+
+    pub(super) fn as_ptr(&self) -> *const libc::sigset_t {
+        &raw const self.0
+    }
+}
+
+fn set_mask(set: &SignalSet) {
+    // SAFETY: the set is initialised, and nobody asks for the old one.
+    let failed = unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), ptr::null_mut()) };
+    debug_assert_eq!(failed, 0, "SIG_SETMASK is valid");
+}
+
+/// Blocks every signal in this thread: a helper thread must not run the user's handlers, and the zygote must not die of
+/// the terminal's Ctrl-C while its parent chooses to go on.
+pub(crate) fn block_all() {
+    set_mask(&SignalSet::full());
+}
+
+/// Lets every signal through again. A signal that was sent to this process while it was being set up arrives now.
+pub(crate) fn unblock_all() {
+    set_mask(&SignalSet::empty());
+}
+
+type Action = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
+
+fn set_action(signal: c_int, handler: usize, flags: c_int) -> io::Result<()> {
+    // SAFETY: all-zero is a valid `sigaction`: default disposition, empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = handler;
+    action.sa_flags = flags;
+    // SAFETY: the handlers of this module only make async-signal-safe calls; SIG_DFL and SIG_IGN run nothing.
+    if unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) } == 0 {
+        return Ok(());
+    }
+    Err(io::Error::last_os_error())
+}
+
+/// A write to a closed pipe is an error and not a death, as in every Rust program after `main` began.
+pub(crate) fn ignore_sigpipe() -> io::Result<()> {
+    set_action(libc::SIGPIPE, libc::SIG_IGN, 0)
+}
+
+/// Leaves the terminal's Ctrl-C to the parent. A handler that does nothing and not `SIG_IGN`, which programs started by
+/// this process would inherit.
+pub(crate) fn leave_sigint_to_parent() -> io::Result<()> {
+    extern "C" fn nothing(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {}
+    set_action(libc::SIGINT, nothing as Action as usize, libc::SA_SIGINFO | libc::SA_RESTART)
+}
+
+/// Where the stack-overflow handler reports; -1 for nowhere.
+static REPORT_TO: AtomicI32 = AtomicI32::new(-1);
+/// The message, sent as it stands by the handler.
+const STACK_OVERFLOW_MESSAGE: [u8; 8] = crate::conn::bare_message(crate::process::outcome::tag::STACK_OVERFLOW);
+const ALTERNATE_STACK_LEN_BYTES: usize = 16 * 1024;
+/// A fault this near to the stack pointer, above or below it, is the stack's own: frames are probed page by page.
+const NEAR_BYTES: usize = 128 * 1024;
+
+/// Installs the handler for the main thread; children made by `clone3` inherit it.
+///
+/// std installs its own in `main`'s runtime, which our children skip; and std's turns the signal into `SIGABRT`, ours
+/// leaves it as it is.
+pub(crate) fn install_overflow_handler() -> io::Result<()> {
+    let stack = libc::stack_t {
+        ss_sp: Box::leak(vec![0u8; ALTERNATE_STACK_LEN_BYTES].into_boxed_slice()).as_mut_ptr().cast(),
+        ss_flags: 0,
+        ss_size: ALTERNATE_STACK_LEN_BYTES,
+    };
+    // SAFETY: the memory was leaked just now, so it is this thread's for ever.
+    if unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    for signal in [libc::SIGSEGV, libc::SIGBUS] {
+        set_action(signal, on_fault as Action as usize, libc::SA_SIGINFO | libc::SA_ONSTACK)?;
+    }
+    Ok(())
+}
+
+/// Sends the report of a stack overflow through `channel` from now on.
+pub(crate) fn report_overflow_to(channel: BorrowedFd<'_>) {
+    REPORT_TO.store(channel.as_raw_fd(), Ordering::Relaxed);
+}
+
+/// The stack pointer at the fault.
+fn stack_pointer(context: &libc::ucontext_t) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    let pointer = context.uc_mcontext.gregs[libc::REG_RSP as usize].cast_unsigned();
+    #[cfg(target_arch = "aarch64")]
+    let pointer = context.uc_mcontext.sp;
+    usize::try_from(pointer).unwrap_or_default()
+}
+
+/// Reports a stack overflow, then lets the fault happen again without a handler, so that the exit status is the true one.
+extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: the kernel passes a valid record.
+    let info = unsafe { &*info };
+    // SAFETY: SIGSEGV and SIGBUS carry an address when the kernel sent them (a code above 0); else it is only compared.
+    let address = unsafe { info.si_addr() } as usize;
+    // SAFETY: with SA_SIGINFO the third argument is a `ucontext_t`.
+    let stack = stack_pointer(unsafe { &*context.cast() });
+    if info.si_code > 0 && address.abs_diff(stack) < NEAR_BYTES {
+        let (fd, message) = (REPORT_TO.load(Ordering::Relaxed), &STACK_OVERFLOW_MESSAGE);
+        // SAFETY: `send` is async-signal-safe; the message is a constant; a stale descriptor number only fails.
+        unsafe { libc::send(fd, message.as_ptr().cast(), message.len(), libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
+    }
+    let reset = set_action(signal, libc::SIG_DFL, 0);
+    if reset.is_err() || info.si_code <= 0 {
+        // SAFETY: `raise` is async-signal-safe. A signal that somebody sent does not come again by itself.
+        unsafe { libc::raise(signal) };
+    }
+}

@@ -1,0 +1,104 @@
+//! Waiting on descriptors: `poll(2)` for a few, `epoll(7)` for a changing set, `eventfd(2)` to wake a thread.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::buffer::spare_capacity;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, epoll};
+use rustix::io::Errno;
+
+use crate::deadline::Deadline;
+
+/// Whether `fd` is readable (or closed by its peer) before the deadline.
+///
+/// # Errors
+/// [`io::ErrorKind::Interrupted`] when a signal handler ran.
+pub(crate) fn is_readable(fd: BorrowedFd<'_>, deadline: Deadline) -> io::Result<bool> {
+    Ok(!readable(&[fd], deadline)?.is_empty())
+}
+
+/// The positions of those of `fds` that are readable or closed by their peer; none when the deadline passed first.
+///
+/// # Errors
+/// [`io::ErrorKind::Interrupted`] when a signal handler ran.
+pub(crate) fn readable<Fd: AsFd>(fds: &[Fd], deadline: Deadline) -> io::Result<Vec<usize>> {
+    let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+    rustix::event::poll(&mut polled, deadline.timespec().as_ref())?;
+    Ok(polled.iter().enumerate().filter(|(_, fd)| !fd.revents().is_empty()).map(|(at, _)| at).collect())
+}
+
+/// A changing set of descriptors, each with a key. Descriptors leave it when they are closed.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    epoll: OwnedFd,
+}
+
+impl Watch {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)? })
+    }
+
+    /// Reports `key` as long as `fd` is readable.
+    pub(crate) fn add(&self, fd: impl AsFd, key: u64) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(key), epoll::EventFlags::IN)?)
+    }
+
+    /// Reports `key` once, the first time that `fd` is readable.
+    pub(crate) fn add_once(&self, fd: impl AsFd, key: u64) -> io::Result<()> {
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ONESHOT;
+        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(key), flags)?)
+    }
+
+    /// Stops reporting `fd`, which may be closed elsewhere already.
+    pub(crate) fn remove(&self, fd: impl AsFd) {
+        // ENOENT says that it was not there, which is what the caller wants.
+        let _ = epoll::delete(&self.epoll, fd);
+    }
+
+    /// Waits until something is readable and puts its keys in `keys`; leaves none when the deadline passed.
+    pub(crate) fn wait(&self, keys: &mut Vec<u64>, deadline: Deadline) -> io::Result<()> {
+        keys.clear();
+        let mut events = Vec::with_capacity(64);
+        match epoll::wait(&self.epoll, spare_capacity(&mut events), deadline.timespec().as_ref()) {
+            Ok(_) => keys.extend(events.iter().map(|event: &epoll::Event| event.data.u64())),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+}
+
+/// Wakes the thread that watches it.
+#[derive(Debug)]
+pub(crate) struct Bell {
+    eventfd: OwnedFd,
+}
+
+impl Bell {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self { eventfd: rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)? })
+    }
+
+    pub(crate) fn ring(&self) {
+        // Fails only when 2^64 - 2 rings are unanswered: the watcher wakes all the same.
+        let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
+    }
+
+    /// Takes the rings so far.
+    pub(crate) fn answer(&self) {
+        // EAGAIN says that nobody rang.
+        let _ = rustix::io::read(&self.eventfd, &mut [0u8; 8]);
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.eventfd.as_fd()
+    }
+}
+
+impl AsRawFd for Bell {
+    fn as_raw_fd(&self) -> i32 {
+        self.eventfd.as_raw_fd()
+    }
+}

@@ -1,0 +1,43 @@
+//! Python's `multiprocessing`, rebuilt in Rust: processes as easy as threads, typed, and safe under any death.
+//!
+//! ```
+//! use polyproc::Process;
+//!
+//! let child = Process::new(|(a, b): (u64, u64)| a * b, (6, 7)).start()?;
+//! assert_eq!(child.join()?, 42);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! No macro, no registry and no set-up: functions are `fn` pointers, named for the child by their place in the program,
+//! and children are taken over by a constructor before `main` runs. Production programs may prefer to say so themselves:
+//! build with `default-features = false` and make [`init`] the first line of `main`.
+//!
+//! | Python | here |
+//! |---|---|
+//! | `Process(target=f, args=a)` | [`Process::new`]`(f, a)` |
+//! | subclass with `run()` | [`Run`], [`Process::run`] |
+//! | `p.start()`, `p.join()` | [`Process::start`], [`Child::join`], which gives the result |
+//! | `p.exitcode` | [`Child::exit_status`], [`ExitStatus::exit_code`] |
+//! | `p.sentinel`, `connection.wait` | [`Child`] as a descriptor, [`wait`] |
+//! | `current_process()`, `parent_process()`, `active_children()` | the same |
+//! | `set_forkserver_preload` | [`set_forkserver_preload`] |
+//!
+//! # What happens when something dies
+//!
+//! A child that panics, is killed or exits early is a [`JoinError`] that says which. When the program ends, daemonic
+//! processes get `SIGTERM` and others are waited for; when it is killed, daemonic processes, pool workers and all that
+//! they started are killed by the kernel.
+
+mod codec;
+mod current;
+mod process;
+
+pub use codec::{CodecError, Transfer};
+pub use current::{
+    ActiveChild, CurrentProcess, ParentProcess, active_children, cpu_count, current_process, parent_process,
+    set_daemon_grace,
+};
+pub use polyproc_core::process::{
+    ExitStatus, ForkWithThreads, FunctionError, Panic, Signal, StartError, StartMethod, Stdio, init, set_executable,
+};
+pub use process::{Child, Death, JoinError, Process, Run, set_forkserver_preload, wait};
