@@ -7,9 +7,10 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::current::set_current;
 use super::order::{EnvDelta, Order, Work};
-use super::{Current, Outcome, panic};
+use super::{Current, Function, Handler, Outcome, Parent, panic};
 use crate::conn::Channel;
 use crate::frame::Payload;
+use crate::frame::wire::WireError;
 use crate::sys::{bootstrap, clone, fd, life, signal};
 
 /// Runs this process, which was executed or cloned for it: the order waits in `channel`.
@@ -26,23 +27,19 @@ pub(crate) fn run(channel: Channel) -> io::Result<Infallible> {
     }
     signal::unblock_all();
     signal::report_overflow_to(channel.as_fd());
-    let channel: &'static Channel = Box::leak(Box::new(channel));
+    let channel = panic::report_to(channel);
     let stdio = stdio.map(Some);
     let set_up = set_up(order.who, &order.env, order.current_dir.as_deref(), &stdio);
     drop(stdio);
-    panic::install_hook(channel, false);
     let outcome = match (set_up, order.work) {
         (Err(why), _) => Outcome::Refused(why),
         (Ok(()), Work::Call(function)) => match function.resolve() {
             Err(error) => Outcome::Refused(error.to_string()),
             Ok(function) => outcome_of(|| function.call(input)),
         },
-        (Ok(()), Work::Pool) => {
-            crate::pool::run_worker(channel);
-            std::process::exit(0)
-        }
+        (Ok(()), Work::Pool) => crate::pool::run_worker(channel),
     };
-    std::process::exit(report(&outcome, channel))
+    end(&outcome, channel)
 }
 
 /// Runs this process, which is a fork of its parent's memory, and ends it.
@@ -58,15 +55,21 @@ pub(crate) fn run_forked(
     if let Some(life) = life {
         die_with_parent(life.die_with_parent());
     }
-    let channel: &'static Channel = Box::leak(Box::new(channel));
-    panic::install_hook(channel, true);
+    let channel = panic::report_to(channel);
+    panic::install_hook(true);
     let outcome = match set_up(who, env, current_dir, stdio) {
         Err(why) => Outcome::Refused(why),
         Ok(()) => outcome_of(job),
     };
-    let code = report(&outcome, channel);
+    end(&outcome, channel)
+}
+
+/// Reports and ends, as Python's processes do: standard output is flushed, children are ended or joined, but `atexit(3)`
+/// handlers and static destructors, which a copied process shares with the one it was copied from, do not run.
+fn end(outcome: &Outcome, channel: &Channel) -> ! {
+    let code = report(outcome, channel);
     super::exit::end_children();
-    // As at any exit; what cannot be written any more is lost there too.
+    // What cannot be written any more is lost, as at any exit.
     let _ = io::stdout().flush();
     clone::exit_now(code)
 }
@@ -105,6 +108,33 @@ fn set_up(
     clone::name_thread(&who.name);
     set_current(who);
     Ok(())
+}
+
+/// Goes once through all that [`run`] does in a child, but for what would change this process: in the zygote, so that its
+/// children find symbols bound, allocations made and code mapped.
+pub(crate) fn rehearse() -> io::Result<()> {
+    struct Nothing;
+    impl Handler<fn()> for Nothing {
+        fn handle(function: fn(), input: Payload) -> Result<Payload, Payload> {
+            function();
+            Ok(input)
+        }
+    }
+    let (parents, childs) = Channel::pair()?;
+    let childs = Channel::from(childs);
+    let work = Work::Call(Function::new::<fn(), Nothing>(|| ()).map_err(io::Error::other)?);
+    let who = Current { parent: Some(Parent { name: String::new(), pid: 0 }), ..super::current() };
+    let null = fd::dev_null()?;
+    Order { who, env: Vec::new(), current_dir: None, work }.send(&parents, &[null.as_fd(); 3], &Payload::default())?;
+    let message = childs.receive()?.ok_or(WireError)?;
+    let (order, _, input) = Order::decode(message)?;
+    if let Work::Call(function) = order.work {
+        let function = function.resolve().map_err(io::Error::other)?;
+        report(&outcome_of(|| function.call(input)), &childs);
+    }
+    set_current(order.who);
+    super::exit::end_children();
+    io::stdout().flush()
 }
 
 fn outcome_of(job: impl FnOnce() -> Result<Payload, Payload>) -> Outcome {

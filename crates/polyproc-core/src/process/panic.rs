@@ -6,9 +6,11 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
+use std::ptr;
 
 use crate::conn::Channel;
 use crate::frame::wire::{Reader, WireError, Writer};
+use crate::prim::{AtomicPtr, Ordering};
 
 /// A panic that happened in another process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,10 +71,19 @@ thread_local! {
     static PRINTS: Cell<bool> = const { Cell::new(true) };
 }
 
-/// Makes the panics of this child known to its parent. `own_hook` says whether the program had one of its own, to be called too.
-///
-/// Where panics abort, the hook itself is the last chance to say so.
-pub(crate) fn install_hook(channel: &'static Channel, keep_previous: bool) {
+/// Where the hook reports when panics abort; null for nowhere.
+static REPORT_TO: AtomicPtr<Channel> = AtomicPtr::new(ptr::null_mut());
+
+/// Where panics abort, the hook itself is the last chance to tell the parent: it does so over `channel` from now on.
+pub(crate) fn report_to(channel: Channel) -> &'static Channel {
+    let channel = Box::leak(Box::new(channel));
+    REPORT_TO.store(channel, Ordering::Release);
+    channel
+}
+
+/// Has panics kept for [`catch`] and printed with the name of the process, or by the hook that the program installed when
+/// `keep_previous` says that it could have.
+pub(crate) fn install_hook(keep_previous: bool) {
     let previous = keep_previous.then(std::panic::take_hook);
     std::panic::set_hook(Box::new(move |info| {
         let panic = Panic::from_hook(info);
@@ -82,7 +93,7 @@ pub(crate) fn install_hook(channel: &'static Channel, keep_previous: bool) {
                 None => print(&panic),
             }
         }
-        if cfg!(panic = "abort") {
+        if let Some(channel) = crate::sys::leaked(REPORT_TO.load(Ordering::Acquire)).filter(|_| cfg!(panic = "abort")) {
             // The parent may be gone; the abort follows either way.
             let _ = channel.send(super::outcome::tag::PANICKED, &panic.encode(), &[]);
         }

@@ -81,7 +81,8 @@ impl State {
     pub(crate) fn adopt(&'static self, child: &Child) -> Result<(), StartError> {
         let supervisor = self.supervisor()?;
         lock(&self.children).insert(child.key(), child.clone());
-        supervisor.watch(child).map_err(|source| StartError::Os { doing: "watching a new process", source })
+        supervisor.watch_soon(child.key());
+        Ok(())
     }
 
     pub(crate) fn forget(&self, key: u64) {

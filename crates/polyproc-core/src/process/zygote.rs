@@ -30,7 +30,7 @@ use crate::frame::wire::{Reader, WireError, Writer};
 use crate::sys::bootstrap::Role;
 use crate::sys::cell::PidCell;
 use crate::sys::clone::{self, Copied, SiblingMaker};
-use crate::sys::{fd, life, pidfd, signal};
+use crate::sys::{fd, life, pidfd, signal, warm};
 
 mod tag {
     pub(super) const PRELOAD: u8 = 1;
@@ -183,6 +183,7 @@ pub(crate) fn serve(parent_pid: u32, channel: &Channel, cell: &PidCell) -> io::R
     }
     signal::block_all();
     clone::name_thread("forkserver");
+    panic::install_hook(false);
     let Some(request) = channel.receive()? else { clone::exit_now(0) };
     let maker = match prepare(request.payload) {
         Ok(Ok(maker)) => maker,
@@ -199,6 +200,9 @@ pub(crate) fn serve(parent_pid: u32, channel: &Channel, cell: &PidCell) -> io::R
     let null = fd::dev_null()?;
     (0..=2).try_for_each(|number| fd::set_standard_stream(number, &null))?;
     drop(null);
+    // Only for speed.
+    let _ = super::enter::rehearse();
+    if std::env::var_os("NOWARM").is_none() {warm::keep_mapped_in_children();}
     channel.send(tag::READY, &[], &[])?;
     while let Some(mut request) = channel.receive()? {
         let Some(theirs) = request.payload.fds.pop() else { return Err(WireError.into()) };

@@ -127,7 +127,10 @@ fn run(
     let channel = Channel::from(socket);
     match cell {
         Some(cell) => crate::process::serve_zygote(parent_pid, &channel, &cell),
-        None => crate::process::run_child(channel),
+        None => {
+            crate::process::panic::install_hook(false);
+            crate::process::run_child(channel)
+        }
     }
 }
 

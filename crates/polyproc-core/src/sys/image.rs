@@ -221,6 +221,16 @@ fn resolve_loaded(location: &Location) -> Option<Result<usize, FunctionError>> {
     })
 }
 
+/// Calls `visit` with the address of the last byte of each segment of code or constants.
+pub(crate) fn for_each_constant_segment(mut visit: impl FnMut(u64)) {
+    find_image(|image| {
+        for header in image.segments(libc::PT_LOAD).filter(|header| header.p_flags & libc::PF_W == 0 && header.p_filesz > 0) {
+            visit(image.base as u64 + header.p_vaddr + header.p_filesz - 1);
+        }
+        ControlFlow::<()>::Continue(())
+    });
+}
+
 /// Whether `address` belongs to the program itself, not to a shared library.
 pub(crate) fn is_in_program(address: usize) -> bool {
     find_image(|image| ControlFlow::Break(image.has_code_at(address))).unwrap_or(false)

@@ -13,6 +13,7 @@
 //! | `pidfd` | process descriptors: wait, signal, exit status |
 //! | `signal` | masks, dispositions, the stack-overflow handler |
 //! | `socket` | one message with descriptors over a `SOCK_SEQPACKET` pair |
+//! | `warm` | keeping code mapped in the zygote's children |
 //! | `watch` | `poll(2)`, `epoll(7)`, `eventfd(2)` |
 #![expect(unsafe_code, reason = "every system call and raw pointer of the engine is in this module")]
 
@@ -27,6 +28,7 @@ pub(crate) mod life;
 pub(crate) mod pidfd;
 pub(crate) mod signal;
 pub(crate) mod socket;
+pub(crate) mod warm;
 pub(crate) mod watch;
 
 /// What an atomic pointer to leaked memory leads to.
