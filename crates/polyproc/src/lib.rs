@@ -21,6 +21,8 @@
 //! | `p.sentinel`, `connection.wait` | [`Child`] as a descriptor, [`wait`] |
 //! | `current_process()`, `parent_process()`, `active_children()` | the same |
 //! | `set_forkserver_preload` | [`set_forkserver_preload`] |
+//! | `Pool(n)`, `apply`, `map`, `imap_unordered` | [`Pool`] and the same |
+//! | `map(f, xs, chunksize=2)` | `pool.`[`chunksize`](Pool::chunksize)`(2).map(f, xs)` |
 //!
 //! # What happens when something dies
 //!
@@ -30,6 +32,7 @@
 
 mod codec;
 mod current;
+mod pool;
 mod process;
 
 pub use codec::{CodecError, Transfer};
@@ -37,7 +40,9 @@ pub use current::{
     ActiveChild, CurrentProcess, ParentProcess, active_children, cpu_count, current_process, parent_process,
     set_daemon_grace,
 };
+pub use polyproc_core::pool::PoolError;
 pub use polyproc_core::process::{
     ExitStatus, ForkWithThreads, FunctionError, Panic, Signal, StartError, StartMethod, Stdio, init, set_executable,
 };
+pub use pool::{CallOptions, Failure, ImapUnordered, Pool, TaskError};
 pub use process::{Child, Death, JoinError, Process, Run, set_forkserver_preload, wait};

@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex};
 use super::outcome::tag;
 use super::state::{State, lock};
 use super::{ExitStatus, Outcome, Signal, StartMethod};
-use crate::conn::Channel;
+use crate::conn::{Channel, Message};
 use crate::deadline::Deadline;
+use crate::frame::wire::WireError;
 use crate::sys::pidfd;
 
 /// A process that this one started. Clones are handles to the same process; dropping them all lets it run on.
@@ -42,6 +43,21 @@ pub struct Ending {
     pub outcome: Option<Outcome>,
     /// It reported that its stack overflowed.
     pub stack_overflow: bool,
+}
+
+impl Ending {
+    pub(crate) fn new(status: ExitStatus) -> Self {
+        Self { status, outcome: None, stack_overflow: false }
+    }
+
+    /// Takes in one of the process's last messages.
+    pub(crate) fn hear(&mut self, message: Message) -> Result<(), WireError> {
+        match message.tag {
+            tag::STACK_OVERFLOW => self.stack_overflow = true,
+            _ => self.outcome = Some(Outcome::decode(message)?),
+        }
+        Ok(())
+    }
 }
 
 /// What a new [`Child`] is made of.
@@ -140,11 +156,10 @@ impl Child {
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] when it wrote nonsense over its channel.
     pub fn ending(&self, status: ExitStatus) -> io::Result<Ending> {
-        let mut ending = Ending { status, outcome: None, stack_overflow: false };
+        let mut ending = Ending::new(status);
         loop {
             match self.shared.channel.try_receive() {
-                Ok(Some(message)) if message.tag == tag::STACK_OVERFLOW => ending.stack_overflow = true,
-                Ok(Some(message)) => ending.outcome = Some(Outcome::decode(message)?),
+                Ok(Some(message)) => ending.hear(message)?,
                 Ok(None) => return Ok(ending),
                 // Nothing more, though a process that it made still holds its end.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(ending),

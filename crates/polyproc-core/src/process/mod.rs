@@ -44,5 +44,6 @@ pub use status::{ExitStatus, Signal};
 
 pub(crate) use enter::run as run_child;
 pub(crate) use start::start_worker;
-pub(crate) use state::State;
+pub(crate) use crate::sys::function::Resolved as ResolvedFunction;
+pub(crate) use state::{State, lock};
 pub(crate) use zygote::serve as serve_zygote;

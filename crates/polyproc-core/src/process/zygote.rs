@@ -202,7 +202,7 @@ pub(crate) fn serve(parent_pid: u32, channel: &Channel, cell: &PidCell) -> io::R
     drop(null);
     // Only for speed.
     let _ = super::enter::rehearse();
-    if std::env::var_os("NOWARM").is_none() {warm::keep_mapped_in_children();}
+    warm::keep_mapped_in_children();
     channel.send(tag::READY, &[], &[])?;
     while let Some(mut request) = channel.receive()? {
         let Some(theirs) = request.payload.fds.pop() else { return Err(WireError.into()) };
