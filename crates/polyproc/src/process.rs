@@ -233,8 +233,10 @@ pub struct Death {
 
 impl fmt::Display for Death {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let overflow = if self.stack_overflow { "stack overflow, " } else { "" };
-        write!(f, "{overflow}{}", self.status)
+        match self.stack_overflow {
+            true => write!(f, "stack overflow ({})", self.status),
+            false => self.status.fmt(f),
+        }
     }
 }
 
