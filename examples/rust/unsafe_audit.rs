@@ -117,9 +117,9 @@ fn default_folders() -> Vec<PathBuf> {
         let line = package.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(" = \""))?;
         Some(line.trim_end_matches('"').to_owned())
     };
-    let packages = lock.split("[[package]]").filter_map(|package| {
-        Some(format!("{}-{}", field(package, "name")?, field(package, "version")?))
-    });
+    let packages = lock
+        .split("[[package]]")
+        .filter_map(|package| Some(format!("{}-{}", field(package, "name")?, field(package, "version")?)));
     packages
         .flat_map(|package| registries.iter().map(move |registry| registry.join(&package)))
         .chain([here.join("examples/rust/data/unsafe_audit")])
@@ -217,11 +217,18 @@ fn print_table(out: &mut impl Write, report: &Report) -> io::Result<()> {
     let row = |out: &mut dyn Write, name: &str, counts: &Counts| {
         let Counts { files, lines, functions, unsafe_functions, unsafe_blocks, seconds } = counts;
         let time = format!("{:.1?}", Duration::from_secs_f64(*seconds));
-        writeln!(out, "{name:width$} {files:>7} {lines:>9} {functions:>9} {unsafe_functions:>10} {unsafe_blocks:>13} {time:>9}")
+        writeln!(
+            out,
+            "{name:width$} {files:>7} {lines:>9} {functions:>9} {unsafe_functions:>10} {unsafe_blocks:>13} {time:>9}"
+        )
     };
     let heads = ["files", "lines", "functions", "unsafe fns", "unsafe blocks", "time"];
     let [files, lines, functions, unsafe_functions, unsafe_blocks, time] = heads;
-    writeln!(out, "{:width$} {files:>7} {lines:>9} {functions:>9} {unsafe_functions:>10} {unsafe_blocks:>13} {time:>9}", "crate")?;
+    writeln!(
+        out,
+        "{:width$} {files:>7} {lines:>9} {functions:>9} {unsafe_functions:>10} {unsafe_blocks:>13} {time:>9}",
+        "crate"
+    )?;
     for (name, counts) in &report.crates {
         row(out, name, counts)?;
     }

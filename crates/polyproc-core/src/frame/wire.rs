@@ -101,7 +101,10 @@ impl<'a> Reader<'a> {
     }
 
     /// As many items as the count in front says.
-    pub(crate) fn list<T>(&mut self, mut item: impl FnMut(&mut Self) -> Result<T, WireError>) -> Result<Vec<T>, WireError> {
+    pub(crate) fn list<T>(
+        &mut self,
+        mut item: impl FnMut(&mut Self) -> Result<T, WireError>,
+    ) -> Result<Vec<T>, WireError> {
         (0..self.u32()?).map(|_| item(self)).collect()
     }
 

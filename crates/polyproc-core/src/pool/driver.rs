@@ -300,7 +300,8 @@ impl Inner {
             if let Err(error) = send_task(worker.child.channel(), id.0, &function, &input) {
                 if !matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) {
                     // No descriptor or memory for it: the worker never got it. Ended by its death, with this reason.
-                    task.outcome = Some(Outcome::Refused(format!("the argument could not be sent to a worker: {error}")));
+                    task.outcome =
+                        Some(Outcome::Refused(format!("the argument could not be sent to a worker: {error}")));
                     let _ = worker.child.signal(Signal::KILL);
                 }
             }

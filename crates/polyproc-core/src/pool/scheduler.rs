@@ -278,7 +278,10 @@ mod tests {
             for action in after(scheduler, event) {
                 match action {
                     Action::Assign(Slot(at), task) => {
-                        assert!(self.ready.contains(&at) && !self.retired.contains(&at), "assigned to a worker that waits");
+                        assert!(
+                            self.ready.contains(&at) && !self.retired.contains(&at),
+                            "assigned to a worker that waits"
+                        );
                         assert_eq!(self.alive.insert(at, Some(task)), Some(None), "one task at a time");
                         assert!(self.last_assigned < Some(task), "in the order of submission");
                         self.last_assigned = Some(task);
@@ -287,7 +290,9 @@ mod tests {
                         assert!(self.ended.insert(task), "a task ends once");
                         self.alive.values_mut().filter(|held| **held == Some(task)).for_each(|held| *held = None);
                     }
-                    Action::Start(Slot(at)) => assert_eq!(self.alive.insert(at, None), None, "started in an empty place"),
+                    Action::Start(Slot(at)) => {
+                        assert_eq!(self.alive.insert(at, None), None, "started in an empty place")
+                    }
                     Action::Retire(Slot(at)) => assert!(self.alive.contains_key(&at) && self.retired.insert(at)),
                     Action::Kill(Slot(at)) => {
                         assert!(self.alive.contains_key(&at));

@@ -42,8 +42,8 @@ pub use settings::{EnvChange, ForkWithThreads, Settings, StartMethod, Stdio};
 pub use start::{Job, StartError, active_children, set_executable, set_preload, start, wait};
 pub use status::{ExitStatus, Signal};
 
+pub(crate) use crate::sys::function::Resolved as ResolvedFunction;
 pub(crate) use enter::run as run_child;
 pub(crate) use start::start_worker;
-pub(crate) use crate::sys::function::Resolved as ResolvedFunction;
 pub(crate) use state::{State, lock};
 pub(crate) use zygote::serve as serve_zygote;

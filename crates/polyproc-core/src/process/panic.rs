@@ -135,8 +135,7 @@ mod tests {
 
     #[test]
     fn survives_the_wire() {
-        let panic =
-            Panic { message: "x".to_owned(), location: Some("a.rs:1:2".to_owned()), backtrace: None };
+        let panic = Panic { message: "x".to_owned(), location: Some("a.rs:1:2".to_owned()), backtrace: None };
         assert_eq!(Panic::decode(&panic.encode()), Ok(panic.clone()));
         assert_eq!(panic.to_string(), "panicked at a.rs:1:2: x");
         assert_eq!(Panic::decode(&panic.encode()[1..]), Err(WireError));

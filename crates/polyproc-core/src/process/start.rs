@@ -13,7 +13,9 @@ use super::child::Parts;
 use super::order::{EnvDelta, Order, Work};
 use super::state::lock;
 use super::zygote::{MakeError, Slot, Zygote};
-use super::{Child, Current, EnvChange, Function, FunctionError, Parent, Settings, StartMethod, State, Stdio, current, enter};
+use super::{
+    Child, Current, EnvChange, Function, FunctionError, Parent, Settings, StartMethod, State, Stdio, current, enter,
+};
 use crate::conn::Channel;
 use crate::deadline::Deadline;
 use crate::frame::Payload;
@@ -185,7 +187,8 @@ fn start_program(
             let Slot::Running(zygote) = &**slot else { break };
             let (channel, theirs) = Channel::pair().map_err(os("making a channel"))?;
             order.env = delta(&zygote.env, &env);
-            order.current_dir = current_dir.clone().filter(|path| Some(path) != zygote.current_dir.as_ref()).map(Into::into);
+            order.current_dir =
+                current_dir.clone().filter(|path| Some(path) != zygote.current_dir.as_ref()).map(Into::into);
             order.send(&channel, &stdio, input).map_err(os("sending a new process its argument"))?;
             match zygote.make(&theirs) {
                 Ok((pid, pidfd)) => made = Some((pid, pidfd, channel)),
@@ -193,7 +196,9 @@ fn start_program(
                     **slot = Slot::NotStarted;
                     continue;
                 }
-                Err(MakeError::Clone(error)) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL)) => {
+                Err(MakeError::Clone(error))
+                    if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL)) =>
+                {
                     zygote.retire();
                     **slot = Slot::Refused;
                 }
@@ -211,7 +216,8 @@ fn start_program(
     let (made, method) = match made {
         Some(made) => (made, StartMethod::Forkserver),
         None if settings.method == StartMethod::Forkserver && lock(&state.preload).is_some() => {
-            let why = "the system does not allow clone3 in the fork server, and no other start method shares its memory";
+            let why =
+                "the system does not allow clone3 in the fork server, and no other start method shares its memory";
             return Err(StartError::Preload { why: why.to_owned() });
         }
         // A new program is as good where the system refuses the fork server: only slower.

@@ -38,14 +38,14 @@ impl Supervisor {
     /// Starts the thread of `state`.
     pub(crate) fn start(state: &'static State) -> io::Result<&'static Self> {
         let (sender, receiver) = channel();
-        let supervisor = Self { watch: Watch::new()?, bell: Bell::new()?, requests: Mutex::new(sender), new: Mutex::default() };
+        let supervisor =
+            Self { watch: Watch::new()?, bell: Bell::new()?, requests: Mutex::new(sender), new: Mutex::default() };
         supervisor.watch.add(&supervisor.bell, BELL)?;
         let supervisor: &'static Self = Box::leak(Box::new(supervisor));
         // Counted before it runs, so that a fork in between does not take it for the user's.
         state.own_threads.fetch_add(1, Ordering::Relaxed);
-        let spawned = std::thread::Builder::new()
-            .name("polyproc".to_owned())
-            .spawn(move || supervisor.run(state, &receiver));
+        let spawned =
+            std::thread::Builder::new().name("polyproc".to_owned()).spawn(move || supervisor.run(state, &receiver));
         if let Err(error) = spawned {
             state.own_threads.fetch_sub(1, Ordering::Relaxed);
             return Err(error);

@@ -123,7 +123,11 @@ impl Zygote {
             Ok(None) | Err(_) => {
                 let status = wait_for_end(&self.child)?;
                 let why = format!("the fork server ended before it was ready: {status}");
-                return Err(if preload.is_some() { StartError::Preload { why } } else { StartError::Forkserver { why } });
+                return Err(if preload.is_some() {
+                    StartError::Preload { why }
+                } else {
+                    StartError::Forkserver { why }
+                });
             }
         };
         Err(StartError::Os { doing: "starting the fork server", source })

@@ -38,7 +38,14 @@ impl PidCell {
     pub(crate) fn map(memfd: OwnedFd) -> io::Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
         let base = unsafe {
-            rustix::mm::mmap(std::ptr::null_mut(), LEN_BYTES, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &memfd, 0)
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                LEN_BYTES,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                &memfd,
+                0,
+            )
         }?;
         let word = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned null"))?;
         let cell = Self { memfd, word };

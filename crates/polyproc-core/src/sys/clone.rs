@@ -36,9 +36,7 @@ impl SiblingMaker {
         let tid_address = rustix::thread::get_clear_child_tid_address()?.ok_or(rustix::io::Errno::NOSYS)?;
         let (mut robust_head, mut robust_len) = (0usize, 0usize);
         // SAFETY: the call fills two words of the caller.
-        let got = unsafe {
-            libc::syscall(libc::SYS_get_robust_list, 0, &raw mut robust_head, &raw mut robust_len)
-        };
+        let got = unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut robust_head, &raw mut robust_len) };
         if got != 0 {
             return Err(io::Error::last_os_error());
         }

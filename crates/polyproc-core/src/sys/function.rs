@@ -9,8 +9,8 @@
 use std::ffi::CString;
 
 use super::image::{self, FunctionError, Location};
-use crate::frame::wire::{Reader, WireError, Writer};
 use crate::frame::Payload;
+use crate::frame::wire::{Reader, WireError, Writer};
 
 mod sealed {
     #[expect(unnameable_types, reason = "sealing a trait takes a name that nobody else can write")]

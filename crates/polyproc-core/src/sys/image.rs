@@ -30,7 +30,9 @@ pub enum FunctionError {
         address: usize,
     },
     /// A shared library without a build id cannot be told from another build of it.
-    #[error("the library {path} was linked without a build id (link it with --build-id), so its functions cannot be named safely")]
+    #[error(
+        "the library {path} was linked without a build id (link it with --build-id), so its functions cannot be named safely"
+    )]
     NoBuildId {
         /// Path of the library.
         path: String,
@@ -224,7 +226,9 @@ fn resolve_loaded(location: &Location) -> Option<Result<usize, FunctionError>> {
 /// Calls `visit` with the address of the last byte of each segment of code or constants.
 pub(crate) fn for_each_constant_segment(mut visit: impl FnMut(u64)) {
     find_image(|image| {
-        for header in image.segments(libc::PT_LOAD).filter(|header| header.p_flags & libc::PF_W == 0 && header.p_filesz > 0) {
+        for header in
+            image.segments(libc::PT_LOAD).filter(|header| header.p_flags & libc::PF_W == 0 && header.p_filesz > 0)
+        {
             visit(image.base as u64 + header.p_vaddr + header.p_filesz - 1);
         }
         ControlFlow::<()>::Continue(())
@@ -250,8 +254,7 @@ pub(crate) fn constructors_after(own: Constructor) -> Vec<Constructor> {
     const DT_INIT_ARRAYSZ: i64 = 27;
     let array = find_image(|image| {
         let Some(header) = image.segments(libc::PT_DYNAMIC).next() else { return ControlFlow::Break(None) };
-        let table: *const Dyn =
-            std::ptr::with_exposed_provenance(image.base.wrapping_add(to_usize(header.p_vaddr)));
+        let table: *const Dyn = std::ptr::with_exposed_provenance(image.base.wrapping_add(to_usize(header.p_vaddr)));
         // SAFETY: PT_DYNAMIC covers whole `Dyn` records in a segment that stays mapped as long as the program.
         let table = unsafe { std::slice::from_raw_parts(table, to_usize(header.p_memsz) / size_of::<Dyn>()) };
         let value = |tag| table.iter().take_while(|d| d.tag != 0).find(|d| d.tag == tag).map(|d| to_usize(d.value));
@@ -268,7 +271,9 @@ pub(crate) fn constructors_after(own: Constructor) -> Vec<Constructor> {
     after
         .filter(|&&entry| entry != 0 && entry != usize::MAX)
         // SAFETY: every other entry is a constructor of this program.
-        .map(|&entry| unsafe { std::mem::transmute::<*const (), Constructor>(std::ptr::with_exposed_provenance(entry)) })
+        .map(|&entry| unsafe {
+            std::mem::transmute::<*const (), Constructor>(std::ptr::with_exposed_provenance(entry))
+        })
         .collect()
 }
 

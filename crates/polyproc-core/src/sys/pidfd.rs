@@ -36,10 +36,9 @@ pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
         match rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
             Ok(None) => return Ok(None),
             Ok(Some(status)) => {
-                let killed_by = status.terminating_signal().map(|number| ExitStatus::Signaled {
-                    signal: Signal::new(number),
-                    core_dumped: status.dumped(),
-                });
+                let killed_by = status
+                    .terminating_signal()
+                    .map(|number| ExitStatus::Signaled { signal: Signal::new(number), core_dumped: status.dumped() });
                 return Ok(status.exit_status().map(ExitStatus::Exited).or(killed_by).or(Some(ExitStatus::Unknown)));
             }
             Err(Errno::CHILD) if !super::watch::is_readable(pidfd, Deadline::now())? => return Ok(None),

@@ -1,0 +1,184 @@
+//! Killing somebody at each step of a start. The steps are those of `docs/design/start.md`.
+
+mod support;
+
+use std::io::Read;
+use std::time::Duration;
+
+use polyproc::{JoinError, Process, StartError, StartMethod};
+use support::{Clean, TestResult, forkserver, wait_until};
+
+fn kill(pid: u32, signal: &str) {
+    // Fails when the process is gone already, which is as good.
+    let _ = std::process::Command::new("kill")
+        .args([signal, &pid.to_string()])
+        .stderr(std::process::Stdio::null())
+        .status();
+}
+
+#[test]
+fn a_forkserver_killed_between_starts_is_replaced() -> TestResult {
+    let _clean = Clean::start();
+    for _ in 0..3 {
+        let old = forkserver().ok_or("a fork server")?;
+        kill(old, "-9");
+        wait_until(|| forkserver() != Some(old));
+        assert_eq!(Process::new(|n: u32| n + 1, 1).start()?.join()?, 2);
+        assert!(forkserver().is_some_and(|new| new != old));
+    }
+    Ok(())
+}
+
+#[test]
+fn children_outlive_a_killed_forkserver() -> TestResult {
+    let (read, write) = std::io::pipe()?;
+    let child = Process::new(|()| std::io::read_to_string(std::io::stdin()).expect("stdin"), ());
+    let child = child.stdin(polyproc::Stdio::Fd(read.into())).start()?;
+    let old = forkserver().ok_or("a fork server")?;
+    kill(old, "-9");
+    wait_until(|| forkserver() != Some(old));
+    assert!(child.is_alive());
+    drop(write);
+    assert_eq!(child.join()?, "");
+    Ok(())
+}
+
+/// Writes one byte to standard output: the count of bytes is the count of runs.
+fn leave_a_mark(n: u32) -> u32 {
+    std::io::Write::write_all(&mut std::io::stdout(), b".").expect("a pipe");
+    std::io::Write::flush(&mut std::io::stdout()).expect("a pipe");
+    n
+}
+
+#[test]
+fn a_forkserver_killed_at_any_moment_of_a_start_loses_and_doubles_nothing() -> TestResult {
+    let _clean = Clean::start();
+    let (mut marks, write) = std::io::pipe()?;
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let killer = std::thread::spawn({
+        let stop = std::sync::Arc::clone(&stop);
+        move || {
+            let mut kills = 0u32;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                if let Some(pid) = forkserver() {
+                    kill(pid, "-9");
+                    kills += 1;
+                }
+            }
+            kills
+        }
+    });
+    let (mut ran, mut killed) = (0, 0);
+    for n in 0..300u32 {
+        match Process::new(leave_a_mark, n).stdout(polyproc::Stdio::Fd(write.try_clone()?.into())).start() {
+            Ok(child) => match child.join() {
+                Ok(result) => ran += usize::from(result == n),
+                // For a moment a new process bears the name of the fork server, by which the killer finds its victims.
+                Err(JoinError::Died(death)) if death.status.exit_code() == Some(-9) => killed += 1,
+                Err(error) => panic!("{error}"),
+            },
+            // Only when it was killed while it came up, or three times in a row.
+            Err(StartError::Forkserver { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let kills = killer.join().expect("no panic");
+    drop(write);
+    let mut seen = Vec::new();
+    marks.read_to_end(&mut seen)?;
+    let seen = seen.len();
+    assert!((ran..=ran + killed).contains(&seen), "{ran} ran and {killed} were killed, but there are {seen} marks");
+    assert!(kills > 10 && ran > 10, "{kills} kills, {ran} ran");
+    // The last fork server may have been killed.
+    Process::new(|()| (), ()).start()?.join()?;
+    Ok(())
+}
+
+#[test]
+fn a_child_killed_at_any_moment_of_its_start_is_told() -> TestResult {
+    let _clean = Clean::start();
+    for method in [StartMethod::Forkserver, StartMethod::Spawn] {
+        for round in 0..50u64 {
+            let child =
+                Process::new(|()| std::thread::sleep(Duration::from_secs(3600)), ()).start_method(method).start()?;
+            // Further into its start with every round; when it comes does not matter to what is told.
+            std::thread::sleep(Duration::from_micros(20 * round));
+            child.kill()?;
+            match child.join() {
+                Err(JoinError::Died(death)) => assert_eq!(death.status.exit_code(), Some(-9)),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A parent that is killed at some moment of a start leaves no daemon: its children die with it, at whatever step.
+#[test]
+fn a_parent_killed_at_any_moment_of_a_start_leaves_nobody() -> TestResult {
+    for round in 0..40u64 {
+        let method = if round % 2 == 0 { StartMethod::Forkserver } else { StartMethod::Spawn };
+        let (mut alive, held) = std::io::pipe()?;
+        // All of its family hold the pipe as their standard error; the end of file is the end of them all.
+        let parent = Process::new(
+            |spawn: bool| -> () {
+                let method = if spawn { StartMethod::Spawn } else { StartMethod::Forkserver };
+                loop {
+                    let sleep = |()| std::thread::sleep(Duration::from_secs(3600));
+                    Process::new(sleep, ()).daemon(true).start_method(method).start().expect("it can be started");
+                }
+            },
+            method == StartMethod::Spawn,
+        );
+        let parent = parent.stderr(polyproc::Stdio::Fd(held.into())).start()?;
+        std::thread::sleep(Duration::from_micros(1000 + 300 * round));
+        parent.kill()?;
+        assert!(parent.join().is_err());
+        alive.read_to_end(&mut Vec::new())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn where_clone3_is_refused_processes_are_spawned() -> TestResult {
+    fn in_a_sandbox(_: ()) -> Result<(bool, u32), String> {
+        refuse_clone3();
+        let child = Process::new(|n: u32| n + 1, 1).start().map_err(|error| error.to_string())?;
+        let spawned = child.start_method() == StartMethod::Spawn;
+        Ok((spawned, child.join().map_err(|error| error.to_string())?))
+    }
+    assert_eq!(Process::new(in_a_sandbox, ()).start()?.join()?, Ok((true, 2)));
+    // What only a fork server can do says that it cannot.
+    let preloaded = Process::new(
+        |()| {
+            refuse_clone3();
+            polyproc::set_forkserver_preload(|()| (), ()).expect("a named function");
+            matches!(Process::new(|()| (), ()).start(), Err(StartError::Preload { .. }))
+        },
+        (),
+    );
+    assert!(preloaded.start()?.join()?);
+    Ok(())
+}
+
+/// From now on `clone3` fails with `ENOSYS` in this process and all it starts, as in many container sandboxes.
+#[expect(unsafe_code, reason = "a seccomp filter has to be installed")]
+fn refuse_clone3() {
+    let instruction =
+        |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter { code: code.try_into().expect("16 bits"), jt, jf, k };
+    let number = u32::try_from(libc::SYS_clone3).expect("a small number");
+    let mut filter = [
+        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, number, 0, 1),
+        instruction(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned(), 0, 0),
+        instruction(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0, 0),
+    ];
+    let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
+    // SAFETY: the calls take numbers and a filter that outlives them.
+    let installed = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
+    };
+    assert!(installed, "{}", std::io::Error::last_os_error());
+}

@@ -1,0 +1,126 @@
+//! What several test files need: a check that nothing is left over, and tests that are programs of their own.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+/// What a test returns.
+pub(crate) type TestResult = Result<(), Box<dyn Error>>;
+
+/// Waits for `condition`, which another process makes true. The test runner bounds the wait.
+pub(crate) fn wait_until(condition: impl Fn() -> bool) {
+    while !condition() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// State and parent of a process, from `/proc/PID/stat`; `None` when there is none.
+pub(crate) fn state_and_parent(pid: u32) -> Option<(char, u32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
+/// Whether the process is gone: reaped, or (when its parent cannot reap it) a zombie.
+pub(crate) fn is_gone(pid: u32) -> bool {
+    state_and_parent(pid).is_none_or(|(state, _)| state == 'Z')
+}
+
+/// The processes whose parent is `parent`, zombies included.
+pub(crate) fn children_of(parent: u32) -> BTreeSet<u32> {
+    let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| state_and_parent(*pid).is_some_and(|(_, of)| of == parent)).collect()
+}
+
+/// The fork server of this process.
+pub(crate) fn forkserver() -> Option<u32> {
+    let is_forkserver =
+        |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "forkserver\n");
+    children_of(std::process::id()).into_iter().find(is_forkserver)
+}
+
+/// The open descriptors of this process: how many of each kind or file.
+pub(crate) fn descriptors() -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc/self/fd").expect("/proc/self/fd").flatten() {
+        let to = std::fs::read_link(entry.path()).map(|to| to.display().to_string()).unwrap_or_default();
+        if !to.ends_with("/fd") {
+            *counts.entry(to.split('[').next().unwrap_or_default().to_owned()).or_default() += 1;
+        }
+    }
+    counts
+}
+
+/// Checks at its end that the test left no child but the fork server, and no descriptor.
+pub(crate) struct Clean(BTreeMap<String, usize>);
+
+impl Clean {
+    pub(crate) fn start() -> Self {
+        let warm_up = polyproc::Process::new(|()| (), ()).start().expect("a process can be started");
+        warm_up.join().expect("it returns");
+        wait_until(|| children_of(std::process::id()).len() == 1);
+        Self(descriptors())
+    }
+}
+
+impl Drop for Clean {
+    /// Waits, as the engine's own threads may hold the last handle to a process for a moment longer.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            wait_until(|| children_of(std::process::id()).len() == 1);
+            wait_until(|| descriptors() == self.0);
+        }
+    }
+}
+
+/// The ignored test `name` of this test binary, to be run as a program of its own with one thread.
+pub(crate) fn program(name: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("the test binary"));
+    command.args(["--exact", name, "--ignored", "--nocapture", "--test-threads=1", "-q"]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Whether this is such a program. A plain run of all ignored tests must not start them.
+pub(crate) fn is_program() -> bool {
+    std::env::var_os("POLYPROC_TEST_PROGRAM").is_some()
+}
+
+/// Runs a program to its end: what it printed to its output, test runner's lines left out.
+pub(crate) fn run_program(name: &str) -> std::process::Output {
+    program(name).env("POLYPROC_TEST_PROGRAM", "1").output().expect("the test binary runs")
+}
+
+/// Starts a program; its lines can be read.
+pub(crate) fn start_program(name: &str) -> (std::process::Child, std::io::Lines<BufReader<ChildStdout>>) {
+    let mut child = program(name).env("POLYPROC_TEST_PROGRAM", "1").spawn().expect("the test binary runs");
+    let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    (child, lines)
+}
+
+/// The rest of the next line that starts with `prefix`.
+pub(crate) fn line_after(lines: &mut impl Iterator<Item = std::io::Result<String>>, prefix: &str) -> String {
+    let found = lines.find_map(|line| line.ok()?.split_once(prefix).map(|(_, rest)| rest.to_owned()));
+    found.unwrap_or_else(|| panic!("the program ended before it printed {prefix:?}"))
+}
+
+/// A path in cargo's folder for the files of tests.
+pub(crate) fn scratch(name: &str) -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    path
+}
+
+/// Needs more stack than there is.
+pub(crate) fn overflow(depth: u64) -> u64 {
+    let frame = std::hint::black_box([depth; 64]);
+    if frame[0] == u64::MAX {
+        return 0;
+    }
+    overflow(depth + 1) + frame[1]
+}
