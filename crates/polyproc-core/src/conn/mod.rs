@@ -9,8 +9,12 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::LazyLock;
+use std::time::Duration;
 
 use rustix::io::Errno;
+
+use crate::deadline::Deadline;
 
 use crate::frame::Payload;
 use crate::sys::{fd, socket};
@@ -18,6 +22,10 @@ use crate::sys::{fd, socket};
 const HEADER_LEN: usize = 8;
 /// Heads above this go by memory file. Two such messages fit in the default socket buffer (212,992 bytes).
 const INLINE_LEN_BYTES: usize = 32 * 1024;
+
+/// Another process can run while this one looks for its answer.
+static HAS_SPARE_PROCESSOR: LazyLock<bool> =
+    LazyLock::new(|| std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1));
 
 fn header(tag: u8, spilled: bool, len_bytes: usize) -> [u8; HEADER_LEN] {
     let mut header = ((len_bytes as u64) << 16).to_le_bytes();
@@ -82,6 +90,22 @@ impl Channel {
     /// [`io::ErrorKind::InvalidData`] for a malformed message.
     pub(crate) fn receive(&self) -> io::Result<Option<Message>> {
         decode(rustix::io::retry_on_intr(|| socket::receive(self.as_fd(), true))?)
+    }
+
+    /// As [`Channel::receive`], for an answer that comes within about `spin`: looks for so long before it sleeps, unless
+    /// the answering process needs this one's processor.
+    ///
+    /// # Errors
+    /// As [`Channel::receive`].
+    pub(crate) fn receive_soon(&self, spin: Duration) -> io::Result<Option<Message>> {
+        let deadline = Deadline::after(if *HAS_SPARE_PROCESSOR { spin } else { Duration::ZERO });
+        loop {
+            match self.try_receive() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !deadline.has_passed() => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return self.receive(),
+                other => return other,
+            }
+        }
     }
 
     /// As [`Channel::receive`], without waiting.

@@ -223,16 +223,20 @@ fn resolve_loaded(location: &Location) -> Option<Result<usize, FunctionError>> {
     })
 }
 
-/// Calls `visit` with the address of the last byte of each segment of code or constants.
-pub(crate) fn for_each_constant_segment(mut visit: impl FnMut(u64)) {
+/// The addresses of the code of the program and of libc, which all children run.
+pub(crate) fn common_code() -> Vec<std::ops::Range<u64>> {
+    let mut segments = Vec::new();
     find_image(|image| {
-        for header in
-            image.segments(libc::PT_LOAD).filter(|header| header.p_flags & libc::PF_W == 0 && header.p_filesz > 0)
-        {
-            visit(image.base as u64 + header.p_vaddr + header.p_filesz - 1);
+        if image.is_main() || image.has_code_at(libc::malloc as *const () as usize) {
+            let code = image.segments(libc::PT_LOAD).filter(|header| header.p_flags & libc::PF_X != 0);
+            segments.extend(code.map(|header| {
+                let start = image.base as u64 + header.p_vaddr;
+                start..start + header.p_filesz
+            }));
         }
         ControlFlow::<()>::Continue(())
     });
+    segments
 }
 
 /// Whether `address` belongs to the program itself, not to a shared library.
