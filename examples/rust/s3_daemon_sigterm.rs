@@ -10,10 +10,9 @@ use signal_hook::iterator::Signals;
 fn test(_: ()) {
     let mut signals = Signals::new([SIGTERM]).expect("SIGTERM can be caught");
     std::thread::spawn(move || {
-        for _ in signals.forever() {
-            println!("chid exit. {}", std::process::id());
-            std::process::exit(0);
-        }
+        signals.forever().next();
+        println!("chid exit. {}", std::process::id());
+        std::process::exit(0);
     });
     println!("child start: {}", std::process::id());
 

@@ -12,6 +12,8 @@
 //! | [`process`] | starting, waiting, ending |
 //! | [`pool`] | workers that run tasks |
 
+#![warn(clippy::print_stdout)]
+
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("polyproc runs on 64-bit Linux (5.9 or newer) only");
 

@@ -30,6 +30,8 @@
 //! processes get `SIGTERM` and others are waited for; when it is killed, daemonic processes, pool workers and all that
 //! they started are killed by the kernel.
 
+#![warn(clippy::print_stdout)]
+
 mod codec;
 mod current;
 mod pool;

@@ -99,8 +99,11 @@ impl Pool {
     /// # Errors
     /// [`TaskError`], with index 0.
     pub fn apply<A: Transfer, R: Transfer>(&self, function: fn(A) -> R, argument: A) -> Result<R, TaskError> {
-        let mut results = self.map(function, [argument])?;
-        Ok(results.pop().expect("one argument, one result"))
+        let failed = |failure| TaskError { index: 0, failure };
+        let mut call = Call::new(self, function);
+        call.submit(&mut [argument].into_iter(), 1);
+        let (_, chunk) = call.receive().ok_or(failed(Failure::Terminated))?;
+        chunk.map_err(failed)?.pop().ok_or(failed(Failure::Terminated))
     }
 
     /// `function` over all `items`; waits, and gives the results in the order of the items. Items go to the workers in
@@ -143,7 +146,6 @@ impl Pool {
     /// assert_eq!(pool.chunksize(2).map(|x: u8| x + 100, 0..4)?, [100, 101, 102, 103]);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    #[must_use]
     pub fn chunksize(&self, items: usize) -> CallOptions<'_> {
         assert!(items > 0, "a chunk holds at least one item");
         CallOptions { chunksize: Some(items), ..self.options() }
@@ -195,7 +197,7 @@ impl<'a> CallOptions<'a> {
         let mut call = Call::new(self.pool, function);
         let mut items = items.into_iter();
         while call.submit(&mut items, chunksize) {}
-        let mut results: Vec<Option<R>> = (0..len).map(|_| None).collect();
+        let mut results: Vec<Option<R>> = std::iter::repeat_with(|| None).take(len).collect();
         let mut first_error: Option<TaskError> = None;
         while let Some((at, chunk)) = call.receive() {
             match chunk {
@@ -208,7 +210,8 @@ impl<'a> CallOptions<'a> {
         }
         match first_error {
             Some(error) => Err(error),
-            None => Ok(results.into_iter().map(|result| result.expect("every chunk was received")).collect()),
+            // Every chunk was received without an error, so every place is filled.
+            None => Ok(results.into_iter().flatten().collect()),
         }
     }
 
@@ -227,6 +230,9 @@ impl<'a> CallOptions<'a> {
         }
     }
 }
+
+/// The positions of a chunk's items, and their results or why there are none.
+type Ended<R> = (Range<usize>, Result<Vec<R>, Failure>);
 
 /// The chunks of one call that are under way.
 struct Call<'a, R> {
@@ -273,9 +279,8 @@ impl<'a, R: Transfer> Call<'a, R> {
         true
     }
 
-    /// Waits for the next chunk that has ended: the positions of its items, and their results or why there are none.
-    /// `None` when none is under way.
-    fn receive(&mut self) -> Option<(Range<usize>, Result<Vec<R>, Failure>)> {
+    /// Waits for the next chunk that has ended; `None` when none is under way.
+    fn receive(&mut self) -> Option<Ended<R>> {
         if self.under_way == 0 {
             return None;
         }

@@ -38,13 +38,12 @@ fn a_daemon_gets_sigterm_at_the_end_and_may_catch_it() {
 fn program_daemon() -> TestResult {
     assert!(is_program());
     let (mut ready, tell) = std::io::pipe()?;
-    let daemon = |_: ()| {
+    let daemon = |_: ()| -> () {
         let mut signals = signal_hook::iterator::Signals::new([15]).expect("SIGTERM can be caught");
         println!("ready");
-        for _ in signals.forever() {
-            eprintln!("caught");
-            std::process::exit(0);
-        }
+        signals.forever().next();
+        eprintln!("caught");
+        std::process::exit(0);
     };
     // Both streams lead here in the end; the first tells when the handler is set.
     let stderr = std::io::stdout();

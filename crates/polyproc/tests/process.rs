@@ -357,14 +357,18 @@ fn cpu_count_honours_affinity() -> TestResult {
     assert_eq!(polyproc::cpu_count()?, std::thread::available_parallelism()?.get());
     let pinned = Process::new(
         |()| {
-            // SAFETY: all-zero is an empty CPU set, CPU_SET writes into it, and the call reads it.
-            unsafe {
-                let (mut old, mut set): (libc::cpu_set_t, libc::cpu_set_t) = (std::mem::zeroed(), std::mem::zeroed());
-                assert_eq!(libc::sched_getaffinity(0, size_of_val(&old), &raw mut old), 0);
-                let first = (0..1024).find(|cpu| libc::CPU_ISSET(*cpu, &old)).expect("one CPU at least");
-                libc::CPU_SET(first, &mut set);
-                assert_eq!(libc::sched_setaffinity(0, size_of_val(&set), &raw const set), 0);
-            }
+            // SAFETY: all-zero is an empty CPU set.
+            let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+            // SAFETY: the call fills the set.
+            assert_eq!(unsafe { libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) }, 0);
+            // SAFETY: the numbers are below the set's size.
+            let first = (0..1024).find(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).expect("one CPU at least");
+            // SAFETY: as above.
+            unsafe { libc::CPU_ZERO(&mut set) };
+            // SAFETY: as above.
+            unsafe { libc::CPU_SET(first, &mut set) };
+            // SAFETY: the call reads the set.
+            assert_eq!(unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) }, 0);
             polyproc::cpu_count().expect("the system tells")
         },
         (),

@@ -153,7 +153,7 @@ mod tests {
         let (ours, theirs) = Channel::pair().expect("a socket pair");
         let theirs = Channel::from(theirs);
         for len in [0, 1, INLINE_LEN_BYTES, INLINE_LEN_BYTES + 1, 3_000_000] {
-            let head: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
+            let head: Vec<u8> = (0..=250).cycle().take(len).collect();
             let null = fd::dev_null().expect("/dev/null");
             ours.send(7, &head, &[null.as_fd()]).expect("the peer is there");
             let message = theirs.receive().expect("a good message").expect("not the end");

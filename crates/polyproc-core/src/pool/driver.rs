@@ -296,14 +296,15 @@ impl Inner {
     fn assign(&mut self, slot: Slot, id: TaskId) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
         let Some(worker) = &self.workers[slot.0] else { return };
-        if let Some((function, input)) = task.order.take() {
-            if let Err(error) = send_task(worker.child.channel(), id.0, &function, &input) {
-                if !matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) {
-                    // No descriptor or memory for it: the worker never got it. Ended by its death, with this reason.
-                    task.outcome =
-                        Some(Outcome::Refused(format!("the argument could not be sent to a worker: {error}")));
-                    let _ = worker.child.signal(Signal::KILL);
-                }
+        let Some((function, input)) = task.order.take() else { return };
+        match send_task(worker.child.channel(), id.0, &function, &input) {
+            Ok(()) => {}
+            // The worker is dead: its death is next.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => {}
+            // No descriptor or memory for it, and the worker never got it: ended by its death, with this reason.
+            Err(error) => {
+                task.outcome = Some(Outcome::Refused(format!("the argument could not be sent to a worker: {error}")));
+                let _ = worker.child.signal(Signal::KILL);
             }
         }
     }

@@ -104,7 +104,8 @@ pub(crate) fn install_hook(keep_previous: bool) {
 fn print(panic: &Panic) {
     let (name, thread) = (&super::current().name, std::thread::current());
     let location = panic.location.as_deref().unwrap_or("an unknown place");
-    let thread = thread.name().map(|name| format!(", thread '{name}'")).unwrap_or_default();
+    let thread =
+        thread.name().filter(|name| *name != "main").map(|name| format!(", thread '{name}'")).unwrap_or_default();
     let mut text = format!("\nprocess '{name}'{thread} panicked at {location}:\n{}\n", panic.message);
     match &panic.backtrace {
         Some(backtrace) => text.push_str(backtrace),

@@ -59,6 +59,12 @@ impl Drop for FileActions {
 /// An initialised `posix_spawnattr_t`: no signal blocked, `SIGPIPE` back to its default, as std's `Command` does.
 struct Attributes(MaybeUninit<libc::posix_spawnattr_t>);
 
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "two small bits; libc types the constants as int, the argument as short"
+)]
+const FLAGS: libc::c_short = (libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF) as libc::c_short;
+
 impl Attributes {
     fn new() -> io::Result<Self> {
         let mut attributes = Self(MaybeUninit::uninit());
@@ -70,9 +76,8 @@ impl Attributes {
         set.add(libc::SIGPIPE);
         // SAFETY: both objects are initialised.
         check(unsafe { libc::posix_spawnattr_setsigdefault(attributes.0.as_mut_ptr(), set.as_ptr()) })?;
-        let flags = (libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF) as libc::c_short;
         // SAFETY: the object is initialised.
-        check(unsafe { libc::posix_spawnattr_setflags(attributes.0.as_mut_ptr(), flags) })?;
+        check(unsafe { libc::posix_spawnattr_setflags(attributes.0.as_mut_ptr(), FLAGS) })?;
         Ok(attributes)
     }
 }
