@@ -23,7 +23,10 @@ fn a_forkserver_killed_between_starts_is_replaced() -> TestResult {
         let old = forkserver().ok_or("a fork server")?;
         kill(old, "-9");
         wait_until(|| forkserver() != Some(old));
-        assert_eq!(Process::new(|n: u32| n + 1, 1).start()?.join()?, 2);
+        // The first may be the one that the old fork server made ahead.
+        for _ in 0..3 {
+            assert_eq!(Process::new(|n: u32| n + 1, 1).start()?.join()?, 2);
+        }
         assert!(forkserver().is_some_and(|new| new != old));
     }
     Ok(())

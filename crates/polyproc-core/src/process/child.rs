@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::outcome::tag;
 use super::state::{State, lock};
@@ -24,14 +24,21 @@ pub struct Child {
 struct Shared {
     key: u64,
     pid: u32,
-    name: String,
-    daemon: bool,
-    visible: bool,
     method: StartMethod,
     pidfd: OwnedFd,
     channel: Channel,
-    captured: [Option<File>; 2],
+    /// What it is for; not known yet of a process made ahead of its need.
+    facts: OnceLock<Facts>,
     status: Mutex<Option<ExitStatus>>,
+}
+
+/// What a process is for.
+#[derive(Debug)]
+pub(super) struct Facts {
+    pub(super) name: String,
+    pub(super) daemon: bool,
+    /// What it writes to standard output and standard error, where that is captured.
+    pub(super) captured: [Option<File>; 2],
 }
 
 /// How a process ended and what it left.
@@ -60,25 +67,18 @@ impl Ending {
     }
 }
 
-/// What a new [`Child`] is made of.
-pub(super) struct Parts {
-    pub(super) pid: u32,
-    pub(super) pidfd: OwnedFd,
-    pub(super) name: String,
-    pub(super) daemon: bool,
-    /// Whether `active_children` lists it; the zygote is ours alone.
-    pub(super) visible: bool,
-    pub(super) method: StartMethod,
-    pub(super) channel: Channel,
-    pub(super) captured: [Option<File>; 2],
-}
-
 impl Child {
-    pub(super) fn new(parts: Parts) -> Self {
-        let Parts { pid, pidfd, name, daemon, visible, method, channel, captured } = parts;
+    /// The process `pid` at the other end of `channel`, started by `method`.
+    pub(super) fn new(pid: u32, pidfd: OwnedFd, channel: Channel, method: StartMethod) -> Self {
         let key = State::current().next_key();
-        let status = Mutex::default();
-        Self { shared: Arc::new(Shared { key, pid, name, daemon, visible, method, pidfd, channel, captured, status }) }
+        let (facts, status) = (OnceLock::new(), Mutex::default());
+        Self { shared: Arc::new(Shared { key, pid, method, pidfd, channel, facts, status }) }
+    }
+
+    /// Gives it its task, once: from now on it is one of the user's.
+    pub(super) fn introduce(&self, facts: Facts) {
+        let first = self.shared.facts.set(facts);
+        debug_assert!(first.is_ok(), "a process has one task");
     }
 
     pub(crate) fn key(&self) -> u64 {
@@ -89,8 +89,9 @@ impl Child {
         &self.shared.channel
     }
 
+    /// Whether it is one of the user's: not the zygote, nor a process made ahead of its need.
     pub(super) fn is_visible(&self) -> bool {
-        self.shared.visible
+        self.shared.facts.get().is_some()
     }
 
     /// Its process id, which the kernel may give to another process once this one has ended.
@@ -102,13 +103,13 @@ impl Child {
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.shared.name
+        self.shared.facts.get().map_or("forkserver", |facts| &facts.name)
     }
 
     /// Whether it is daemonic.
     #[must_use]
     pub fn is_daemon(&self) -> bool {
-        self.shared.daemon
+        self.shared.facts.get().is_none_or(|facts| facts.daemon)
     }
 
     /// How it was started: what was asked for, or [`StartMethod::Spawn`] where the system refuses the fork server.
@@ -173,7 +174,8 @@ impl Child {
     /// # Errors
     /// When memory runs out.
     pub fn captured(&self, number: usize) -> io::Result<Option<Vec<u8>>> {
-        let Some(file) = number.checked_sub(1).and_then(|at| self.shared.captured.get(at)?.as_ref()) else {
+        let Some(file) = number.checked_sub(1).and_then(|at| self.shared.facts.get()?.captured.get(at)?.as_ref())
+        else {
             return Ok(None);
         };
         let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?];

@@ -21,6 +21,8 @@ pub(crate) fn run(channel: Channel) -> io::Result<Infallible> {
     let (order, stdio, input) = Order::decode(message)?;
     if order.who.bound {
         die_with_parent(life::die_with_creator(parent_pid(&order.who)));
+    } else {
+        life::outlive_creator()?;
     }
     if matches!(order.work, Work::Pool) {
         signal::leave_sigint_to_parent()?;

@@ -5,7 +5,8 @@
 //! | `settings` | what a process is to be: name, daemon, streams, environment |
 //! | `start` | the three start methods |
 //! | `order` | what a new process is told, and its wire format |
-//! | `zygote` | the fork server, both sides |
+//! | `forkserver` | the fork server as its program sees it |
+//! | `zygote` | the fork server's own side |
 //! | `enter` | the child's side: set up, run, report |
 //! | `outcome` | how a process says how it ended |
 //! | `child` | the parent's handle |
@@ -20,6 +21,7 @@ mod child;
 mod current;
 mod enter;
 mod exit;
+mod forkserver;
 mod order;
 pub(crate) mod outcome;
 pub(crate) mod panic;

@@ -9,10 +9,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use super::child::Parts;
+use super::child::Facts;
+use super::forkserver::Request;
 use super::order::{EnvDelta, Order, Work};
 use super::state::lock;
-use super::zygote::{MakeError, Slot, Zygote};
 use super::{
     Child, Current, EnvChange, Function, FunctionError, Parent, Settings, StartMethod, State, Stdio, current, enter,
 };
@@ -118,11 +118,7 @@ pub fn set_executable(path: impl Into<OsString>) {
 pub fn set_preload(function: Function, input: Payload) {
     let state = State::current();
     *lock(&state.preload) = Some((function, input));
-    let mut slot = lock(&state.zygote);
-    if let Slot::Running(zygote) = &*slot {
-        zygote.retire(); // the next one starts with the new function
-        *slot = Slot::NotStarted;
-    }
+    lock(&state.forkserver).retire(); // the next one starts with the new function
 }
 
 /// Starts a process that runs `job`.
@@ -176,75 +172,40 @@ fn start_program(
     let stdio = [stdio[0].as_fd(), stdio[1].as_fd(), stdio[2].as_fd()];
     let mut order = Order { who, env: Vec::new(), current_dir: None, work };
 
-    let mut slot = (settings.method == StartMethod::Forkserver).then(|| lock(&state.zygote));
-    let mut made = None;
-    if let Some(slot) = &mut slot {
-        // A zygote that somebody killed is replaced; one that dies at once again and again is an error.
-        for _attempt in 0..3 {
-            if matches!(**slot, Slot::NotStarted) {
-                **slot = Zygote::launch(state)?.map_or(Slot::Refused, Slot::Running);
-            }
-            let Slot::Running(zygote) = &**slot else { break };
-            let (channel, theirs) = Channel::pair().map_err(os("making a channel"))?;
-            order.env = delta(&zygote.env, &env);
-            order.current_dir =
-                current_dir.clone().filter(|path| Some(path) != zygote.current_dir.as_ref()).map(Into::into);
-            order.send(&channel, &stdio, input).map_err(os("sending a new process its argument"))?;
-            match zygote.make(&theirs) {
-                Ok((pid, pidfd)) => made = Some((pid, pidfd, channel)),
-                Err(MakeError::Gone) => {
-                    **slot = Slot::NotStarted;
-                    continue;
-                }
-                Err(MakeError::Clone(error))
-                    if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL)) =>
-                {
-                    zygote.retire();
-                    **slot = Slot::Refused;
-                }
-                Err(MakeError::Clone(error)) => return Err(os("clone3 in the fork server")(error)),
-                Err(MakeError::Os(error)) => return Err(os("taking over a process from the fork server")(error)),
-            }
-            break;
-        }
-        if made.is_none() && matches!(**slot, Slot::NotStarted) {
-            let why = "the fork server was killed three times in a row while it made a process".to_owned();
-            return Err(StartError::Forkserver { why });
-        }
-    }
-    drop(slot);
-    let (made, method) = match made {
-        Some(made) => (made, StartMethod::Forkserver),
-        None if settings.method == StartMethod::Forkserver && lock(&state.preload).is_some() => {
+    let mut child = None;
+    if settings.method == StartMethod::Forkserver {
+        let current_dir = current_dir.as_ref();
+        let request = Request { order: &mut order, env: &env, current_dir, stdio: &stdio, input };
+        child = lock(&state.forkserver).start(state, request)?;
+        if child.is_none() && lock(&state.preload).is_some() {
             let why =
                 "the system does not allow clone3 in the fork server, and no other start method shares its memory";
             return Err(StartError::Preload { why: why.to_owned() });
         }
+    }
+    let child = match child {
+        Some(child) => child,
         // A new program is as good where the system refuses the fork server: only slower.
         None => {
             let (channel, theirs) = Channel::pair().map_err(os("making a channel"))?;
             order.env = Vec::new();
             order.current_dir = current_dir.map(Into::into);
             order.send(&channel, &stdio, input).map_err(os("sending a new process its argument"))?;
-            let pid = execute(state, Role::Process, env, vec![theirs])?;
-            let pidfd = pidfd::open(pid).map_err(os("opening a process descriptor (pidfd_open, Linux 5.3)"))?;
-            ((pid, pidfd, channel), StartMethod::Spawn)
+            execute(state, Role::Process, env, channel, vec![theirs])?
         }
     };
-    let (pid, pidfd, channel) = made;
-    let Current { name, daemon, .. } = order.who;
-    let child = Child::new(Parts { pid, pidfd, name, daemon, visible: true, method, channel, captured });
-    state.adopt(&child)?;
+    child.introduce(Facts { name: order.who.name, daemon: order.who.daemon, captured });
     Ok(child)
 }
 
-/// Executes this program anew as `role`; returns its process id.
+/// Executes this program anew as `role`, at the other end of `channel`; the supervisor knows it from then on.
 pub(super) fn execute(
     state: &'static State,
     role: Role,
     mut env: Vec<(OsString, OsString)>,
+    channel: Channel,
     fds: Vec<OwnedFd>,
-) -> Result<u32, StartError> {
+) -> Result<Child, StartError> {
     bootstrap::keep_constructor();
     if !bootstrap::is_in_place() {
         return Err(StartError::NotInitialised);
@@ -252,7 +213,16 @@ pub(super) fn execute(
     env.push(role.token());
     let path = lock(&EXECUTABLE).clone().unwrap_or_else(|| "/proc/self/exe".into());
     let program = exec::Program { path, argv: std::env::args_os().collect(), env, fds };
-    state.supervisor()?.exec(program).map_err(os("executing the program anew"))
+    let pid = state.supervisor()?.exec(program).map_err(os("executing the program anew"))?;
+    known(state, pid, channel, StartMethod::Spawn)
+}
+
+/// The child `pid` of this process, known to the supervisor from now on.
+fn known(state: &'static State, pid: u32, channel: Channel, method: StartMethod) -> Result<Child, StartError> {
+    let pidfd = pidfd::open(pid).map_err(os("opening a process descriptor (pidfd_open, Linux 5.3)"))?;
+    let child = Child::new(pid, pidfd, channel, method);
+    state.adopt(&child)?;
+    Ok(child)
 }
 
 fn fork(state: &'static State, who: Current, settings: Settings, job: Job<'_>) -> Result<Child, StartError> {
@@ -288,11 +258,8 @@ fn fork(state: &'static State, who: Current, settings: Settings, job: Job<'_>) -
             enter::run_forked(who, life, &env, current_dir.as_deref().map(Path::as_os_str), &stdio, theirs.into(), job)
         }
         Copied::Parent(pid) => {
-            let pidfd = pidfd::open(pid).map_err(os("opening a process descriptor (pidfd_open, Linux 5.3)"))?;
-            let Current { name, daemon, .. } = who;
-            let method = StartMethod::Fork;
-            let child = Child::new(Parts { pid, pidfd, name, daemon, visible: true, method, channel, captured });
-            state.adopt(&child)?;
+            let child = known(state, pid, channel, StartMethod::Fork)?;
+            child.introduce(Facts { name: who.name, daemon: who.daemon, captured });
             Ok(child)
         }
     }
@@ -315,7 +282,7 @@ fn environment(changes: &[EnvChange]) -> Vec<(OsString, OsString)> {
 }
 
 /// What to change to get from one environment to another.
-fn delta(from: &[(OsString, OsString)], to: &[(OsString, OsString)]) -> EnvDelta {
+pub(super) fn delta(from: &[(OsString, OsString)], to: &[(OsString, OsString)]) -> EnvDelta {
     if from == to {
         return Vec::new();
     }

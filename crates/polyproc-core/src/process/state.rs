@@ -5,8 +5,8 @@ use std::io;
 use std::ptr;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use super::forkserver::Forkserver;
 use super::supervisor::Supervisor;
-use super::zygote::Slot;
 use super::{Child, Function, StartError};
 use crate::frame::Payload;
 use crate::prim::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
@@ -26,7 +26,7 @@ pub(crate) struct State {
     pub(crate) own_threads: AtomicUsize,
     /// The program has begun to end: no new processes.
     pub(crate) exiting: AtomicBool,
-    pub(crate) zygote: Mutex<Slot>,
+    pub(super) forkserver: Mutex<Forkserver>,
     pub(crate) preload: Mutex<Option<(Function, Payload)>>,
 }
 
@@ -58,7 +58,7 @@ impl State {
             life_pipe: OnceLock::new(),
             own_threads: AtomicUsize::new(0),
             exiting: AtomicBool::new(false),
-            zygote: Mutex::default(),
+            forkserver: Mutex::default(),
             preload: Mutex::default(),
         }));
         match STATE.compare_exchange(seen, new, Ordering::AcqRel, Ordering::Acquire) {

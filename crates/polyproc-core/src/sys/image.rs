@@ -4,7 +4,7 @@
 //! address of its image does not, as long as both processes loaded the same build of the image. `dl_iterate_phdr(3)`
 //! tells the load addresses; the linker's build id (note `NT_GNU_BUILD_ID` of the ELF `PT_NOTE` segment) tells builds apart.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::ops::ControlFlow;
 
 const NT_GNU_BUILD_ID: u32 = 3;
@@ -240,14 +240,18 @@ pub(crate) fn common_code() -> Vec<std::ops::Range<u64>> {
 }
 
 /// Whether `address` belongs to the program itself, not to a shared library.
+#[cfg(feature = "auto-init")]
 pub(crate) fn is_in_program(address: usize) -> bool {
     find_image(|image| ControlFlow::Break(image.has_code_at(address))).unwrap_or(false)
 }
 
 /// A constructor as the dynamic linker calls it: `argc`, `argv`, `envp`.
-pub(crate) type Constructor = unsafe extern "C" fn(c_int, *const *const c_char, *const *const c_char);
+#[cfg(feature = "auto-init")]
+pub(crate) type Constructor =
+    unsafe extern "C" fn(c_int, *const *const std::ffi::c_char, *const *const std::ffi::c_char);
 
 /// The program's constructors that come after `own` in its `.init_array`; none for a static program without relocation.
+#[cfg(feature = "auto-init")]
 pub(crate) fn constructors_after(own: Constructor) -> Vec<Constructor> {
     #[repr(C)]
     struct Dyn {

@@ -21,6 +21,11 @@ pub(crate) fn die_with_creator(parent_pid: u32) -> io::Result<bool> {
     Ok(std::os::unix::process::parent_id() == parent_pid)
 }
 
+/// Takes [`die_with_creator`] back.
+pub(crate) fn outlive_creator() -> io::Result<()> {
+    Ok(rustix::process::set_parent_process_death_signal(None)?)
+}
+
 /// The two ends of the pipe that tells forked children of the parent's end.
 #[derive(Debug)]
 pub(crate) struct LifePipe {

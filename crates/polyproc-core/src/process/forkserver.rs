@@ -1,0 +1,292 @@
+//! The fork server as its program sees it. `zygote` is the other side.
+//!
+//! Once a program has started a second process, the zygote makes one process ahead of its need: a *spare* that waits for its
+//! order. Then a start is one message to a process that is there already, and the next spare is cloned while the first one
+//! runs. (Measured on two processors: half the time of a start and join.)
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::order::Order;
+use super::state::lock;
+use super::zygote::tag;
+use super::{Child, ExitStatus, Signal, StartError, StartMethod, State};
+use crate::conn::{Channel, Message};
+use crate::deadline::Deadline;
+use crate::frame::Payload;
+use crate::frame::wire::{Reader, WireError, Writer};
+use crate::sys::bootstrap::Role;
+use crate::sys::cell::PidCell;
+use crate::sys::pidfd;
+
+/// How long the requester looks for an answer before it sleeps: about what the kernel takes to clone the zygote. Waking it
+/// would keep the zygote, and behind it the new process, from running.
+const SPIN: Duration = Duration::from_micros(150);
+/// How often a start tries again when somebody kills the zygote meanwhile.
+const ATTEMPTS: usize = 3;
+
+/// The fork server of this process.
+#[derive(Debug, Default)]
+pub(crate) enum Forkserver {
+    #[default]
+    NotStarted,
+    Running(Server),
+    /// The system does not let a zygote make processes.
+    Refused,
+}
+
+/// One zygote and what it is making.
+#[derive(Debug)]
+pub(crate) struct Server {
+    zygote: Child,
+    cell: PidCell,
+    /// Environment and working directory that it was given, and gives its children.
+    env: Vec<(OsString, OsString)>,
+    current_dir: Option<PathBuf>,
+    spare: Spare,
+}
+
+#[derive(Debug)]
+enum Spare {
+    /// No process has been started yet: perhaps there will be one only.
+    NotWanted,
+    None,
+    /// A process was asked for; this is our end of its channel.
+    Asked(Channel),
+}
+
+/// Why the zygote made no process.
+#[derive(Debug)]
+enum MakeError {
+    /// It is dead, and made none.
+    Gone,
+    /// `clone3` failed.
+    Clone(io::Error),
+    /// Anything else.
+    Os(io::Error),
+}
+
+/// What a new process is to be told, and the world it is to find.
+pub(super) struct Request<'a> {
+    pub(super) order: &'a mut Order,
+    pub(super) env: &'a [(OsString, OsString)],
+    pub(super) current_dir: Option<&'a PathBuf>,
+    pub(super) stdio: &'a [BorrowedFd<'a>; 3],
+    pub(super) input: &'a Payload,
+}
+
+fn os(doing: &'static str) -> impl Fn(io::Error) -> StartError {
+    move |source| StartError::Os { doing, source }
+}
+
+impl Forkserver {
+    /// A process that has its order, and that the supervisor knows. `Ok(None)`: the system refuses fork servers.
+    pub(super) fn start(
+        &mut self,
+        state: &'static State,
+        mut request: Request<'_>,
+    ) -> Result<Option<Child>, StartError> {
+        let mut killed = None;
+        for _ in 0..ATTEMPTS {
+            if matches!(self, Self::NotStarted) {
+                match Server::launch(state) {
+                    Ok(server) => *self = server.map_or(Self::Refused, Self::Running),
+                    Err(error @ StartError::Forkserver { .. }) => {
+                        killed = Some(error);
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            let Self::Running(server) = self else { return Ok(None) };
+            match server.start(state, &mut request) {
+                Ok(child) => return Ok(Some(child)),
+                Err(Failure::Start(error)) => return Err(error),
+                Err(Failure::Make(MakeError::Gone)) => *self = Self::NotStarted,
+                Err(Failure::Make(MakeError::Clone(error))) => {
+                    if !matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL)) {
+                        return Err(os("clone3 in the fork server")(error));
+                    }
+                    self.retire();
+                    *self = Self::Refused;
+                }
+                Err(Failure::Make(MakeError::Os(error))) => {
+                    return Err(os("taking over a process from the fork server")(error));
+                }
+            }
+        }
+        Err(killed.unwrap_or_else(|| StartError::Forkserver {
+            why: format!("the fork server was killed {ATTEMPTS} times in a row while it made a process"),
+        }))
+    }
+
+    /// Ends the zygote, which has nothing to lose; the next start makes another.
+    pub(super) fn retire(&mut self) {
+        if let Self::Running(server) = std::mem::take(self) {
+            // It ends by itself too, as a spare does, when its channel closes.
+            let _ = server.zygote.signal(Signal::KILL);
+        }
+    }
+}
+
+enum Failure {
+    Make(MakeError),
+    Start(StartError),
+}
+
+impl From<MakeError> for Failure {
+    fn from(error: MakeError) -> Self {
+        Self::Make(error)
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        Self::Start(error)
+    }
+}
+
+impl Server {
+    /// Executes a zygote, has it run `preload`, and waits until it is ready. `Ok(None)`: the system refuses.
+    fn launch(state: &'static State) -> Result<Option<Self>, StartError> {
+        let (channel, theirs) = Channel::pair().map_err(os("making a channel to the fork server"))?;
+        let cell = PidCell::new().map_err(os("making the fork server's shared word"))?;
+        let cell_fd = cell.as_fd().try_clone_to_owned().map_err(os("copying a descriptor"))?;
+        let env: Vec<_> = std::env::vars_os().collect();
+        let zygote = super::start::execute(state, Role::Zygote, env.clone(), channel, vec![theirs, cell_fd])?;
+        let server = Self { zygote, cell, env, current_dir: std::env::current_dir().ok(), spare: Spare::NotWanted };
+        server.prepare(state)
+    }
+
+    fn prepare(self, state: &State) -> Result<Option<Self>, StartError> {
+        let preload = lock(&state.preload);
+        let mut head = Writer::default();
+        let mut fds = Vec::new();
+        if let Some((function, input)) = &*preload {
+            function.encode(&mut head);
+            head.rest(&input.head);
+            fds.extend(input.fds.iter().map(AsFd::as_fd));
+        }
+        let channel = self.zygote.channel();
+        let source = match channel.send(tag::PRELOAD, &head.into_bytes(), &fds).and_then(|()| channel.receive()) {
+            Ok(Some(message)) if message.tag == tag::READY => return Ok(Some(self)),
+            Ok(Some(message)) if message.tag == tag::NO_CLONE => return Ok(None),
+            Ok(Some(message)) if message.tag == tag::BAD_PRELOAD => {
+                let why = String::from_utf8_lossy(&message.payload.head).into_owned();
+                return Err(StartError::Preload { why });
+            }
+            Ok(Some(_)) => WireError.into(),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => error,
+            Ok(None) | Err(_) => {
+                let status = self.wait_for_end().map_err(os("waiting for the fork server's end"))?;
+                let why = format!("the fork server ended before it was ready: {status}");
+                let preloads = preload.is_some() && status.signal() != Some(Signal::KILL);
+                return Err(if preloads { StartError::Preload { why } } else { StartError::Forkserver { why } });
+            }
+        };
+        Err(StartError::Os { doing: "starting the fork server", source })
+    }
+
+    fn start(&mut self, state: &'static State, request: &mut Request<'_>) -> Result<Child, Failure> {
+        request.order.env = super::start::delta(&self.env, request.env);
+        let other_dir = request.current_dir.filter(|path| Some(*path) != self.current_dir.as_ref());
+        request.order.current_dir = other_dir.map(|path| path.clone().into());
+        let tell = |channel: &Channel| request.order.send(channel, request.stdio, request.input);
+        let refused = os("sending a new process its argument");
+        if let Some(spare) = self.take_spare(state)? {
+            match tell(spare.channel()) {
+                Ok(()) => {
+                    self.ask_for_spare();
+                    return Ok(spare);
+                }
+                // Somebody killed it while it waited; the supervisor reaps it.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => {}
+                Err(error) => return Err(refused(error).into()),
+            }
+        }
+        let (channel, theirs) = Channel::pair().map_err(os("making a channel"))?;
+        tell(&channel).map_err(refused)?;
+        self.ask(&theirs);
+        let (pid, pidfd) = self.answer()?;
+        let child = Child::new(pid, pidfd, channel, StartMethod::Forkserver);
+        state.adopt(&child)?;
+        match self.spare {
+            Spare::NotWanted => self.spare = Spare::None,
+            Spare::None | Spare::Asked(_) => self.ask_for_spare(),
+        }
+        Ok(child)
+    }
+
+    /// The process made ahead, known to the supervisor from now on.
+    fn take_spare(&mut self, state: &'static State) -> Result<Option<Child>, Failure> {
+        let Spare::Asked(_) = self.spare else { return Ok(None) };
+        let Spare::Asked(channel) = std::mem::replace(&mut self.spare, Spare::None) else { return Ok(None) };
+        match self.answer() {
+            Ok((pid, pidfd)) => {
+                let spare = Child::new(pid, pidfd, channel, StartMethod::Forkserver);
+                state.adopt(&spare)?;
+                Ok(Some(spare))
+            }
+            // Asked again for one that is needed now, it says so again.
+            Err(MakeError::Gone | MakeError::Clone(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Without descriptors for it there is no spare.
+    fn ask_for_spare(&mut self) {
+        if let Ok((channel, theirs)) = Channel::pair() {
+            self.ask(&theirs);
+            self.spare = Spare::Asked(channel);
+        }
+    }
+
+    /// Asks for a process at the other end of `theirs`. One request is under way at a time.
+    fn ask(&self, theirs: &OwnedFd) {
+        self.cell.clear();
+        // If the zygote is dead, the answer says so.
+        let _ = self.zygote.channel().send(tag::MAKE, &[], &[theirs.as_fd()]);
+    }
+
+    /// Id and descriptor of the process asked for.
+    fn answer(&self) -> Result<(u32, OwnedFd), MakeError> {
+        match self.zygote.channel().receive_soon(SPIN) {
+            Ok(Some(message)) => decode_made(message).map_err(|error| MakeError::Os(error.into()))?,
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(MakeError::Os(error)),
+            // The zygote died. If it was after `clone3`, the kernel left the id in the cell, and the process is our child.
+            Ok(None) | Err(_) => {
+                self.wait_for_end().map_err(MakeError::Os)?;
+                let pid = self.cell.pid().ok_or(MakeError::Gone)?.get();
+                // Cleared, so that the next answer from this dead zygote is not the same process.
+                self.cell.clear();
+                Ok((pid, pidfd::open(pid).map_err(MakeError::Os)?))
+            }
+        }
+    }
+
+    /// Its end alone makes the cell final: the channel's end may come before it. And a zygote that closed its channel
+    /// without ending is of no use.
+    fn wait_for_end(&self) -> io::Result<ExitStatus> {
+        self.zygote.signal(Signal::KILL)?;
+        loop {
+            match self.zygote.wait(Deadline::NEVER) {
+                Ok(Some(status)) => return Ok(status),
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+fn decode_made(mut message: Message) -> Result<Result<(u32, OwnedFd), MakeError>, WireError> {
+    let number = Reader::new(&message.payload.head).u32()?;
+    match message.tag {
+        tag::MADE => Ok(Ok((number, message.payload.fds.pop().ok_or(WireError)?))),
+        tag::NO_CLONE => Ok(Err(MakeError::Clone(io::Error::from_raw_os_error(number.cast_signed())))),
+        _ => Err(WireError),
+    }
+}
