@@ -158,7 +158,7 @@ impl Child {
     /// [`io::ErrorKind::InvalidData`] when it wrote nonsense over its channel.
     pub fn ending(&self, status: ExitStatus) -> io::Result<Ending> {
         let mut ending = Ending::new(status);
-        loop {
+        while ending.outcome.is_none() {
             match self.shared.channel.try_receive() {
                 Ok(Some(message)) => ending.hear(message)?,
                 Ok(None) => return Ok(ending),
@@ -167,6 +167,7 @@ impl Child {
                 Err(error) => return Err(error),
             }
         }
+        Ok(ending)
     }
 
     /// What it wrote so far to a captured stream: 1 is standard output, 2 standard error. `None` when not captured.

@@ -2,7 +2,7 @@
 //!
 //! Once a program has started a second process, the zygote makes one process ahead of its need: a *spare* that waits for its
 //! order. Then a start is one message to a process that is there already, and the next spare is cloned while the first one
-//! runs. (Measured on two processors: half the time of a start and join.)
+//! runs. (Measured on two processors: two thirds of the time of a start and join.)
 
 use std::ffi::OsString;
 use std::io;
