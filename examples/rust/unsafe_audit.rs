@@ -7,7 +7,7 @@
 //! Without a folder it reads the sources of this project's own dependencies, and four files beside this program that no
 //! parser likes. One of them nests so deeply that the parser overflows its stack: that kills the worker, not the job.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -112,19 +112,35 @@ fn default_folders() -> Vec<PathBuf> {
     let cargo = cargo.or_else(|| Some(std::env::home_dir()?.join(".cargo"))).unwrap_or_default();
     let registries = std::fs::read_dir(cargo.join("registry/src")).into_iter().flatten().flatten();
     let registries: Vec<_> = registries.map(|entry| entry.path()).collect();
-    let lock = std::fs::read_to_string(here.join("Cargo.lock")).unwrap_or_default();
-    let field = |package: &str, name: &str| {
-        let line = package.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(" = \""))?;
-        Some(line.trim_end_matches('"').to_owned())
-    };
-    let packages = lock
-        .split("[[package]]")
-        .filter_map(|package| Some(format!("{}-{}", field(package, "name")?, field(package, "version")?)));
+    let packages = dependencies(&std::fs::read_to_string(here.join("Cargo.lock")).unwrap_or_default());
     packages
-        .flat_map(|package| registries.iter().map(move |registry| registry.join(&package)))
+        .iter()
+        .flat_map(|package| registries.iter().map(move |registry| registry.join(package)))
         .chain([here.join("examples/rust/data/unsafe_audit")])
         .filter(|folder| folder.is_dir())
         .collect()
+}
+
+/// `NAME-VERSION` of all that the package `polyproc` depends on, for its examples and tests too, by a `Cargo.lock`.
+fn dependencies(lock: &str) -> BTreeSet<String> {
+    let lock: toml::Table = lock.parse().unwrap_or_default();
+    let packages = lock.get("package").and_then(toml::Value::as_array).cloned().unwrap_or_default();
+    let text = |package: &toml::Value, key: &str| package.get(key).and_then(toml::Value::as_str).map(str::to_owned);
+    let mut found = BTreeSet::new();
+    let mut wanted = vec!["polyproc".to_owned()];
+    while let Some(dependency) = wanted.pop() {
+        // "name", or "name version" where there are several.
+        let (name, version) =
+            dependency.split_once(' ').map_or((&*dependency, None), |(name, version)| (name, Some(version)));
+        for package in packages.iter().filter(|package| text(package, "name").as_deref() == Some(name)) {
+            let own_version = text(package, "version").unwrap_or_default();
+            if version.is_none_or(|version| version == own_version) && found.insert(format!("{name}-{own_version}")) {
+                let further = package.get("dependencies").and_then(toml::Value::as_array);
+                wanted.extend(further.into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)));
+            }
+        }
+    }
+    found
 }
 
 /// The `.rs` files below `folder`, each with the crate it belongs to: the nearest folder above it with a `Cargo.toml`.
@@ -264,6 +280,9 @@ fn main() -> ExitCode {
     }
     let folders = options.folder.map_or_else(default_folders, |folder| vec![folder]);
     let files: Vec<_> = folders.iter().flat_map(|folder| rust_files(folder)).collect();
+    if files.is_empty() {
+        eprintln!("unsafe_audit: there are no .rs files in {folders:?}");
+    }
     let report = match run(&files, options.workers) {
         Ok(report) => report,
         Err(error) => {
