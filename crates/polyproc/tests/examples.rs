@@ -119,6 +119,27 @@ fn the_audit_counts_its_own_data_and_names_what_it_cannot_parse() {
 }
 
 #[test]
+fn ctrl_c_ends_the_audit_with_what_was_counted_so_far() {
+    let program =
+        example("unsafe_audit").arg("--json").stdout(std::process::Stdio::piped()).spawn().expect("it was built");
+    // Its default input takes many times longer than this: until the signal is caught.
+    let catches_sigint = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", program.id())).expect("it runs");
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t")).expect("a line of it");
+        u64::from_str_radix(caught, 16).expect("hexadecimal") & 0b10 != 0
+    };
+    while !catches_sigint() {
+        std::thread::yield_now();
+    }
+    let interrupt = Command::new("kill").args(["-INT", &program.id().to_string()]).status().expect("kill(1)");
+    assert!(interrupt.success());
+    let output = program.wait_with_output().expect("it was started here");
+    assert_eq!(output.status.code(), Some(130));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("a whole report");
+    assert_eq!(report["interrupted"], true);
+}
+
+#[test]
 fn the_audit_refuses_bad_arguments() {
     for (arguments, complaint) in [
         (&["/nonexistent"][..], "/nonexistent is not a folder"),
