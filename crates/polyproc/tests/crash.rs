@@ -144,6 +144,45 @@ fn a_parent_killed_at_any_moment_of_a_start_leaves_nobody() -> TestResult {
 }
 
 #[test]
+fn too_many_open_files_is_an_error_and_nothing_ran_or_is_left() -> TestResult {
+    let _clean = Clean::start();
+    let (mut marks, write) = std::io::pipe()?;
+    let open = i32::try_from(support::descriptors().values().sum::<usize>())?;
+    let mut returned = 0;
+    for room in 0..24 {
+        for method in [StartMethod::Forkserver, StartMethod::Spawn] {
+            let stdout = polyproc::Stdio::Fd(write.try_clone()?.into());
+            let old = limit_descriptors(u64::try_from(open - 8 + room)?);
+            let started = Process::new(leave_a_mark, 7).start_method(method).stdout(stdout).start();
+            limit_descriptors(old);
+            match started {
+                Ok(child) => returned += usize::from(child.join()? == 7),
+                Err(StartError::Os { source, .. }) => assert_eq!(source.raw_os_error(), Some(libc::EMFILE)),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+    drop(write);
+    let mut seen = Vec::new();
+    marks.read_to_end(&mut seen)?;
+    assert_eq!(seen.len(), returned);
+    assert!((4..44).contains(&returned), "{returned} of 48 starts found room");
+    Ok(())
+}
+
+/// Sets how many descriptors this process may have; returns how many it could have before.
+#[expect(unsafe_code, reason = "setrlimit")]
+fn limit_descriptors(count: u64) -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the call fills the structure.
+    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
+    let old = std::mem::replace(&mut limit.rlim_cur, count);
+    // SAFETY: the call reads the structure.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+    old
+}
+
+#[test]
 fn where_clone3_is_refused_processes_are_spawned() -> TestResult {
     fn in_a_sandbox(_: ()) -> Result<(bool, u32), String> {
         refuse_clone3();

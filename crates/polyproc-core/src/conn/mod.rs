@@ -34,6 +34,11 @@ fn header(tag: u8, spilled: bool, len_bytes: usize) -> [u8; HEADER_LEN] {
     header
 }
 
+/// Whether sending or receiving failed because the peer has closed its end or died.
+pub(crate) fn is_peer_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET))
+}
+
 /// A whole message with an empty head.
 pub(crate) const fn bare_message(tag: u8) -> [u8; HEADER_LEN] {
     [tag, 0, 0, 0, 0, 0, 0, 0]

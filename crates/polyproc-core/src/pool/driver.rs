@@ -14,7 +14,7 @@ use super::TaskEnd;
 use super::handle::PoolError;
 use super::scheduler::{Action, Event, Loss, Scheduler, Slot, TaskId};
 use super::task::{decode_outcome, send_task, tag};
-use crate::conn::Message;
+use crate::conn::{Message, is_peer_gone};
 use crate::deadline::Deadline;
 use crate::frame::Payload;
 use crate::prim::Ordering;
@@ -300,7 +300,7 @@ impl Inner {
         match send_task(worker.child.channel(), id.0, &function, &input) {
             Ok(()) => {}
             // The worker is dead: its death is next.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => {}
+            Err(error) if is_peer_gone(&error) => {}
             // No descriptor or memory for it, and the worker never got it: ended by its death, with this reason.
             Err(error) => {
                 task.outcome = Some(Outcome::Refused(format!("the argument could not be sent to a worker: {error}")));

@@ -75,8 +75,9 @@ enum Phase {
     Terminated,
 }
 
-/// So many workers in a row that died before they were ready mean that none will ever be.
-const STILLBORN_LIMIT: usize = 8;
+/// So many deaths in a row before anybody was ready, for each worker, mean that none will ever be. Many, as somebody who
+/// kills workers at random kills new ones too.
+const STILLBORN_LIMIT: usize = 50;
 
 /// The state. See the module's text.
 #[derive(Debug)]
@@ -147,7 +148,7 @@ impl Scheduler {
             Phase::Closed => !self.queue.is_empty(),
             Phase::Terminated => false,
         };
-        if needed && was != Worker::Gone && self.stillborn < STILLBORN_LIMIT {
+        if needed && was != Worker::Gone && self.stillborn < STILLBORN_LIMIT * self.workers.len() {
             self.workers[slot.0] = Worker::Starting;
             actions.push(Action::Start(slot));
         }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 
 use super::task::{decode_task, send_outcome, tag};
-use crate::conn::{Channel, Message};
+use crate::conn::{Channel, Message, is_peer_gone};
 use crate::frame::Payload;
 use crate::frame::wire::Reader;
 use crate::process::{Function, Outcome, ResolvedFunction, panic};
@@ -42,7 +42,7 @@ fn answer(channel: &Channel, known: &mut Known, message: Message) -> io::Result<
     };
     match send_outcome(channel, task, &outcome) {
         // Too many descriptors, or no memory for the answer: the task fails, the worker lives.
-        Err(error) if !matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => {
+        Err(error) if !is_peer_gone(&error) => {
             let why = format!("the result could not be sent to the parent: {error}");
             send_outcome(channel, task, &Outcome::Refused(why))
         }

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use super::current::set_current;
 use super::order::{EnvDelta, Order, Work};
 use super::{Current, Function, Handler, Outcome, Parent, panic};
-use crate::conn::Channel;
+use crate::conn::{Channel, is_peer_gone};
 use crate::frame::Payload;
 use crate::frame::wire::WireError;
 use crate::sys::{bootstrap, clone, fd, life, signal};
@@ -152,7 +152,7 @@ fn report(outcome: &Outcome, channel: &Channel) -> i32 {
     match outcome.send(channel) {
         Ok(()) => outcome.exit_code(),
         // The parent is gone, and with it whoever would read more than the code.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => outcome.exit_code(),
+        Err(error) if is_peer_gone(&error) => outcome.exit_code(),
         Err(error) => {
             let why = format!("the result could not be sent to the parent: {error}");
             let refused = Outcome::Refused(why);

@@ -14,7 +14,7 @@ use super::order::Order;
 use super::state::lock;
 use super::zygote::tag;
 use super::{Child, ExitStatus, Signal, StartError, StartMethod, State};
-use crate::conn::{Channel, Message};
+use crate::conn::{Channel, Message, is_peer_gone};
 use crate::deadline::Deadline;
 use crate::frame::Payload;
 use crate::frame::wire::{Reader, WireError, Writer};
@@ -194,25 +194,25 @@ impl Server {
         request.order.env = super::start::delta(&self.env, request.env);
         let other_dir = request.current_dir.filter(|path| Some(*path) != self.current_dir.as_ref());
         request.order.current_dir = other_dir.map(|path| path.clone().into());
-        let tell = |channel: &Channel| request.order.send(channel, request.stdio, request.input);
-        let refused = os("sending a new process its argument");
-        if let Some(spare) = self.take_spare(state)? {
-            match tell(spare.channel()) {
-                Ok(()) => {
-                    self.ask_for_spare();
-                    return Ok(spare);
-                }
-                // Somebody killed it while it waited; the supervisor reaps it.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => {}
-                Err(error) => return Err(refused(error).into()),
+        let tell = |child: &Child| match request.order.send(child.channel(), request.stdio, request.input) {
+            Ok(()) => Ok(true),
+            Err(error) if is_peer_gone(&error) => Ok(false),
+            Err(error) => Err(os("sending a new process its argument")(error)),
+        };
+        let spare = self.take_spare(state)?;
+        let child = match spare {
+            Some(spare) if tell(&spare)? => spare,
+            // None, or somebody killed it while it waited: the supervisor reaps it.
+            _ => {
+                let (channel, theirs) = Channel::pair().map_err(os("making a channel"))?;
+                self.ask(&theirs);
+                drop(theirs);
+                let child = self.adopt(state, channel)?;
+                // If somebody has killed it already, joining it says so.
+                tell(&child)?;
+                child
             }
-        }
-        let (channel, theirs) = Channel::pair().map_err(os("making a channel"))?;
-        tell(&channel).map_err(refused)?;
-        self.ask(&theirs);
-        let (pid, pidfd) = self.answer()?;
-        let child = Child::new(pid, pidfd, channel, StartMethod::Forkserver);
-        state.adopt(&child)?;
+        };
         match self.spare {
             Spare::NotWanted => self.spare = Spare::None,
             Spare::None | Spare::Asked(_) => self.ask_for_spare(),
@@ -220,19 +220,23 @@ impl Server {
         Ok(child)
     }
 
-    /// The process made ahead, known to the supervisor from now on.
+    /// The process asked for, known to the supervisor from now on.
+    fn adopt(&self, state: &'static State, channel: Channel) -> Result<Child, Failure> {
+        let (pid, pidfd) = self.answer()?;
+        let child = Child::new(pid, pidfd, channel, StartMethod::Forkserver);
+        state.adopt(&child)?;
+        Ok(child)
+    }
+
+    /// The process made ahead, if there is one.
     fn take_spare(&mut self, state: &'static State) -> Result<Option<Child>, Failure> {
         let Spare::Asked(_) = self.spare else { return Ok(None) };
         let Spare::Asked(channel) = std::mem::replace(&mut self.spare, Spare::None) else { return Ok(None) };
-        match self.answer() {
-            Ok((pid, pidfd)) => {
-                let spare = Child::new(pid, pidfd, channel, StartMethod::Forkserver);
-                state.adopt(&spare)?;
-                Ok(Some(spare))
-            }
+        match self.adopt(state, channel) {
+            Ok(spare) => Ok(Some(spare)),
             // Asked again for one that is needed now, it says so again.
-            Err(MakeError::Gone | MakeError::Clone(_)) => Ok(None),
-            Err(error) => Err(error.into()),
+            Err(Failure::Make(MakeError::Gone | MakeError::Clone(_))) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -251,18 +255,31 @@ impl Server {
         let _ = self.zygote.channel().send(tag::MAKE, &[], &[theirs.as_fd()]);
     }
 
-    /// Id and descriptor of the process asked for.
+    /// Id and descriptor of the process asked for. It has no order yet: without one it ends when its channel closes.
     fn answer(&self) -> Result<(u32, OwnedFd), MakeError> {
-        match self.zygote.channel().receive_soon(SPIN) {
-            Ok(Some(message)) => decode_made(message).map_err(|error| MakeError::Os(error.into()))?,
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(MakeError::Os(error)),
-            // The zygote died. If it was after `clone3`, the kernel left the id in the cell, and the process is our child.
-            Ok(None) | Err(_) => {
-                self.wait_for_end().map_err(MakeError::Os)?;
-                let pid = self.cell.pid().ok_or(MakeError::Gone)?.get();
-                // Cleared, so that the next answer from this dead zygote is not the same process.
-                self.cell.clear();
-                Ok((pid, pidfd::open(pid).map_err(MakeError::Os)?))
+        let failure = match self.zygote.channel().receive_soon(SPIN) {
+            Ok(Some(message)) => match decode_made(message) {
+                Ok(answer) => return answer,
+                Err(error) => Some(error.into()),
+            },
+            Ok(None) => None,
+            Err(error) if is_peer_gone(&error) => None,
+            Err(error) => Some(error),
+        };
+        // The zygote is dead, or out of step with us. If it came past `clone3`, the kernel left the id of a process in the
+        // cell that is our child.
+        self.wait_for_end().map_err(MakeError::Os)?;
+        let made = self.cell.pid();
+        self.cell.clear(); // so that the next answer from this dead zygote is not the same process
+        match (made, failure) {
+            (Some(pid), None) => pidfd::open_or_end(pid.get()).map(|pidfd| (pid.get(), pidfd)).map_err(MakeError::Os),
+            (None, None) => Err(MakeError::Gone),
+            // There is no descriptor for it: too many are open.
+            (made, Some(error)) => {
+                if let Some(pid) = made {
+                    pidfd::end(pid.get());
+                }
+                Err(MakeError::Os(error))
             }
         }
     }

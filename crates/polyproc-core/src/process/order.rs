@@ -1,4 +1,4 @@
-//! What a new process is told, in one message that waits in its channel before the process exists.
+//! What a new process is told, in one message over its channel.
 //!
 //! The message's descriptors are standard input, output and error, then those of the argument.
 

@@ -16,7 +16,7 @@ use super::state::lock;
 use super::{
     Child, Current, EnvChange, Function, FunctionError, Parent, Settings, StartMethod, State, Stdio, current, enter,
 };
-use crate::conn::Channel;
+use crate::conn::{Channel, is_peer_gone};
 use crate::deadline::Deadline;
 use crate::frame::Payload;
 use crate::prim::Ordering;
@@ -190,8 +190,14 @@ fn start_program(
             let (channel, theirs) = Channel::pair().map_err(os("making a channel"))?;
             order.env = Vec::new();
             order.current_dir = current_dir.map(Into::into);
-            order.send(&channel, &stdio, input).map_err(os("sending a new process its argument"))?;
-            execute(state, Role::Process, env, channel, vec![theirs])?
+            let child = execute(state, Role::Process, env, channel, vec![theirs])?;
+            match order.send(child.channel(), &stdio, input) {
+                Ok(()) => {}
+                // If somebody has killed it already, joining it says so.
+                Err(error) if is_peer_gone(&error) => {}
+                Err(error) => return Err(os("sending a new process its argument")(error)),
+            }
+            child
         }
     };
     child.introduce(Facts { name: order.who.name, daemon: order.who.daemon, captured });
@@ -219,7 +225,7 @@ pub(super) fn execute(
 
 /// The child `pid` of this process, known to the supervisor from now on.
 fn known(state: &'static State, pid: u32, channel: Channel, method: StartMethod) -> Result<Child, StartError> {
-    let pidfd = pidfd::open(pid).map_err(os("opening a process descriptor (pidfd_open, Linux 5.3)"))?;
+    let pidfd = pidfd::open_or_end(pid).map_err(os("opening a process descriptor (pidfd_open, Linux 5.3)"))?;
     let child = Child::new(pid, pidfd, channel, method);
     state.adopt(&child)?;
     Ok(child)
@@ -258,6 +264,7 @@ fn fork(state: &'static State, who: Current, settings: Settings, job: Job<'_>) -
             enter::run_forked(who, life, &env, current_dir.as_deref().map(Path::as_os_str), &stdio, theirs.into(), job)
         }
         Copied::Parent(pid) => {
+            drop(theirs); // its place in the table of descriptors is that of the process descriptor
             let child = known(state, pid, channel, StartMethod::Fork)?;
             child.introduce(Facts { name: who.name, daemon: who.daemon, captured });
             Ok(child)

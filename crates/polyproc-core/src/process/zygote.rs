@@ -3,8 +3,8 @@
 //!
 //! The zygote is this program, executed anew and taken over before `main`. It has one thread and runs no user code but
 //! `preload`. A request is one message with the new process's end of a channel; the zygote answers with the id and
-//! descriptor of a new process, which is a child of the *requester* (`CLONE_PARENT`). What the process is to do waits in
-//! its channel: the zygote never sees it.
+//! descriptor of a new process, which is a child of the *requester* (`CLONE_PARENT`). What the process is to do comes over
+//! its own channel: the zygote never sees it.
 //!
 //! | tag | direction | head | descriptors |
 //! |---|---|---|---|

@@ -15,6 +15,19 @@ pub(crate) fn open(pid: u32) -> io::Result<OwnedFd> {
     Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
 }
 
+/// As [`open`]; a process that there is no descriptor for is ended.
+pub(crate) fn open_or_end(pid: u32) -> io::Result<OwnedFd> {
+    open(pid).inspect_err(|_| end(pid))
+}
+
+/// Kills and reaps the process `pid`: a child of ours that nobody has reaped.
+pub(crate) fn end(pid: u32) {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
+    // Both fail only when it is gone and reaped, which is what the caller wants.
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    let _ = rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED));
+}
+
 /// Sends a signal; a process that has ended already takes none, which is no error.
 pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
     // SAFETY: the call takes numbers and a null pointer, which it allows.
