@@ -450,3 +450,14 @@ pub fn set_forkserver_preload<A: Transfer>(function: fn(A), argument: A) -> Resu
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_test_may_start_processes() {
+        let child = Process::new(|text: String| text.len(), "four".to_owned()).start().expect("it can be started");
+        assert_eq!(child.join().expect("it returns"), 4);
+    }
+}

@@ -13,7 +13,7 @@ use crate::frame::Payload;
 use crate::frame::wire::WireError;
 use crate::sys::{bootstrap, clone, fd, life, signal};
 
-/// Runs this process, which was executed or cloned for it: the order waits in `channel`.
+/// Runs this process, which was executed or cloned for it: the order comes over `channel`.
 pub(crate) fn run(channel: Channel) -> io::Result<Infallible> {
     let Some(message) = channel.receive()? else {
         clone::exit_now(0) // the parent was gone before it said what to do
