@@ -47,7 +47,7 @@ fn children_outlive_a_killed_forkserver() -> TestResult {
 }
 
 /// Writes one byte to standard output: the count of bytes is the count of runs.
-fn leave_a_mark(n: u32) -> u32 {
+fn leave_a_mark((n, _): (u32, Vec<u8>)) -> u32 {
     std::io::Write::write_all(&mut std::io::stdout(), b".").expect("a pipe");
     std::io::Write::flush(&mut std::io::stdout()).expect("a pipe");
     n
@@ -73,7 +73,8 @@ fn a_forkserver_killed_at_any_moment_of_a_start_loses_and_doubles_nothing() -> T
     });
     let (mut ran, mut killed) = (0, 0);
     for n in 0..300u32 {
-        match Process::new(leave_a_mark, n).stdout(polyproc::Stdio::Fd(write.try_clone()?.into())).start() {
+        match Process::new(leave_a_mark, (n, Vec::new())).stdout(polyproc::Stdio::Fd(write.try_clone()?.into())).start()
+        {
             Ok(child) => match child.join() {
                 Ok(result) => ran += usize::from(result == n),
                 // For a moment a new process bears the name of the fork server, by which the killer finds its victims.
@@ -153,7 +154,9 @@ fn too_many_open_files_is_an_error_and_nothing_ran_or_is_left() -> TestResult {
         for method in [StartMethod::Forkserver, StartMethod::Spawn] {
             let stdout = polyproc::Stdio::Fd(write.try_clone()?.into());
             let old = limit_descriptors(u64::try_from(open - 8 + room)?);
-            let started = Process::new(leave_a_mark, 7).start_method(method).stdout(stdout).start();
+            // A large argument needs a descriptor of its own.
+            let argument = (7, vec![0; if room % 2 == 0 { 0 } else { 100_000 }]);
+            let started = Process::new(leave_a_mark, argument).start_method(method).stdout(stdout).start();
             limit_descriptors(old);
             match started {
                 Ok(child) => returned += usize::from(child.join()? == 7),

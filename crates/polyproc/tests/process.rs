@@ -394,7 +394,13 @@ fn a_preloaded_value_is_shared_by_all_children() -> TestResult {
     assert!(TABLE.get().is_none());
     // Another one takes the place of the first.
     polyproc::set_forkserver_preload(fill, 5)?;
-    assert_eq!(Process::new(|()| TABLE.get().map(|(_, table)| table.len()), ()).start()?.join()?, Some(5));
+    for _ in 0..3 {
+        assert_eq!(Process::new(|()| TABLE.get().map(|(_, table)| table.len()), ()).start()?.join()?, Some(5));
+    }
+    // And so on, with a process made ahead; nothing is left of the ones before.
+    polyproc::set_forkserver_preload(fill, 6)?;
+    assert_eq!(Process::new(|()| TABLE.get().map(|(_, table)| table.len()), ()).start()?.join()?, Some(6));
+    support::wait_until(support::is_childless);
     Ok(())
 }
 

@@ -110,7 +110,7 @@ impl Forkserver {
                     if !matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL)) {
                         return Err(os("clone3 in the fork server")(error));
                     }
-                    self.retire();
+                    self.retire(state);
                     *self = Self::Refused;
                 }
                 Err(Failure::Make(MakeError::Os(error))) => {
@@ -124,10 +124,12 @@ impl Forkserver {
     }
 
     /// Ends the zygote, which has nothing to lose; the next start makes another.
-    pub(super) fn retire(&mut self) {
-        if let Self::Running(server) = std::mem::take(self) {
-            // It ends by itself too, as a spare does, when its channel closes.
-            let _ = server.zygote.signal(Signal::KILL);
+    pub(super) fn retire(&mut self, state: &'static State) {
+        if let Self::Running(mut server) = std::mem::take(self) {
+            if let Ok(Some(spare)) = server.take_spare(state) {
+                discard(&spare);
+            }
+            discard(&server.zygote);
         }
     }
 }
@@ -187,6 +189,7 @@ impl Server {
                 return Err(if preloads { StartError::Preload { why } } else { StartError::Forkserver { why } });
             }
         };
+        discard(&self.zygote);
         Err(StartError::Os { doing: "starting the fork server", source })
     }
 
@@ -197,7 +200,10 @@ impl Server {
         let tell = |child: &Child| match request.order.send(child.channel(), request.stdio, request.input) {
             Ok(()) => Ok(true),
             Err(error) if is_peer_gone(&error) => Ok(false),
-            Err(error) => Err(os("sending a new process its argument")(error)),
+            Err(error) => {
+                discard(child);
+                Err(os("sending a new process its argument")(error))
+            }
         };
         let spare = self.take_spare(state)?;
         let child = match spare {
@@ -255,7 +261,7 @@ impl Server {
         let _ = self.zygote.channel().send(tag::MAKE, &[], &[theirs.as_fd()]);
     }
 
-    /// Id and descriptor of the process asked for. It has no order yet: without one it ends when its channel closes.
+    /// Id and descriptor of the process asked for. It has no order yet.
     fn answer(&self) -> Result<(u32, OwnedFd), MakeError> {
         let failure = match self.zygote.channel().receive_soon(SPIN) {
             Ok(Some(message)) => match decode_made(message) {
@@ -297,6 +303,12 @@ impl Server {
             }
         }
     }
+}
+
+/// Ends a process that has nothing to lose; the supervisor reaps it.
+pub(super) fn discard(child: &Child) {
+    // Fails only when it has ended.
+    let _ = child.signal(Signal::KILL);
 }
 
 fn decode_made(mut message: Message) -> Result<Result<(u32, OwnedFd), MakeError>, WireError> {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use super::child::Facts;
-use super::forkserver::Request;
+use super::forkserver::{Request, discard};
 use super::order::{EnvDelta, Order, Work};
 use super::state::lock;
 use super::{
@@ -118,7 +118,7 @@ pub fn set_executable(path: impl Into<OsString>) {
 pub fn set_preload(function: Function, input: Payload) {
     let state = State::current();
     *lock(&state.preload) = Some((function, input));
-    lock(&state.forkserver).retire(); // the next one starts with the new function
+    lock(&state.forkserver).retire(state); // the next one starts with the new function
 }
 
 /// Starts a process that runs `job`.
@@ -195,7 +195,10 @@ fn start_program(
                 Ok(()) => {}
                 // If somebody has killed it already, joining it says so.
                 Err(error) if is_peer_gone(&error) => {}
-                Err(error) => return Err(os("sending a new process its argument")(error)),
+                Err(error) => {
+                    discard(&child);
+                    return Err(os("sending a new process its argument")(error));
+                }
             }
             child
         }
