@@ -5,7 +5,8 @@
 //! tells the load addresses; the linker's build id (note `NT_GNU_BUILD_ID` of the ELF `PT_NOTE` segment) tells builds apart.
 
 use std::ffi::{CStr, CString, c_int, c_void};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
+use std::sync::OnceLock;
 
 const NT_GNU_BUILD_ID: u32 = 3;
 
@@ -78,11 +79,15 @@ impl Image<'_> {
         self.headers.iter().filter(move |header| header.p_type == kind)
     }
 
-    fn has_code_at(&self, address: usize) -> bool {
-        self.segments(libc::PT_LOAD).filter(|header| header.p_flags & libc::PF_X != 0).any(|header| {
+    fn code_segments(&self) -> impl Iterator<Item = Range<usize>> {
+        self.segments(libc::PT_LOAD).filter(|header| header.p_flags & libc::PF_X != 0).map(|header| {
             let start = self.base.wrapping_add(to_usize(header.p_vaddr));
-            (start..start.wrapping_add(to_usize(header.p_memsz))).contains(&address)
+            start..start.wrapping_add(to_usize(header.p_memsz))
         })
+    }
+
+    fn has_code_at(&self, address: usize) -> bool {
+        self.code_segments().any(|segment| segment.contains(&address))
     }
 
     /// The bytes of one loaded segment.
@@ -97,9 +102,61 @@ impl Image<'_> {
         self.segments(libc::PT_NOTE).find_map(|header| find_build_id(self.bytes(header))).unwrap_or_default()
     }
 
-    fn display_name(&self) -> String {
-        if self.is_main() { "of the program".to_owned() } else { self.name.to_string_lossy().into_owned() }
+    fn code(&self) -> Code {
+        Code {
+            library: (!self.is_main()).then(|| self.name.to_owned()),
+            base: self.base,
+            segments: self.code_segments().collect(),
+            build_id: self.build_id(),
+        }
     }
+}
+
+/// What is to be known of an image to name its functions and to find them.
+#[derive(Debug)]
+struct Code {
+    library: Option<CString>,
+    base: usize,
+    segments: Vec<Range<usize>>,
+    build_id: Vec<u8>,
+}
+
+impl Code {
+    fn contains(&self, address: usize) -> bool {
+        self.segments.iter().any(|segment| segment.contains(&address))
+    }
+
+    fn locate(&self, address: usize) -> Option<Location> {
+        let offset = address.wrapping_sub(self.base) as u64;
+        self.contains(address).then(|| Location {
+            library: self.library.clone(),
+            offset,
+            build_id: self.build_id.clone(),
+        })
+    }
+
+    fn resolve(&self, location: &Location) -> Result<usize, FunctionError> {
+        let path = || match &self.library {
+            Some(path) => path.to_string_lossy().into_owned(),
+            None => "of the program".to_owned(),
+        };
+        let address = self.base.wrapping_add(to_usize(location.offset));
+        if self.build_id != location.build_id {
+            return Err(FunctionError::OtherBuild { path: path() });
+        }
+        if !self.contains(address) {
+            return Err(FunctionError::NotCode { path: path(), offset: location.offset });
+        }
+        Ok(address)
+    }
+}
+
+/// The program itself, looked up once: it stays where it is. A child of the zygote finds it known.
+fn program() -> &'static Code {
+    static PROGRAM: OnceLock<Code> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        find_image(|image| ControlFlow::Break(image.code())).expect("the dynamic linker shows the program first")
+    })
 }
 
 fn to_usize(value: u64) -> usize {
@@ -163,31 +220,34 @@ fn find_image<T>(visit: impl FnMut(&Image<'_>) -> ControlFlow<T>) -> Option<T> {
 
 /// Names `address` so that a process with the same images can [`resolve`] it.
 pub(crate) fn locate(address: usize) -> Result<Location, FunctionError> {
-    let location = find_image(|image| {
-        if !image.has_code_at(address) {
-            return ControlFlow::Continue(());
-        }
-        ControlFlow::Break(Location {
-            library: (!image.is_main()).then(|| image.name.to_owned()),
-            offset: address.wrapping_sub(image.base) as u64,
-            build_id: image.build_id(),
-        })
-    })
-    .ok_or(FunctionError::NotInAnImage { address })?;
-    match &location.library {
-        Some(path) if location.build_id.is_empty() => {
+    if let Some(location) = program().locate(address) {
+        return Ok(location);
+    }
+    let library = find_image(|image| match image.has_code_at(address) {
+        true => ControlFlow::Break(image.code()),
+        false => ControlFlow::Continue(()),
+    });
+    match library.and_then(|library| library.locate(address)) {
+        None => Err(FunctionError::NotInAnImage { address }),
+        Some(Location { library: Some(path), build_id, .. }) if build_id.is_empty() => {
             Err(FunctionError::NoBuildId { path: path.to_string_lossy().into_owned() })
         }
-        _ => Ok(location),
+        Some(location) => Ok(location),
     }
 }
 
 /// The address in this process that `location` names; loads the library when it is not there yet.
 pub(crate) fn resolve(location: &Location) -> Result<usize, FunctionError> {
-    if let Some(address) = resolve_loaded(location) {
-        return address;
+    let Some(path) = location.library.as_deref() else { return program().resolve(location) };
+    let loaded = || {
+        find_image(|image| match !image.is_main() && image.name == path {
+            true => ControlFlow::Break(image.code()),
+            false => ControlFlow::Continue(()),
+        })
+    };
+    if let Some(library) = loaded() {
+        return library.resolve(location);
     }
-    let path = location.library.as_deref().unwrap_or_default();
     // SAFETY: `path` is a C string; the library's constructors run, as they did in the parent, which runs its code.
     let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
     let not_loadable = |reason| FunctionError::NotLoadable { path: path.to_string_lossy().into_owned(), reason };
@@ -198,51 +258,23 @@ pub(crate) fn resolve(location: &Location) -> Result<usize, FunctionError> {
         let reason = unsafe { CStr::from_ptr(reason) };
         return Err(not_loadable(reason.to_string_lossy().into_owned()));
     }
-    resolve_loaded(location).unwrap_or_else(|| Err(not_loadable("it was loaded under another name".to_owned())))
-}
-
-/// `None` when the image is not loaded.
-fn resolve_loaded(location: &Location) -> Option<Result<usize, FunctionError>> {
-    find_image(|image| {
-        let wanted = match &location.library {
-            None => image.is_main(),
-            Some(path) => !image.is_main() && image.name == path.as_c_str(),
-        };
-        if !wanted {
-            return ControlFlow::Continue(());
-        }
-        let path = image.display_name();
-        let address = image.base.wrapping_add(to_usize(location.offset));
-        ControlFlow::Break(if image.build_id() != location.build_id {
-            Err(FunctionError::OtherBuild { path })
-        } else if !image.has_code_at(address) {
-            Err(FunctionError::NotCode { path, offset: location.offset })
-        } else {
-            Ok(address)
-        })
-    })
+    loaded().ok_or_else(|| not_loadable("it was loaded under another name".to_owned()))?.resolve(location)
 }
 
 /// The addresses of the code of the program and of libc, which all children run.
-pub(crate) fn common_code() -> Vec<std::ops::Range<u64>> {
-    let mut segments = Vec::new();
-    find_image(|image| {
-        if image.is_main() || image.has_code_at(libc::malloc as *const () as usize) {
-            let code = image.segments(libc::PT_LOAD).filter(|header| header.p_flags & libc::PF_X != 0);
-            segments.extend(code.map(|header| {
-                let start = image.base as u64 + header.p_vaddr;
-                start..start + header.p_filesz
-            }));
-        }
-        ControlFlow::<()>::Continue(())
+pub(crate) fn common_code() -> Vec<Range<usize>> {
+    let libc = find_image(|image| match image.has_code_at(libc::malloc as *const () as usize) {
+        true => ControlFlow::Break(image.code()),
+        false => ControlFlow::Continue(()),
     });
-    segments
+    // One and the same in a static program: looked at twice, changed once.
+    program().segments.iter().cloned().chain(libc.into_iter().flat_map(|libc| libc.segments)).collect()
 }
 
 /// Whether `address` belongs to the program itself, not to a shared library.
 #[cfg(feature = "auto-init")]
 pub(crate) fn is_in_program(address: usize) -> bool {
-    find_image(|image| ControlFlow::Break(image.has_code_at(address))).unwrap_or(false)
+    program().contains(address)
 }
 
 /// A constructor as the dynamic linker calls it: `argc`, `argv`, `envp`.

@@ -26,12 +26,13 @@ pub(crate) fn keep_mapped_in_children() {
     let open = |path, write| File::options().read(true).write(write).open(path);
     let (Ok(memory), Ok(pagemap)) = (open("/proc/self/mem", true), open("/proc/self/pagemap", false)) else { return };
     for segment in super::image::common_code() {
-        let pages = segment.start / PAGE_LEN_BYTES..segment.end.div_ceil(PAGE_LEN_BYTES);
+        let (start, end) = (segment.start as u64, segment.end as u64);
+        let pages = start / PAGE_LEN_BYTES..end.div_ceil(PAGE_LEN_BYTES);
         let mut byte = [0];
         // A changed page (a breakpoint, a hook, a text relocation) must not fall back to what the file holds.
-        if is_unchanged(&pagemap, &pages) && memory.read_exact_at(&mut byte, segment.start).is_ok() {
+        if is_unchanged(&pagemap, &pages) && memory.read_exact_at(&mut byte, start).is_ok() {
             // An error means that a hardened kernel refuses.
-            if memory.write_all_at(&byte, segment.start).is_ok() {
+            if memory.write_all_at(&byte, start).is_ok() {
                 drop_entries(&pages);
             }
         }
