@@ -290,6 +290,10 @@ fn environment_and_folder_are_the_parents_of_now_and_can_be_changed() -> TestRes
         let (vars, _) = process().env("GONE", "1").env_clear().env("ONLY", "2").start()?.join()?;
         assert_eq!(vars, BTreeMap::from([("ONLY".to_owned(), "2".to_owned())]));
 
+        for (name, value) in [("", "x"), ("A=B", "x"), ("A\0", "x"), ("A", "x\0")] {
+            let refused = process().env(name, value).start();
+            assert!(matches!(refused, Err(StartError::Env { .. })), "{refused:?}");
+        }
         let nowhere = process().current_dir("/nonexistent").start();
         assert!(matches!(nowhere, Err(StartError::CurrentDir { .. })), "{nowhere:?}");
     }

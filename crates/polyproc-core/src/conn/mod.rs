@@ -97,17 +97,16 @@ impl Channel {
         decode(rustix::io::retry_on_intr(|| socket::receive(self.as_fd(), true))?)
     }
 
-    /// As [`Channel::receive`], for an answer that comes within about `spin`: looks for so long before it sleeps, unless
-    /// the answering process needs this one's processor.
+    /// As [`Channel::try_receive`], for an answer that comes within about `spin`: looks again for so long, unless the
+    /// answering process needs this one's processor.
     ///
     /// # Errors
-    /// As [`Channel::receive`].
-    pub(crate) fn receive_soon(&self, spin: Duration) -> io::Result<Option<Message>> {
+    /// [`io::ErrorKind::WouldBlock`] when nothing came.
+    pub(crate) fn try_receive_for(&self, spin: Duration) -> io::Result<Option<Message>> {
         let deadline = Deadline::after(if *HAS_SPARE_PROCESSOR { spin } else { Duration::ZERO });
         loop {
             match self.try_receive() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && !deadline.has_passed() => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return self.receive(),
                 other => return other,
             }
         }

@@ -30,7 +30,9 @@ pub(crate) fn run(channel: Channel) -> io::Result<Infallible> {
     signal::unblock_all();
     signal::report_overflow_to(channel.as_fd());
     let channel = panic::report_to(channel);
-    let stdio = stdio.map(Some);
+    // Where standard streams are closed, what was received may have their numbers, and would be overwritten in its turn.
+    let [stdin, stdout, stderr] = stdio.map(fd::above_standard);
+    let stdio = [Some(stdin?), Some(stdout?), Some(stderr?)];
     let set_up = set_up(order.who, &order.env, order.current_dir.as_deref(), &stdio);
     drop(stdio);
     let outcome = match (set_up, order.work) {
@@ -54,9 +56,12 @@ pub(crate) fn run_forked(
     channel: Channel,
     job: impl FnOnce() -> Result<Payload, Payload>,
 ) -> ! {
-    if let Some(life) = life {
-        die_with_parent(life.die_with_parent());
+    match life {
+        Some(life) if who.bound => die_with_parent(life.die_with_parent()),
+        Some(life) => life.close_copies(),
+        None => {}
     }
+    signal::report_overflow_to(channel.as_fd());
     let channel = panic::report_to(channel);
     panic::install_hook(true);
     let outcome = match set_up(who, env, current_dir, stdio) {

@@ -20,7 +20,7 @@ use crate::frame::Payload;
 use crate::frame::wire::{Reader, WireError, Writer};
 use crate::sys::bootstrap::Role;
 use crate::sys::cell::PidCell;
-use crate::sys::pidfd;
+use crate::sys::{pidfd, watch};
 
 /// How long the requester looks for an answer before it sleeps: about what the kernel takes to clone the zygote. Waking it
 /// would keep the zygote, and behind it the new process, from running.
@@ -173,7 +173,8 @@ impl Server {
             fds.extend(input.fds.iter().map(AsFd::as_fd));
         }
         let channel = self.zygote.channel();
-        let source = match channel.send(tag::PRELOAD, &head.into_bytes(), &fds).and_then(|()| channel.receive()) {
+        let source = match channel.send(tag::PRELOAD, &head.into_bytes(), &fds).and_then(|()| self.hear(Duration::ZERO))
+        {
             Ok(Some(message)) if message.tag == tag::READY => return Ok(Some(self)),
             Ok(Some(message)) if message.tag == tag::NO_CLONE => return Ok(None),
             Ok(Some(message)) if message.tag == tag::BAD_PRELOAD => {
@@ -211,7 +212,7 @@ impl Server {
             // None, or somebody killed it while it waited: the supervisor reaps it.
             _ => {
                 let (channel, theirs) = Channel::pair().map_err(os("making a channel"))?;
-                self.ask(&theirs);
+                self.ask(&theirs)?;
                 drop(theirs);
                 let child = self.adopt(state, channel)?;
                 // If somebody has killed it already, joining it says so.
@@ -246,24 +247,49 @@ impl Server {
         }
     }
 
-    /// Without descriptors for it there is no spare.
+    /// Without descriptors or memory for it there is no spare.
     fn ask_for_spare(&mut self) {
-        if let Ok((channel, theirs)) = Channel::pair() {
-            self.ask(&theirs);
+        if let Ok((channel, theirs)) = Channel::pair()
+            && self.ask(&theirs).is_ok()
+        {
             self.spare = Spare::Asked(channel);
         }
     }
 
     /// Asks for a process at the other end of `theirs`. One request is under way at a time.
-    fn ask(&self, theirs: &OwnedFd) {
+    fn ask(&self, theirs: &OwnedFd) -> Result<(), MakeError> {
         self.cell.clear();
-        // If the zygote is dead, the answer says so.
-        let _ = self.zygote.channel().send(tag::MAKE, &[], &[theirs.as_fd()]);
+        match self.zygote.channel().send(tag::MAKE, &[], &[theirs.as_fd()]) {
+            // The zygote is dead: the answer says so, and whether it left a process.
+            Err(error) if is_peer_gone(&error) => Ok(()),
+            sent => sent.map_err(MakeError::Os),
+        }
+    }
+
+    /// The zygote's next message; `None` when it is dead. Its death counts and not only the end of its channel, whose other
+    /// end a process that somebody forked at the wrong moment may hold as well.
+    fn hear(&self, spin: Duration) -> io::Result<Option<Message>> {
+        let channel = self.zygote.channel();
+        let mut heard = channel.try_receive_for(spin);
+        let would_block = |heard: &io::Result<_>| {
+            heard.as_ref().is_err_and(|error: &io::Error| error.kind() == io::ErrorKind::WouldBlock)
+        };
+        while would_block(&heard) {
+            let ready = match watch::readable(&[channel.as_fd(), self.zygote.as_fd()], Deadline::NEVER) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                ready => ready?,
+            };
+            heard = channel.try_receive();
+            if would_block(&heard) && ready.contains(&1) {
+                return Ok(None);
+            }
+        }
+        heard
     }
 
     /// Id and descriptor of the process asked for. It has no order yet.
     fn answer(&self) -> Result<(u32, OwnedFd), MakeError> {
-        let failure = match self.zygote.channel().receive_soon(SPIN) {
+        let failure = match self.hear(SPIN) {
             Ok(Some(message)) => match decode_made(message) {
                 Ok(answer) => return answer,
                 Err(error) => Some(error.into()),

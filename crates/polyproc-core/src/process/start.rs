@@ -1,11 +1,13 @@
 //! The three start methods. `docs/design/start.md` says what a death at each step leaves behind.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -89,6 +91,14 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// The system knows no such environment variable.
+    #[error(
+        "{name:?} cannot be set in the environment: a name is not empty and holds no '=', and neither name nor value holds a NUL byte"
+    )]
+    Env {
+        /// The variable's name.
+        name: OsString,
+    },
     /// The program is ending.
     #[error("cannot start a process while the program is ending")]
     Exiting,
@@ -166,7 +176,8 @@ fn start_program(
     if state.exiting.load(Ordering::Relaxed) {
         return Err(StartError::Exiting);
     }
-    let env = environment(&settings.env);
+    let _starting = lock(&state.starting);
+    let env = environment(&settings.env)?;
     let current_dir = current_dir(settings.current_dir.as_deref())?;
     let (stdio, captured) = streams(settings.stdio)?;
     let stdio = [stdio[0].as_fd(), stdio[1].as_fd(), stdio[2].as_fd()];
@@ -246,25 +257,39 @@ fn fork(state: &'static State, who: Current, settings: Settings, job: Job<'_>) -
         }
     };
     state.supervisor()?; // before threads are counted: this one is ours
-    let threads = clone::thread_count().map_err(os("counting threads in /proc/self/task"))?;
-    let count = threads.saturating_sub(state.own_threads.load(Ordering::Relaxed));
+    let own = state.own_threads.load(Ordering::Relaxed);
+    let threads = clone::settled_thread_count(own + 1).map_err(os("counting threads in /proc/self/task"))?;
+    let count = threads.saturating_sub(own);
     if count > 1 && settings.fork_with_threads.is_none() {
         return Err(StartError::Threads { count });
     }
-    let env = delta(&std::env::vars_os().collect::<Vec<_>>(), &environment(&settings.env));
+    let _starting = lock(&state.starting);
+    let env = delta(&std::env::vars_os().collect::<Vec<_>>(), &environment(&settings.env)?);
     let current_dir = current_dir(settings.current_dir.as_deref())?;
     let inherited = settings.stdio.each_ref().map(|stdio| matches!(stdio, Stdio::Inherit));
     let (stdio, captured) = streams(settings.stdio)?;
-    let life = if who.bound { Some(state.life_pipe().map_err(os("making a pipe"))?) } else { None };
+    let life = match who.bound {
+        true => Some(state.life_pipe().map_err(os("making a pipe"))?),
+        false => state.existing_life_pipe(),
+    };
     let (channel, theirs) = Channel::pair().map_err(os("making a channel"))?;
-    // Else the child would write what this process has not written yet a second time.
-    let _ = io::stdout().flush();
-    match clone::fork().map_err(os("fork"))? {
+    // Flushed, or the child would write a second time what this process has not written yet; and held over the fork, so
+    // that no other thread holds it then and the child can flush its own.
+    let mut stdout = io::stdout().lock();
+    let _ = stdout.flush();
+    let copied = clone::fork();
+    drop(stdout);
+    match copied.map_err(os("fork"))? {
         Copied::Child => {
             drop(channel);
             let mut inherited = inherited.into_iter();
             let stdio = stdio.map(|stream| if inherited.next() == Some(true) { None } else { stream.into_owned() });
-            enter::run_forked(who, life, &env, current_dir.as_deref().map(Path::as_os_str), &stdio, theirs.into(), job)
+            let current_dir = current_dir.as_deref().map(Path::as_os_str);
+            // A panic of ours must not unwind into the caller's frames, which are those of the parent.
+            let _ = catch_unwind(AssertUnwindSafe(|| -> () {
+                enter::run_forked(who, life, &env, current_dir, &stdio, theirs.into(), job)
+            }));
+            clone::exit_now(70) // EX_SOFTWARE
         }
         Copied::Parent(pid) => {
             drop(theirs); // its place in the table of descriptors is that of the process descriptor
@@ -276,9 +301,20 @@ fn fork(state: &'static State, who: Current, settings: Settings, job: Job<'_>) -
 }
 
 /// The environment that a process is to have.
-fn environment(changes: &[EnvChange]) -> Vec<(OsString, OsString)> {
+fn environment(changes: &[EnvChange]) -> Result<Vec<(OsString, OsString)>, StartError> {
     if changes.is_empty() {
-        return std::env::vars_os().collect();
+        return Ok(std::env::vars_os().collect());
+    }
+    let has = |text: &OsStr, bytes: &[u8]| text.as_bytes().iter().any(|byte| bytes.contains(byte));
+    for change in changes {
+        let (name, value) = match change {
+            EnvChange::Clear => continue,
+            EnvChange::Set(name, value) => (name, value.as_os_str()),
+            EnvChange::Remove(name) => (name, OsStr::new("")),
+        };
+        if name.is_empty() || has(name, b"=\0") || has(value, b"\0") {
+            return Err(StartError::Env { name: name.clone() });
+        }
     }
     let mut env: BTreeMap<_, _> = std::env::vars_os().collect();
     for change in changes {
@@ -288,7 +324,7 @@ fn environment(changes: &[EnvChange]) -> Vec<(OsString, OsString)> {
             EnvChange::Remove(name) => _ = env.remove(name),
         }
     }
-    env.into_iter().collect()
+    Ok(env.into_iter().collect())
 }
 
 /// What to change to get from one environment to another.

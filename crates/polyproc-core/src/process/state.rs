@@ -26,6 +26,8 @@ pub(crate) struct State {
     pub(crate) own_threads: AtomicUsize,
     /// The program has begun to end: no new processes.
     pub(crate) exiting: AtomicBool,
+    /// Held while a process is started, so that a fork finds no thread of ours in the middle of std's environment.
+    pub(super) starting: Mutex<()>,
     pub(super) forkserver: Mutex<Forkserver>,
     pub(crate) preload: Mutex<Option<(Function, Payload)>>,
 }
@@ -58,6 +60,7 @@ impl State {
             life_pipe: OnceLock::new(),
             own_threads: AtomicUsize::new(0),
             exiting: AtomicBool::new(false),
+            starting: Mutex::default(),
             forkserver: Mutex::default(),
             preload: Mutex::default(),
         }));
@@ -107,6 +110,11 @@ impl State {
             .and_then(|started| super::exit::register().map(|()| started))
             .map_err(|source| StartError::Os { doing: "starting the supervisor thread", source })?;
         Ok(supervisor.insert(started))
+    }
+
+    /// The pipe of [`State::life_pipe`], if a process needed it before.
+    pub(crate) fn existing_life_pipe(&self) -> Option<&LifePipe> {
+        self.life_pipe.get()
     }
 
     pub(crate) fn life_pipe(&self) -> io::Result<&LifePipe> {

@@ -57,7 +57,7 @@ pub(crate) fn serve(parent_pid: u32, channel: &Channel, cell: &PidCell) -> io::R
         }
     };
     // Whoever reads this program's output to its end must not wait for the zygote; children get the parent's streams.
-    let null = fd::dev_null()?;
+    let null = fd::above_standard(fd::dev_null()?)?;
     (0..=2).try_for_each(|number| fd::set_standard_stream(number, &null))?;
     drop(null);
     warm::keep_mapped_in_children();
@@ -90,7 +90,8 @@ fn encode_errno(error: &io::Error) -> [u8; 4] {
 
 /// Runs the preload function, then looks whether this process can be cloned at all.
 fn prepare(preload: Payload) -> Result<io::Result<SiblingMaker>, String> {
-    if !preload.head.is_empty() {
+    let preloads = !preload.head.is_empty();
+    if preloads {
         let mut from = Reader::new(&preload.head);
         let function = Function::decode(&mut from).map_err(|error| error.to_string())?;
         let function = function.resolve().map_err(|error| error.to_string())?;
@@ -99,8 +100,10 @@ fn prepare(preload: Payload) -> Result<io::Result<SiblingMaker>, String> {
             .map_err(|panic| panic.to_string())?
             .map_err(|_| "the argument of the preload function could not be decoded".to_owned())?;
     }
-    match clone::thread_count() {
+    match clone::settled_thread_count(1) {
         Ok(1) => Ok(SiblingMaker::new()),
+        // A library of the program starts them: such a program cannot be cloned, but it can be executed.
+        Ok(_) if !preloads => Ok(Err(io::Error::from_raw_os_error(libc::EPERM))),
         Ok(threads) => Err(format!(
             "{threads} threads run in the fork server after it was prepared: a process with more than one thread cannot \
              be copied soundly; start threads in the processes instead, or use the start method `spawn`"

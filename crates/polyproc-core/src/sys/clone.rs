@@ -104,8 +104,22 @@ pub(crate) fn exit_now(code: i32) -> ! {
 }
 
 /// Threads of this process, the caller included.
-pub(crate) fn thread_count() -> io::Result<usize> {
+fn thread_count() -> io::Result<usize> {
     Ok(std::fs::read_dir("/proc/self/task")?.count())
+}
+
+/// [`thread_count`], once it is down to `expected` or stays above it: the kernel lists a thread for a moment after it was
+/// joined.
+pub(crate) fn settled_thread_count(expected: usize) -> io::Result<usize> {
+    let mut count = thread_count()?;
+    for _ in 0..20 {
+        if count <= expected {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        count = thread_count()?;
+    }
+    Ok(count)
 }
 
 /// Names this thread for `ps` and `top`, which show 15 bytes of it; a name with a NUL byte is left out.

@@ -49,6 +49,11 @@ pub(crate) fn set_standard_stream(number: RawFd, fd: &OwnedFd) -> io::Result<()>
     Ok(())
 }
 
+/// The same descriptor under a number that is no standard stream's: where those are closed, others take their numbers.
+pub(crate) fn above_standard(fd: OwnedFd) -> io::Result<OwnedFd> {
+    if fd.as_raw_fd() > 2 { Ok(fd) } else { Ok(rustix::io::fcntl_dupfd_cloexec(fd, 3)?) }
+}
+
 /// `/dev/null`, open for reading and writing.
 pub(crate) fn dev_null() -> io::Result<OwnedFd> {
     Ok(File::options().read(true).write(true).open("/dev/null")?.into())

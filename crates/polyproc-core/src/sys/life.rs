@@ -39,6 +39,12 @@ impl LifePipe {
         Ok(Self { read: read.into(), write: write.into() })
     }
 
+    /// In a forked child that is to outlive the parent: what it inherited must not keep others alive.
+    pub(crate) fn close_copies(&self) {
+        super::fd::close_copy(&self.write);
+        super::fd::close_copy(&self.read);
+    }
+
     /// In the forked child: `SIGKILL` for this process when the parent's write end closes. False when it is closed already.
     pub(crate) fn die_with_parent(&self) -> io::Result<bool> {
         super::fd::close_copy(&self.write);
@@ -49,7 +55,8 @@ impl LifePipe {
         fcntl(own.as_fd(), F_SETSIG, libc::SIGKILL)?;
         fcntl(own.as_fd(), libc::F_SETFL, libc::O_ASYNC | libc::O_NONBLOCK)?;
         let mut poll = [PollFd::new(&own, PollFlags::IN)];
-        let closed = rustix::event::poll(&mut poll, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let closed = rustix::io::retry_on_intr(|| rustix::event::poll(&mut poll, Some(&now)))?;
         std::mem::forget(own); // open for as long as the process lives
         Ok(closed == 0)
     }
