@@ -48,6 +48,8 @@ struct Worker {
     key: u64,
     /// What it said last, apart from answers: a stack overflow, or a panic where panics abort.
     last_words: Ending,
+    /// The task that it was given last.
+    held: Option<TaskId>,
 }
 
 struct Inner {
@@ -194,14 +196,24 @@ impl Driver {
         let Some(worker) = &inner.workers[slot.0] else { return };
         let child = worker.child.clone();
         let status = child.try_wait().unwrap_or(Some(ExitStatus::Unknown));
+        if status.is_some() {
+            self.handle(inner, Event::Doomed(slot), ended);
+        }
         loop {
             match child.channel().try_receive() {
                 Ok(Some(message)) => self.on_message(inner, slot, message, ended),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // The answer came with a descriptor for which there is no room: the task has ended, without a result.
+                Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
+                    let why = format!("the result could not be received: {error}");
+                    let Some(held) = inner.workers[slot.0].as_ref().and_then(|worker| worker.held) else { break };
+                    self.finish(inner, slot, held, Outcome::Refused(why), ended);
+                }
                 // It closed its channel or writes nonsense: it is of no use any more, and its death is next.
                 Ok(None) | Err(_) if status.is_none() => {
                     self.watch.remove(child.channel());
                     let _ = child.signal(Signal::KILL);
+                    self.handle(inner, Event::Doomed(slot), ended);
                     return;
                 }
                 Ok(None) | Err(_) => break,
@@ -213,6 +225,14 @@ impl Driver {
             worker.last_words.status = status;
             self.handle(inner, Event::Died(slot), ended);
         }
+    }
+
+    /// The worker is done with the task, and this came of it.
+    fn finish(&self, inner: &mut Inner, slot: Slot, id: TaskId, outcome: Outcome, ended: &mut Ended) {
+        if let Some(task) = inner.tasks.get_mut(&id) {
+            task.outcome = Some(outcome);
+        }
+        self.handle(inner, Event::Finished(slot, id), ended);
     }
 
     fn on_message(&self, inner: &mut Inner, slot: Slot, message: Message, ended: &mut Ended) {
@@ -227,10 +247,7 @@ impl Driver {
             }
             _ => {
                 let Ok((task, outcome)) = decode_outcome(message) else { return };
-                if let Some(task) = inner.tasks.get_mut(&TaskId(task)) {
-                    task.outcome = Some(outcome);
-                }
-                self.handle(inner, Event::Finished(slot, TaskId(task)), ended);
+                self.finish(inner, slot, TaskId(task), outcome, ended);
             }
         }
     }
@@ -243,7 +260,7 @@ impl Driver {
             inner.scheduler.on(event, &mut actions);
             for action in actions.drain(..) {
                 match action {
-                    Action::Assign(slot, task) => inner.assign(slot, task),
+                    Action::Assign(slot, task) => events.extend(inner.assign(slot, task)),
                     Action::Complete(task) => inner.complete(task, ended),
                     Action::Fail(task, loss) => inner.fail(task, loss, ended),
                     Action::Start(slot) => {
@@ -269,7 +286,7 @@ impl Driver {
             return Err(StartError::Os { doing: "watching a worker", source });
         }
         let last_words = Ending::new(ExitStatus::Unknown);
-        inner.workers[slot.0] = Some(Worker { child, key, last_words });
+        inner.workers[slot.0] = Some(Worker { child, key, last_words, held: None });
         Ok(())
     }
 
@@ -293,18 +310,22 @@ impl Inner {
         }
     }
 
-    fn assign(&mut self, slot: Slot, id: TaskId) {
-        let Some(task) = self.tasks.get_mut(&id) else { return };
-        let Some(worker) = &self.workers[slot.0] else { return };
-        let Some((function, input)) = task.order.take() else { return };
+    /// Sends the task; the event that follows where that fails.
+    fn assign(&mut self, slot: Slot, id: TaskId) -> Option<Event> {
+        let task = self.tasks.get_mut(&id)?;
+        let worker = self.workers[slot.0].as_mut()?;
+        let (function, input) = task.order.take()?;
+        worker.held = Some(id);
         match send_task(worker.child.channel(), id.0, &function, &input) {
-            Ok(()) => {}
-            // The worker is dead: its death is next.
-            Err(error) if is_peer_gone(&error) => {}
-            // No descriptor or memory for it, and the worker never got it: ended by its death, with this reason.
+            Ok(()) => None,
+            Err(error) if is_peer_gone(&error) => {
+                task.order = Some((function, input));
+                Some(Event::NotDelivered(slot, id))
+            }
+            // No descriptor or memory for it: the task ends, the worker has nothing to do with it.
             Err(error) => {
                 task.outcome = Some(Outcome::Refused(format!("the argument could not be sent to a worker: {error}")));
-                let _ = worker.child.signal(Signal::KILL);
+                Some(Event::Finished(slot, id))
             }
         }
     }

@@ -24,6 +24,10 @@ pub(crate) enum Event {
     Ready(Slot),
     /// The worker answered.
     Finished(Slot, TaskId),
+    /// The worker is dead or useless: it gets no more tasks. What it sent before is still to be seen, then its death.
+    Doomed(Slot),
+    /// The task never reached the worker, which is dead or about to be.
+    NotDelivered(Slot, TaskId),
     /// The worker is gone; all it sent before was seen.
     Died(Slot),
     /// No worker could be started in this place.
@@ -63,7 +67,9 @@ enum Worker {
     Starting,
     Idle,
     Busy(TaskId),
-    /// Told to end.
+    /// It is dead, but perhaps it finished its task first.
+    Doomed(TaskId),
+    /// Told to end, or dead without a task.
     Ending,
     Gone,
 }
@@ -114,9 +120,26 @@ impl Scheduler {
                 }
             }
             Event::Finished(slot, task) => {
-                if self.workers[slot.0] == Worker::Busy(task) {
-                    self.workers[slot.0] = Worker::Idle;
+                let then = match self.workers[slot.0] {
+                    Worker::Busy(held) if held == task => Some(Worker::Idle),
+                    Worker::Doomed(held) if held == task => Some(Worker::Ending),
+                    _ => None,
+                };
+                if let Some(then) = then {
+                    self.workers[slot.0] = then;
                     actions.push(Action::Complete(task));
+                }
+            }
+            Event::Doomed(slot) => match self.workers[slot.0] {
+                Worker::Busy(task) => self.workers[slot.0] = Worker::Doomed(task),
+                Worker::Idle => self.workers[slot.0] = Worker::Ending,
+                // Its death counts as that of one that was never ready.
+                Worker::Starting | Worker::Doomed(_) | Worker::Ending | Worker::Gone => {}
+            },
+            Event::NotDelivered(slot, task) => {
+                if self.workers[slot.0] == Worker::Busy(task) {
+                    self.workers[slot.0] = Worker::Ending;
+                    self.queue.push_front(task);
                 }
             }
             Event::Died(slot) => self.on_death(slot, actions),
@@ -139,7 +162,7 @@ impl Scheduler {
     fn on_death(&mut self, slot: Slot, actions: &mut Vec<Action>) {
         let was = std::mem::replace(&mut self.workers[slot.0], Worker::Gone);
         match was {
-            Worker::Busy(task) => actions.push(Action::Fail(task, Loss::WorkerDied(slot))),
+            Worker::Busy(task) | Worker::Doomed(task) => actions.push(Action::Fail(task, Loss::WorkerDied(slot))),
             Worker::Starting => self.stillborn += 1,
             Worker::Idle | Worker::Ending | Worker::Gone => {}
         }
@@ -160,7 +183,7 @@ impl Scheduler {
         for (at, worker) in self.workers.iter_mut().enumerate() {
             match std::mem::replace(worker, Worker::Ending) {
                 Worker::Gone => *worker = Worker::Gone,
-                Worker::Busy(task) => {
+                Worker::Busy(task) | Worker::Doomed(task) => {
                     actions.push(Action::Fail(task, Loss::Terminated));
                     actions.push(Action::Kill(Slot(at)));
                 }
@@ -241,6 +264,23 @@ mod tests {
         assert!(scheduler.is_over());
     }
 
+    #[test]
+    fn a_dead_worker_gets_no_task_and_an_undelivered_one_goes_to_another() {
+        let mut scheduler = Scheduler::new(2);
+        after(&mut scheduler, Event::Ready(Slot(0)));
+        assert_eq!(after(&mut scheduler, Event::Submitted(TaskId(1))), [Action::Assign(Slot(0), TaskId(1))]);
+        // It answered, and is dead: the answer counts, and the next task waits for its replacement.
+        assert_eq!(after(&mut scheduler, Event::Submitted(TaskId(2))), []);
+        assert_eq!(after(&mut scheduler, Event::Doomed(Slot(0))), []);
+        assert_eq!(after(&mut scheduler, Event::Finished(Slot(0), TaskId(1))), [Action::Complete(TaskId(1))]);
+        assert_eq!(after(&mut scheduler, Event::Died(Slot(0))), [Action::Start(Slot(0))]);
+        // This one dies unseen before the task reaches it.
+        assert_eq!(after(&mut scheduler, Event::Ready(Slot(0))), [Action::Assign(Slot(0), TaskId(2))]);
+        assert_eq!(after(&mut scheduler, Event::NotDelivered(Slot(0), TaskId(2))), []);
+        assert_eq!(after(&mut scheduler, Event::Ready(Slot(1))), [Action::Assign(Slot(1), TaskId(2))]);
+        assert_eq!(after(&mut scheduler, Event::Died(Slot(0))), [Action::Start(Slot(0))]);
+    }
+
     /// What may happen next: a number picks a worker and what it does.
     #[derive(Debug, Clone)]
     enum Step {
@@ -304,8 +344,10 @@ mod tests {
         }
 
         fn die(&mut self, scheduler: &mut Scheduler, at: usize) {
-            if self.alive.remove(&at).is_some() {
-                self.ready.remove(&at);
+            if self.alive.contains_key(&at) {
+                self.ready.remove(&at); // no more tasks from here on
+                self.apply(scheduler, Event::Doomed(Slot(at)));
+                self.alive.remove(&at);
                 self.retired.remove(&at);
                 self.killed.remove(&at);
                 self.apply(scheduler, Event::Died(Slot(at)));
