@@ -89,6 +89,11 @@ impl Channel {
         self.send(tag, &payload.head, &fds)
     }
 
+    /// Ends the connection: the peer sees the end of file.
+    pub(crate) fn shut_down(&self) {
+        socket::shut_down(self.as_fd());
+    }
+
     /// The next message; `None` when the peer is gone and all is read.
     ///
     /// # Errors

@@ -303,10 +303,13 @@ impl Inner {
         self.workers.iter().position(|worker| worker.as_ref().is_some_and(|worker| worker.key == key))
     }
 
-    /// A worker that cannot be reached is dead or about to be: its death says the rest.
+    /// A worker that cannot be told is dead, or may not be signalled any more, or there is no memory for the message: the
+    /// end of its channel ends it in each case.
     fn tell(&self, slot: Slot, say: impl FnOnce(&Child) -> io::Result<()>) {
-        if let Some(worker) = &self.workers[slot.0] {
-            let _ = say(&worker.child);
+        if let Some(worker) = &self.workers[slot.0]
+            && say(&worker.child).is_err()
+        {
+            worker.child.channel().shut_down();
         }
     }
 

@@ -23,6 +23,12 @@ pub(crate) fn is_seqpacket(fd: BorrowedFd<'_>) -> bool {
     rustix::net::sockopt::socket_type(fd) == Ok(SocketType::SEQPACKET)
 }
 
+/// Ends the connection for both sides, whoever else holds its ends: the peer sees the end of file.
+pub(crate) fn shut_down(socket: BorrowedFd<'_>) {
+    // Fails only when it is shut down already.
+    let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+}
+
 /// Sends one message; waits while the peer's buffer is full. `EPIPE` or `ECONNRESET` when the peer is gone, `EMSGSIZE`
 /// when the message is larger than the socket's buffer.
 pub(crate) fn send(socket: BorrowedFd<'_>, parts: &[IoSlice<'_>], fds: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
