@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use super::outcome::tag;
 use super::state::{State, lock};
@@ -123,10 +124,17 @@ impl Child {
     /// # Errors
     /// [`io::ErrorKind::Interrupted`] when a signal handler ran: wait again, or do what the signal asks.
     pub fn wait(&self, deadline: Deadline) -> io::Result<Option<ExitStatus>> {
-        if lock(&self.shared.status).is_none() && !pidfd::wait(self, deadline)? {
-            return Ok(None);
+        loop {
+            if lock(&self.shared.status).is_none() && !pidfd::wait(self, deadline)? {
+                return Ok(None);
+            }
+            let status = self.try_wait()?;
+            if status.is_some() || deadline.has_passed() {
+                return Ok(status);
+            }
+            // It has ended, but a tracer (strace, gdb) is to see that first; the kernel tells nobody when it has.
+            std::thread::sleep(Duration::from_millis(1));
         }
-        self.try_wait()
     }
 
     /// How it ended, `None` while it runs.

@@ -35,14 +35,17 @@ pub(super) fn register() -> io::Result<()> {
 pub(super) fn end_children() {
     let Some(state) = State::existing() else { return };
     state.exiting.store(true, Ordering::Relaxed);
-    let (daemons, others): (Vec<_>, Vec<_>) =
-        state.children().into_iter().filter(Child::is_visible).partition(Child::is_daemon);
+    let users = || state.children().into_iter().filter(Child::is_visible);
+    let daemons: Vec<_> = users().filter(Child::is_daemon).collect();
     for daemon in &daemons {
         // One that cannot be signalled is killed below, or dies by its bond to this process.
         let _ = daemon.signal(Signal::TERMINATE);
     }
-    for other in others {
-        join(&other, Deadline::NEVER);
+    // Again, as another thread may have been in the middle of a start.
+    while let Some(other) = users().find(|child| !child.is_daemon()) {
+        if !join(&other, Deadline::NEVER) {
+            break;
+        }
     }
     let deadline = Deadline::after(Duration::from_millis(GRACE.load(Ordering::Relaxed)));
     for daemon in daemons {
@@ -56,10 +59,12 @@ pub(super) fn end_children() {
     }
 }
 
-fn join(child: &Child, deadline: Deadline) {
-    while let Err(error) = child.wait(deadline) {
-        if error.kind() != io::ErrorKind::Interrupted {
-            return;
+/// Waits for the child's end; false when that cannot be done, or not in time.
+fn join(child: &Child, deadline: Deadline) -> bool {
+    loop {
+        match child.wait(deadline) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            ended => return matches!(ended, Ok(Some(_))),
         }
     }
 }
