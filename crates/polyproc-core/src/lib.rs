@@ -1,4 +1,4 @@
-//! The engine of [polyproc](https://docs.rs/polyproc): processes, start methods and pools over bytes and descriptors.
+//! The engine of polyproc: processes, start methods and pools over bytes and descriptors.
 //!
 //! This crate knows no serde and no Python: the faces (`polyproc` for Rust) encode values and name functions, the engine
 //! starts processes, moves payloads and notices deaths. Use a face; this API may change with every version.

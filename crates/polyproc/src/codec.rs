@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// A value that can go to another process: everything that serde can write and read back without borrowing.
 ///
-/// The encoding is [postcard](https://docs.rs/postcard), which does not describe itself: types that need that
+/// The encoding is postcard, which does not describe itself: types that need that
 /// (`#[serde(untagged)]`, `#[serde(flatten)]`, `skip_serializing_if`, `serde_json::Value`) give a [`CodecError`].
 pub trait Transfer: Serialize + DeserializeOwned + 'static {}
 
