@@ -84,11 +84,6 @@ impl Channel {
         Ok(socket::send(self.as_fd(), &[IoSlice::new(&header(tag, true, head.len()))], &all)?)
     }
 
-    pub(crate) fn send_payload(&self, tag: u8, payload: &Payload) -> io::Result<()> {
-        let fds: Vec<_> = payload.fds.iter().map(AsFd::as_fd).collect();
-        self.send(tag, &payload.head, &fds)
-    }
-
     /// Ends the connection: the peer sees the end of file.
     pub(crate) fn shut_down(&self) {
         socket::shut_down(self.as_fd());

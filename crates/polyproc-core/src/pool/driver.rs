@@ -96,7 +96,7 @@ impl Driver {
         let mut inner = lock(&driver.inner);
         for at in 0..workers {
             if let Err(error) = driver.start(&mut inner, Slot(at)) {
-                driver.kill_all(&inner);
+                inner.kill_all();
                 return Err(error.into());
             }
         }
@@ -114,7 +114,7 @@ impl Driver {
         };
         std::thread::Builder::new().name("polyproc-pool".to_owned()).spawn(run).inspect_err(|_| {
             own_threads.fetch_sub(1, Ordering::Relaxed);
-            self.kill_all(&lock(&self.inner));
+            lock(&self.inner).kill_all();
         })
     }
 
@@ -171,7 +171,7 @@ impl Driver {
             self.watch.wait(&mut keys, kill_at).expect("an epoll descriptor can be waited for");
             let over = self.with(|inner, ended| {
                 if inner.kill_at.has_passed() {
-                    self.kill_all(inner);
+                    inner.kill_all();
                     inner.kill_at = Deadline::NEVER;
                 }
                 for &key in &keys {
@@ -289,16 +289,16 @@ impl Driver {
         inner.workers[slot.0] = Some(Worker { child, key, last_words, held: None });
         Ok(())
     }
+}
 
-    fn kill_all(&self, inner: &Inner) {
-        for worker in inner.workers.iter().flatten() {
+impl Inner {
+    fn kill_all(&self) {
+        for worker in self.workers.iter().flatten() {
             // One that has ended takes none, which is as good.
             let _ = worker.child.signal(Signal::KILL);
         }
     }
-}
 
-impl Inner {
     fn position(&self, key: u64) -> Option<usize> {
         self.workers.iter().position(|worker| worker.as_ref().is_some_and(|worker| worker.key == key))
     }

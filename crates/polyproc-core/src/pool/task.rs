@@ -4,8 +4,7 @@
 //! |---|---|---|---|
 //! | READY | from the worker, first | empty | |
 //! | TASK | to the worker | task `u64`, function as `bytes`, argument | the argument's |
-//! | RETURNED, RAISED | from the worker | task `u64`, payload | the payload's |
-//! | PANICKED, REFUSED | from the worker | task `u64`, panic or text | |
+//! | ANSWER | from the worker | task `u64`, tag of the outcome `u8`, outcome as a process sends its own | the outcome's |
 //! | RETIRE | to the worker | empty | |
 
 use std::io;
@@ -14,16 +13,13 @@ use std::os::fd::AsFd;
 use crate::conn::{Channel, Message};
 use crate::frame::Payload;
 use crate::frame::wire::{Reader, WireError, Writer};
-use crate::process::{Ending, Outcome, Panic, StartError};
+use crate::process::{Ending, Outcome, StartError};
 
 pub(super) mod tag {
     pub(in crate::pool) const READY: u8 = 16;
     pub(in crate::pool) const TASK: u8 = 17;
     pub(in crate::pool) const RETIRE: u8 = 18;
-    pub(in crate::pool) const RETURNED: u8 = 19;
-    pub(in crate::pool) const RAISED: u8 = 20;
-    pub(in crate::pool) const PANICKED: u8 = 21;
-    pub(in crate::pool) const REFUSED: u8 = 22;
+    pub(in crate::pool) const ANSWER: u8 = 19;
 }
 
 /// How a task ended.
@@ -56,47 +52,29 @@ pub(super) fn decode_task(message: Message) -> Result<(u64, Vec<u8>, Payload), W
 }
 
 pub(super) fn send_outcome(channel: &Channel, task: u64, outcome: &Outcome) -> io::Result<()> {
+    let (kind, bytes, fds) = outcome.parts();
     let mut out = Writer::default();
     out.u64(task);
-    let mut fds = Vec::new();
-    let tag = match outcome {
-        Outcome::Returned(payload) | Outcome::Raised(payload) => {
-            out.rest(&payload.head);
-            fds.extend(payload.fds.iter().map(AsFd::as_fd));
-            if matches!(outcome, Outcome::Returned(_)) { tag::RETURNED } else { tag::RAISED }
-        }
-        Outcome::Panicked(panic) => {
-            out.rest(&panic.encode());
-            tag::PANICKED
-        }
-        Outcome::Refused(why) => {
-            out.rest(why.as_bytes());
-            tag::REFUSED
-        }
-    };
-    channel.send(tag, &out.into_bytes(), &fds)
+    out.u8(kind);
+    out.rest(&bytes);
+    channel.send(tag::ANSWER, &out.into_bytes(), &fds)
 }
 
 /// Task and outcome of a worker's answer.
 pub(super) fn decode_outcome(message: Message) -> Result<(u64, Outcome), WireError> {
-    let Message { tag, payload: Payload { head, fds } } = message;
-    let mut from = Reader::new(&head);
-    let task = from.u64()?;
-    let rest = from.rest();
-    let payload = Payload { head: rest.to_vec(), fds };
-    let outcome = match tag {
-        tag::RETURNED => Outcome::Returned(payload),
-        tag::RAISED => Outcome::Raised(payload),
-        tag::PANICKED => Outcome::Panicked(Panic::decode(rest)?),
-        tag::REFUSED => Outcome::Refused(String::from_utf8(payload.head).map_err(|_| WireError)?),
-        _ => return Err(WireError),
-    };
-    Ok((task, outcome))
+    if message.tag != tag::ANSWER {
+        return Err(WireError);
+    }
+    let mut from = Reader::new(&message.payload.head);
+    let (task, kind) = (from.u64()?, from.u8()?);
+    let payload = Payload { head: from.rest().to_vec(), fds: message.payload.fds };
+    Ok((task, Outcome::decode(kind, payload)?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::Panic;
 
     #[test]
     fn outcomes_survive_the_wire() {

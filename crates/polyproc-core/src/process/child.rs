@@ -62,7 +62,7 @@ impl Ending {
     pub(crate) fn hear(&mut self, message: Message) -> Result<(), WireError> {
         match message.tag {
             tag::STACK_OVERFLOW => self.stack_overflow = true,
-            _ => self.outcome = Some(Outcome::decode(message)?),
+            _ => self.outcome = Some(Outcome::decode(message.tag, message.payload)?),
         }
         Ok(())
     }
@@ -134,6 +134,16 @@ impl Child {
             }
             // It has ended, but a tracer (strace, gdb) is to see that first; the kernel tells nobody when it has.
             std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// As [`Child::wait`], waiting on when a signal handler ran.
+    pub(super) fn wait_through_signals(&self, deadline: Deadline) -> io::Result<Option<ExitStatus>> {
+        loop {
+            match self.wait(deadline) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                ended => return ended,
+            }
         }
     }
 

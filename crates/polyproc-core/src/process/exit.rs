@@ -61,10 +61,5 @@ pub(super) fn end_children() {
 
 /// Waits for the child's end; false when that cannot be done, or not in time.
 fn join(child: &Child, deadline: Deadline) -> bool {
-    loop {
-        match child.wait(deadline) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            ended => return matches!(ended, Ok(Some(_))),
-        }
-    }
+    matches!(child.wait_through_signals(deadline), Ok(Some(_)))
 }

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::order::Order;
+use super::start::os;
 use super::state::lock;
 use super::zygote::tag;
 use super::{Child, ExitStatus, Signal, StartError, StartMethod, State};
@@ -76,10 +77,6 @@ pub(super) struct Request<'a> {
     pub(super) current_dir: Option<&'a PathBuf>,
     pub(super) stdio: &'a [BorrowedFd<'a>; 3],
     pub(super) input: &'a Payload,
-}
-
-fn os(doing: &'static str) -> impl Fn(io::Error) -> StartError {
-    move |source| StartError::Os { doing, source }
 }
 
 impl Forkserver {
@@ -198,14 +195,7 @@ impl Server {
         request.order.env = super::start::delta(&self.env, request.env);
         let other_dir = request.current_dir.filter(|path| Some(*path) != self.current_dir.as_ref());
         request.order.current_dir = other_dir.map(|path| path.clone().into());
-        let tell = |child: &Child| match request.order.send(child.channel(), request.stdio, request.input) {
-            Ok(()) => Ok(true),
-            Err(error) if is_peer_gone(&error) => Ok(false),
-            Err(error) => {
-                discard(child);
-                Err(os("sending a new process its argument")(error))
-            }
-        };
+        let tell = |child: &Child| tell(child, request.order, request.stdio, request.input);
         let spare = self.take_spare(state)?;
         let child = match spare {
             Some(spare) if tell(&spare)? => spare,
@@ -320,21 +310,32 @@ impl Server {
     /// without ending is of no use.
     fn wait_for_end(&self) -> io::Result<ExitStatus> {
         self.zygote.signal(Signal::KILL)?;
-        loop {
-            match self.zygote.wait(Deadline::NEVER) {
-                Ok(Some(status)) => return Ok(status),
-                Ok(None) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        Ok(self.zygote.wait_through_signals(Deadline::NEVER)?.unwrap_or(ExitStatus::Unknown))
     }
 }
 
 /// Ends a process that has nothing to lose; the supervisor reaps it.
-pub(super) fn discard(child: &Child) {
+fn discard(child: &Child) {
     // Fails only when it has ended.
     let _ = child.signal(Signal::KILL);
+}
+
+/// Sends a new process its order; false when it is dead already, as joining it will say. A process that cannot be told for
+/// another reason is ended.
+pub(super) fn tell(
+    child: &Child,
+    order: &Order,
+    stdio: &[BorrowedFd<'_>; 3],
+    input: &Payload,
+) -> Result<bool, StartError> {
+    match order.send(child.channel(), stdio, input) {
+        Ok(()) => Ok(true),
+        Err(error) if is_peer_gone(&error) => Ok(false),
+        Err(error) => {
+            discard(child);
+            Err(os("sending a new process its argument")(error))
+        }
+    }
 }
 
 fn decode_made(mut message: Message) -> Result<Result<(u32, OwnedFd), MakeError>, WireError> {

@@ -1,9 +1,11 @@
 //! How a process says how it ended: one message over its channel before it goes.
 
+use std::borrow::Cow;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use super::Panic;
-use crate::conn::{Channel, Message};
+use crate::conn::Channel;
 use crate::frame::Payload;
 use crate::frame::wire::WireError;
 
@@ -40,17 +42,24 @@ impl Outcome {
     }
 
     pub(crate) fn send(&self, channel: &Channel) -> io::Result<()> {
-        match self {
-            Self::Returned(payload) => channel.send_payload(tag::RETURNED, payload),
-            Self::Raised(payload) => channel.send_payload(tag::RAISED, payload),
-            Self::Panicked(panic) => channel.send(tag::PANICKED, &panic.encode(), &[]),
-            Self::Refused(why) => channel.send(tag::REFUSED, why.as_bytes(), &[]),
-        }
+        let (tag, bytes, fds) = self.parts();
+        channel.send(tag, &bytes, &fds)
     }
 
-    pub(crate) fn decode(message: Message) -> Result<Self, WireError> {
-        let payload = message.payload;
-        Ok(match message.tag {
+    /// What it is as a message: tag, bytes and descriptors.
+    pub(crate) fn parts(&self) -> (u8, Cow<'_, [u8]>, Vec<BorrowedFd<'_>>) {
+        let (tag, payload) = match self {
+            Self::Returned(payload) => (tag::RETURNED, payload),
+            Self::Raised(payload) => (tag::RAISED, payload),
+            Self::Panicked(panic) => return (tag::PANICKED, panic.encode().into(), Vec::new()),
+            Self::Refused(why) => return (tag::REFUSED, why.as_bytes().into(), Vec::new()),
+        };
+        (tag, payload.head.as_slice().into(), payload.fds.iter().map(AsFd::as_fd).collect())
+    }
+
+    /// From what [`Outcome::parts`] gave.
+    pub(crate) fn decode(tag: u8, payload: Payload) -> Result<Self, WireError> {
+        Ok(match tag {
             tag::RETURNED => Self::Returned(payload),
             tag::RAISED => Self::Raised(payload),
             tag::PANICKED => Self::Panicked(Panic::decode(&payload.head)?),

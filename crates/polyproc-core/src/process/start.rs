@@ -12,13 +12,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use super::child::Facts;
-use super::forkserver::{Request, discard};
+use super::forkserver::{Request, tell};
 use super::order::{EnvDelta, Order, Work};
 use super::state::lock;
 use super::{
     Child, Current, EnvChange, Function, FunctionError, Parent, Settings, StartMethod, State, Stdio, current, enter,
 };
-use crate::conn::{Channel, is_peer_gone};
+use crate::conn::Channel;
 use crate::deadline::Deadline;
 use crate::frame::Payload;
 use crate::prim::Ordering;
@@ -112,7 +112,7 @@ pub enum StartError {
     },
 }
 
-fn os(doing: &'static str) -> impl Fn(io::Error) -> StartError {
+pub(super) fn os(doing: &'static str) -> impl Fn(io::Error) -> StartError {
     move |source| StartError::Os { doing, source }
 }
 
@@ -202,15 +202,8 @@ fn start_program(
             order.env = Vec::new();
             order.current_dir = current_dir.map(Into::into);
             let child = execute(state, Role::Process, env, channel, vec![theirs])?;
-            match order.send(child.channel(), &stdio, input) {
-                Ok(()) => {}
-                // If somebody has killed it already, joining it says so.
-                Err(error) if is_peer_gone(&error) => {}
-                Err(error) => {
-                    discard(&child);
-                    return Err(os("sending a new process its argument")(error));
-                }
-            }
+            // If somebody has killed it already, joining it says so.
+            tell(&child, &order, &stdio, input)?;
             child
         }
     };
