@@ -6,34 +6,50 @@ use rustix::event::Timespec;
 
 /// The moment at which a wait gives up. Made once at the edge, then handed down, so that retries do not start it anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Deadline(Option<Instant>);
+pub struct Deadline(When);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    Never,
+    At(Instant),
+    Passed,
+}
 
 impl Deadline {
     /// Never gives up.
-    pub const NEVER: Self = Self(None);
+    pub const NEVER: Self = Self(When::Never);
+
+    /// Passed already: look once and do not wait.
+    pub const PASSED: Self = Self(When::Passed);
 
     /// Gives up `timeout` from now; a time too far away to count is [`Deadline::NEVER`].
     #[must_use]
     pub fn after(timeout: Duration) -> Self {
-        Self(Instant::now().checked_add(timeout))
+        Self(Instant::now().checked_add(timeout).map_or(When::Never, When::At))
     }
 
-    /// Already passed: look once and do not wait.
-    #[must_use]
-    pub fn now() -> Self {
-        Self(Some(Instant::now()))
+    /// The later of this and `timeout` from now.
+    pub(crate) fn or_after(self, timeout: Duration) -> Self {
+        match self.remaining() {
+            Some(left) if left < timeout => Self::after(timeout),
+            _ => self,
+        }
     }
 
     /// Whether the moment has come.
     #[must_use]
     pub fn has_passed(self) -> bool {
-        self.0.is_some_and(|at| Instant::now() >= at)
+        self.remaining() == Some(Duration::ZERO)
     }
 
     /// What is left of the wait, `None` when it has no end.
     #[must_use]
     pub fn remaining(self) -> Option<Duration> {
-        self.0.map(|at| at.saturating_duration_since(Instant::now()))
+        match self.0 {
+            When::Never => None,
+            When::At(at) => Some(at.saturating_duration_since(Instant::now())),
+            When::Passed => Some(Duration::ZERO),
+        }
     }
 
     /// [`Deadline::remaining`] in the form that `poll(2)` and `epoll_wait(2)` take.
@@ -54,8 +70,8 @@ mod tests {
 
     #[test]
     fn passes_once_and_for_good() {
-        assert!(Deadline::now().has_passed());
-        assert_eq!(Deadline::now().remaining(), Some(Duration::ZERO));
+        assert!(Deadline::PASSED.has_passed());
+        assert_eq!(Deadline::PASSED.remaining(), Some(Duration::ZERO));
         assert!(!Deadline::after(Duration::from_secs(3600)).has_passed());
     }
 

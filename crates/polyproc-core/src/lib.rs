@@ -8,8 +8,11 @@
 //! | `prim`, [`Deadline`] | atomics; the only timeout type |
 //! | `sys` | every system call and every `unsafe` block |
 //! | `frame` | payloads and their encoding |
+//! | `shm` | memory files, blocks in them, the shared objects of this process |
+//! | `sync` | locks and waits in shared memory |
 //! | `conn` | messages with descriptors between processes |
 //! | [`process`] | starting, waiting, ending |
+//! | [`queue`] | queues in shared memory |
 //! | [`pool`] | workers that run tasks |
 
 #![warn(clippy::print_stdout)]
@@ -23,7 +26,15 @@ mod frame;
 pub mod pool;
 mod prim;
 pub mod process;
+pub mod queue;
+mod shm;
+mod sync;
 mod sys;
 
 pub use deadline::Deadline;
 pub use frame::Payload;
+pub use shm::MemoryError;
+pub use sync::WaitError;
+#[cfg(feature = "crash-points")]
+#[doc(hidden)]
+pub use sys::crash;

@@ -3,8 +3,18 @@
 use std::path::{Path, PathBuf};
 
 /// The rooms of the core and their floor: a room imports from lower floors only, or from itself.
-const FLOORS: [(&str, u32); 7] =
-    [("prim", 0), ("deadline", 0), ("sys", 1), ("frame", 2), ("conn", 3), ("process", 4), ("pool", 5)];
+const FLOORS: [(&str, u32); 10] = [
+    ("prim", 0),
+    ("deadline", 0),
+    ("sys", 1),
+    ("frame", 2),
+    ("sync", 2),
+    ("shm", 3),
+    ("conn", 3),
+    ("process", 4),
+    ("queue", 4),
+    ("pool", 5),
+];
 
 /// What a room above hands down by name, where the lower room must run or describe it.
 const HANDED_DOWN: [(&str, &str); 8] = [

@@ -1,10 +1,13 @@
-//! Values as bytes: postcard.
+//! Values as bytes and descriptors: postcard, and beside it what [`carry`] and [`take`] hand over.
 
 use std::any::type_name;
+use std::cell::RefCell;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use polyproc_core::Payload;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::ser::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A value that can go to another process: everything that serde can write and read back without borrowing.
 ///
@@ -25,27 +28,111 @@ pub struct CodecError {
 
 impl CodecError {
     fn new<T>(step: &str, reason: impl ToString) -> Self {
-        Self { step: step.to_owned(), type_name: type_name::<T>().to_owned(), reason: reason.to_string() }
+        let reason = PROBLEM.take().unwrap_or_else(|| reason.to_string());
+        Self { step: step.to_owned(), type_name: type_name::<T>().to_owned(), reason }
+    }
+}
+
+/// Encodes to the end of a buffer that is used again and again.
+struct Buffer<'a>(&'a mut Vec<u8>);
+
+impl postcard::ser_flavors::Flavor for Buffer<'_> {
+    type Output = ();
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
+    }
+}
+
+thread_local! {
+    /// The descriptors of the value that is being encoded on this thread.
+    static LEAVING: RefCell<Option<Vec<OwnedFd>>> = const { RefCell::new(None) };
+    /// Those of the value that is being decoded.
+    static ARRIVING: RefCell<Vec<Option<OwnedFd>>> = const { RefCell::new(Vec::new()) };
+    /// What [`carry`] or [`take`] could not do: postcard keeps no text of errors.
+    static PROBLEM: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// An error of serde's for [`carry`] or [`take`].
+fn problem<E>(text: String, custom: fn(String) -> E) -> E {
+    PROBLEM.set(Some(text.clone()));
+    custom(text)
+}
+
+/// Encodes a handle as its descriptors: for its `Serialize`. They travel beside the bytes.
+pub(crate) fn carry<S: Serializer>(fds: &[BorrowedFd<'_>], serializer: S) -> Result<S::Ok, S::Error> {
+    let first: Result<u32, String> = LEAVING.with_borrow_mut(|leaving| {
+        let leaving = leaving.as_mut().ok_or("it can only be sent to another process by polyproc itself".to_owned())?;
+        let first = u32::try_from(leaving.len()).map_err(|error| error.to_string())?;
+        for fd in fds {
+            leaving
+                .push(fd.try_clone_to_owned().map_err(|error| format!("its descriptor could not be copied: {error}"))?);
+        }
+        Ok(first)
+    });
+    first.map_err(|why| problem(why, S::Error::custom))?.serialize(serializer)
+}
+
+/// The descriptors that [`carry`] encoded: for a `Deserialize`.
+pub(crate) fn take<'de, D: Deserializer<'de>, const N: usize>(deserializer: D) -> Result<[OwnedFd; N], D::Error> {
+    let first = u32::deserialize(deserializer)? as usize;
+    let fds = ARRIVING.with_borrow_mut(|arriving| {
+        (first..first.saturating_add(N)).map(|at| arriving.get_mut(at)?.take()).collect::<Option<Vec<_>>>()
+    });
+    let fds = fds.and_then(|fds| fds.try_into().ok());
+    fds.ok_or_else(|| problem("its descriptors did not come with it".to_owned(), D::Error::custom))
+}
+
+/// Puts the encoded value at the end of `bytes` and gives the descriptors that go with it.
+pub(crate) fn encode_to<T: Serialize>(what: &str, value: &T, bytes: &mut Vec<u8>) -> Result<Vec<OwnedFd>, CodecError> {
+    // A value may be sent while another is encoded, from within its `Serialize`.
+    let outer = LEAVING.replace(Some(Vec::new()));
+    let encoded = postcard::serialize_with_flavor(value, Buffer(bytes));
+    let fds = LEAVING.replace(outer);
+    match encoded {
+        Ok(_) => Ok(fds.unwrap_or_default()),
+        Err(error) => Err(CodecError::new::<T>(&format!("encode {what}"), error)),
     }
 }
 
 /// `what` is "the argument" or "the result".
 pub(crate) fn encode<T: Serialize>(what: &str, value: &T) -> Result<Payload, CodecError> {
-    let bytes = postcard::to_stdvec(value);
-    bytes.map(Payload::from).map_err(|error| CodecError::new::<T>(&format!("encode {what}"), error))
+    let mut head = Vec::new();
+    let fds = encode_to(what, value, &mut head)?;
+    Ok(Payload { head, fds })
 }
 
-pub(crate) fn decode<T: DeserializeOwned>(what: &str, payload: &Payload) -> Result<T, CodecError> {
+/// The value of these bytes and descriptors.
+pub(crate) fn decode_from<T: DeserializeOwned>(what: &str, bytes: &[u8], fds: Vec<OwnedFd>) -> Result<T, CodecError> {
+    let outer = (!fds.is_empty()).then(|| ARRIVING.replace(fds.into_iter().map(Some).collect()));
+    let decoded = postcard::take_from_bytes(bytes);
+    if let Some(outer) = outer {
+        ARRIVING.set(outer);
+    }
     let step = || format!("decode {what}");
-    match postcard::take_from_bytes(&payload.head) {
+    match decoded {
         Ok((value, [])) => Ok(value),
         Ok((_, left)) => Err(CodecError::new::<T>(&step(), format!("{} bytes left over", left.len()))),
         Err(error) => Err(CodecError::new::<T>(&step(), error)),
     }
 }
 
+pub(crate) fn decode<T: DeserializeOwned>(what: &str, payload: Payload) -> Result<T, CodecError> {
+    decode_from(what, &payload.head, payload.fds)
+}
+
 /// Decodes the argument, calls, encodes the result. An error goes back as an encoded [`CodecError`].
-pub(crate) fn through<A, R>(input: &Payload, call: impl FnOnce(A) -> R) -> Result<Payload, Payload>
+pub(crate) fn through<A, R>(input: Payload, call: impl FnOnce(A) -> R) -> Result<Payload, Payload>
 where
     A: DeserializeOwned,
     R: Serialize,
@@ -59,7 +146,7 @@ pub(crate) fn raise(error: CodecError) -> Payload {
 }
 
 /// A [`CodecError`] that came from a child.
-pub(crate) fn raised(payload: &Payload) -> CodecError {
+pub(crate) fn raised(payload: Payload) -> CodecError {
     decode("the error", payload).unwrap_or_else(|error| error)
 }
 
@@ -75,16 +162,16 @@ mod tests {
             Number(u32),
         }
         let payload = encode("the argument", &Untagged::Number(1)).expect("writing works");
-        let error = decode::<Untagged>("the argument", &payload).expect_err("reading does not");
+        let error = decode::<Untagged>("the argument", payload).expect_err("reading does not");
         assert!(error.to_string().starts_with("could not decode the argument of type "), "{error}");
-        assert_eq!(raised(&raise(error.clone())), error);
+        assert_eq!(raised(raise(error.clone())), error);
     }
 
     #[test]
     fn leftovers_and_cuts_are_errors() {
-        let payload = encode("x", &(1u8, "text".to_owned())).expect("plain data");
-        assert_eq!(decode::<(u8, String)>("x", &payload), Ok((1, "text".to_owned())));
-        assert!(decode::<u8>("x", &payload).is_err());
-        assert!(decode::<(u8, String, u64)>("x", &payload).is_err());
+        let payload = || encode("x", &(1u8, "text".to_owned())).expect("plain data");
+        assert_eq!(decode::<(u8, String)>("x", payload()), Ok((1, "text".to_owned())));
+        assert!(decode::<u8>("x", payload()).is_err());
+        assert!(decode::<(u8, String, u64)>("x", payload()).is_err());
     }
 }

@@ -22,6 +22,7 @@
 //! | `current_process()`, `parent_process()`, `active_children()` | the same |
 //! | `set_forkserver_preload` | [`set_forkserver_preload`] |
 //! | `Pool(n)`, `apply`, `map`, `imap_unordered` | [`Pool`] and the same |
+//! | `Queue(n)`, `JoinableQueue(n)`, `SimpleQueue()` | [`Queue::new`]`(n)`, [`JoinableQueue`], [`SimpleQueue`] |
 //! | `map(f, xs, chunksize=2)` | `pool.`[`chunksize`](Pool::chunksize)`(2).map(f, xs)` |
 //!
 //! # What happens when something dies
@@ -36,6 +37,7 @@ mod codec;
 mod current;
 mod pool;
 mod process;
+mod queue;
 
 pub use codec::{CodecError, Transfer};
 pub use current::{
@@ -46,5 +48,8 @@ pub use polyproc_core::pool::PoolError;
 pub use polyproc_core::process::{
     ExitStatus, ForkWithThreads, FunctionError, Panic, Signal, StartError, StartMethod, Stdio, init, set_executable,
 };
+pub use polyproc_core::queue::{OnConsumerDeath, TaskDoneError};
+pub use polyproc_core::{MemoryError, WaitError};
 pub use pool::{CallOptions, Failure, ImapUnordered, Pool, TaskError};
 pub use process::{Child, Death, JoinError, Process, Run, set_forkserver_preload, wait};
+pub use queue::{GetError, Iter, JoinableQueue, PutError, Queue, QueueError, SimpleQueue};

@@ -19,7 +19,7 @@ struct Each;
 
 impl<A: Transfer, R: Transfer> Handler<fn(A) -> R> for Each {
     fn handle(function: fn(A) -> R, input: Payload) -> Result<Payload, Payload> {
-        codec::through(&input, |items: Vec<A>| items.into_iter().map(function).collect::<Vec<R>>())
+        codec::through(input, |items: Vec<A>| items.into_iter().map(function).collect::<Vec<R>>())
     }
 }
 
@@ -291,8 +291,8 @@ impl<'a, R: Transfer> Call<'a, R> {
 
     fn results(len: usize, end: Result<TaskEnd, Failure>) -> Result<Vec<R>, Failure> {
         let results: Vec<R> = match end? {
-            TaskEnd::Outcome(Outcome::Returned(payload)) => codec::decode("the result", &payload)?,
-            TaskEnd::Outcome(Outcome::Raised(payload)) => return Err(codec::raised(&payload).into()),
+            TaskEnd::Outcome(Outcome::Returned(payload)) => codec::decode("the result", payload)?,
+            TaskEnd::Outcome(Outcome::Raised(payload)) => return Err(codec::raised(payload).into()),
             TaskEnd::Outcome(Outcome::Panicked(panic)) => return Err(Failure::Panicked(panic)),
             TaskEnd::Outcome(Outcome::Refused(why)) => return Err(Failure::Refused(why)),
             TaskEnd::WorkerLost(ending) => {

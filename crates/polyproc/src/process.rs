@@ -21,7 +21,7 @@ struct Once;
 
 impl<A: Transfer, R: Transfer> Handler<fn(A) -> R> for Once {
     fn handle(function: fn(A) -> R, input: Payload) -> Result<Payload, Payload> {
-        codec::through(&input, function)
+        codec::through(input, function)
     }
 }
 
@@ -299,8 +299,8 @@ impl<R: Transfer> Child<R> {
         let ending = self.core.ending(status)?;
         let death = Death { status: ending.status, stack_overflow: ending.stack_overflow };
         match ending.outcome {
-            Some(Outcome::Returned(payload)) => Ok(codec::decode("the result", &payload)?),
-            Some(Outcome::Raised(payload)) => Err(codec::raised(&payload).into()),
+            Some(Outcome::Returned(payload)) => Ok(codec::decode("the result", payload)?),
+            Some(Outcome::Raised(payload)) => Err(codec::raised(payload).into()),
             Some(Outcome::Panicked(panic)) => Err(JoinError::Panicked(panic)),
             Some(Outcome::Refused(why)) => Err(JoinError::Refused(why)),
             None => Err(JoinError::Died(death)),

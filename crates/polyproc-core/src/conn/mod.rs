@@ -9,23 +9,18 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::LazyLock;
 use std::time::Duration;
 
 use rustix::io::Errno;
 
 use crate::deadline::Deadline;
-
 use crate::frame::Payload;
+use crate::sync::HAS_SPARE_PROCESSOR;
 use crate::sys::{fd, socket};
 
 const HEADER_LEN: usize = 8;
 /// Heads above this go by memory file. Two such messages fit in the default socket buffer (212,992 bytes).
 const INLINE_LEN_BYTES: usize = 32 * 1024;
-
-/// Another process can run while this one looks for its answer.
-static HAS_SPARE_PROCESSOR: LazyLock<bool> =
-    LazyLock::new(|| std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1));
 
 fn header(tag: u8, spilled: bool, len_bytes: usize) -> [u8; HEADER_LEN] {
     let mut header = ((len_bytes as u64) << 16).to_le_bytes();

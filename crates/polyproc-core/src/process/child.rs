@@ -152,14 +152,18 @@ impl Child {
     /// # Errors
     /// When the kernel does not answer for the process descriptor.
     pub fn try_wait(&self) -> io::Result<Option<ExitStatus>> {
-        let mut status = lock(&self.shared.status);
-        if status.is_none() {
-            *status = pidfd::reap(self.as_fd())?;
-            if status.is_some() {
-                State::current().forget(self.shared.key);
-            }
+        let mut known = lock(&self.shared.status);
+        if known.is_some() {
+            return Ok(*known);
         }
-        Ok(*status)
+        let status = pidfd::reap(self.as_fd())?;
+        *known = status;
+        drop(known);
+        if status.is_some() {
+            State::current().forget(self.shared.key);
+            crate::shm::registry::rouse_all();
+        }
+        Ok(status)
     }
 
     /// Sends a signal; no error when it has ended already.

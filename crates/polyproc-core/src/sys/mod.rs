@@ -5,12 +5,18 @@
 //! | `bootstrap` | the constructor that takes a child over before `main`; `atexit(3)` |
 //! | `cell` | one shared word, in which the kernel records a child's id |
 //! | `clone` | `clone3(2)` for the zygote, `fork(2)` |
+//! | `crash` | dying at a marked step, for tests |
 //! | `exec` | `posix_spawn(3)` of the own executable |
 //! | `fd` | standard streams, `close_range(2)`, `memfd_create(2)` |
+//! | `futex` | sleeping on a shared word and waking its sleepers |
 //! | `function` | function pointers that another process of the same build can call |
+//! | `identity` | which process wrote something, and whether it lives |
 //! | `image` | loaded images: their addresses, build ids, constructors |
 //! | `life` | dying together with the parent |
+//! | `memory` | memory files and their mappings |
 //! | `pidfd` | process descriptors: wait, signal, exit status |
+//! | `robust` | the kernel's help for locks whose owner dies |
+//! | `shared` | what may be viewed in shared memory |
 //! | `signal` | masks, dispositions, the stack-overflow handler |
 //! | `socket` | one message with descriptors over a `SOCK_SEQPACKET` pair |
 //! | `warm` | keeping code mapped in the zygote's children |
@@ -20,12 +26,18 @@
 pub(crate) mod bootstrap;
 pub(crate) mod cell;
 pub(crate) mod clone;
+pub(crate) mod crash;
 pub(crate) mod exec;
 pub(crate) mod fd;
 pub(crate) mod function;
+pub(crate) mod futex;
+pub(crate) mod identity;
 pub(crate) mod image;
 pub(crate) mod life;
+pub(crate) mod memory;
 pub(crate) mod pidfd;
+pub(crate) mod robust;
+pub(crate) mod shared;
 pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod warm;

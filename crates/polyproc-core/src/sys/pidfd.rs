@@ -54,7 +54,7 @@ pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
                     .map(|number| ExitStatus::Signaled { signal: Signal::new(number), core_dumped: status.dumped() });
                 return Ok(status.exit_status().map(ExitStatus::Exited).or(killed_by).or(Some(ExitStatus::Unknown)));
             }
-            Err(Errno::CHILD) if !super::watch::is_readable(pidfd, Deadline::now())? => return Ok(None),
+            Err(Errno::CHILD) if !super::watch::is_readable(pidfd, Deadline::PASSED)? => return Ok(None),
             Err(Errno::CHILD) => return Ok(Some(recorded_status(pidfd).unwrap_or(ExitStatus::Unknown))),
             Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),

@@ -32,12 +32,21 @@ pub(crate) fn shut_down(socket: BorrowedFd<'_>) {
 /// Sends one message; waits while the peer's buffer is full. `EPIPE` or `ECONNRESET` when the peer is gone, `EMSGSIZE`
 /// when the message is larger than the socket's buffer.
 pub(crate) fn send(socket: BorrowedFd<'_>, parts: &[IoSlice<'_>], fds: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
+    send_with(socket, parts, fds, SendFlags::NOSIGNAL)
+}
+
+fn send_with(
+    socket: BorrowedFd<'_>,
+    parts: &[IoSlice<'_>],
+    fds: &[BorrowedFd<'_>],
+    flags: SendFlags,
+) -> rustix::io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(Errno::TOOMANYREFS);
     }
-    rustix::io::retry_on_intr(|| rustix::net::sendmsg(socket, parts, &mut ancillary, SendFlags::NOSIGNAL))?;
+    rustix::io::retry_on_intr(|| rustix::net::sendmsg(socket, parts, &mut ancillary, flags))?;
     Ok(())
 }
 
@@ -47,7 +56,20 @@ pub(crate) fn send(socket: BorrowedFd<'_>, parts: &[IoSlice<'_>], fds: &[Borrowe
 /// `EAGAIN` with `wait` false and nothing there; `EINTR` when a signal handler ran; `EMFILE` when the process has no
 /// room for the descriptors.
 pub(crate) fn receive(socket: BorrowedFd<'_>, wait: bool) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    let flags = if wait { RecvFlags::empty() } else { RecvFlags::DONTWAIT };
+    receive_with(socket, if wait { RecvFlags::empty() } else { RecvFlags::DONTWAIT })
+}
+
+/// A copy of the next message and of its descriptors, which stays where it is. As [`receive`] without waiting.
+pub(crate) fn peek(socket: BorrowedFd<'_>) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    receive_with(socket, RecvFlags::DONTWAIT | RecvFlags::PEEK)
+}
+
+/// Sends one message without waiting: `EAGAIN` when the peer's buffer is full. As [`send`] otherwise.
+pub(crate) fn try_send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
+    send_with(socket, &[IoSlice::new(bytes)], fds, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+}
+
+fn receive_with(socket: BorrowedFd<'_>, flags: RecvFlags) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let peek = || rustix::net::recv(socket, &mut [0u8; 0][..], flags | RecvFlags::PEEK | RecvFlags::TRUNC);
     let (_, len_bytes) = match peek() {
         // Says once that the peer went without reading all of ours; what it sent before is still there.

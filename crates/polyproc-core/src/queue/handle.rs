@@ -1,0 +1,342 @@
+//! [`Queue`]: what a process holds.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::bell::Bell;
+use super::layout::{CHUNK_LEN, FIRST_BLOCK_TABLE, FIRST_REGION, HEADER_LEN, INLINE_LEN, MAGIC, REGION_TABLE};
+use super::ring::{Body, Ring, Taken};
+use super::task::{self, OnConsumerDeath, TaskDoneError};
+use crate::deadline::Deadline;
+use crate::prim::Ordering;
+use crate::shm::arena::{Block, State};
+use crate::shm::registry::{self, Object};
+use crate::shm::{MemoryError, Segment};
+use crate::sync::{Spin, WaitError};
+use crate::sys::crash::{self, Step};
+
+/// How long a sleeper sleeps at most before it looks for itself: what a wake-up that died costs where nobody reaps.
+const SLICE: Duration = Duration::from_millis(200);
+
+/// A message could not be put.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PutError {
+    /// As many messages wait as the queue may hold; or more with descriptors than the system lets wait (some 250).
+    #[error("the queue is full")]
+    Full,
+    /// The queue was closed.
+    #[error("the queue is closed")]
+    Closed,
+    /// A signal handler ran during the wait.
+    #[error("a signal handler ran during the wait")]
+    Interrupted,
+    /// Descriptors cannot be put back when their consumer dies.
+    #[error("a queue that puts items back cannot hold items with descriptors")]
+    NotReturnable,
+    /// The queue's memory is unusable, or there is none.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The descriptors could not be sent.
+    #[error("the system refused the descriptors: {0}")]
+    Descriptors(#[from] io::Error),
+}
+
+/// A message could not be taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GetError {
+    /// No message came.
+    #[error("the queue is empty")]
+    Empty,
+    /// The queue was closed, and all messages are taken.
+    #[error("the queue is closed")]
+    Closed,
+    /// A signal handler ran during the wait.
+    #[error("a signal handler ran during the wait")]
+    Interrupted,
+    /// A message was taken, but its descriptors are gone.
+    #[error("the descriptors of a message are gone")]
+    DescriptorsLost,
+    /// The queue's memory is unusable.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The descriptors could not be received: the message is still there.
+    #[error("the system refused the descriptors: {0}")]
+    Descriptors(#[from] io::Error),
+}
+
+impl From<WaitError> for PutError {
+    fn from(error: WaitError) -> Self {
+        match error {
+            WaitError::TimedOut => Self::Full,
+            WaitError::Interrupted => Self::Interrupted,
+        }
+    }
+}
+
+impl From<WaitError> for GetError {
+    fn from(error: WaitError) -> Self {
+        match error {
+            WaitError::TimedOut => Self::Empty,
+            WaitError::Interrupted => Self::Interrupted,
+        }
+    }
+}
+
+/// What a queue is to be.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct QueueSettings {
+    /// How many messages may wait; 0 for no limit.
+    pub maxsize: u64,
+    /// What becomes of what a dead consumer had taken.
+    pub on_consumer_death: OnConsumerDeath,
+}
+
+/// One queue as one process sees it.
+#[derive(Debug)]
+struct Shared {
+    ring: Ring,
+    spin: Spin,
+}
+
+impl Object for Shared {
+    fn rouse(&self) {
+        // What cannot be taken back now is tried again with the next death, and by consumers that wait.
+        let _ = task::reclaim(&self.ring);
+        self.ring.ring_again();
+        let layout = self.ring.layout();
+        for sleepers in [&layout.items, &layout.space, &layout.unfinished] {
+            sleepers.rouse();
+        }
+    }
+}
+
+/// A queue of messages, each some bytes and descriptors, for any number of producers and consumers in any processes.
+#[derive(Debug, Clone)]
+pub struct Queue(Arc<Shared>);
+
+impl Queue {
+    /// How many descriptors a queue is.
+    pub const FDS: usize = 3;
+
+    /// A new, empty one.
+    ///
+    /// # Errors
+    /// When the system gives no memory or no descriptor.
+    pub fn new(settings: QueueSettings) -> io::Result<Self> {
+        let segment = Segment::create(c"polyproc-queue", FIRST_REGION, REGION_TABLE)?;
+        segment.reserve(0, HEADER_LEN)?;
+        let ring = Ring { segment, bell: Bell::new()? };
+        ring.arena().initialise(FIRST_BLOCK_TABLE);
+        let first_chunk = || -> Result<(Block, u64, u64), MemoryError> {
+            let block = ring.arena().allocate(CHUNK_LEN)?;
+            let record = ring.arena().record(block)?;
+            record.set_state(State::Queued);
+            Ok((block, record.offset(), record.capacity()))
+        };
+        let (block, offset, capacity) = first_chunk().map_err(|error| match error {
+            MemoryError::System(error) => error,
+            MemoryError::Corrupt => io::Error::other(error),
+        })?;
+        let layout = ring.layout();
+        for side in [&layout.put, &layout.get] {
+            side.prepare(0, offset, offset + capacity, block.0.into());
+        }
+        layout.settings.maxsize.store(settings.maxsize, Ordering::Relaxed);
+        layout.settings.on_death.store(settings.on_consumer_death as u32, Ordering::Relaxed);
+        layout.settings.magic.store(MAGIC, Ordering::Release);
+        // Descriptors are passed on only later, so nobody else has the file yet.
+        Ok(Self(registry::note(ring.segment.inode(), Shared { ring, spin: Spin::new() })))
+    }
+
+    /// The descriptors that make the queue another process's too, by [`Queue::from_fds`].
+    #[must_use]
+    pub fn fds(&self) -> [BorrowedFd<'_>; Self::FDS] {
+        let [sending, receiving] = self.0.ring.bell.ends();
+        [self.0.ring.segment.as_fd(), sending, receiving]
+    }
+
+    /// The queue of these descriptors.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidData`] when they are none of a queue.
+    pub fn from_fds([memfd, sending, receiving]: [OwnedFd; Self::FDS]) -> io::Result<Self> {
+        let segment = Segment::open(memfd, FIRST_REGION, REGION_TABLE)?;
+        let inode = segment.inode();
+        if let Some(shared) = registry::find(inode) {
+            return Ok(Self(shared));
+        }
+        let ring = Ring { segment, bell: Bell::from_ends([sending, receiving]) };
+        if ring.layout().settings.magic.load(Ordering::Acquire) != MAGIC {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "these descriptors are not a queue's"));
+        }
+        Ok(Self(registry::note(inode, Shared { ring, spin: Spin::new() })))
+    }
+
+    /// Puts a message; waits until the deadline while the queue is full. Once this has returned, the message is in the
+    /// queue, whoever dies.
+    ///
+    /// # Errors
+    /// See [`PutError`]. The message is not in the queue then.
+    pub fn put(&self, bytes: &[u8], fds: &[BorrowedFd<'_>], deadline: Deadline) -> Result<(), PutError> {
+        let ring = &self.0.ring;
+        let on_death = task::on_death(ring);
+        if on_death == OnConsumerDeath::PutBack && !fds.is_empty() {
+            return Err(PutError::NotReturnable);
+        }
+        if bytes.len() <= INLINE_LEN && on_death == OnConsumerDeath::Nothing {
+            return self.put_body(Body::Bytes(bytes), fds, deadline);
+        }
+        let arena = ring.arena();
+        let block = arena.allocate(bytes.len() as u64)?;
+        let put = arena.fill(block, bytes).map_err(PutError::from).and_then(|()| {
+            crash::point(Step::PutFilled);
+            self.put_body(Body::Block(block), fds, deadline)
+        });
+        if put.is_err() {
+            arena.free(block)?;
+        }
+        put
+    }
+
+    fn put_body(&self, body: Body<'_>, fds: &[BorrowedFd<'_>], deadline: Deadline) -> Result<(), PutError> {
+        let ring = &self.0.ring;
+        match ring.put(body, fds, deadline) {
+            Err(PutError::Full) if deadline != Deadline::PASSED => {}
+            done => return done,
+        }
+        ring.layout().space.wait(deadline, SLICE, || match ring.put(body, fds, deadline) {
+            Err(PutError::Full) => Ok(None),
+            done => done.map(Some),
+        })
+    }
+
+    /// Takes the next message: its bytes replace what `out` holds, its descriptors are returned. Waits until the deadline
+    /// while there is none.
+    ///
+    /// # Errors
+    /// See [`GetError`].
+    pub fn get(&self, out: &mut Vec<u8>, deadline: Deadline) -> Result<Vec<OwnedFd>, GetError> {
+        let ring = &self.0.ring;
+        out.clear();
+        loop {
+            match ring.get(out, deadline) {
+                Err(GetError::Empty) if deadline != Deadline::PASSED => {}
+                taken => return self.finish_get(taken?, out),
+            }
+            if !self.0.spin.until(|| ring.len() > 0) {
+                break;
+            }
+        }
+        let mut slept = false;
+        let taken = ring.layout().items.wait(deadline, SLICE, || {
+            if std::mem::replace(&mut slept, true) && task::on_death(ring) != OnConsumerDeath::Nothing {
+                task::reclaim(ring)?;
+            }
+            match ring.get(out, deadline) {
+                Err(GetError::Empty) => Ok(None),
+                taken => taken.map(Some),
+            }
+        });
+        self.finish_get(taken?, out)
+    }
+
+    fn finish_get(&self, taken: Taken, out: &mut Vec<u8>) -> Result<Vec<OwnedFd>, GetError> {
+        if let Some(block) = taken.block {
+            let arena = self.0.ring.arena();
+            arena.read(block, out)?;
+            if task::on_death(&self.0.ring) == OnConsumerDeath::Nothing {
+                arena.free(block)?;
+            }
+        }
+        Ok(taken.fds)
+    }
+
+    /// One message that this process took is done.
+    ///
+    /// # Errors
+    /// [`TaskDoneError::TooMany`].
+    pub fn task_done(&self) -> Result<(), TaskDoneError> {
+        task::task_done(&self.0.ring)
+    }
+
+    /// Waits until every message that was put is done.
+    ///
+    /// # Errors
+    /// [`WaitError`].
+    pub fn join(&self, deadline: Deadline) -> Result<(), WaitError> {
+        let ring = &self.0.ring;
+        let mut slept = false;
+        ring.layout().unfinished.wait(deadline, SLICE, || {
+            if std::mem::replace(&mut slept, true) && task::on_death(ring) != OnConsumerDeath::Nothing {
+                // What cannot be taken back now is tried again with the next slice.
+                let _ = task::reclaim(ring);
+            }
+            Ok((task::unfinished(ring) == 0).then_some(()))
+        })
+    }
+
+    /// No more puts: they fail. Gets go on until all messages are taken.
+    ///
+    /// # Errors
+    /// [`MemoryError`] when the queue's memory is unusable.
+    pub fn close(&self) -> Result<(), MemoryError> {
+        let ring = &self.0.ring;
+        let guard = loop {
+            match ring.lock_put::<PutError>(Deadline::NEVER) {
+                Ok(guard) => break guard,
+                Err(PutError::Memory(error)) => return Err(error),
+                Err(_) => {} // a signal
+            }
+        };
+        ring.layout().settings.closed.store(1, Ordering::Release);
+        drop(guard);
+        ring.layout().items.rouse();
+        ring.layout().space.rouse();
+        ring.ring_once();
+        Ok(())
+    }
+
+    /// Whether it was closed.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.0.ring.layout().settings.closed.load(Ordering::Acquire) != 0
+    }
+
+    /// How many messages wait.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.0.ring.len()
+    }
+
+    /// Whether no message waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many messages may wait; 0 for no limit.
+    #[must_use]
+    pub fn maxsize(&self) -> u64 {
+        self.0.ring.layout().settings.maxsize.load(Ordering::Relaxed)
+    }
+
+    /// Takes back what dead processes held, and rings where a ring was lost: for who polls, now and then.
+    pub fn refresh(&self) {
+        let _ = task::reclaim(&self.0.ring);
+        self.0.ring.start_ringing();
+    }
+}
+
+/// Readable while there is a message, or the queue is closed. It may be readable a moment longer: another consumer may be
+/// first.
+impl AsFd for Queue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.ring.start_ringing();
+        let [_, receiving] = self.0.ring.bell.ends();
+        receiving
+    }
+}

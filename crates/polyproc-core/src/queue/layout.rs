@@ -1,0 +1,191 @@
+//! What stands where in the memory of a queue.
+//!
+//! | offset | bytes | what |
+//! |---|---|---|
+//! | 0 | 64 | [`Settings`] |
+//! | 64 | 192 | the producers' [`Side`] |
+//! | 256 | 192 | the consumers' [`Side`] |
+//! | 448, 512, 576 | 64 each | [`Sleepers`]: consumers without items, producers without space, joiners of a queue with unfinished items |
+//! | 640 | 64 | [`Tasks`] |
+//! | 704 | 64 | [`Polled`] |
+//! | 1024 | 256 | the table of regions |
+//! | 1280 | 960 | the header of the arena |
+//! | 4096 | 16384 | the first table of blocks |
+//! | 20480 | | blocks |
+//!
+//! Messages stand one after the other in chunks, blocks of the arena. An entry begins with a word:
+//!
+//! | bits | meaning |
+//! |---|---|
+//! | 0 to 2 | 1 the message's bytes follow; 2 they are in a block; 3 the messages go on in another chunk |
+//! | 3 | a second word follows: ticket of the descriptors that go with it, see `bell` |
+//! | 8 to 63 | how many bytes follow, or the number of the block |
+//!
+//! Bytes are filled up to a multiple of eight. A chunk always has room for one more word.
+
+use crate::prim::{AtomicU32, AtomicU64};
+use crate::shm::arena::Block;
+use crate::sync::{Mutex, Sleepers};
+use crate::sys::shared::shared;
+
+pub(super) const FIRST_REGION: u64 = 256 << 10;
+pub(super) const REGION_TABLE: u64 = 1024;
+pub(super) const ARENA: u64 = 1280;
+pub(super) const FIRST_BLOCK_TABLE: u64 = 4096;
+/// What the header and the first table of blocks take.
+pub(super) const HEADER_LEN: u64 = 20480;
+pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"polyprq1");
+
+/// Size of a chunk.
+pub(super) const CHUNK_LEN: u64 = 64 << 10;
+/// Longer messages have a block of their own.
+pub(super) const INLINE_LEN: usize = 16 << 10;
+
+shared! {
+    /// Written once, but for `closed` and `polled`, which change from 0 to 1.
+    ///
+    /// | offset | bytes | field | who writes it, when |
+    /// |---|---|---|---|
+    /// | 0 | 8 | magic | [`MAGIC`], when all else is set up |
+    /// | 8 | 8 | maxsize | at the start; 0 for no limit |
+    /// | 16 | 4 | on_death | at the start: what becomes of a dead consumer's items |
+    /// | 20 | 4 | closed | 1: no more puts; under the producers' lock |
+    /// | 24 | 4 | polled | 1: somebody has asked for the descriptor to poll |
+    pub(super) struct Settings {
+        pub(super) magic: AtomicU64,
+        pub(super) maxsize: AtomicU64,
+        pub(super) on_death: AtomicU32,
+        pub(super) closed: AtomicU32,
+        pub(super) polled: AtomicU32,
+    }
+}
+
+shared! {
+    /// One side of a queue. Where the next entry stands is kept twice, for even and for odd counts: the place for the next
+    /// count is written beside the one that is valid, and the store of the count makes it valid.
+    ///
+    /// | offset | bytes | field | who writes it, when |
+    /// |---|---|---|---|
+    /// | 0 | 64 | lock | see [`Mutex`] |
+    /// | 64 | 16 | at | file offset of the next entry, for even and odd counts; under the lock, before the count |
+    /// | 80 | 16 | end | where its chunk ends; as `at` |
+    /// | 96 | 16 | chunk | the number of its chunk; as `at` |
+    /// | 112 | 8 | other | the other side's count when it was last looked at; under the lock |
+    /// | 128 | 8 | count | messages put or taken so far; under the lock. *The commit* |
+    pub(super) struct Side {
+        pub(super) lock: Mutex,
+        pub(super) at: [AtomicU64; 2],
+        pub(super) end: [AtomicU64; 2],
+        pub(super) chunk: [AtomicU64; 2],
+        pub(super) other: AtomicU64,
+        unused: AtomicU64,
+        pub(super) count: AtomicU64,
+    }
+}
+
+shared! {
+    /// Which messages are done.
+    ///
+    /// | offset | bytes | field | who writes it, when |
+    /// |---|---|---|---|
+    /// | 0 | 8 | done | messages done so far |
+    /// | 8 | 8 | target | what `done` becomes when `retiring` is done; under the consumers' lock |
+    /// | 16 | 4 | retiring | 1 + the block whose message is being counted as done, 0 for none; as `target` |
+    /// | 20 | 4 | returned | messages of dead consumers that wait for another; under the consumers' lock |
+    pub(super) struct Tasks {
+        pub(super) done: AtomicU64,
+        pub(super) target: AtomicU64,
+        pub(super) retiring: AtomicU32,
+        pub(super) returned: AtomicU32,
+    }
+}
+
+shared! {
+    /// The state of the bell.
+    ///
+    /// | offset | bytes | field | who writes it, when |
+    /// |---|---|---|---|
+    /// | 0 | 8 | ticket | the last one given to a message with descriptors; under the producers' lock |
+    /// | 8 | 4 | rung | 1: a ring is in the socket, or about to be |
+    pub(super) struct Polled {
+        pub(super) ticket: AtomicU64,
+        pub(super) rung: AtomicU32,
+    }
+}
+
+shared! {
+    /// All of it.
+    pub(super) struct Layout {
+        pub(super) settings: Settings,
+        pub(super) put: Side,
+        pub(super) get: Side,
+        pub(super) items: Sleepers,
+        pub(super) space: Sleepers,
+        pub(super) unfinished: Sleepers,
+        pub(super) tasks: Tasks,
+        pub(super) polled: Polled,
+    }
+}
+const _: () = assert!(size_of::<Layout>() == 768 && size_of::<Side>() == 192);
+
+/// The first word of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Entry {
+    Inline { len: u64 },
+    InBlock(Block),
+    NextChunk(Block),
+}
+
+const WITH_FDS: u64 = 1 << 3;
+
+impl Entry {
+    pub(super) fn to_word(self, with_fds: bool) -> u64 {
+        let (kind, value) = match self {
+            Self::Inline { len } => (1, len),
+            Self::InBlock(block) => (2, u64::from(block.0)),
+            Self::NextChunk(block) => (3, u64::from(block.0)),
+        };
+        value << 8 | kind | if with_fds { WITH_FDS } else { 0 }
+    }
+
+    /// The entry, and whether a ticket follows; `None` for what no process of ours writes.
+    pub(super) fn from_word(word: u64) -> Option<(Self, bool)> {
+        let block = || u32::try_from(word >> 8).ok().map(Block);
+        let entry = match word & 0xF7 {
+            1 => Self::Inline { len: word >> 8 },
+            2 => Self::InBlock(block()?),
+            3 => Self::NextChunk(block()?),
+            _ => return None,
+        };
+        Some((entry, word & WITH_FDS != 0))
+    }
+
+    /// How many bytes it takes in its chunk, the word and the ticket included.
+    pub(super) fn len(self, with_fds: bool) -> Option<u64> {
+        let bytes = if let Self::Inline { len } = self { len.checked_next_multiple_of(8)? } else { 0 };
+        bytes.checked_add(if with_fds { 16 } else { 8 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_word_is_an_entry_or_refused(word: u64) {
+            if let Some((entry, with_fds)) = Entry::from_word(word) {
+                prop_assert_eq!(entry.to_word(with_fds), word);
+            }
+        }
+
+        #[test]
+        fn entries_are_read_as_written(len in 0u64..1 << 50, block: u32, with_fds: bool) {
+            for entry in [Entry::Inline { len }, Entry::InBlock(Block(block)), Entry::NextChunk(Block(block))] {
+                prop_assert_eq!(Entry::from_word(entry.to_word(with_fds)), Some((entry, with_fds)));
+            }
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Queues in shared memory that survive the death of any process at any instruction. `docs/design/ring.md` tells how.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `layout` | what stands where in a queue's memory |
+//! | `ring` | the two sides, each a short section under its lock, committed by one store |
+//! | `bell` | the socket of a queue: descriptors that travel with messages, and a ring for who polls |
+//! | `task` | which messages are done, and what becomes of those whose consumer died |
+//! | `handle` | [`Queue`]: put, get, close, wait |
+
+mod bell;
+mod handle;
+mod layout;
+mod ring;
+mod task;
+
+pub use handle::{GetError, PutError, Queue, QueueSettings};
+pub use task::{OnConsumerDeath, TaskDoneError};

@@ -1,0 +1,353 @@
+//! The two sides of a queue.
+//!
+//! Each side works under its own lock, prepares everything beside what is valid, and *commits by one store*: that of its
+//! count. A process that dies before it has changed nothing; one that dies after it has put, or taken, one message.
+//! Whoever takes a lock from a dead owner first repairs what is not decided by the counts alone: the states of blocks
+//! (`mend_put`, `mend_get`).
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use super::bell::Bell;
+use super::handle::{GetError, PutError};
+use super::layout::{ARENA, CHUNK_LEN, Entry, Layout, Side};
+use super::task;
+use crate::deadline::Deadline;
+use crate::prim::{AtomicU64, Ordering, fence};
+use crate::shm::arena::{Block, Record, State};
+use crate::shm::{Arena, MemoryError, Segment};
+use crate::sync::{Guard, WaitError};
+use crate::sys::crash::{self, Step};
+use crate::sys::identity::Identity;
+
+/// The memory of a queue, as this process sees it.
+#[derive(Debug)]
+pub(super) struct Ring {
+    pub(super) segment: Segment,
+    pub(super) bell: Bell,
+}
+
+/// Where a message's bytes are.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Body<'a> {
+    Bytes(&'a [u8]),
+    Block(Block),
+}
+
+/// A message that was taken.
+#[derive(Debug)]
+pub(super) struct Taken {
+    /// Where its bytes are, unless they were copied already.
+    pub(super) block: Option<Block>,
+    pub(super) fds: Vec<OwnedFd>,
+}
+
+/// Where a side stands.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    at: u64,
+    end: u64,
+    chunk: u64,
+}
+
+impl Place {
+    fn start_of(block: Block, record: &Record) -> Self {
+        let at = record.offset();
+        Self { at, end: at.saturating_add(record.capacity()), chunk: block.0.into() }
+    }
+}
+
+impl Side {
+    fn place(&self, count: u64) -> Place {
+        let slot = usize::from(count % 2 == 1);
+        Place {
+            at: self.at[slot].load(Ordering::Relaxed),
+            end: self.end[slot].load(Ordering::Relaxed),
+            chunk: self.chunk[slot].load(Ordering::Relaxed),
+        }
+    }
+
+    /// Writes the place that `count` is going to have.
+    pub(super) fn prepare(&self, count: u64, at: u64, end: u64, chunk: u64) {
+        let slot = usize::from(count % 2 == 1);
+        self.at[slot].store(at, Ordering::Relaxed);
+        self.end[slot].store(end, Ordering::Relaxed);
+        self.chunk[slot].store(chunk, Ordering::Relaxed);
+    }
+}
+
+impl Ring {
+    pub(super) fn layout(&self) -> &Layout {
+        self.segment.fixed(0)
+    }
+
+    pub(super) fn arena(&self) -> Arena<'_> {
+        Arena::new(&self.segment, ARENA)
+    }
+
+    fn word(&self, at: u64) -> Result<&AtomicU64, MemoryError> {
+        self.segment.view(at)
+    }
+
+    /// The producers' lock, with the blocks in order.
+    pub(super) fn lock_put<E: From<WaitError> + From<MemoryError>>(&self, deadline: Deadline) -> Result<Guard<'_>, E> {
+        let guard = self.layout().put.lock.lock(deadline)?;
+        if guard.owner_died {
+            self.mend_put()?;
+        }
+        crash::point(Step::PutLocked);
+        Ok(guard)
+    }
+
+    /// The consumers' lock, with the blocks in order.
+    pub(super) fn lock_get<E: From<WaitError> + From<MemoryError>>(&self, deadline: Deadline) -> Result<Guard<'_>, E> {
+        let guard = self.layout().get.lock.lock(deadline)?;
+        if guard.owner_died {
+            self.mend_get()?;
+        }
+        crash::point(Step::GetLocked);
+        Ok(guard)
+    }
+
+    /// Blocks that a dead producer had marked for a message that never came to count.
+    #[cold]
+    fn mend_put(&self) -> Result<(), MemoryError> {
+        let count = self.layout().put.count.load(Ordering::Relaxed);
+        let arena = self.arena();
+        for block in arena.blocks() {
+            let record = arena.record(block)?;
+            if record.state() == Some(State::Queued) && record.position() >= count {
+                arena.free(block)?;
+            }
+        }
+        // The dead one may have owed a wake-up.
+        self.layout().items.rouse();
+        Ok(())
+    }
+
+    /// Blocks that a dead consumer had marked for a message that it never took, or took and left behind.
+    #[cold]
+    fn mend_get(&self) -> Result<(), MemoryError> {
+        let count = self.layout().get.count.load(Ordering::Relaxed);
+        let arena = self.arena();
+        for block in arena.blocks() {
+            let record = arena.record(block)?;
+            match record.state() {
+                Some(State::Leaving) if record.position() < count => arena.free(block)?,
+                Some(State::Leaving) => record.set_state(State::Queued),
+                Some(State::Held) if record.position() >= count => record.set_state(State::Queued),
+                _ => {}
+            }
+        }
+        task::mend(self)?;
+        self.layout().space.rouse();
+        Ok(())
+    }
+
+    /// Puts one message, or says why not.
+    pub(super) fn put(&self, body: Body<'_>, fds: &[BorrowedFd<'_>], deadline: Deadline) -> Result<(), PutError> {
+        let layout = self.layout();
+        let side = &layout.put;
+        let guard = self.lock_put::<PutError>(deadline)?;
+        if layout.settings.closed.load(Ordering::Relaxed) != 0 {
+            return Err(PutError::Closed);
+        }
+        let count = side.count.load(Ordering::Relaxed);
+        let maxsize = layout.settings.maxsize.load(Ordering::Relaxed);
+        if maxsize > 0 && count.wrapping_sub(side.other.load(Ordering::Relaxed)) >= maxsize {
+            let taken = layout.get.count.load(Ordering::Acquire);
+            side.other.store(taken, Ordering::Relaxed);
+            if count.wrapping_sub(taken) >= maxsize {
+                return Err(PutError::Full);
+            }
+        }
+        let ticket = match fds {
+            [] => None,
+            _ => Some(self.leave(fds)?),
+        };
+        let entry = match body {
+            Body::Bytes(bytes) => Entry::Inline { len: bytes.len() as u64 },
+            Body::Block(block) => Entry::InBlock(block),
+        };
+        let len = entry.len(ticket.is_some()).ok_or(MemoryError::Corrupt)?;
+        let mut place = side.place(count);
+        if place.at.checked_add(len.saturating_add(8)).is_none_or(|end| end > place.end) {
+            place = self.next_chunk(place, count)?;
+        }
+        let mut at = place.at + 8;
+        if let Some(ticket) = ticket {
+            self.word(at)?.store(ticket, Ordering::Relaxed);
+            at += 8;
+        }
+        match body {
+            Body::Bytes(bytes) => self.segment.copy_in(at, bytes)?,
+            Body::Block(block) => {
+                let record = self.arena().record(block)?;
+                record.set_position(count);
+                record.set_state(State::Queued);
+            }
+        }
+        self.word(place.at)?.store(entry.to_word(ticket.is_some()), Ordering::Relaxed);
+        crash::point(Step::PutWritten);
+        side.prepare(count.wrapping_add(1), place.at + len, place.end, place.chunk);
+        side.count.store(count.wrapping_add(1), Ordering::Release); // the commit; pairs with the Acquire in `get`
+        crash::point(Step::PutCommitted);
+        drop(guard);
+        crash::point(Step::PutUnlocked);
+        layout.items.wake_one();
+        self.ring_once();
+        Ok(())
+    }
+
+    /// Has the messages from `count` on go on in a new chunk.
+    fn next_chunk(&self, place: Place, count: u64) -> Result<Place, MemoryError> {
+        let arena = self.arena();
+        let block = arena.allocate(CHUNK_LEN)?;
+        let record = arena.record(block)?;
+        record.set_position(count);
+        record.set_state(State::Queued);
+        crash::point(Step::PutLinked);
+        self.word(place.at)?.store(Entry::NextChunk(block).to_word(false), Ordering::Relaxed);
+        Ok(Place::start_of(block, record))
+    }
+
+    fn leave(&self, fds: &[BorrowedFd<'_>]) -> Result<u64, PutError> {
+        let last = &self.layout().polled.ticket;
+        let ticket = last.load(Ordering::Relaxed).wrapping_add(1);
+        last.store(ticket, Ordering::Relaxed);
+        if self.bell.leave(ticket, fds)? { Ok(ticket) } else { Err(PutError::Full) }
+    }
+
+    /// Takes the next message. Its bytes go to the end of `out`, unless they are in a block.
+    pub(super) fn get(&self, out: &mut Vec<u8>, deadline: Deadline) -> Result<Taken, GetError> {
+        let layout = self.layout();
+        let side = &layout.get;
+        let guard = self.lock_get::<GetError>(deadline)?;
+        if let Some(block) = task::take_returned(self)? {
+            return Ok(Taken { block: Some(block), fds: Vec::new() });
+        }
+        let count = side.count.load(Ordering::Relaxed);
+        if count == side.other.load(Ordering::Relaxed) {
+            let closed = layout.settings.closed.load(Ordering::Acquire) != 0; // before the count: then that is the last
+            let put = layout.put.count.load(Ordering::Acquire);
+            side.other.store(put, Ordering::Relaxed);
+            if count == put {
+                self.silence();
+                return Err(if closed { GetError::Closed } else { GetError::Empty });
+            }
+        }
+        let arena = self.arena();
+        let mut place = side.place(count);
+        let mut leaving = None;
+        let mut word = self.word(place.at)?.load(Ordering::Relaxed);
+        if let Some((Entry::NextChunk(block), _)) = Entry::from_word(word) {
+            let old = Block(u32::try_from(place.chunk).map_err(|_| MemoryError::Corrupt)?);
+            let record = arena.record(block)?;
+            if record.state() != Some(State::Queued) || record.position() != count {
+                return Err(MemoryError::Corrupt.into());
+            }
+            place = Place::start_of(block, record);
+            word = self.word(place.at)?.load(Ordering::Relaxed);
+            let record = arena.record(old)?;
+            record.set_position(count);
+            record.set_state(State::Leaving);
+            leaving = Some(old);
+        }
+        let (entry, with_fds) = Entry::from_word(word).ok_or(MemoryError::Corrupt)?;
+        let len = entry.len(with_fds).ok_or(MemoryError::Corrupt)?;
+        if place.at.checked_add(len).is_none_or(|end| end > place.end) {
+            return Err(MemoryError::Corrupt.into());
+        }
+        let fds = match with_fds {
+            true => self.bell.look_for(self.word(place.at + 8)?.load(Ordering::Relaxed))?,
+            false => None,
+        };
+        let block = match entry {
+            Entry::Inline { len } => {
+                self.segment.copy_out(place.at + if with_fds { 16 } else { 8 }, len, out)?;
+                None
+            }
+            Entry::InBlock(block) => {
+                let record = arena.record(block)?;
+                if record.state() != Some(State::Queued) || record.position() != count {
+                    return Err(MemoryError::Corrupt.into());
+                }
+                record.set_owner(Identity::own());
+                record.set_state(State::Held);
+                Some(block)
+            }
+            Entry::NextChunk(_) => return Err(MemoryError::Corrupt.into()),
+        };
+        crash::point(Step::GetClaimed);
+        side.prepare(count.wrapping_add(1), place.at + len, place.end, place.chunk);
+        side.count.store(count.wrapping_add(1), Ordering::Release); // the commit; pairs with the Acquire in `put`
+        crash::point(Step::GetCommitted);
+        if let Some(old) = leaving {
+            arena.free(old)?;
+        }
+        crash::point(Step::GetFreed);
+        if fds.is_some() {
+            self.bell.taken();
+        }
+        self.silence();
+        drop(guard);
+        crash::point(Step::GetUnlocked);
+        if with_fds || layout.settings.maxsize.load(Ordering::Relaxed) > 0 {
+            layout.space.wake_one();
+        }
+        match (with_fds, fds) {
+            (true, None) => Err(GetError::DescriptorsLost),
+            (_, fds) => Ok(Taken { block, fds: fds.unwrap_or_default() }),
+        }
+    }
+
+    /// How many messages there are for consumers.
+    pub(super) fn len(&self) -> u64 {
+        let layout = self.layout();
+        let taken = layout.get.count.load(Ordering::Acquire); // first: it never passes the other
+        let waiting = layout.put.count.load(Ordering::Acquire).wrapping_sub(taken);
+        waiting.saturating_add(layout.tasks.returned.load(Ordering::Acquire).into())
+    }
+
+    /// For who polls: the bell rings while there is something. Nobody has to be under a lock.
+    pub(super) fn ring_once(&self) {
+        let layout = self.layout();
+        if layout.settings.polled.load(Ordering::Relaxed) != 0 && layout.polled.rung.swap(1, Ordering::SeqCst) == 0 {
+            self.bell.ring();
+        }
+    }
+
+    /// Under the consumers' lock: the bell is silent when there is nothing.
+    fn silence(&self) {
+        let layout = self.layout();
+        let ends = layout.settings.closed.load(Ordering::Relaxed) != 0; // then it rings for ever
+        if layout.settings.polled.load(Ordering::Relaxed) == 0 || ends || self.len() != 0 {
+            return;
+        }
+        self.bell.silence();
+        layout.polled.rung.store(0, Ordering::SeqCst);
+        fence(Ordering::SeqCst); // whoever puts from here on sees that the bell does not ring
+        if self.len() != 0 || layout.settings.closed.load(Ordering::Acquire) != 0 {
+            self.ring_once();
+        }
+    }
+
+    /// From now on the bell rings while there is something.
+    pub(super) fn start_ringing(&self) {
+        self.layout().settings.polled.store(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        if self.len() > 0 || self.layout().settings.closed.load(Ordering::Acquire) != 0 {
+            self.ring_once();
+        }
+    }
+
+    /// Rings anew, whoever died between a put and its ring.
+    pub(super) fn ring_again(&self) {
+        if self.layout().settings.polled.load(Ordering::Relaxed) != 0 {
+            let Ok(guard) = self.lock_get::<GetError>(Deadline::PASSED) else { return };
+            self.bell.silence();
+            self.layout().polled.rung.store(0, Ordering::SeqCst);
+            drop(guard);
+            self.start_ringing();
+        }
+    }
+}

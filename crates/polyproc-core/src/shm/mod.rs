@@ -1,0 +1,26 @@
+//! Memory that several processes map, without a name: when the last of them goes, by any cause, it is gone.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `segment` | [`Segment`]: a memory file that grows, mapped part by part |
+//! | `arena` | [`Arena`]: blocks of any size in a segment, each with a state and an owner |
+//! | `registry` | the shared objects of this process: one per memory file, roused when a process dies |
+
+pub(crate) mod arena;
+pub(crate) mod registry;
+mod segment;
+
+pub(crate) use arena::Arena;
+pub(crate) use segment::Segment;
+
+/// Shared memory could not be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// It holds what no process of ours writes: a peer went wild, or is another version.
+    #[error("the shared memory is corrupt: a process wrote where it must not")]
+    Corrupt,
+    /// The system gives no memory, address space or descriptor.
+    #[error("the system refused shared memory: {0}")]
+    System(#[from] std::io::Error),
+}

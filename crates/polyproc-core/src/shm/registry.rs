@@ -1,0 +1,71 @@
+//! The shared objects of this process: one for each memory file, and all of them roused when a process dies.
+//!
+//! A wake-up can die with the process that got it or was to give it. Whoever reaps a process therefore rouses every object
+//! that it shares with anybody ([`rouse_all`]): sleepers look again, and what the dead one held is taken back.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::ptr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use crate::prim::{AtomicPtr, Ordering};
+
+/// An object in shared memory, as this process sees it.
+pub(crate) trait Object: Any + Send + Sync {
+    /// Takes back what dead processes held, and has every sleeper look again.
+    fn rouse(&self);
+}
+
+type Objects = HashMap<u64, Weak<dyn Object>>;
+
+/// One per process: the copy in a forked child may be locked for ever.
+struct Registry {
+    pid: u32,
+    objects: Mutex<Objects>,
+}
+
+static REGISTRY: AtomicPtr<Registry> = AtomicPtr::new(ptr::null_mut());
+
+fn objects() -> MutexGuard<'static, Objects> {
+    let seen = REGISTRY.load(Ordering::Acquire);
+    if let Some(registry) = crate::sys::leaked(seen).filter(|registry| registry.pid == std::process::id()) {
+        return registry.objects.lock().unwrap_or_else(PoisonError::into_inner);
+    }
+    let new = Box::leak(Box::new(Registry { pid: std::process::id(), objects: Mutex::default() }));
+    // Where another thread was first, its registry is found the next time round.
+    let _ = REGISTRY.compare_exchange(seen, new, Ordering::AcqRel, Ordering::Acquire);
+    objects()
+}
+
+/// The object of the memory file `inode`, if this process has it already.
+pub(crate) fn find<T: Object>(inode: u64) -> Option<Arc<T>> {
+    let object: Arc<dyn Any + Send + Sync> = objects().get(&inode)?.upgrade()?;
+    object.downcast().ok()
+}
+
+/// Notes an object, or gives the one that another thread has noted for the same file meanwhile.
+pub(crate) fn note<T: Object>(inode: u64, object: T) -> Arc<T> {
+    let object = Arc::new(object);
+    let mut objects = objects();
+    if let Some(first) = objects.get(&inode).and_then(Weak::upgrade) {
+        let first: Arc<dyn Any + Send + Sync> = first;
+        if let Ok(first) = first.downcast() {
+            return first;
+        }
+    }
+    if objects.len() == objects.capacity() {
+        objects.retain(|_, object| object.strong_count() > 0); // before it would grow
+    }
+    let noted: Arc<dyn Object> = object.clone();
+    objects.insert(inode, Arc::downgrade(&noted));
+    object
+}
+
+/// A process has ended: see the module.
+pub(crate) fn rouse_all() {
+    if REGISTRY.load(Ordering::Acquire).is_null() {
+        return;
+    }
+    let all: Vec<_> = objects().values().filter_map(Weak::upgrade).collect();
+    all.iter().for_each(|object| object.rouse());
+}

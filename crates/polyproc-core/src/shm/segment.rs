@@ -1,0 +1,170 @@
+//! [`Segment`]: a memory file that grows and never shrinks, mapped region by region.
+//!
+//! A region is mapped whole when something in it is first touched, and stays mapped. Each new region is as large as all
+//! before it, or larger, so there are few, whatever the size. A file offset costs nothing until it is written to.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
+
+use super::MemoryError;
+use crate::prim::{AtomicU64, Ordering};
+use crate::sys::memory::{self, Mapping, PAGE};
+use crate::sys::shared::{Shared, shared};
+
+/// Enough for 2^47 bytes when each region doubles the file.
+const REGIONS: usize = 32;
+
+shared! {
+    /// Where regions end. The first one ends where the file ended when it was made.
+    ///
+    /// | offset | bytes | field | who writes it, when |
+    /// |---|---|---|---|
+    /// | 0 | 8 each | ends | file offset of the end of each region, 0 for none; who adds it, once the file is long enough, under the arena's lock |
+    pub(crate) struct Regions { ends: [AtomicU64; REGIONS], }
+}
+
+/// A memory file. See the module.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    memfd: OwnedFd,
+    inode: u64,
+    /// Where [`Regions`] stands in the first region.
+    table: u64,
+    mapped: [OnceLock<Mapping>; REGIONS],
+}
+
+impl Segment {
+    /// A new one of `len_bytes` (whole [`PAGE`]s), with the table of its regions at `table`.
+    pub(crate) fn create(name: &CStr, len_bytes: u64, table: u64) -> io::Result<Self> {
+        let segment = Self::map(memory::create(name, len_bytes)?, len_bytes, table)?;
+        segment.regions().ends[0].store(len_bytes, Ordering::Release);
+        Ok(segment)
+    }
+
+    /// The one that a peer made with the same lengths.
+    pub(crate) fn open(memfd: OwnedFd, len_bytes: u64, table: u64) -> io::Result<Self> {
+        Self::map(memfd, len_bytes, table)
+    }
+
+    fn map(memfd: OwnedFd, len_bytes: u64, table: u64) -> io::Result<Self> {
+        let (_, inode) = memory::inspect(memfd.as_fd())?;
+        let first = Mapping::new(memfd.as_fd(), 0, len_bytes)?;
+        let segment = Self { memfd, inode, table, mapped: [const { OnceLock::new() }; REGIONS] };
+        let fits = first.view::<Regions>(table).is_some();
+        assert!(fits, "the table lies in the first region");
+        segment.mapped[0].get_or_init(|| first);
+        Ok(segment)
+    }
+
+    fn first(&self) -> &Mapping {
+        self.mapped[0].get().expect("mapped from the start")
+    }
+
+    fn regions(&self) -> &Regions {
+        self.first().view(self.table).expect("checked when it was mapped")
+    }
+
+    /// Which file it is; for as long as it is open here, no other has the same number.
+    pub(crate) fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// The mapping that holds the bytes from `offset` to `offset + len`.
+    fn holding(&self, offset: u64, len: u64) -> Result<&Mapping, MemoryError> {
+        let end = offset.checked_add(len).ok_or(MemoryError::Corrupt)?;
+        for (at, region) in self.mapped.iter().enumerate() {
+            let region = match region.get() {
+                Some(region) => region,
+                None => self.map_region(at)?,
+            };
+            if offset < region.end() {
+                return if offset >= region.start() && end <= region.end() {
+                    Ok(region)
+                } else {
+                    Err(MemoryError::Corrupt)
+                };
+            }
+        }
+        Err(MemoryError::Corrupt)
+    }
+
+    #[cold]
+    fn map_region(&self, at: usize) -> Result<&Mapping, MemoryError> {
+        let start = self.mapped[at - 1].get().ok_or(MemoryError::Corrupt)?.end();
+        let end = self.regions().ends[at].load(Ordering::Acquire);
+        if end <= start || !end.is_multiple_of(PAGE) {
+            return Err(MemoryError::Corrupt);
+        }
+        if memory::inspect(self.memfd.as_fd())?.0 < end {
+            return Err(MemoryError::Corrupt);
+        }
+        let mapping = Mapping::new(self.memfd.as_fd(), start, end)?;
+        Ok(self.mapped[at].get_or_init(|| mapping))
+    }
+
+    /// The `T` at a file offset.
+    pub(crate) fn view<T: Shared>(&self, offset: u64) -> Result<&T, MemoryError> {
+        self.holding(offset, size_of::<T>() as u64)?.view(offset).ok_or(MemoryError::Corrupt)
+    }
+
+    /// The `T` in the first region at an offset that this program chose.
+    pub(crate) fn fixed<T: Shared>(&self, offset: u64) -> &T {
+        self.first().view(offset).expect("an aligned place in the first region")
+    }
+
+    pub(crate) fn copy_in(&self, offset: u64, bytes: &[u8]) -> Result<(), MemoryError> {
+        self.holding(offset, bytes.len() as u64)?.copy_in(offset, bytes).ok_or(MemoryError::Corrupt)
+    }
+
+    /// Puts `len` bytes at `offset` at the end of `out`.
+    pub(crate) fn copy_out(&self, offset: u64, len: u64, out: &mut Vec<u8>) -> Result<(), MemoryError> {
+        let region = self.holding(offset, len)?;
+        region
+            .copy_out(offset, usize::try_from(len).map_err(|_| MemoryError::Corrupt)?, out)
+            .ok_or(MemoryError::Corrupt)
+    }
+
+    /// Whether `offset` and `len` bytes from there are in one region.
+    pub(crate) fn is_whole(&self, offset: u64, len: u64) -> bool {
+        self.holding(offset, len).is_ok()
+    }
+
+    /// Adds a region with room for `len` bytes and gives its start. To be called under the arena's lock.
+    ///
+    /// # Errors
+    /// When the file cannot become that long, or this process cannot map it.
+    pub(crate) fn add_region(&self, len: u64) -> io::Result<u64> {
+        let ends = &self.regions().ends;
+        let used = ends.iter().take_while(|end| end.load(Ordering::Acquire) != 0).count();
+        let start = ends[used.max(1) - 1].load(Ordering::Acquire);
+        let len = len.checked_next_multiple_of(PAGE).filter(|len| used < REGIONS && start + len < 1 << 47);
+        let len = len.ok_or_else(|| io::Error::from(io::ErrorKind::FileTooLarge))?;
+        let map = |end| {
+            memory::grow(self.memfd.as_fd(), end)?;
+            Ok((end, Mapping::new(self.memfd.as_fd(), start, end)?))
+        };
+        // Where limits do not let it double, as much as is needed must do.
+        let (end, mapping) = map(start + len.max(start)).or_else(|_: io::Error| map(start + len))?;
+        ends[used].store(end, Ordering::Release); // pairs with the Acquire in `map_region`
+        self.mapped[used].get_or_init(|| mapping);
+        Ok(start)
+    }
+
+    /// See [`memory::reserve`].
+    pub(crate) fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+        memory::reserve(self.memfd.as_fd(), offset, len)
+    }
+
+    /// See [`memory::release`].
+    pub(crate) fn release(&self, offset: u64, len: u64) {
+        memory::release(self.memfd.as_fd(), offset, len);
+    }
+}
+
+impl AsFd for Segment {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.memfd.as_fd()
+    }
+}

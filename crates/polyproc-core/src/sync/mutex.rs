@@ -1,0 +1,99 @@
+//! A lock in shared memory whose owner may die at any instruction.
+//!
+//! The word is that of "mutex3" (U. Drepper, *Futexes Are Tricky*, 2011), with the owner's thread id in the place of 1, as
+//! the kernel's robust futexes want it. Departures: the word of a dead owner is taken over by whoever comes next, who is
+//! told so and repairs what the lock guards; every sleep is cut in slices, since a wake-up can be lost with the
+//! process that got it, in the one case that the kernel does not see (another process barged in meanwhile).
+//!
+//! Only for the engine's own short sections: locks are released in the opposite order of their taking, by the same thread.
+
+use std::time::Duration;
+
+use super::os::{self, Deadline, OWNER, OWNER_DIED, Ordering, Outer, WAITERS, Wait};
+use super::{Mutex, WaitError};
+
+/// How often to look again before sleeping: the owner needs some ten nanoseconds, unless it lost its processor.
+const SPINS: u32 = 40;
+const SLICE: Duration = Duration::from_millis(100);
+/// A section takes nanoseconds, or as long as its owner is without a processor: who came to look once waits for so long.
+/// Only an owner that is stopped (`SIGSTOP`, a debugger) is waited for in vain.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// The lock, held. It goes back when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Guard<'a> {
+    mutex: &'a Mutex,
+    outer: Outer,
+    /// The previous owner died while it held the lock: what the lock guards may be half changed.
+    pub(crate) owner_died: bool,
+}
+
+impl Mutex {
+    /// Takes the lock; waits until the deadline, or for [`GRACE`] when that is later.
+    ///
+    /// # Errors
+    /// [`WaitError`], when it stays taken until the deadline, or a signal handler ran.
+    pub(crate) fn lock(&self, deadline: Deadline) -> Result<Guard<'_>, WaitError> {
+        os::announce(&self.robust);
+        let word = &self.robust.word;
+        // Acquire pairs with the Release in `Guard::drop`.
+        let taken = match word.compare_exchange(0, os::tid(), Ordering::Acquire, Ordering::Relaxed) {
+            Ok(_) => Ok(false),
+            Err(_) => self.lock_slowly(deadline),
+        };
+        let guard = taken.map(|owner_died| Guard { mutex: self, outer: os::link(&self.robust), owner_died });
+        os::settle();
+        guard
+    }
+
+    #[cold]
+    fn lock_slowly(&self, deadline: Deadline) -> Result<bool, WaitError> {
+        let word = &self.robust.word;
+        let tid = os::tid();
+        let mut until = None;
+        let mut spins = 0;
+        // Whoever slept may have been one of several sleepers.
+        let mut others_may_sleep = 0;
+        loop {
+            let seen = word.load(Ordering::Relaxed);
+            if seen & OWNER == 0 {
+                let taken = tid | (seen & WAITERS) | others_may_sleep;
+                // Acquire pairs with the Release in `Guard::drop`; a dead owner's writes are ordered by the kernel's.
+                if word.compare_exchange(seen, taken, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+                    return Ok(seen & OWNER_DIED != 0);
+                }
+                continue;
+            }
+            if spins < SPINS {
+                spins += 1;
+                os::spin();
+                continue;
+            }
+            let asleep = seen | WAITERS;
+            if seen != asleep && word.compare_exchange(seen, asleep, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+                continue;
+            }
+            let left = until.get_or_insert_with(|| deadline.or_after(GRACE)).remaining().unwrap_or(SLICE);
+            if left.is_zero() {
+                return Err(WaitError::TimedOut);
+            }
+            others_may_sleep = WAITERS;
+            if os::wait(word, asleep, left.min(SLICE)) == Wait::Interrupted {
+                return Err(WaitError::Interrupted);
+            }
+        }
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        let robust = &self.mutex.robust;
+        os::announce(robust);
+        os::unlink(&self.outer);
+        // Release pairs with the Acquire of the next owner. SeqCst, for `os::fence_after_unlock`.
+        if robust.word.swap(0, Ordering::SeqCst) & WAITERS != 0 {
+            os::wake(&robust.word, 1);
+        }
+        os::settle();
+    }
+}

@@ -1,0 +1,67 @@
+//! Dying on purpose at a marked step, for the tests of what is left behind. Only with the feature `crash-points`.
+
+macro_rules! steps {
+    ($($step:ident,)*) => {
+        /// A step of a protocol at which a process may be told to die, named after what is done when it is reached.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[repr(u32)]
+        #[cfg_attr(feature = "crash-points", expect(missing_docs, reason = "the code that marks it tells more"))]
+        #[cfg_attr(not(feature = "crash-points"), expect(unreachable_pub, reason = "public for tests only"))]
+        pub enum Step { $($step,)* }
+
+        /// Every step, for tests that go through them.
+        #[cfg(feature = "crash-points")]
+        pub const STEPS: &[Step] = &[$(Step::$step,)*];
+    };
+}
+steps! {
+    GrownUncounted,
+    AllocateUnclaimed,
+    AllocateListed,
+    FreedUnlisted,
+    PutFilled,
+    PutLocked,
+    PutLinked,
+    PutWritten,
+    PutCommitted,
+    PutUnlocked,
+    GetLocked,
+    GetClaimed,
+    GetCommitted,
+    GetFreed,
+    GetUnlocked,
+    DoneRecorded,
+    DoneCounted,
+    ReturnMarked,
+}
+
+#[cfg(feature = "crash-points")]
+mod armed {
+    use super::Step;
+    use crate::prim::{AtomicU32, Ordering};
+
+    static STEP: AtomicU32 = AtomicU32::new(u32::MAX);
+    static PASSES: AtomicU32 = AtomicU32::new(0);
+
+    /// This process kills itself with `SIGKILL` when it comes to `step` for the `times`th time from now.
+    pub fn arm(step: Step, times: u32) {
+        PASSES.store(times, Ordering::Relaxed);
+        STEP.store(step as u32, Ordering::Relaxed);
+    }
+
+    pub(crate) fn point(step: Step) {
+        if STEP.load(Ordering::Relaxed) == step as u32 && PASSES.fetch_sub(1, Ordering::Relaxed) == 1 {
+            let killed = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+            unreachable!("SIGKILL to oneself does not return: {killed:?}");
+        }
+    }
+}
+#[cfg(feature = "crash-points")]
+pub use armed::arm;
+#[cfg(feature = "crash-points")]
+pub(crate) use armed::point;
+
+/// Does nothing in this build.
+#[cfg(not(feature = "crash-points"))]
+#[inline(always)]
+pub(crate) fn point(_: Step) {}

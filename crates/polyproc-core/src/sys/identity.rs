@@ -1,0 +1,91 @@
+//! Which process wrote something in shared memory, and whether it still lives.
+
+use std::io;
+
+use rustix::process::{Pid, PidfdFlags};
+
+use crate::deadline::Deadline;
+use crate::prim::{AtomicU64, Ordering};
+
+/// A process: its id, and the low half of its start time (clock ticks since boot), since ids are used again.
+///
+/// All bits zero is nobody. Ids are those of the reader's own PID namespace: processes that share memory share that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Identity(u64);
+
+impl Identity {
+    pub(crate) const NOBODY: Self = Self(0);
+
+    pub(crate) fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    pub(crate) fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// This process.
+    pub(crate) fn own() -> Self {
+        static OWN: AtomicU64 = AtomicU64::new(0);
+        let pid = std::process::id();
+        let known = Self(OWN.load(Ordering::Relaxed));
+        if known.pid() == pid {
+            return known;
+        }
+        let own = Self::new(pid, start_time(pid).unwrap_or(0)); // 0 without /proc, for others too
+        OWN.store(own.0, Ordering::Relaxed);
+        own
+    }
+
+    fn new(pid: u32, start_time: u32) -> Self {
+        Self(u64::from(start_time) << 32 | u64::from(pid))
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the id is the low half")]
+    fn pid(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Whether it has ended. A zombie has. What cannot be known counts as living.
+    pub(crate) fn is_dead(self) -> bool {
+        if self == Self::own() {
+            return false;
+        }
+        let Some(pid) = i32::try_from(self.pid()).ok().and_then(Pid::from_raw) else { return true };
+        match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            Err(error) => error == rustix::io::Errno::SRCH,
+            Ok(pidfd) => {
+                let ended = super::watch::is_readable(std::os::fd::AsFd::as_fd(&pidfd), Deadline::PASSED);
+                ended.unwrap_or(false) || start_time(self.pid()).is_ok_and(|start| Self::new(self.pid(), start) != self)
+            }
+        }
+    }
+}
+
+/// Field 22 of `/proc/PID/stat`, its low half.
+#[expect(clippy::cast_possible_truncation, reason = "the low half tells processes of the same id apart")]
+fn start_time(pid: u32) -> io::Result<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after_name = stat.rsplit_once(')').map_or("", |(_, after)| after);
+    let ticks = after_name.split_whitespace().nth(19).and_then(|field| field.parse::<u64>().ok());
+    Ok(ticks.ok_or(io::ErrorKind::InvalidData)? as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_living_and_the_dead_are_told_apart() {
+        assert!(!Identity::own().is_dead());
+        let parent = std::os::unix::process::parent_id();
+        let living = Identity::new(parent, start_time(parent).expect("/proc"));
+        assert!(!living.is_dead());
+        assert!(Identity::new(parent, start_time(parent).expect("/proc") ^ 1).is_dead(), "the id is used again");
+        let mut child = std::process::Command::new("true").spawn().expect("true");
+        let identity = Identity::new(child.id(), start_time(child.id()).expect("not reaped"));
+        child.wait().expect("it ends");
+        assert!(identity.is_dead());
+        assert!(Identity::NOBODY.is_dead());
+    }
+}

@@ -1,0 +1,145 @@
+//! Mapped parts of memory files.
+//!
+//! Another process may write what is mapped at any time, so no reference to plain data is ever made: atomics are viewed
+//! in place ([`Mapping::view`]), bytes are copied in and out.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags};
+
+use super::shared::Shared;
+
+/// The size of a page, of which file offsets of mappings are multiples. Larger pages exist on aarch64: 64 KiB.
+pub(crate) const PAGE: u64 = 65536;
+
+/// A new memory file of `len_bytes` zeros that nobody can make shorter.
+pub(crate) fn create(name: &std::ffi::CStr, len_bytes: u64) -> io::Result<OwnedFd> {
+    let memfd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    rustix::fs::ftruncate(&memfd, len_bytes)?;
+    rustix::fs::fcntl_add_seals(&memfd, SealFlags::SHRINK)?;
+    Ok(memfd)
+}
+
+/// Length and inode of a memory file from a peer, which must be one that nobody can make shorter.
+pub(crate) fn inspect(memfd: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    let seals = rustix::fs::fcntl_get_seals(memfd)?;
+    if !seals.contains(SealFlags::SHRINK) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a memory file that a peer could make shorter"));
+    }
+    let stat = rustix::fs::fstat(memfd)?;
+    Ok((u64::try_from(stat.st_size).map_err(io::Error::other)?, stat.st_ino))
+}
+
+/// Makes the file at least `len_bytes` long.
+pub(crate) fn grow(memfd: BorrowedFd<'_>, len_bytes: u64) -> io::Result<()> {
+    if inspect(memfd)?.0 < len_bytes {
+        rustix::fs::ftruncate(memfd, len_bytes)?;
+    }
+    Ok(())
+}
+
+/// Has the kernel find memory for a part of the file now: a write there would be a `SIGBUS` when there is none.
+///
+/// # Errors
+/// [`io::ErrorKind::OutOfMemory`] or [`io::ErrorKind::StorageFull`] when there is none.
+pub(crate) fn reserve(memfd: BorrowedFd<'_>, offset: u64, len_bytes: u64) -> io::Result<()> {
+    Ok(rustix::io::retry_on_intr(|| rustix::fs::fallocate(memfd, FallocateFlags::KEEP_SIZE, offset, len_bytes))?)
+}
+
+/// Gives the memory of whole pages in a part of the file back; they read as zeros then.
+pub(crate) fn release(memfd: BorrowedFd<'_>, offset: u64, len_bytes: u64) {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    // Fails where the system has no holes: then the memory stays until the file goes.
+    let _ = rustix::io::retry_on_intr(|| rustix::fs::fallocate(memfd, flags, offset, len_bytes));
+}
+
+/// A part of a memory file, readable and writable, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    base: NonNull<u8>,
+    start: u64,
+    len: usize,
+}
+
+// SAFETY: the memory belongs to `self` and is only touched through atomics and copies.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps the bytes from `start` to `end`, which the file has (see [`inspect`]).
+    pub(crate) fn new(memfd: BorrowedFd<'_>, start: u64, end: u64) -> io::Result<Self> {
+        let len = end.checked_sub(start).and_then(|len| usize::try_from(len).ok()).filter(|len| *len > 0);
+        let len = len.ok_or(Errno::INVAL)?;
+        if inspect(memfd)?.0 < end {
+            return Err(Errno::INVAL.into());
+        }
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
+        let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, protection, MapFlags::SHARED, memfd, start) }?;
+        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned null"))?;
+        Ok(Self { base, start, len })
+    }
+
+    /// Where in the file it starts.
+    pub(crate) fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// Where in the file it ends.
+    pub(crate) fn end(&self) -> u64 {
+        self.start + self.len as u64
+    }
+
+    /// The address of `len` bytes at the file's `offset`; `None` when not all of them are in here.
+    fn at(&self, offset: u64, len: usize) -> Option<NonNull<u8>> {
+        let from = usize::try_from(offset.checked_sub(self.start)?).ok()?;
+        if from.checked_add(len)? > self.len {
+            return None;
+        }
+        // SAFETY: `from` is not above `self.len`, which is the length of the mapping at `base`.
+        Some(unsafe { self.base.add(from) })
+    }
+
+    /// The `T` at the file's `offset`; `None` when it is not all in here, or not aligned.
+    pub(crate) fn view<T: Shared>(&self, offset: u64) -> Option<&T> {
+        let at = self.at(offset, size_of::<T>())?.cast::<T>();
+        if !at.is_aligned() {
+            return None;
+        }
+        // SAFETY: the bytes are mapped for as long as `self` lives, and aligned; `Shared` says the rest.
+        Some(unsafe { at.as_ref() })
+    }
+
+    /// Copies `bytes` to the file's `offset`; `None` when they do not fit in here.
+    pub(crate) fn copy_in(&self, offset: u64, bytes: &[u8]) -> Option<()> {
+        let to = self.at(offset, bytes.len())?;
+        // SAFETY: `to` has room, and private memory does not overlap a mapping.
+        unsafe { to.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
+        Some(())
+    }
+
+    /// Puts `len` bytes at the file's `offset` at the end of `out`; `None` when they are not all in here.
+    pub(crate) fn copy_out(&self, offset: u64, len: usize, out: &mut Vec<u8>) -> Option<()> {
+        let from = self.at(offset, len)?;
+        out.reserve(len);
+        let room = NonNull::from(out.spare_capacity_mut()).cast::<u8>();
+        // SAFETY: `from` has `len` bytes, `room` has as many after `reserve`; private memory does not overlap a mapping.
+        unsafe { room.copy_from_nonoverlapping(from, len) };
+        // SAFETY: `len` bytes behind the old end were just written.
+        unsafe { out.set_len(out.len() + len) };
+        Some(())
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is `self`'s own, and no reference into it outlives `self`.
+        let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
+        debug_assert!(unmapped.is_ok(), "munmap of an own mapping failed");
+    }
+}

@@ -1,0 +1,173 @@
+//! The kernel's help for locks whose owner dies: this thread's robust list.
+//!
+//! Each thread registers a list of the locks that it holds (`set_robust_list(2)`; libc has done so already, for its own
+//! robust mutexes). When the thread dies, the kernel goes through the list: a word with the thread's id in it is marked
+//! [`OWNER_DIED`], and one sleeper is woken. One more entry, `list_op_pending`, is for a lock that is just being taken or
+//! released; if the thread dies when that word names no owner, the kernel wakes one sleeper, so that a wake-up that this
+//! thread had got, or was about to give, goes to another (Linux 5.5).
+//!
+//! An entry is the address of a list node at a fixed distance from the futex word: libc's choice, read from the list's
+//! head. Our locks are taken and released in strictly nested order, so a list with links in one direction is enough, and
+//! the way back is remembered in private memory: what a peer writes to a node never reaches anybody but the kernel, at our
+//! death, and then costs us at most the recovery of locks.
+//!
+//! Source: Linux `Documentation/locking/robust-futexes.rst` (I. Molnar, T. Gleixner, 2006) and `kernel/futex/core.c`.
+
+use std::cell::Cell;
+use std::ptr;
+use std::sync::Once;
+
+use crate::prim::{AtomicPtr, AtomicU32, Ordering, compiler_fence};
+
+use super::shared::shared;
+
+/// There may be sleepers: unlocking must wake one.
+pub(crate) const WAITERS: u32 = libc::FUTEX_WAITERS;
+/// The kernel's mark: the owner died.
+pub(crate) const OWNER_DIED: u32 = libc::FUTEX_OWNER_DIED;
+/// The thread that owns the word; 0 for nobody.
+pub(crate) const OWNER: u32 = libc::FUTEX_TID_MASK;
+
+shared! {
+    /// A futex word with room for the list node that the kernel wants beside it.
+    ///
+    /// | offset | bytes | field | who writes it, when |
+    /// |---|---|---|---|
+    /// | 0 | 4 | word | see the user of this |
+    /// | 4 | 60 | room | the owner: a list node, while it holds the lock. Only the kernel reads it, when the owner dies |
+    pub(crate) struct RobustWord {
+        pub(crate) word: AtomicU32,
+        room: [AtomicU32; 15],
+    }
+}
+const _: () = assert!(size_of::<RobustWord>() == 64);
+
+/// `struct robust_list_head` of `linux/futex.h`, in the thread's private memory.
+#[repr(C)]
+struct Head {
+    list: AtomicPtr<u8>,
+    futex_offset: AtomicPtr<u8>, // a C `long`, never changed
+    list_op_pending: AtomicPtr<u8>,
+}
+
+/// This thread: its id, and the head of its list, which lives as long as the thread.
+#[derive(Clone, Copy)]
+struct Thread {
+    tid: u32,
+    head: *const Head,
+}
+const UNKNOWN: Thread = Thread { tid: 0, head: ptr::null() };
+
+thread_local! {
+    static THREAD: Cell<Thread> = const { Cell::new(UNKNOWN) };
+}
+
+/// Forgets what is known of this thread: in a new process, whose memory is a copy of another's, its id is another.
+pub(crate) fn forget() {
+    THREAD.set(UNKNOWN);
+}
+
+extern "C" fn forget_in_child() {
+    forget();
+}
+
+unsafe extern "C" {
+    // The libc crate has it for some systems only.
+    fn pthread_atfork(
+        prepare: Option<extern "C" fn()>,
+        parent: Option<extern "C" fn()>,
+        child: Option<extern "C" fn()>,
+    ) -> libc::c_int;
+}
+
+#[cold]
+fn introduce() -> Thread {
+    static AT_FORK: Once = Once::new();
+    AT_FORK.call_once(|| {
+        // SAFETY: the handler writes one thread-local cell. It fails only without memory, which forks need as well.
+        unsafe { pthread_atfork(None, None, Some(forget_in_child)) };
+    });
+    let (mut head, mut len) = (ptr::null::<Head>(), 0usize);
+    // SAFETY: the call fills two words of ours.
+    let got = unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut head, &raw mut len) };
+    if got != 0 || head.is_null() {
+        head = register();
+    }
+    let tid = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
+    let thread = Thread { tid, head };
+    THREAD.set(thread);
+    thread
+}
+
+/// A list of our own, where libc has none yet (musl makes one with the first robust mutex). It leaks with the thread.
+fn register() -> *const Head {
+    let head: &Head = Box::leak(Box::new(Head {
+        list: AtomicPtr::new(ptr::null_mut()),
+        futex_offset: AtomicPtr::new(ptr::without_provenance_mut(32usize.wrapping_neg())),
+        list_op_pending: AtomicPtr::new(ptr::null_mut()),
+    }));
+    head.list.store(ptr::from_ref(head).cast::<u8>().cast_mut(), Ordering::Relaxed);
+    // SAFETY: the head lives for ever.
+    unsafe { libc::syscall(libc::SYS_set_robust_list, ptr::from_ref(head), size_of::<Head>()) };
+    head
+}
+
+fn thread() -> Thread {
+    let thread = THREAD.get();
+    if thread.tid != 0 { thread } else { introduce() }
+}
+
+/// This thread's id, as the kernel writes it in futex words.
+pub(crate) fn tid() -> u32 {
+    thread().tid
+}
+
+fn head() -> &'static Head {
+    // SAFETY: the kernel gave or took the address as this thread's; libc keeps it until the thread ends, and the reference
+    // does not leave this thread (no function here returns it).
+    unsafe { &*thread().head }
+}
+
+/// The node of `word`, as an address.
+fn node(word: &RobustWord, head: &Head) -> *mut u8 {
+    let offset = head.futex_offset.load(Ordering::Relaxed).addr();
+    ptr::from_ref(word).cast::<u8>().cast_mut().wrapping_byte_sub(offset)
+}
+
+/// From now until [`settle`]: if this thread dies when `word` names it, the word is marked; when the word names nobody,
+/// one sleeper is woken.
+pub(crate) fn announce(word: &RobustWord) {
+    let head = head();
+    head.list_op_pending.store(node(word, head), Ordering::Relaxed);
+    compiler_fence(Ordering::SeqCst); // before whatever is done to the word; the kernel runs on this thread
+}
+
+/// Ends [`announce`].
+pub(crate) fn settle() {
+    compiler_fence(Ordering::SeqCst);
+    head().list_op_pending.store(ptr::null_mut(), Ordering::Relaxed);
+}
+
+/// What the list was before a [`link`].
+#[derive(Debug)]
+pub(crate) struct Outer(*mut u8);
+
+/// Puts `word`, which this thread has just taken, in the list.
+pub(crate) fn link(word: &RobustWord) -> Outer {
+    let head = head();
+    let outer = head.list.load(Ordering::Relaxed);
+    let node = node(word, head);
+    debug_assert!((ptr::from_ref(word).addr()..ptr::from_ref(word).addr() + 57).contains(&node.addr()));
+    // SAFETY: libc's distance (32 on glibc, 28 on musl) puts the node in the word's own room; nobody else writes it while
+    // we own the word.
+    unsafe { node.cast::<*mut u8>().write_unaligned(outer) };
+    compiler_fence(Ordering::SeqCst);
+    head.list.store(node, Ordering::Relaxed);
+    Outer(outer)
+}
+
+/// Takes the innermost word out of the list again.
+pub(crate) fn unlink(outer: &Outer) {
+    head().list.store(outer.0, Ordering::Relaxed);
+    compiler_fence(Ordering::SeqCst);
+}

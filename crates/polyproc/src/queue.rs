@@ -1,0 +1,459 @@
+//! [`Queue`], [`JoinableQueue`] and [`SimpleQueue`]: values between any processes.
+
+use std::cell::Cell;
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use polyproc_core::queue::{self as core, OnConsumerDeath, QueueSettings, TaskDoneError};
+use polyproc_core::{Deadline, MemoryError, WaitError};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::codec::{self, CodecError, Transfer};
+
+/// Why a value could not go through a queue, other than for the queue's state.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QueueError {
+    /// It could not be encoded, or decoded as the queue's type: then it was taken, and is lost.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// The queue's memory is unusable, or the system gives no more.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The descriptors of its handles could not be passed on.
+    #[error("the handles in the value could not be passed on: {0}")]
+    Descriptors(#[source] io::Error),
+    /// The value holds handles, which a queue cannot put back when their consumer dies.
+    #[error("a queue that puts items back when a consumer dies takes no values with handles in them")]
+    NotReturnable,
+}
+
+/// A value was not put. Each variant gives it back.
+#[derive(thiserror::Error)]
+pub enum PutError<T> {
+    /// The queue is full, and stayed so for the time given. Of values with handles in them some 250 may wait.
+    #[error("the queue is full")]
+    Full(T),
+    /// The queue was closed.
+    #[error("the queue is closed")]
+    Closed(T),
+    /// It cannot go through.
+    #[error("the value could not be put: {1}")]
+    Failed(T, #[source] QueueError),
+}
+
+impl<T> PutError<T> {
+    /// The value.
+    pub fn into_inner(self) -> T {
+        match self {
+            Self::Full(value) | Self::Closed(value) | Self::Failed(value, _) => value,
+        }
+    }
+}
+
+impl<T> fmt::Debug for PutError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full(_) => f.write_str("Full(..)"),
+            Self::Closed(_) => f.write_str("Closed(..)"),
+            Self::Failed(_, error) => f.debug_tuple("Failed").field(error).finish(),
+        }
+    }
+}
+
+/// No value was taken.
+#[derive(Debug, thiserror::Error)]
+pub enum GetError {
+    /// The queue is empty, and stayed so for the time given.
+    #[error("the queue is empty")]
+    Empty,
+    /// The queue was closed, and all values were taken.
+    #[error("the queue is closed")]
+    Closed,
+    /// A value was there, and could not come through.
+    #[error("the value could not be taken: {0}")]
+    Failed(#[from] QueueError),
+}
+
+/// Buffers up to this are kept from one call to the next.
+const KEPT_LEN_BYTES: usize = 1 << 20;
+
+thread_local! {
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+fn with_buffer<R>(run: impl FnOnce(&mut Vec<u8>) -> R) -> R {
+    let mut buffer = BUFFER.take(); // whoever else needs one meanwhile makes its own
+    buffer.clear();
+    let result = run(&mut buffer);
+    if buffer.capacity() <= KEPT_LEN_BYTES {
+        BUFFER.set(buffer);
+    }
+    result
+}
+
+fn put<T: Transfer>(queue: &core::Queue, value: T, deadline: Deadline) -> Result<(), PutError<T>> {
+    with_buffer(|buffer| {
+        let fds = match codec::encode_to("the value", &value, buffer) {
+            Ok(fds) => fds,
+            Err(error) => return Err(PutError::Failed(value, error.into())),
+        };
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        loop {
+            return match queue.put(buffer, &fds, deadline) {
+                Ok(()) => Ok(()),
+                Err(core::PutError::Interrupted) => continue,
+                Err(core::PutError::Full) => Err(PutError::Full(value)),
+                Err(core::PutError::Closed) => Err(PutError::Closed(value)),
+                Err(core::PutError::Memory(error)) => Err(PutError::Failed(value, error.into())),
+                Err(core::PutError::Descriptors(error)) => Err(PutError::Failed(value, QueueError::Descriptors(error))),
+                Err(_) => Err(PutError::Failed(value, QueueError::NotReturnable)),
+            };
+        }
+    })
+}
+
+fn get<T: Transfer>(queue: &core::Queue, deadline: Deadline) -> Result<T, GetError> {
+    with_buffer(|buffer| {
+        loop {
+            return match queue.get(buffer, deadline) {
+                Ok(fds) => codec::decode_from("the value", buffer, fds).map_err(|error| QueueError::from(error).into()),
+                Err(core::GetError::Interrupted) => continue,
+                Err(core::GetError::Empty) => Err(GetError::Empty),
+                Err(core::GetError::Closed) => Err(GetError::Closed),
+                Err(core::GetError::Memory(error)) => Err(QueueError::from(error).into()),
+                Err(core::GetError::Descriptors(error)) => Err(QueueError::Descriptors(error).into()),
+                Err(error) => Err(QueueError::Descriptors(io::Error::other(error)).into()),
+            };
+        }
+    })
+}
+
+/// Values of one type from any processes to any processes, in the order of each producer's puts.
+///
+/// - What [`put`](Self::put) has returned for is in the queue, whoever dies afterwards. There is no feeder thread: a process
+///   may end at once after its last put, and nobody has to empty the queue first.
+/// - Whoever is killed, at any instruction, in put or in get: the others go on. A consumer that dies takes at most the one
+///   value that it had taken.
+/// - The queue itself is a value: it may be the argument of a process or of a pool's task, or go through queues and pipes.
+///   All its copies are the same queue.
+/// - Values of any size go through. Large ones have memory of their own, which is used again for the next ones.
+///
+/// ```
+/// use polyproc::{Process, Queue};
+///
+/// let queue = Queue::new(0)?;
+/// let child = Process::new(|queue: Queue<String>| queue.put("hello".into()).is_ok(), queue.clone()).start()?;
+/// assert_eq!(queue.get()?, "hello");
+/// assert!(child.join()?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Queue<T> {
+    core: core::Queue,
+    item: PhantomData<fn(T) -> T>,
+}
+
+impl<T> From<core::Queue> for Queue<T> {
+    fn from(core: core::Queue) -> Self {
+        Self { core, item: PhantomData }
+    }
+}
+
+/// What all kinds of queues have.
+macro_rules! common {
+    ($name:ident) => {
+        impl<T> Clone for $name<T> {
+            fn clone(&self) -> Self {
+                Self::from(self.core.clone())
+            }
+        }
+
+        impl<T> fmt::Debug for $name<T> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($name)).field("len", &self.core.len()).finish_non_exhaustive()
+            }
+        }
+
+        /// To be sent to another process by polyproc; no other format holds a queue.
+        impl<T> Serialize for $name<T> {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                codec::carry(&self.core.fds(), serializer)
+            }
+        }
+
+        impl<'de, T> Deserialize<'de> for $name<T> {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let core = core::Queue::from_fds(codec::take(deserializer)?).map_err(serde::de::Error::custom)?;
+                Ok(Self::from(core))
+            }
+        }
+
+        impl<T: Transfer> $name<T> {
+            /// Puts a value; waits while the queue is full.
+            ///
+            /// # Errors
+            /// [`PutError::Closed`], [`PutError::Failed`].
+            pub fn put(&self, value: T) -> Result<(), PutError<T>> {
+                put(&self.core, value, Deadline::NEVER)
+            }
+
+            /// Takes the next value; waits while there is none.
+            ///
+            /// # Errors
+            /// [`GetError::Closed`], [`GetError::Failed`].
+            pub fn get(&self) -> Result<T, GetError> {
+                get(&self.core, Deadline::NEVER)
+            }
+
+            /// As [`get`](Self::get), without waiting. Python's `get_nowait`.
+            ///
+            /// # Errors
+            /// All of [`GetError`].
+            #[doc(alias = "get_nowait")]
+            pub fn try_get(&self) -> Result<T, GetError> {
+                get(&self.core, Deadline::PASSED)
+            }
+
+            /// As [`get`](Self::get), for at most `timeout`.
+            ///
+            /// # Errors
+            /// All of [`GetError`].
+            pub fn get_timeout(&self, timeout: Duration) -> Result<T, GetError> {
+                get(&self.core, Deadline::after(timeout))
+            }
+
+            /// The values as they come, until the queue is closed and empty.
+            pub fn iter(&self) -> Iter<'_, T> {
+                Iter { core: &self.core, item: PhantomData }
+            }
+        }
+
+        impl<'a, T: Transfer> IntoIterator for &'a $name<T> {
+            type Item = Result<T, QueueError>;
+            type IntoIter = Iter<'a, T>;
+
+            fn into_iter(self) -> Iter<'a, T> {
+                self.iter()
+            }
+        }
+
+        impl<T> $name<T> {
+            /// No more puts, by anybody: they fail from now on. Gets go on until the queue is empty.
+            ///
+            /// # Errors
+            /// [`MemoryError`] when the queue's memory is unusable.
+            pub fn close(&self) -> Result<(), MemoryError> {
+                self.core.close()
+            }
+
+            /// Whether it was closed.
+            #[must_use]
+            pub fn is_closed(&self) -> bool {
+                self.core.is_closed()
+            }
+
+            /// Whether it held no value just now.
+            #[must_use]
+            #[doc(alias = "empty")]
+            pub fn is_empty(&self) -> bool {
+                self.core.is_empty()
+            }
+
+            /// How many values it held just now.
+            #[must_use]
+            #[doc(alias = "qsize")]
+            pub fn len(&self) -> usize {
+                usize::try_from(self.core.len()).unwrap_or(usize::MAX)
+            }
+        }
+
+        /// Readable while the queue holds a value, or is closed: for [`wait`](crate::wait), `poll` and `epoll`. Another consumer may be
+        /// first: take with [`try_get`](Self::try_get).
+        impl<T> AsFd for $name<T> {
+            fn as_fd(&self) -> BorrowedFd<'_> {
+                self.core.as_fd()
+            }
+        }
+    };
+}
+
+/// What queues with a bound have.
+macro_rules! bounded {
+    ($name:ident) => {
+        impl<T: Transfer> $name<T> {
+            /// As [`put`](Self::put), without waiting. Python's `put_nowait`.
+            ///
+            /// # Errors
+            /// All of [`PutError`].
+            #[doc(alias = "put_nowait")]
+            pub fn try_put(&self, value: T) -> Result<(), PutError<T>> {
+                put(&self.core, value, Deadline::PASSED)
+            }
+
+            /// As [`put`](Self::put), for at most `timeout`.
+            ///
+            /// # Errors
+            /// All of [`PutError`].
+            pub fn put_timeout(&self, value: T, timeout: Duration) -> Result<(), PutError<T>> {
+                put(&self.core, value, Deadline::after(timeout))
+            }
+        }
+
+        impl<T> $name<T> {
+            /// Whether it held as many values as it may, just now.
+            #[must_use]
+            #[doc(alias = "full")]
+            pub fn is_full(&self) -> bool {
+                let maxsize = self.core.maxsize();
+                maxsize > 0 && self.core.len() >= maxsize
+            }
+
+            /// How many values it may hold; 0 for no limit.
+            #[must_use]
+            pub fn maxsize(&self) -> usize {
+                usize::try_from(self.core.maxsize()).unwrap_or(usize::MAX)
+            }
+        }
+    };
+}
+
+common!(Queue);
+bounded!(Queue);
+
+impl<T: Transfer> Queue<T> {
+    /// A queue that holds at most `maxsize` values; 0 for no limit: then it grows, and gives memory back.
+    ///
+    /// # Errors
+    /// When the system gives no memory or no descriptor (a queue is three).
+    pub fn new(maxsize: usize) -> io::Result<Self> {
+        let settings = QueueSettings { maxsize: maxsize as u64, ..QueueSettings::default() };
+        Ok(Self::from(core::Queue::new(settings)?))
+    }
+}
+
+/// A [`Queue`] that knows which values are done with: for each value taken, [`task_done`](Self::task_done) is called, and
+/// [`join`](Self::join) waits until that is so for all.
+///
+/// ```
+/// use polyproc::{JoinableQueue, Process};
+///
+/// fn consume(queue: JoinableQueue<u32>) {
+///     for _item in &queue {
+///         queue.task_done().expect("one for each item");
+///     }
+/// }
+///
+/// let queue = JoinableQueue::new(1000)?;
+/// (0..5).try_for_each(|item| queue.put(item))?;
+/// let consumer = Process::new(consume, queue.clone()).start()?;
+/// queue.join(); // all five are done
+/// queue.close()?;
+/// consumer.join()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct JoinableQueue<T> {
+    core: core::Queue,
+    item: PhantomData<fn(T) -> T>,
+}
+
+impl<T> From<core::Queue> for JoinableQueue<T> {
+    fn from(core: core::Queue) -> Self {
+        Self { core, item: PhantomData }
+    }
+}
+
+common!(JoinableQueue);
+bounded!(JoinableQueue);
+
+impl<T: Transfer> JoinableQueue<T> {
+    /// As [`Queue::new`]. When a consumer dies between get and `task_done`, nothing becomes of its items, as in Python:
+    /// `join` waits for ever. [`JoinableQueue::with_on_consumer_death`] offers better.
+    ///
+    /// # Errors
+    /// As [`Queue::new`].
+    pub fn new(maxsize: usize) -> io::Result<Self> {
+        Self::with_on_consumer_death(maxsize, OnConsumerDeath::Nothing)
+    }
+
+    /// As [`JoinableQueue::new`], with another end for the items of a consumer that dies between get and `task_done`.
+    /// Unless that is [`OnConsumerDeath::Nothing`], the process that took an item is the one to call `task_done` for it;
+    /// its items are done in the order in which it took them.
+    ///
+    /// # Errors
+    /// As [`Queue::new`].
+    pub fn with_on_consumer_death(maxsize: usize, on_consumer_death: OnConsumerDeath) -> io::Result<Self> {
+        Ok(Self::from(core::Queue::new(QueueSettings { maxsize: maxsize as u64, on_consumer_death })?))
+    }
+
+    /// One of the values that were taken is done with.
+    ///
+    /// # Errors
+    /// [`TaskDoneError::TooMany`] when all are already.
+    pub fn task_done(&self) -> Result<(), TaskDoneError> {
+        self.core.task_done()
+    }
+
+    /// Waits until every value that was put is done with.
+    pub fn join(&self) {
+        while let Err(WaitError::Interrupted) = self.core.join(Deadline::NEVER) {}
+    }
+
+    /// As [`JoinableQueue::join`], for at most `timeout`; false when that was not enough.
+    #[must_use]
+    pub fn join_timeout(&self, timeout: Duration) -> bool {
+        let deadline = Deadline::after(timeout);
+        loop {
+            match self.core.join(deadline) {
+                Ok(()) => return true,
+                Err(WaitError::TimedOut) => return false,
+                Err(WaitError::Interrupted) => {}
+            }
+        }
+    }
+}
+
+/// A [`Queue`] without a limit and without much else: Python's `SimpleQueue`.
+pub struct SimpleQueue<T> {
+    core: core::Queue,
+    item: PhantomData<fn(T) -> T>,
+}
+
+impl<T> From<core::Queue> for SimpleQueue<T> {
+    fn from(core: core::Queue) -> Self {
+        Self { core, item: PhantomData }
+    }
+}
+
+common!(SimpleQueue);
+
+impl<T: Transfer> SimpleQueue<T> {
+    /// An empty one.
+    ///
+    /// # Errors
+    /// As [`Queue::new`].
+    pub fn new() -> io::Result<Self> {
+        Ok(Self::from(core::Queue::new(QueueSettings::default())?))
+    }
+}
+
+/// The values of a queue as they come, until it is closed and empty. A value that could not come through is an error.
+#[derive(Debug)]
+pub struct Iter<'a, T> {
+    core: &'a core::Queue,
+    item: PhantomData<fn() -> T>,
+}
+
+impl<T: Transfer> Iterator for Iter<'_, T> {
+    type Item = Result<T, QueueError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match get(self.core, Deadline::NEVER) {
+            Ok(value) => Some(Ok(value)),
+            Err(GetError::Failed(error)) => Some(Err(error)),
+            Err(GetError::Closed | GetError::Empty) => None,
+        }
+    }
+}
