@@ -1,9 +1,10 @@
-//! polyproc beside its peers: `cargo run --release -p polyproc-bench -- start [--json FILE]`.
+//! polyproc beside its peers: `cargo run --release -p polyproc-bench -- start|queue [--json FILE]`.
 
+mod queue;
 mod start;
 mod table;
 
-const USAGE: &str = "usage: polyproc-bench start [--json FILE]";
+const USAGE: &str = "usage: polyproc-bench start|queue [--json FILE]";
 
 /// What was asked for: the case, its own arguments, and where JSON goes.
 struct Options {
@@ -46,6 +47,8 @@ fn run() -> i32 {
     };
     let done = match options.case.as_str() {
         "start" => start::run(options.json.as_deref()),
+        "queue" => queue::run(options.json.as_deref()),
+        "queue-one" => queue::run_one(&options.arguments),
         // What `start` runs in processes of its own.
         "start-in" => start::run_in(&options.arguments),
         "start-fork" => start::run_fork(&options.arguments),

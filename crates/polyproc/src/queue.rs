@@ -95,25 +95,42 @@ fn with_buffer<R>(run: impl FnOnce(&mut Vec<u8>) -> R) -> R {
     result
 }
 
+/// Why a value was not put. Small, as the way of all that was put passes here.
+enum Refusal {
+    Full,
+    Closed,
+    Failed(Box<QueueError>),
+}
+
+impl<E: Into<QueueError>> From<E> for Refusal {
+    #[cold]
+    fn from(error: E) -> Self {
+        Self::Failed(Box::new(error.into()))
+    }
+}
+
 fn put<T: Transfer>(queue: &core::Queue, value: T, deadline: Deadline) -> Result<(), PutError<T>> {
-    with_buffer(|buffer| {
-        let fds = match codec::encode_to("the value", &value, buffer) {
-            Ok(fds) => fds,
-            Err(error) => return Err(PutError::Failed(value, error.into())),
-        };
+    let put = with_buffer(|buffer| {
+        let fds = codec::encode_to("the value", &value, buffer)?;
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         loop {
             return match queue.put(buffer, &fds, deadline) {
                 Ok(()) => Ok(()),
                 Err(core::PutError::Interrupted) => continue,
-                Err(core::PutError::Full) => Err(PutError::Full(value)),
-                Err(core::PutError::Closed) => Err(PutError::Closed(value)),
-                Err(core::PutError::Memory(error)) => Err(PutError::Failed(value, error.into())),
-                Err(core::PutError::Descriptors(error)) => Err(PutError::Failed(value, QueueError::Descriptors(error))),
-                Err(_) => Err(PutError::Failed(value, QueueError::NotReturnable)),
+                Err(core::PutError::Full) => Err(Refusal::Full),
+                Err(core::PutError::Closed) => Err(Refusal::Closed),
+                Err(core::PutError::Memory(error)) => Err(error.into()),
+                Err(core::PutError::Descriptors(error)) => Err(QueueError::Descriptors(error).into()),
+                Err(_) => Err(QueueError::NotReturnable.into()),
             };
         }
-    })
+    });
+    match put {
+        Ok(()) => Ok(()),
+        Err(Refusal::Full) => Err(PutError::Full(value)),
+        Err(Refusal::Closed) => Err(PutError::Closed(value)),
+        Err(Refusal::Failed(error)) => Err(PutError::Failed(value, *error)),
+    }
 }
 
 fn get<T: Transfer>(queue: &core::Queue, deadline: Deadline) -> Result<T, GetError> {

@@ -139,6 +139,7 @@ pub(super) enum Entry {
 const WITH_FDS: u64 = 1 << 3;
 
 impl Entry {
+    #[inline]
     pub(super) fn to_word(self, with_fds: bool) -> u64 {
         let (kind, value) = match self {
             Self::Inline { len } => (1, len),
@@ -149,6 +150,7 @@ impl Entry {
     }
 
     /// The entry, and whether a ticket follows; `None` for what no process of ours writes.
+    #[inline]
     pub(super) fn from_word(word: u64) -> Option<(Self, bool)> {
         let block = || u32::try_from(word >> 8).ok().map(Block);
         let entry = match word & 0xF7 {
@@ -161,6 +163,7 @@ impl Entry {
     }
 
     /// How many bytes it takes in its chunk, the word and the ticket included.
+    #[inline]
     pub(super) fn len(self, with_fds: bool) -> Option<u64> {
         let bytes = if let Self::Inline { len } = self { len.checked_next_multiple_of(8)? } else { 0 };
         bytes.checked_add(if with_fds { 16 } else { 8 })

@@ -57,6 +57,7 @@ impl Place {
 }
 
 impl Side {
+    #[inline]
     fn place(&self, count: u64) -> Place {
         let slot = usize::from(count % 2 == 1);
         Place {
@@ -67,6 +68,7 @@ impl Side {
     }
 
     /// Writes the place that `count` is going to have.
+    #[inline]
     pub(super) fn prepare(&self, count: u64, at: u64, end: u64, chunk: u64) {
         let slot = usize::from(count % 2 == 1);
         self.at[slot].store(at, Ordering::Relaxed);
@@ -76,19 +78,23 @@ impl Side {
 }
 
 impl Ring {
+    #[inline]
     pub(super) fn layout(&self) -> &Layout {
         self.segment.fixed(0)
     }
 
+    #[inline]
     pub(super) fn arena(&self) -> Arena<'_> {
         Arena::new(&self.segment, ARENA)
     }
 
+    #[inline]
     fn word(&self, at: u64) -> Result<&AtomicU64, MemoryError> {
         self.segment.view(at)
     }
 
     /// The producers' lock, with the blocks in order.
+    #[inline(always)]
     pub(super) fn lock_put<E: From<WaitError> + From<MemoryError>>(&self, deadline: Deadline) -> Result<Guard<'_>, E> {
         let guard = self.layout().put.lock.lock(deadline)?;
         if guard.owner_died {
@@ -99,6 +105,7 @@ impl Ring {
     }
 
     /// The consumers' lock, with the blocks in order.
+    #[inline(always)]
     pub(super) fn lock_get<E: From<WaitError> + From<MemoryError>>(&self, deadline: Deadline) -> Result<Guard<'_>, E> {
         let guard = self.layout().get.lock.lock(deadline)?;
         if guard.owner_died {
@@ -144,6 +151,7 @@ impl Ring {
     }
 
     /// Puts one message, or says why not.
+    #[inline]
     pub(super) fn put(&self, body: Body<'_>, fds: &[BorrowedFd<'_>], deadline: Deadline) -> Result<(), PutError> {
         let layout = self.layout();
         let side = &layout.put;
@@ -218,11 +226,14 @@ impl Ring {
     }
 
     /// Takes the next message. Its bytes go to the end of `out`, unless they are in a block.
+    #[inline]
     pub(super) fn get(&self, out: &mut Vec<u8>, deadline: Deadline) -> Result<Taken, GetError> {
         let layout = self.layout();
         let side = &layout.get;
         let guard = self.lock_get::<GetError>(deadline)?;
-        if let Some(block) = task::take_returned(self)? {
+        if layout.tasks.returned.load(Ordering::Relaxed) > 0
+            && let Some(block) = task::take_returned(self)?
+        {
             return Ok(Taken { block: Some(block), fds: Vec::new() });
         }
         let count = side.count.load(Ordering::Relaxed);
@@ -301,6 +312,7 @@ impl Ring {
     }
 
     /// How many messages there are for consumers.
+    #[inline]
     pub(super) fn len(&self) -> u64 {
         let layout = self.layout();
         let taken = layout.get.count.load(Ordering::Acquire); // first: it never passes the other
@@ -309,6 +321,7 @@ impl Ring {
     }
 
     /// For who polls: the bell rings while there is something. Nobody has to be under a lock.
+    #[inline]
     pub(super) fn ring_once(&self) {
         let layout = self.layout();
         if layout.settings.polled.load(Ordering::Relaxed) != 0 && layout.polled.rung.swap(1, Ordering::SeqCst) == 0 {
@@ -317,6 +330,7 @@ impl Ring {
     }
 
     /// Under the consumers' lock: the bell is silent when there is nothing.
+    #[inline]
     fn silence(&self) {
         let layout = self.layout();
         let ends = layout.settings.closed.load(Ordering::Relaxed) != 0; // then it rings for ever

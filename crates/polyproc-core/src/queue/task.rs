@@ -40,6 +40,7 @@ pub enum TaskDoneError {
     Memory(#[from] MemoryError),
 }
 
+#[inline]
 pub(super) fn on_death(ring: &Ring) -> OnConsumerDeath {
     match ring.layout().settings.on_death.load(Ordering::Relaxed) {
         1 => OnConsumerDeath::CountAsDone,
@@ -154,6 +155,7 @@ fn count_returned(ring: &Ring) -> Result<(), MemoryError> {
 }
 
 /// The oldest message of a dead consumer, now of this process. Under the consumers' lock.
+#[cold]
 pub(super) fn take_returned(ring: &Ring) -> Result<Option<Block>, MemoryError> {
     let returned = &tasks(ring).returned;
     let count = returned.load(Ordering::Relaxed);

@@ -161,6 +161,7 @@ pub(crate) struct Arena<'a> {
 
 impl<'a> Arena<'a> {
     /// The arena whose header stands at `header` in the segment's first region.
+    #[inline]
     pub(crate) fn new(segment: &'a Segment, header: u64) -> Self {
         Self { segment, header: segment.fixed(header) }
     }

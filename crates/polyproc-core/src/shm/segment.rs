@@ -58,6 +58,7 @@ impl Segment {
         Ok(segment)
     }
 
+    #[inline]
     fn first(&self) -> &Mapping {
         self.mapped[0].get().expect("mapped from the start")
     }
@@ -72,6 +73,7 @@ impl Segment {
     }
 
     /// The mapping that holds the bytes from `offset` to `offset + len`.
+    #[inline]
     fn holding(&self, offset: u64, len: u64) -> Result<&Mapping, MemoryError> {
         let end = offset.checked_add(len).ok_or(MemoryError::Corrupt)?;
         for (at, region) in self.mapped.iter().enumerate() {
@@ -105,20 +107,24 @@ impl Segment {
     }
 
     /// The `T` at a file offset.
+    #[inline]
     pub(crate) fn view<T: Shared>(&self, offset: u64) -> Result<&T, MemoryError> {
         self.holding(offset, size_of::<T>() as u64)?.view(offset).ok_or(MemoryError::Corrupt)
     }
 
     /// The `T` in the first region at an offset that this program chose.
+    #[inline]
     pub(crate) fn fixed<T: Shared>(&self, offset: u64) -> &T {
         self.first().view(offset).expect("an aligned place in the first region")
     }
 
+    #[inline]
     pub(crate) fn copy_in(&self, offset: u64, bytes: &[u8]) -> Result<(), MemoryError> {
         self.holding(offset, bytes.len() as u64)?.copy_in(offset, bytes).ok_or(MemoryError::Corrupt)
     }
 
     /// Puts `len` bytes at `offset` at the end of `out`.
+    #[inline]
     pub(crate) fn copy_out(&self, offset: u64, len: u64, out: &mut Vec<u8>) -> Result<(), MemoryError> {
         let region = self.holding(offset, len)?;
         region

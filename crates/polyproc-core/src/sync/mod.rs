@@ -23,7 +23,7 @@ mod os {
     pub(super) use crate::deadline::Deadline;
     pub(super) use crate::prim::{Ordering, fence};
     pub(super) use crate::sys::futex::{ALL, Wait, wait, wake};
-    pub(super) use crate::sys::robust::{OWNER, OWNER_DIED, Outer, WAITERS, announce, link, settle, tid, unlink};
+    pub(super) use crate::sys::robust::{Me, OWNER, OWNER_DIED, Outer, WAITERS};
     pub(super) use std::hint::spin_loop as spin;
 
     /// A full barrier after the read-modify-write that released a lock, which on x86 is one itself.

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use super::os::{self, Deadline, OWNER, OWNER_DIED, Ordering, Outer, WAITERS, Wait};
+use super::os::{self, Deadline, Me, OWNER, OWNER_DIED, Ordering, Outer, WAITERS, Wait};
 use super::{Mutex, WaitError};
 
 /// How often to look again before sleeping: the owner needs some ten nanoseconds, unless it lost its processor.
@@ -23,6 +23,7 @@ const GRACE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Guard<'a> {
     mutex: &'a Mutex,
+    me: Me,
     outer: Outer,
     /// The previous owner died while it held the lock: what the lock guards may be half changed.
     pub(crate) owner_died: bool,
@@ -33,23 +34,22 @@ impl Mutex {
     ///
     /// # Errors
     /// [`WaitError`], when it stays taken until the deadline, or a signal handler ran.
+    #[inline(always)]
     pub(crate) fn lock(&self, deadline: Deadline) -> Result<Guard<'_>, WaitError> {
-        os::announce(&self.robust);
-        let word = &self.robust.word;
+        let me = Me::new();
+        me.announce(&self.robust);
         // Acquire pairs with the Release in `Guard::drop`.
-        let taken = match word.compare_exchange(0, os::tid(), Ordering::Acquire, Ordering::Relaxed) {
-            Ok(_) => Ok(false),
-            Err(_) => self.lock_slowly(deadline),
-        };
-        let guard = taken.map(|owner_died| Guard { mutex: self, outer: os::link(&self.robust), owner_died });
-        os::settle();
-        guard
+        let free = self.robust.word.compare_exchange(0, me.tid(), Ordering::Acquire, Ordering::Relaxed).is_ok();
+        let owner_died = if free { false } else { self.lock_slowly(me.tid(), deadline).inspect_err(|_| me.settle())? };
+        let outer = me.link(&self.robust);
+        me.settle();
+        Ok(Guard { mutex: self, me, outer, owner_died })
     }
 
     #[cold]
-    fn lock_slowly(&self, deadline: Deadline) -> Result<bool, WaitError> {
+    #[inline(never)]
+    fn lock_slowly(&self, tid: u32, deadline: Deadline) -> Result<bool, WaitError> {
         let word = &self.robust.word;
-        let tid = os::tid();
         let mut until = None;
         let mut spins = 0;
         // Whoever slept may have been one of several sleepers.
@@ -86,14 +86,15 @@ impl Mutex {
 }
 
 impl Drop for Guard<'_> {
+    #[inline(always)]
     fn drop(&mut self) {
         let robust = &self.mutex.robust;
-        os::announce(robust);
-        os::unlink(&self.outer);
+        self.me.announce(robust);
+        self.me.unlink(&self.outer);
         // Release pairs with the Acquire of the next owner. SeqCst, for `os::fence_after_unlock`.
         if robust.word.swap(0, Ordering::SeqCst) & WAITERS != 0 {
             os::wake(&robust.word, 1);
         }
-        os::settle();
+        self.me.settle();
     }
 }

@@ -14,7 +14,7 @@
 
 use std::time::Duration;
 
-use super::os::{self, Deadline, Ordering, WAITERS, Wait};
+use super::os::{self, Deadline, Me, Ordering, WAITERS, Wait};
 use super::{Sleepers, WaitError};
 
 /// Somebody may sleep. The kernel's own bit, so that the kernel reads "no owner, and waiters".
@@ -31,12 +31,13 @@ impl Sleepers {
         slice: Duration,
         mut look: impl FnMut() -> Result<Option<T>, E>,
     ) -> Result<T, E> {
+        let me = Me::new();
         loop {
             self.robust.word.swap(SLEEPING, Ordering::SeqCst);
             // Between setting the word and looking: pairs with the barrier in `wake`.
             os::fence(Ordering::SeqCst);
             let found = look();
-            os::settle(); // from a wake-up until here it is announced
+            me.settle(); // from a wake-up until here it is announced
             if let Some(found) = found? {
                 return Ok(found);
             }
@@ -44,15 +45,16 @@ impl Sleepers {
             if left.is_zero() {
                 return Err(WaitError::TimedOut.into());
             }
-            os::announce(&self.robust);
+            me.announce(&self.robust);
             if os::wait(&self.robust.word, SLEEPING, left.min(slice)) == Wait::Interrupted {
-                os::settle();
+                me.settle();
                 return Err(WaitError::Interrupted.into());
             }
         }
     }
 
     /// Wakes one sleeper, if there is one. To be called when what the sleepers wait for is done, after a lock was released.
+    #[inline]
     pub(crate) fn wake_one(&self) {
         os::fence_after_unlock();
         if self.robust.word.load(Ordering::Relaxed) == SLEEPING && os::wake(&self.robust.word, 1) == 0 {

@@ -86,16 +86,19 @@ impl Mapping {
     }
 
     /// Where in the file it starts.
+    #[inline]
     pub(crate) fn start(&self) -> u64 {
         self.start
     }
 
     /// Where in the file it ends.
+    #[inline]
     pub(crate) fn end(&self) -> u64 {
         self.start + self.len as u64
     }
 
     /// The address of `len` bytes at the file's `offset`; `None` when not all of them are in here.
+    #[inline]
     fn at(&self, offset: u64, len: usize) -> Option<NonNull<u8>> {
         let from = usize::try_from(offset.checked_sub(self.start)?).ok()?;
         if from.checked_add(len)? > self.len {
@@ -106,6 +109,7 @@ impl Mapping {
     }
 
     /// The `T` at the file's `offset`; `None` when it is not all in here, or not aligned.
+    #[inline]
     pub(crate) fn view<T: Shared>(&self, offset: u64) -> Option<&T> {
         let at = self.at(offset, size_of::<T>())?.cast::<T>();
         if !at.is_aligned() {
@@ -116,6 +120,7 @@ impl Mapping {
     }
 
     /// Copies `bytes` to the file's `offset`; `None` when they do not fit in here.
+    #[inline]
     pub(crate) fn copy_in(&self, offset: u64, bytes: &[u8]) -> Option<()> {
         let to = self.at(offset, bytes.len())?;
         // SAFETY: `to` has room, and private memory does not overlap a mapping.
@@ -124,6 +129,7 @@ impl Mapping {
     }
 
     /// Puts `len` bytes at the file's `offset` at the end of `out`; `None` when they are not all in here.
+    #[inline]
     pub(crate) fn copy_out(&self, offset: u64, len: usize, out: &mut Vec<u8>) -> Option<()> {
         let from = self.at(offset, len)?;
         out.reserve(len);

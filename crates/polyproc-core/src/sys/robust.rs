@@ -14,6 +14,8 @@
 //! Source: Linux `Documentation/locking/robust-futexes.rst` (I. Molnar, T. Gleixner, 2006) and `kernel/futex/core.c`.
 
 use std::cell::Cell;
+use std::fmt;
+use std::marker::PhantomData;
 use std::ptr;
 use std::sync::Once;
 
@@ -50,7 +52,7 @@ struct Head {
     list_op_pending: AtomicPtr<u8>,
 }
 
-/// This thread: its id, and the head of its list, which lives as long as the thread.
+/// What is known of a thread: its id, and the head of its list, which lives as long as the thread.
 #[derive(Clone, Copy)]
 struct Thread {
     tid: u32,
@@ -112,62 +114,83 @@ fn register() -> *const Head {
     head
 }
 
-fn thread() -> Thread {
-    let thread = THREAD.get();
-    if thread.tid != 0 { thread } else { introduce() }
+/// This thread's part in robust locking. It does not leave its thread.
+#[derive(Clone, Copy)]
+pub(crate) struct Me {
+    tid: u32,
+    head: &'static Head,
+    not_send: PhantomData<*const ()>,
 }
 
-/// This thread's id, as the kernel writes it in futex words.
-pub(crate) fn tid() -> u32 {
-    thread().tid
+impl fmt::Debug for Me {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Me").field(&self.tid).finish()
+    }
 }
 
-fn head() -> &'static Head {
-    // SAFETY: the kernel gave or took the address as this thread's; libc keeps it until the thread ends, and the reference
-    // does not leave this thread (no function here returns it).
-    unsafe { &*thread().head }
-}
-
-/// The node of `word`, as an address.
-fn node(word: &RobustWord, head: &Head) -> *mut u8 {
-    let offset = head.futex_offset.load(Ordering::Relaxed).addr();
-    ptr::from_ref(word).cast::<u8>().cast_mut().wrapping_byte_sub(offset)
-}
-
-/// From now until [`settle`]: if this thread dies when `word` names it, the word is marked; when the word names nobody,
-/// one sleeper is woken.
-pub(crate) fn announce(word: &RobustWord) {
-    let head = head();
-    head.list_op_pending.store(node(word, head), Ordering::Relaxed);
-    compiler_fence(Ordering::SeqCst); // before whatever is done to the word; the kernel runs on this thread
-}
-
-/// Ends [`announce`].
-pub(crate) fn settle() {
-    compiler_fence(Ordering::SeqCst);
-    head().list_op_pending.store(ptr::null_mut(), Ordering::Relaxed);
-}
-
-/// What the list was before a [`link`].
+/// What the list was before a [`Me::link`].
 #[derive(Debug)]
 pub(crate) struct Outer(*mut u8);
 
-/// Puts `word`, which this thread has just taken, in the list.
-pub(crate) fn link(word: &RobustWord) -> Outer {
-    let head = head();
-    let outer = head.list.load(Ordering::Relaxed);
-    let node = node(word, head);
-    debug_assert!((ptr::from_ref(word).addr()..ptr::from_ref(word).addr() + 57).contains(&node.addr()));
-    // SAFETY: libc's distance (32 on glibc, 28 on musl) puts the node in the word's own room; nobody else writes it while
-    // we own the word.
-    unsafe { node.cast::<*mut u8>().write_unaligned(outer) };
-    compiler_fence(Ordering::SeqCst);
-    head.list.store(node, Ordering::Relaxed);
-    Outer(outer)
-}
+impl Me {
+    #[inline]
+    pub(crate) fn new() -> Self {
+        let mut thread = THREAD.get();
+        if thread.tid == 0 {
+            thread = introduce();
+        }
+        // SAFETY: the kernel gave or took the address as this thread's; libc keeps it until the thread ends, and a `Me`
+        // does not leave its thread.
+        let head = unsafe { &*thread.head };
+        Self { tid: thread.tid, head, not_send: PhantomData }
+    }
 
-/// Takes the innermost word out of the list again.
-pub(crate) fn unlink(outer: &Outer) {
-    head().list.store(outer.0, Ordering::Relaxed);
-    compiler_fence(Ordering::SeqCst);
+    /// This thread's id, as the kernel writes it in futex words.
+    #[inline]
+    pub(crate) fn tid(&self) -> u32 {
+        self.tid
+    }
+
+    /// The node of `word`, as an address.
+    #[inline]
+    fn node(&self, word: &RobustWord) -> *mut u8 {
+        let offset = self.head.futex_offset.load(Ordering::Relaxed).addr();
+        ptr::from_ref(word).cast::<u8>().cast_mut().wrapping_byte_sub(offset)
+    }
+
+    /// From now until [`Me::settle`]: if this thread dies when `word` names it, the word is marked; when the word names
+    /// nobody, one sleeper is woken.
+    #[inline]
+    pub(crate) fn announce(&self, word: &RobustWord) {
+        self.head.list_op_pending.store(self.node(word), Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst); // before whatever is done to the word; the kernel runs on this thread
+    }
+
+    /// Ends [`Me::announce`].
+    #[inline]
+    pub(crate) fn settle(&self) {
+        compiler_fence(Ordering::SeqCst);
+        self.head.list_op_pending.store(ptr::null_mut(), Ordering::Relaxed);
+    }
+
+    /// Puts `word`, which this thread has just taken, in the list.
+    #[inline]
+    pub(crate) fn link(&self, word: &RobustWord) -> Outer {
+        let outer = self.head.list.load(Ordering::Relaxed);
+        let node = self.node(word);
+        debug_assert!((ptr::from_ref(word).addr()..ptr::from_ref(word).addr() + 57).contains(&node.addr()));
+        // SAFETY: libc's distance (32 on glibc, 28 on musl) puts the node in the word's own room; nobody else writes it
+        // while we own the word.
+        unsafe { node.cast::<*mut u8>().write_unaligned(outer) };
+        compiler_fence(Ordering::SeqCst);
+        self.head.list.store(node, Ordering::Relaxed);
+        Outer(outer)
+    }
+
+    /// Takes the innermost word out of the list again.
+    #[inline]
+    pub(crate) fn unlink(&self, outer: &Outer) {
+        self.head.list.store(outer.0, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+    }
 }
