@@ -9,8 +9,8 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
 use std::ptr;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use ipc_channel::ipc;
@@ -435,7 +435,8 @@ fn samples(who: &str, mut once: impl FnMut() -> Result<Vec<f64>>) -> Vec<f64> {
 pub(crate) fn run(json: Option<&Path>) -> Result<()> {
     const THREADS: &str = "crossbeam-channel, threads";
     const BOUNDED_THREADS: &str = "crossbeam bounded 1000, threads";
-    let everyone = ["polyproc", "polyproc maxsize 1000", "ipc-channel", "Unix socket", "pipe", BOUNDED_THREADS, THREADS];
+    let everyone =
+        ["polyproc", "polyproc maxsize 1000", "ipc-channel", "Unix socket", "pipe", BOUNDED_THREADS, THREADS];
     let mut rows = Vec::new();
     for (producers, consumers) in [(1, 1), (2, 2)] {
         let case = format!("64 bytes, {producers} producers, {consumers} consumers");

@@ -9,9 +9,10 @@
 //! | `sys` | every system call and every `unsafe` block |
 //! | `frame` | payloads and their encoding |
 //! | `shm` | memory files, blocks in them, the shared objects of this process |
-//! | `sync` | locks and waits in shared memory |
+//! | `robust` | the locks and waits that all else in shared memory is made of |
 //! | `conn` | messages with descriptors between processes |
 //! | [`process`] | starting, waiting, ending |
+//! | [`sync`] | locks, semaphores, conditions, events, barriers |
 //! | [`queue`] | queues in shared memory |
 //! | [`pool`] | workers that run tasks |
 
@@ -27,14 +28,15 @@ pub mod pool;
 mod prim;
 pub mod process;
 pub mod queue;
+mod robust;
 mod shm;
-mod sync;
+pub mod sync;
 mod sys;
 
 pub use deadline::Deadline;
 pub use frame::Payload;
+pub use robust::WaitError;
 pub use shm::MemoryError;
-pub use sync::WaitError;
 #[cfg(feature = "crash-points")]
 #[doc(hidden)]
 pub use sys::crash;

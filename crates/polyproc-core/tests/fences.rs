@@ -3,16 +3,17 @@
 use std::path::{Path, PathBuf};
 
 /// The rooms of the core and their floor: a room imports from lower floors only, or from itself.
-const FLOORS: [(&str, u32); 10] = [
+const FLOORS: [(&str, u32); 11] = [
     ("prim", 0),
     ("deadline", 0),
     ("sys", 1),
     ("frame", 2),
-    ("sync", 2),
+    ("robust", 2),
     ("shm", 3),
     ("conn", 3),
     ("process", 4),
     ("queue", 4),
+    ("sync", 4),
     ("pool", 5),
 ];
 

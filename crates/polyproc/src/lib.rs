@@ -23,6 +23,7 @@
 //! | `set_forkserver_preload` | [`set_forkserver_preload`] |
 //! | `Pool(n)`, `apply`, `map`, `imap_unordered` | [`Pool`] and the same |
 //! | `Queue(n)`, `JoinableQueue(n)`, `SimpleQueue()` | [`Queue::new`]`(n)`, [`JoinableQueue`], [`SimpleQueue`] |
+//! | `Lock()`, `RLock()`, `Semaphore(n)`, `Condition()`, `Event()`, `Barrier(n)` | [`Lock`] and the same |
 //! | `map(f, xs, chunksize=2)` | `pool.`[`chunksize`](Pool::chunksize)`(2).map(f, xs)` |
 //!
 //! # What happens when something dies
@@ -38,6 +39,7 @@ mod current;
 mod pool;
 mod process;
 mod queue;
+mod sync;
 
 pub use codec::{CodecError, Transfer};
 pub use current::{
@@ -53,3 +55,7 @@ pub use polyproc_core::{MemoryError, WaitError};
 pub use pool::{CallOptions, Failure, ImapUnordered, Pool, TaskError};
 pub use process::{Child, Death, JoinError, Process, Run, set_forkserver_preload, wait};
 pub use queue::{GetError, Iter, JoinableQueue, PutError, Queue, QueueError, SimpleQueue};
+pub use sync::{
+    Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, LockError, LockGuard, OverRelease, RLock,
+    RLockGuard, ReleaseError, Semaphore, TooManyWaiters, Waited,
+};

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use crate::deadline::Deadline;
 use crate::frame::Payload;
-use crate::sync::HAS_SPARE_PROCESSOR;
+use crate::robust::HAS_SPARE_PROCESSOR;
 use crate::sys::{fd, socket};
 
 const HEADER_LEN: usize = 8;

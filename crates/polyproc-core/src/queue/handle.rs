@@ -11,10 +11,10 @@ use super::ring::{Body, Ring, Taken};
 use super::task::{self, OnConsumerDeath, TaskDoneError};
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
+use crate::robust::{Spin, WaitError};
 use crate::shm::arena::{Block, State};
 use crate::shm::registry::{self, Object};
 use crate::shm::{MemoryError, Segment};
-use crate::sync::{Spin, WaitError};
 use crate::sys::crash::{self, Step};
 
 /// How long a sleeper sleeps at most before it looks for itself: what a wake-up that died costs where nobody reaps.

@@ -24,8 +24,8 @@
 //! Bytes are filled up to a multiple of eight. A chunk always has room for one more word.
 
 use crate::prim::{AtomicU32, AtomicU64};
+use crate::robust::{Mutex, Sleepers};
 use crate::shm::arena::Block;
-use crate::sync::{Mutex, Sleepers};
 use crate::sys::shared::shared;
 
 pub(super) const FIRST_REGION: u64 = 256 << 10;

@@ -13,9 +13,9 @@ use super::layout::{ARENA, CHUNK_LEN, Entry, Layout, Side};
 use super::task;
 use crate::deadline::Deadline;
 use crate::prim::{AtomicU64, Ordering, fence};
+use crate::robust::{Guard, WaitError};
 use crate::shm::arena::{Block, Record, State};
 use crate::shm::{Arena, MemoryError, Segment};
-use crate::sync::{Guard, WaitError};
 use crate::sys::crash::{self, Step};
 use crate::sys::identity::Identity;
 

@@ -8,9 +8,9 @@ use super::layout::Tasks;
 use super::ring::Ring;
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
+use crate::robust::Guard;
 use crate::shm::MemoryError;
 use crate::shm::arena::{Block, State};
-use crate::sync::Guard;
 use crate::sys::crash::{self, Step};
 use crate::sys::identity::Identity;
 

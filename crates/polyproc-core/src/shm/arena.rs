@@ -12,7 +12,7 @@ use std::io;
 use super::{MemoryError, Segment};
 use crate::deadline::Deadline;
 use crate::prim::{AtomicU32, AtomicU64, Ordering};
-use crate::sync::{Guard, Mutex, WaitError};
+use crate::robust::{Guard, Mutex, WaitError};
 use crate::sys::crash::{self, Step};
 use crate::sys::identity::Identity;
 use crate::sys::shared::shared;

@@ -1,68 +1,25 @@
-//! Locks and waits in shared memory. `docs/design/lock.md` tells what a death leaves behind at each instruction.
+//! Locks and other means of synchronisation between any processes, with the habits of Python's. `docs/design/lock.md` tells
+//! what a death leaves behind.
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `mutex` | [`Mutex`]: short critical sections of the engine's own; its owner may die |
-//! | `sleepers` | [`Sleepers`]: waiting until something is so; waiters and wakers may die |
-//! | `spin` | looking again before going to sleep |
-//!
-//! `mutex` and `sleepers` are compiled a second time in `tests/loom`, against a model of the system (`os`).
+//! | `object` | the memory that all of them are made of, and the table of who waits |
+//! | `lock` | [`Lock`] |
+//! | `semaphore` | [`Semaphore`] |
+//! | `event` | [`Event`] |
+//! | `condition` | [`Condition`] |
+//! | `barrier` | [`Barrier`] |
 
-mod mutex;
-mod sleepers;
-mod spin;
+mod barrier;
+mod condition;
+mod event;
+mod lock;
+mod object;
+mod semaphore;
 
-pub(crate) use mutex::Guard;
-pub(crate) use spin::{HAS_SPARE_PROCESSOR, Spin};
-
-use crate::sys::robust::RobustWord;
-use crate::sys::shared::shared;
-
-/// What the locks need of the system.
-mod os {
-    pub(super) use crate::deadline::Deadline;
-    pub(super) use crate::prim::{Ordering, fence};
-    pub(super) use crate::sys::futex::{ALL, Wait, wait, wake};
-    pub(super) use crate::sys::robust::{Me, OWNER, OWNER_DIED, Outer, WAITERS};
-    pub(super) use std::hint::spin_loop as spin;
-
-    /// A full barrier after the read-modify-write that released a lock, which on x86 is one itself.
-    pub(super) fn fence_after_unlock() {
-        if cfg!(target_arch = "x86_64") {
-            crate::prim::compiler_fence(Ordering::SeqCst);
-        } else {
-            fence(Ordering::SeqCst);
-        }
-    }
-}
-
-shared! {
-    /// A lock whose owner may die: see `mutex`.
-    ///
-    /// | offset | bytes | field | who writes it, when |
-    /// |---|---|---|---|
-    /// | 0 | 4 | word | 0 free; else the owner's thread id, and [`WAITERS`](os::WAITERS) when somebody sleeps; the kernel: [`OWNER_DIED`](os::OWNER_DIED) in the place of the id |
-    /// | 4 | 60 | | see [`RobustWord`] |
-    pub(crate) struct Mutex { robust: RobustWord, }
-}
-
-shared! {
-    /// Those who sleep until something is so: see `sleepers`.
-    ///
-    /// | offset | bytes | field | who writes it, when |
-    /// |---|---|---|---|
-    /// | 0 | 4 | word | a waiter: [`SLEEPING`](sleepers::SLEEPING) before it looks a last time; a waker: 0 when it found nobody asleep |
-    /// | 4 | 60 | | unused: the kernel wants a robust word to have room |
-    pub(crate) struct Sleepers { robust: RobustWord, }
-}
-
-/// Why a wait ended without what it waited for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum WaitError {
-    /// The deadline passed.
-    #[error("the time ran out")]
-    TimedOut,
-    /// A signal handler ran. Wait again, or not.
-    #[error("a signal handler ran during the wait")]
-    Interrupted,
-}
+pub use barrier::{Barrier, BarrierError, Turn};
+pub use condition::{Condition, Ticket};
+pub use event::Event;
+pub use lock::{Acquired, Lock, Owner, ReleaseError};
+pub use object::TooManyWaiters;
+pub use semaphore::{OverRelease, Semaphore};

@@ -49,3 +49,8 @@ pub(crate) fn leaked<T: Sync>(pointer: *mut T) -> Option<&'static T> {
     // nobody ever takes the box back or writes through it.
     unsafe { pointer.as_ref() }
 }
+
+/// This thread's id, which no other thread of the process has.
+pub(crate) fn thread_id() -> u32 {
+    robust::Me::new().tid()
+}

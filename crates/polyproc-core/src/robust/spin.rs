@@ -26,7 +26,7 @@ pub(crate) struct Spin {
 }
 
 impl Spin {
-    pub(crate) fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { left: AtomicU32::new(0), pause: AtomicU32::new(FIRST_PAUSE) }
     }
 

@@ -40,7 +40,8 @@ impl Mutex {
         me.announce(&self.robust);
         // Acquire pairs with the Release in `Guard::drop`.
         let free = self.robust.word.compare_exchange(0, me.tid(), Ordering::Acquire, Ordering::Relaxed).is_ok();
-        let owner_died = if free { false } else { self.lock_slowly(me.tid(), deadline).inspect_err(|_| me.settle())? };
+        let owner_died =
+            if free { false } else { self.lock_slowly(me.tid(), deadline).inspect_err(|_| me.settle())? };
         let outer = me.link(&self.robust);
         me.settle();
         Ok(Guard { mutex: self, me, outer, owner_died })

@@ -1,0 +1,67 @@
+//! [`Event`]: a flag to wait for. One store changes it; a waiter also sees that it was set and cleared again meanwhile.
+
+use std::io;
+use std::sync::Arc;
+
+use super::object::{Object, SLICE, handle};
+use crate::deadline::Deadline;
+use crate::prim::Ordering;
+use crate::robust::WaitError;
+
+const SET: u64 = 1;
+/// One more set.
+const ONCE: u64 = 2;
+
+/// An event. Clones are the same one.
+#[derive(Debug, Clone)]
+pub struct Event(Arc<Object>);
+handle!(Event, 3);
+
+impl Event {
+    /// One that is not set.
+    ///
+    /// # Errors
+    /// When the system gives no memory or no descriptor.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(Object::create(3, 0, 0)?))
+    }
+
+    fn value(&self) -> u64 {
+        self.0.state().value.load(Ordering::Acquire)
+    }
+
+    /// Whether it is set.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.value() & SET != 0
+    }
+
+    /// Sets it, and wakes all who wait.
+    pub fn set(&self) {
+        let mutex = self.0.lock(|| {});
+        let value = self.value();
+        if value & SET == 0 {
+            self.0.state().value.store(value.wrapping_add(ONCE) | SET, Ordering::Release);
+        }
+        drop(mutex);
+        self.0.layout().sleepers.wake_all();
+    }
+
+    /// Clears it.
+    pub fn clear(&self) {
+        let _mutex = self.0.lock(|| {});
+        self.0.state().value.store(self.value() & !SET, Ordering::Release);
+    }
+
+    /// Waits until it is set.
+    ///
+    /// # Errors
+    /// [`WaitError`].
+    pub fn wait(&self, deadline: Deadline) -> Result<(), WaitError> {
+        let before = self.value() & !SET;
+        self.0.layout().sleepers.wait(deadline, SLICE, || {
+            let now = self.value();
+            Ok((now & SET != 0 || now != before).then_some(()))
+        })
+    }
+}

@@ -1,0 +1,145 @@
+//! [`Lock`]: held by a process, or by a thread as often as it likes.
+//!
+//! The store of the owner takes it and gives it back. Thread and count are written before the owner, and mean nothing
+//! without it. Whoever finds a dead owner takes the lock over, and is told.
+
+use std::io;
+use std::sync::Arc;
+
+use super::object::{Object, SLICE, handle};
+use crate::deadline::Deadline;
+use crate::prim::Ordering;
+use crate::robust::{Guard, Spin, WaitError};
+use crate::sys::identity::Identity;
+
+/// Who holds a lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// The process, once: whoever in it, and anybody else, may release. Python's `Lock`.
+    Process,
+    /// A thread, any number of times: only it may release. Python's `RLock`.
+    Thread,
+}
+
+/// How a lock was acquired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Acquired {
+    /// Its last owner released it.
+    Released,
+    /// Its last owner died holding it: what it protects may be half changed. Only the next owner is told.
+    OwnerDied,
+}
+
+/// A lock was not released.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ReleaseError {
+    /// Nobody holds it.
+    #[error("release of a lock that nobody holds")]
+    NotHeld,
+    /// Another thread holds it, and only that may release it.
+    #[error("release of a lock that another thread holds")]
+    NotOwner,
+}
+
+/// A lock. Clones are the same lock.
+#[derive(Debug, Clone)]
+pub struct Lock(Arc<Object>);
+handle!(Lock, 1);
+
+impl Lock {
+    /// A new one, which nobody holds.
+    ///
+    /// # Errors
+    /// When the system gives no memory or no descriptor.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(Object::create(1, 0, 0)?))
+    }
+
+    fn mutex(&self) -> Guard<'_> {
+        self.0.lock(|| {})
+    }
+
+    /// Takes the lock if it is free, or its owner is `dead`; else says who holds it.
+    fn take(&self, owner: Owner, dead: Identity) -> Result<Acquired, Identity> {
+        let state = self.0.state();
+        let (own, tid) = (Identity::own(), crate::sys::thread_id());
+        let _mutex = self.mutex();
+        let holder = Identity::from_bits(state.owner.load(Ordering::Relaxed));
+        if holder == own && owner == Owner::Thread && state.thread.load(Ordering::Relaxed) == tid {
+            let count = state.count.load(Ordering::Relaxed);
+            state.count.store(count.saturating_add(1), Ordering::Relaxed);
+            return Ok(Acquired::Released);
+        }
+        if holder != Identity::NOBODY && holder != dead {
+            return Err(holder);
+        }
+        state.thread.store(tid, Ordering::Relaxed);
+        state.count.store(1, Ordering::Relaxed);
+        state.owner.store(own.bits(), Ordering::Release);
+        Ok(if holder == Identity::NOBODY { Acquired::Released } else { Acquired::OwnerDied })
+    }
+
+    /// Takes the lock; waits until the deadline while another holds it.
+    ///
+    /// # Errors
+    /// [`WaitError`].
+    pub fn acquire(&self, owner: Owner, deadline: Deadline) -> Result<Acquired, WaitError> {
+        static SPIN: Spin = Spin::new();
+        if let Ok(acquired) = self.take(owner, Identity::NOBODY) {
+            return Ok(acquired);
+        }
+        if deadline != Deadline::PASSED {
+            SPIN.until(|| !self.is_locked());
+        }
+        self.0.layout().sleepers.wait(deadline, SLICE, || match self.take(owner, Identity::NOBODY) {
+            Ok(acquired) => Ok(Some(acquired)),
+            Err(holder) if holder.is_dead() => Ok(self.take(owner, holder).ok()),
+            Err(_) => Ok(None),
+        })
+    }
+
+    /// Gives the lock back, once: its owner has it as long as it took it oftener.
+    ///
+    /// # Errors
+    /// [`ReleaseError`].
+    pub fn release(&self, owner: Owner) -> Result<(), ReleaseError> {
+        let state = self.0.state();
+        let mutex = self.mutex();
+        if state.owner.load(Ordering::Relaxed) == 0 {
+            return Err(ReleaseError::NotHeld);
+        }
+        if owner == Owner::Thread {
+            let is_own = state.owner.load(Ordering::Relaxed) == Identity::own().bits()
+                && state.thread.load(Ordering::Relaxed) == crate::sys::thread_id();
+            let count = state.count.load(Ordering::Relaxed);
+            if !is_own {
+                return Err(ReleaseError::NotOwner);
+            }
+            if count > 1 {
+                state.count.store(count - 1, Ordering::Relaxed);
+                return Ok(());
+            }
+        }
+        state.owner.store(0, Ordering::Release);
+        drop(mutex);
+        self.0.layout().sleepers.wake_one();
+        Ok(())
+    }
+
+    /// How often the calling thread holds it, as [`Owner::Thread`].
+    #[must_use]
+    pub fn depth(&self) -> u32 {
+        let state = self.0.state();
+        let _mutex = self.mutex();
+        let is_own = state.owner.load(Ordering::Relaxed) == Identity::own().bits()
+            && state.thread.load(Ordering::Relaxed) == crate::sys::thread_id();
+        if is_own { state.count.load(Ordering::Relaxed) } else { 0 }
+    }
+
+    /// Whether somebody holds it.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.0.state().owner.load(Ordering::Acquire) != 0
+    }
+}

@@ -1,0 +1,269 @@
+//! [`Object`]: a small memory file with a state, a short lock over it, sleepers, and a table of who waits.
+//!
+//! | offset | bytes | what |
+//! |---|---|---|
+//! | 0 | 64 | [`Kind`] |
+//! | 64 | 64 | the [`Mutex`] over all that follows |
+//! | 128 | 64 | [`State`] |
+//! | 192 | 64 | [`Sleepers`] |
+//! | 1024 | 256 | the table of regions, of which there is one |
+//! | 4096 | 64 each | [`Waiter`]s |
+//!
+//! A step under the mutex is one store, or can be finished by whoever comes next; each file here says how. An owner of the
+//! mutex that dies leaves its sleepers to the next one, who wakes them.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::deadline::Deadline;
+use crate::prim::{AtomicU32, AtomicU64, Ordering};
+use crate::robust::{Guard, Mutex, Sleepers};
+use crate::shm::arena::through_signals;
+use crate::shm::{Segment, registry};
+use crate::sys::identity::Identity;
+use crate::sys::memory::PAGE;
+use crate::sys::shared::shared;
+
+const LEN: u64 = 4 * PAGE;
+const REGION_TABLE: u64 = 1024;
+const WAITERS: u64 = 4096;
+/// How many can wait at a time where each has a place of its own.
+const MOST_WAITERS: u32 = 4000;
+const MAGIC: u64 = u64::from_le_bytes(*b"polyprs1");
+
+/// How long a sleeper sleeps at most before it looks for itself, whether those that it waits for live.
+pub(super) const SLICE: Duration = Duration::from_millis(100);
+
+shared! {
+    /// | offset | bytes | field | who writes it, when |
+    /// |---|---|---|---|
+    /// | 0 | 8 | magic | [`MAGIC`], when all else is set up |
+    /// | 8 | 8 | kind | what it is, at the start |
+    /// | 16 | 8 | limit | a bound, or a number of parties, at the start |
+    pub(super) struct Kind {
+        magic: AtomicU64,
+        kind: AtomicU64,
+        pub(super) limit: AtomicU64,
+    }
+}
+
+shared! {
+    /// | offset | bytes | field | meaning |
+    /// |---|---|---|---|
+    /// | 0 | 8 | owner | the [`Identity`] that holds a lock, or runs a barrier's action |
+    /// | 8 | 8 | value | of a semaphore; twice the number of sets of an event, plus one while it is set; a barrier's generation |
+    /// | 16 | 4 | thread | of a lock's owner |
+    /// | 20 | 4 | count | how often the owner of a lock holds it |
+    /// | 24 | 4 | phase | of a barrier |
+    /// | 28 | 4 | used | how many places in the table of waiters were ever used |
+    /// | 32 | 8 | ticket | the last one given to a waiter |
+    pub(super) struct State {
+        pub(super) owner: AtomicU64,
+        pub(super) value: AtomicU64,
+        pub(super) thread: AtomicU32,
+        pub(super) count: AtomicU32,
+        pub(super) phase: AtomicU32,
+        pub(super) used: AtomicU32,
+        pub(super) ticket: AtomicU64,
+    }
+}
+
+shared! {
+    /// | offset | bytes | field | meaning |
+    /// |---|---|---|---|
+    /// | 0 | 4 | state | a [`Waiting`]: the store that makes the rest valid |
+    /// | 8 | 8 | owner | the [`Identity`] that waits |
+    /// | 16 | 8 | ticket | of those who wait, the smallest came first |
+    /// | 24 | 8 | generation | of a barrier |
+    pub(super) struct Waiter {
+        state: AtomicU32,
+        unused: AtomicU32,
+        pub(super) owner: AtomicU64,
+        pub(super) ticket: AtomicU64,
+        pub(super) generation: AtomicU64,
+    }
+}
+
+/// The state of a place in the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Waiting {
+    Free = 0,
+    Waits = 1,
+    /// It may go on. It frees the place itself.
+    Released = 2,
+    /// What it waited for will not come. It frees the place itself.
+    Broken = 3,
+}
+
+impl Waiter {
+    pub(super) fn state(&self) -> Waiting {
+        match self.state.load(Ordering::Acquire) {
+            1 => Waiting::Waits,
+            2 => Waiting::Released,
+            3 => Waiting::Broken,
+            _ => Waiting::Free,
+        }
+    }
+
+    pub(super) fn set(&self, state: Waiting) {
+        self.state.store(state as u32, Ordering::Release);
+    }
+
+    pub(super) fn owner(&self) -> Identity {
+        Identity::from_bits(self.owner.load(Ordering::Relaxed))
+    }
+}
+
+shared! {
+    pub(super) struct Layout {
+        pub(super) kind: Kind,
+        mutex: Mutex,
+        pub(super) state: State,
+        pub(super) sleepers: Sleepers,
+    }
+}
+const _: () = assert!(size_of::<Layout>() == 256 && size_of::<Waiter>() == 64);
+const _: () = assert!(WAITERS + MOST_WAITERS as u64 * 64 <= LEN);
+
+/// All places of a table of waiters are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{MOST_WAITERS} wait already, more than there are places for")]
+pub struct TooManyWaiters;
+
+/// What a means of synchronisation is made of.
+#[derive(Debug)]
+pub(super) struct Object(Segment);
+
+impl registry::Object for Object {
+    fn rouse(&self) {
+        self.layout().sleepers.rouse();
+    }
+}
+
+impl Object {
+    pub(super) fn create(kind: u64, value: u64, limit: u64) -> io::Result<Arc<Self>> {
+        let segment = Segment::create(c"polyproc-sync", LEN, REGION_TABLE)?;
+        segment.reserve(0, PAGE)?;
+        let object = Self(segment);
+        let layout = object.layout();
+        layout.state.value.store(value, Ordering::Relaxed);
+        layout.kind.kind.store(kind, Ordering::Relaxed);
+        layout.kind.limit.store(limit, Ordering::Relaxed);
+        layout.kind.magic.store(MAGIC, Ordering::Release);
+        Ok(registry::note(object.0.inode(), object))
+    }
+
+    /// The one of this descriptor, which must be of `kind`.
+    pub(super) fn open(kind: u64, memfd: OwnedFd) -> io::Result<Arc<Self>> {
+        let segment = Segment::open(memfd, LEN, REGION_TABLE)?;
+        let inode = segment.inode();
+        let object = registry::find(inode).unwrap_or_else(|| registry::note(inode, Self(segment)));
+        let found = &object.layout().kind;
+        if found.magic.load(Ordering::Acquire) != MAGIC || found.kind.load(Ordering::Relaxed) != kind {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "this descriptor is of another kind of object"));
+        }
+        Ok(object)
+    }
+
+    pub(super) fn layout(&self) -> &Layout {
+        self.0.fixed(0)
+    }
+
+    pub(super) fn state(&self) -> &State {
+        &self.layout().state
+    }
+
+    /// The mutex. `mend` finishes what a dead owner had begun.
+    pub(super) fn lock(&self, mend: impl FnOnce()) -> Guard<'_> {
+        let guard = through_signals(|| self.layout().mutex.lock(Deadline::NEVER));
+        if guard.owner_died {
+            mend();
+            self.layout().sleepers.rouse(); // it may have owed a wake-up
+        }
+        guard
+    }
+
+    /// The places of the table that were ever used.
+    pub(super) fn waiters(&self) -> impl Iterator<Item = &Waiter> {
+        let used = self.state().used.load(Ordering::Acquire).min(MOST_WAITERS);
+        (0..used).map(|at| self.waiter(at))
+    }
+
+    pub(super) fn waiter(&self, at: u32) -> &Waiter {
+        self.0.fixed(WAITERS + u64::from(at.min(MOST_WAITERS - 1)) * 64)
+    }
+
+    /// Takes a place in the table for this process. Under the mutex.
+    pub(super) fn enlist(&self, generation: u64) -> Result<u32, TooManyWaiters> {
+        let state = self.state();
+        let used = state.used.load(Ordering::Relaxed).min(MOST_WAITERS);
+        let at = (0..used).find(|at| self.waiter(*at).state() == Waiting::Free).unwrap_or(used);
+        if at >= MOST_WAITERS {
+            return Err(TooManyWaiters);
+        }
+        let ticket = state.ticket.load(Ordering::Relaxed).wrapping_add(1);
+        state.ticket.store(ticket, Ordering::Relaxed);
+        let waiter = self.waiter(at);
+        waiter.owner.store(Identity::own().bits(), Ordering::Relaxed);
+        waiter.ticket.store(ticket, Ordering::Relaxed);
+        waiter.generation.store(generation, Ordering::Relaxed);
+        waiter.set(Waiting::Waits);
+        if at == used {
+            state.used.store(used + 1, Ordering::Release);
+        }
+        Ok(at)
+    }
+
+    /// Those in the table that have died. Not under the mutex: it asks the system.
+    pub(super) fn dead(&self) -> Vec<Identity> {
+        let mut dead = Vec::new();
+        for waiter in self.waiters().filter(|waiter| waiter.state() != Waiting::Free) {
+            let owner = waiter.owner();
+            if !dead.contains(&owner) && owner.is_dead() {
+                dead.push(owner);
+            }
+        }
+        dead
+    }
+
+    /// Those who died of the ones behind `place`, up to the first that lives: if every waiter looks after these, no death is
+    /// missed, and it costs each little. As [`Object::dead`].
+    pub(super) fn dead_behind(&self, place: u32) -> Vec<Identity> {
+        let all: Vec<_> = self.waiters().collect();
+        let (before, behind) = all.split_at(all.len().min(place as usize + 1));
+        let taken = behind.iter().chain(before).filter(|waiter| waiter.state() != Waiting::Free);
+        taken.map(|waiter| waiter.owner()).take_while(|owner| owner.is_dead()).collect()
+    }
+}
+
+impl AsFd for Object {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// What every handle to an object has.
+macro_rules! handle {
+    ($name:ident, $kind:literal) => {
+        impl $name {
+            /// The one of a descriptor that came from another process.
+            ///
+            /// # Errors
+            /// [`std::io::ErrorKind::InvalidData`] when it is none of this kind.
+            pub fn from_fd(memfd: std::os::fd::OwnedFd) -> std::io::Result<Self> {
+                Ok(Self(super::object::Object::open($kind, memfd)?))
+            }
+        }
+
+        /// The descriptor that makes it another process's too, by `from_fd`.
+        impl std::os::fd::AsFd for $name {
+            fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+                self.0.as_fd()
+            }
+        }
+    };
+}
+pub(super) use handle;
