@@ -28,6 +28,14 @@ impl Deadline {
         Self(Instant::now().checked_add(timeout).map_or(When::Never, When::At))
     }
 
+    /// The sooner of this and `timeout` from now.
+    pub(crate) fn or_sooner(self, timeout: Duration) -> Self {
+        match self.remaining() {
+            Some(left) if left <= timeout => self,
+            _ => Self::after(timeout),
+        }
+    }
+
     /// The later of this and `timeout` from now.
     pub(crate) fn or_after(self, timeout: Duration) -> Self {
         match self.remaining() {

@@ -10,10 +10,11 @@
 //! | `frame` | payloads and their encoding |
 //! | `shm` | memory files, blocks in them, the shared objects of this process |
 //! | `robust` | the locks and waits that all else in shared memory is made of |
-//! | `conn` | messages with descriptors between processes |
+//! | [`conn`] | messages with descriptors between two processes, and connections by address |
 //! | [`process`] | starting, waiting, ending |
 //! | [`sync`] | locks, semaphores, conditions, events, barriers |
 //! | [`queue`] | queues in shared memory |
+//! | [`reactor`] | waiting for descriptors in async code |
 //! | [`pool`] | workers that run tasks |
 
 #![warn(clippy::print_stdout)]
@@ -21,13 +22,14 @@
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("polyproc runs on 64-bit Linux (5.9 or newer) only");
 
-mod conn;
+pub mod conn;
 mod deadline;
 mod frame;
 pub mod pool;
 mod prim;
 pub mod process;
 pub mod queue;
+pub mod reactor;
 mod robust;
 mod shm;
 pub mod sync;
@@ -36,7 +38,10 @@ mod sys;
 pub use deadline::Deadline;
 pub use frame::Payload;
 pub use robust::WaitError;
-pub use shm::MemoryError;
+pub use shm::{MemoryError, OutOfBounds, SharedBytes, SharedBytesMut, SharedMemory};
 #[cfg(feature = "crash-points")]
 #[doc(hidden)]
-pub use sys::crash;
+pub mod crash {
+    //! Dying at a marked step, for tests.
+    pub use crate::sys::crash::{STEPS, Step, arm};
+}

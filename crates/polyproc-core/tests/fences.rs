@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// The rooms of the core and their floor: a room imports from lower floors only, or from itself.
-const FLOORS: [(&str, u32); 11] = [
+const FLOORS: [(&str, u32); 12] = [
     ("prim", 0),
     ("deadline", 0),
     ("sys", 1),
@@ -15,6 +15,7 @@ const FLOORS: [(&str, u32); 11] = [
     ("queue", 4),
     ("sync", 4),
     ("pool", 5),
+    ("reactor", 5),
 ];
 
 /// What a room above hands down by name, where the lower room must run or describe it.

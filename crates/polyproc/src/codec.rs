@@ -1,10 +1,11 @@
 //! Values as bytes and descriptors: postcard, and beside it what [`carry`] and [`take`] hand over.
 
 use std::any::type_name;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use polyproc_core::Payload;
+use polyproc_core::{MemoryError, Payload};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -31,6 +32,46 @@ impl CodecError {
         let reason = PROBLEM.take().unwrap_or_else(|| reason.to_string());
         Self { step: step.to_owned(), type_name: type_name::<T>().to_owned(), reason }
     }
+}
+
+/// Why a value could not go through a queue or a pipe, other than for the state of these.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferError {
+    /// It could not be encoded, or decoded as the type that was asked for: then it was taken, and is lost.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// The queue's memory is unusable, or the system gives no more.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The descriptors of its handles could not be passed on.
+    #[error("the handles in the value could not be passed on: {0}")]
+    Descriptors(#[source] io::Error),
+    /// The value holds handles, which a queue cannot put back when their consumer dies.
+    #[error("a queue that puts items back when a consumer dies takes no values with handles in them")]
+    NotReturnable,
+    /// The system failed us.
+    #[error("the value could not be passed on: {0}")]
+    Os(#[source] io::Error),
+}
+
+/// Buffers up to this are kept from one call to the next.
+const KEPT_LEN_BYTES: usize = 1 << 20;
+
+thread_local! {
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Runs with an empty buffer that this thread has used before.
+#[inline]
+pub(crate) fn with_buffer<R>(run: impl FnOnce(&mut Vec<u8>) -> R) -> R {
+    let mut buffer = BUFFER.take(); // whoever else needs one meanwhile makes its own
+    buffer.clear();
+    let result = run(&mut buffer);
+    if buffer.capacity() <= KEPT_LEN_BYTES {
+        BUFFER.set(buffer);
+    }
+    result
 }
 
 /// Encodes to the end of a buffer that is used again and again.

@@ -24,6 +24,9 @@
 //! | `Pool(n)`, `apply`, `map`, `imap_unordered` | [`Pool`] and the same |
 //! | `Queue(n)`, `JoinableQueue(n)`, `SimpleQueue()` | [`Queue::new`]`(n)`, [`JoinableQueue`], [`SimpleQueue`] |
 //! | `Lock()`, `RLock()`, `Semaphore(n)`, `Condition()`, `Event()`, `Barrier(n)` | [`Lock`] and the same |
+//! | `Pipe()`, `Pipe(duplex=False)` | [`pipe`], [`simplex_pipe`] |
+//! | `connection.Listener`, `Client` | [`Listener`], [`connect`] |
+//! | `shared_memory.SharedMemory` | [`SharedMemory`]; [`SharedBytes`], which cannot change |
 //! | `map(f, xs, chunksize=2)` | `pool.`[`chunksize`](Pool::chunksize)`(2).map(f, xs)` |
 //!
 //! # What happens when something dies
@@ -35,17 +38,24 @@
 #![warn(clippy::print_stdout)]
 
 mod codec;
+mod connection;
 mod current;
+mod memory;
 mod pool;
 mod process;
 mod queue;
 mod sync;
 
-pub use codec::{CodecError, Transfer};
+pub use codec::{CodecError, Transfer, TransferError};
+pub use connection::{
+    Address, AuthError, ConnectError, Connection, Listener, Receiver, RecvError, SendError, Sender, connect, pipe,
+    simplex_pipe,
+};
 pub use current::{
     ActiveChild, CurrentProcess, ParentProcess, active_children, cpu_count, current_process, parent_process,
     set_daemon_grace,
 };
+pub use memory::{OutOfBounds, SharedBytes, SharedBytesMut, SharedMemory};
 pub use polyproc_core::pool::PoolError;
 pub use polyproc_core::process::{
     ExitStatus, ForkWithThreads, FunctionError, Panic, Signal, StartError, StartMethod, Stdio, init, set_executable,
@@ -54,7 +64,7 @@ pub use polyproc_core::queue::{OnConsumerDeath, TaskDoneError};
 pub use polyproc_core::{MemoryError, WaitError};
 pub use pool::{CallOptions, Failure, ImapUnordered, Pool, TaskError};
 pub use process::{Child, Death, JoinError, Process, Run, set_forkserver_preload, wait};
-pub use queue::{GetError, Iter, JoinableQueue, PutError, Queue, QueueError, SimpleQueue};
+pub use queue::{GetError, Iter, JoinableQueue, PutError, Queue, SimpleQueue};
 pub use sync::{
     Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, LockError, LockGuard, OverRelease, RLock,
     RLockGuard, ReleaseError, Semaphore, TooManyWaiters, Waited,

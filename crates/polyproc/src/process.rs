@@ -404,7 +404,8 @@ impl<R> AsFd for Child<R> {
 }
 
 /// Waits until one of `sentinels` is readable and returns the positions of all that are: of processes, those that have
-/// ended. None when that takes longer than `timeout`.
+/// ended; of queues and connections, those that something can be taken from. None when that takes longer than `timeout`.
+/// For things of several types, wait for their [`as_fd`](AsFd::as_fd).
 ///
 /// # Errors
 /// When the system cannot wait for so many descriptors.

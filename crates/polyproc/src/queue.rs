@@ -1,6 +1,5 @@
 //! [`Queue`], [`JoinableQueue`] and [`SimpleQueue`]: values between any processes.
 
-use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
@@ -8,28 +7,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use polyproc_core::queue::{self as core, OnConsumerDeath, QueueSettings, TaskDoneError};
+use polyproc_core::reactor::readable;
 use polyproc_core::{Deadline, MemoryError, WaitError};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::codec::{self, CodecError, Transfer};
-
-/// Why a value could not go through a queue, other than for the queue's state.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum QueueError {
-    /// It could not be encoded, or decoded as the queue's type: then it was taken, and is lost.
-    #[error(transparent)]
-    Codec(#[from] CodecError),
-    /// The queue's memory is unusable, or the system gives no more.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// The descriptors of its handles could not be passed on.
-    #[error("the handles in the value could not be passed on: {0}")]
-    Descriptors(#[source] io::Error),
-    /// The value holds handles, which a queue cannot put back when their consumer dies.
-    #[error("a queue that puts items back when a consumer dies takes no values with handles in them")]
-    NotReturnable,
-}
+use crate::codec::{self, Transfer, TransferError};
 
 /// A value was not put. Each variant gives it back.
 #[derive(thiserror::Error)]
@@ -42,7 +24,7 @@ pub enum PutError<T> {
     Closed(T),
     /// It cannot go through.
     #[error("the value could not be put: {1}")]
-    Failed(T, #[source] QueueError),
+    Failed(T, #[source] TransferError),
 }
 
 impl<T> PutError<T> {
@@ -75,34 +57,17 @@ pub enum GetError {
     Closed,
     /// A value was there, and could not come through.
     #[error("the value could not be taken: {0}")]
-    Failed(#[from] QueueError),
-}
-
-/// Buffers up to this are kept from one call to the next.
-const KEPT_LEN_BYTES: usize = 1 << 20;
-
-thread_local! {
-    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-}
-
-fn with_buffer<R>(run: impl FnOnce(&mut Vec<u8>) -> R) -> R {
-    let mut buffer = BUFFER.take(); // whoever else needs one meanwhile makes its own
-    buffer.clear();
-    let result = run(&mut buffer);
-    if buffer.capacity() <= KEPT_LEN_BYTES {
-        BUFFER.set(buffer);
-    }
-    result
+    Failed(#[from] TransferError),
 }
 
 /// Why a value was not put. Small, as the way of all that was put passes here.
 enum Refusal {
     Full,
     Closed,
-    Failed(Box<QueueError>),
+    Failed(Box<TransferError>),
 }
 
-impl<E: Into<QueueError>> From<E> for Refusal {
+impl<E: Into<TransferError>> From<E> for Refusal {
     #[cold]
     fn from(error: E) -> Self {
         Self::Failed(Box::new(error.into()))
@@ -110,7 +75,7 @@ impl<E: Into<QueueError>> From<E> for Refusal {
 }
 
 fn put<T: Transfer>(queue: &core::Queue, value: T, deadline: Deadline) -> Result<(), PutError<T>> {
-    let put = with_buffer(|buffer| {
+    let put = codec::with_buffer(|buffer| {
         let fds = codec::encode_to("the value", &value, buffer)?;
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         loop {
@@ -120,8 +85,8 @@ fn put<T: Transfer>(queue: &core::Queue, value: T, deadline: Deadline) -> Result
                 Err(core::PutError::Full) => Err(Refusal::Full),
                 Err(core::PutError::Closed) => Err(Refusal::Closed),
                 Err(core::PutError::Memory(error)) => Err(error.into()),
-                Err(core::PutError::Descriptors(error)) => Err(QueueError::Descriptors(error).into()),
-                Err(_) => Err(QueueError::NotReturnable.into()),
+                Err(core::PutError::Descriptors(error)) => Err(TransferError::Descriptors(error).into()),
+                Err(_) => Err(TransferError::NotReturnable.into()),
             };
         }
     });
@@ -134,16 +99,18 @@ fn put<T: Transfer>(queue: &core::Queue, value: T, deadline: Deadline) -> Result
 }
 
 fn get<T: Transfer>(queue: &core::Queue, deadline: Deadline) -> Result<T, GetError> {
-    with_buffer(|buffer| {
+    codec::with_buffer(|buffer| {
         loop {
             return match queue.get(buffer, deadline) {
-                Ok(fds) => codec::decode_from("the value", buffer, fds).map_err(|error| QueueError::from(error).into()),
+                Ok(fds) => {
+                    codec::decode_from("the value", buffer, fds).map_err(|error| TransferError::from(error).into())
+                }
                 Err(core::GetError::Interrupted) => continue,
                 Err(core::GetError::Empty) => Err(GetError::Empty),
                 Err(core::GetError::Closed) => Err(GetError::Closed),
-                Err(core::GetError::Memory(error)) => Err(QueueError::from(error).into()),
-                Err(core::GetError::Descriptors(error)) => Err(QueueError::Descriptors(error).into()),
-                Err(error) => Err(QueueError::Descriptors(io::Error::other(error)).into()),
+                Err(core::GetError::Memory(error)) => Err(TransferError::from(error).into()),
+                Err(core::GetError::Descriptors(error)) => Err(TransferError::Descriptors(error).into()),
+                Err(error) => Err(TransferError::Descriptors(io::Error::other(error)).into()),
             };
         }
     })
@@ -242,6 +209,19 @@ macro_rules! common {
                 get(&self.core, Deadline::after(timeout))
             }
 
+            /// As [`get`](Self::get), for async code: on any executor, without a thread for each call.
+            ///
+            /// # Errors
+            /// [`GetError::Closed`], [`GetError::Failed`].
+            pub async fn get_async(&self) -> Result<T, GetError> {
+                loop {
+                    match self.try_get() {
+                        Err(GetError::Empty) => readable(self.as_fd()).await.map_err(TransferError::Os)?,
+                        got => return got,
+                    }
+                }
+            }
+
             /// The values as they come, until the queue is closed and empty.
             pub fn iter(&self) -> Iter<'_, T> {
                 Iter { core: &self.core, item: PhantomData }
@@ -249,7 +229,7 @@ macro_rules! common {
         }
 
         impl<'a, T: Transfer> IntoIterator for &'a $name<T> {
-            type Item = Result<T, QueueError>;
+            type Item = Result<T, TransferError>;
             type IntoIter = Iter<'a, T>;
 
             fn into_iter(self) -> Iter<'a, T> {
@@ -287,7 +267,7 @@ macro_rules! common {
             }
         }
 
-        /// Readable while the queue holds a value, or is closed: for [`wait`](crate::wait), `poll` and `epoll`. Another consumer may be
+        /// Readable while the queue holds a value, or is closed: for [`wait`](crate::wait()), `poll` and `epoll`. Another consumer may be
         /// first: take with [`try_get`](Self::try_get).
         impl<T> AsFd for $name<T> {
             fn as_fd(&self) -> BorrowedFd<'_> {
@@ -464,7 +444,7 @@ pub struct Iter<'a, T> {
 }
 
 impl<T: Transfer> Iterator for Iter<'_, T> {
-    type Item = Result<T, QueueError>;
+    type Item = Result<T, TransferError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         match get(self.core, Deadline::NEVER) {

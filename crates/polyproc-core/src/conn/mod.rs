@@ -1,184 +1,19 @@
-//! [`Channel`]: tagged messages with descriptors between two of our processes.
+//! Messages with descriptors between two processes.
 //!
-//! | offset | bytes | field |
-//! |---|---|---|
-//! | 0 | 1 | tag: what the message is, given by the protocol that uses the channel |
-//! | 1 | 1 | 1 when the head lies in a memory file, the first descriptor of the message; else 0 |
-//! | 2 | 6 | length of the head in bytes, little-endian |
-//! | 8 | | the head, unless it lies in a memory file |
+//! | file | what it holds |
+//! |---|---|
+//! | `channel` | [`Channel`]: tagged messages, for the engine's own protocols |
+//! | `connection` | [`Connection`]: messages of the user's |
+//! | `listener` | [`Listener`] and [`connect`]: connections between processes that have nothing in common but an address |
+//! | `auth` | how both sides of these prove that they know a key |
 
-use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+mod auth;
+mod channel;
+mod connection;
+mod listener;
 
-use rustix::io::Errno;
+pub use auth::AuthError;
+pub use connection::Connection;
+pub use listener::{Address, ConnectError, Listener, connect};
 
-use crate::deadline::Deadline;
-use crate::frame::Payload;
-use crate::robust::HAS_SPARE_PROCESSOR;
-use crate::sys::{fd, socket};
-
-const HEADER_LEN: usize = 8;
-/// Heads above this go by memory file. Two such messages fit in the default socket buffer (212,992 bytes).
-const INLINE_LEN_BYTES: usize = 32 * 1024;
-
-fn header(tag: u8, spilled: bool, len_bytes: usize) -> [u8; HEADER_LEN] {
-    let mut header = ((len_bytes as u64) << 16).to_le_bytes();
-    header[0] = tag;
-    header[1] = spilled.into();
-    header
-}
-
-/// Whether sending or receiving failed because the peer has closed its end or died.
-pub(crate) fn is_peer_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET))
-}
-
-/// A whole message with an empty head.
-pub(crate) const fn bare_message(tag: u8) -> [u8; HEADER_LEN] {
-    [tag, 0, 0, 0, 0, 0, 0, 0]
-}
-
-/// One message.
-#[derive(Debug)]
-pub(crate) struct Message {
-    pub(crate) tag: u8,
-    pub(crate) payload: Payload,
-}
-
-/// One end of a socket pair. Messages arrive whole, in order, or not at all.
-#[derive(Debug)]
-pub(crate) struct Channel {
-    socket: OwnedFd,
-}
-
-impl Channel {
-    pub(crate) fn pair() -> io::Result<(Self, OwnedFd)> {
-        let (ours, theirs) = socket::pair()?;
-        Ok((Self { socket: ours }, theirs))
-    }
-
-    /// # Errors
-    /// `EPIPE` or `ECONNRESET` when the peer is gone; `EMFILE`, `ENOMEM` when a large head found no room.
-    pub(crate) fn send(&self, tag: u8, head: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        if fds.len() >= socket::MAX_FDS {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("{} descriptors in one message: at most {} are possible", fds.len(), socket::MAX_FDS - 1),
-            ));
-        }
-        if head.len() <= INLINE_LEN_BYTES {
-            let header = header(tag, false, head.len());
-            match socket::send(self.as_fd(), &[IoSlice::new(&header), IoSlice::new(head)], fds) {
-                Err(Errno::MSGSIZE) => {} // this system's socket buffers are smaller than the usual
-                sent => return Ok(sent?),
-            }
-        }
-        let memfd = fd::memfd_with(head)?;
-        let all: Vec<_> = [memfd.as_fd()].into_iter().chain(fds.iter().copied()).collect();
-        Ok(socket::send(self.as_fd(), &[IoSlice::new(&header(tag, true, head.len()))], &all)?)
-    }
-
-    /// Ends the connection: the peer sees the end of file.
-    pub(crate) fn shut_down(&self) {
-        socket::shut_down(self.as_fd());
-    }
-
-    /// The next message; `None` when the peer is gone and all is read.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::InvalidData`] for a malformed message.
-    pub(crate) fn receive(&self) -> io::Result<Option<Message>> {
-        decode(rustix::io::retry_on_intr(|| socket::receive(self.as_fd(), true))?)
-    }
-
-    /// As [`Channel::try_receive`], for an answer that comes within about `spin`: looks again for so long, unless the
-    /// answering process needs this one's processor.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] when nothing came.
-    pub(crate) fn try_receive_for(&self, spin: Duration) -> io::Result<Option<Message>> {
-        let deadline = Deadline::after(if *HAS_SPARE_PROCESSOR { spin } else { Duration::ZERO });
-        loop {
-            match self.try_receive() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !deadline.has_passed() => {}
-                other => return other,
-            }
-        }
-    }
-
-    /// As [`Channel::receive`], without waiting.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] when nothing is there.
-    pub(crate) fn try_receive(&self) -> io::Result<Option<Message>> {
-        decode(rustix::io::retry_on_intr(|| socket::receive(self.as_fd(), false))?)
-    }
-}
-
-fn decode((mut bytes, mut fds): (Vec<u8>, Vec<OwnedFd>)) -> io::Result<Option<Message>> {
-    if bytes.is_empty() {
-        return Ok(None);
-    }
-    let malformed = || io::Error::new(io::ErrorKind::InvalidData, "malformed message on a polyproc channel");
-    let header: [u8; HEADER_LEN] = bytes.get(..HEADER_LEN).and_then(|h| h.try_into().ok()).ok_or_else(malformed)?;
-    let len_bytes = usize::try_from(u64::from_le_bytes(header) >> 16).map_err(|_| malformed())?;
-    let head = match header[1] {
-        0 if bytes.len() == HEADER_LEN + len_bytes => bytes.split_off(HEADER_LEN),
-        1 if !fds.is_empty() => fd::read_memfd(fds.remove(0), len_bytes)?,
-        _ => return Err(malformed()),
-    };
-    Ok(Some(Message { tag: header[0], payload: Payload { head, fds } }))
-}
-
-impl From<OwnedFd> for Channel {
-    fn from(socket: OwnedFd) -> Self {
-        Self { socket }
-    }
-}
-
-impl AsFd for Channel {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_of_every_size_arrive_whole_with_their_descriptors() {
-        let (ours, theirs) = Channel::pair().expect("a socket pair");
-        let theirs = Channel::from(theirs);
-        for len in [0, 1, INLINE_LEN_BYTES, INLINE_LEN_BYTES + 1, 3_000_000] {
-            let head: Vec<u8> = (0..=250).cycle().take(len).collect();
-            let null = fd::dev_null().expect("/dev/null");
-            ours.send(7, &head, &[null.as_fd()]).expect("the peer is there");
-            let message = theirs.receive().expect("a good message").expect("not the end");
-            assert_eq!((message.tag, message.payload.head == head, message.payload.fds.len()), (7, true, 1));
-        }
-        drop(ours);
-        assert!(theirs.receive().expect("a clean end").is_none());
-    }
-
-    #[test]
-    fn malformed_messages_are_errors() {
-        for bytes in [&[1u8][..], &[1, 0, 9, 0, 0, 0, 0, 0, 1], &[1, 1, 4, 0, 0, 0, 0, 0], &[1, 2, 0, 0, 0, 0, 0, 0]] {
-            let error = decode((bytes.to_vec(), Vec::new())).expect_err("malformed");
-            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
-        }
-    }
-
-    #[test]
-    fn what_a_dead_peer_sent_is_still_read() {
-        let (ours, theirs) = Channel::pair().expect("a socket pair");
-        let theirs = Channel::from(theirs);
-        ours.send(1, b"never read by the peer", &[]).expect("the peer is there");
-        theirs.send(2, b"last words", &[]).expect("the peer is there");
-        drop(theirs);
-        let message = ours.try_receive().expect("not an error").expect("not the end");
-        assert_eq!((message.tag, &message.payload.head[..]), (2, &b"last words"[..]));
-        assert!(ours.try_receive().expect("a clean end").is_none());
-    }
-}
+pub(crate) use channel::{Channel, Message, bare_message, is_peer_gone};

@@ -22,6 +22,7 @@ use crate::conn::Channel;
 use crate::deadline::Deadline;
 use crate::frame::Payload;
 use crate::prim::Ordering;
+use crate::shm::registry;
 use crate::sys::bootstrap::{self, Role};
 use crate::sys::clone::{self, Copied};
 use crate::sys::{exec, fd, pidfd, watch};
@@ -405,5 +406,11 @@ pub fn active_children() -> Vec<Child> {
 /// # Errors
 /// [`io::ErrorKind::Interrupted`] when a signal handler ran.
 pub fn wait<Fd: AsFd>(fds: &[Fd], deadline: Deadline) -> io::Result<Vec<usize>> {
-    watch::readable(fds, deadline)
+    loop {
+        let ready = watch::readable(fds, deadline.or_sooner(registry::REFRESH))?;
+        if !ready.is_empty() || deadline.has_passed() {
+            return Ok(ready);
+        }
+        registry::refresh_all();
+    }
 }

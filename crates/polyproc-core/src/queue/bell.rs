@@ -6,7 +6,7 @@
 //!
 //! Sending is done under the producers' lock (rings: anywhere), receiving under the consumers' lock.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::sys::socket;
@@ -43,12 +43,12 @@ impl Bell {
     /// Makes the receiving end readable.
     pub(super) fn ring(&self) {
         // Where the socket is full, the receiving end is readable already.
-        let _ = socket::try_send(self.sending.as_fd(), &RING.to_le_bytes(), &[]);
+        let _ = socket::send(self.sending.as_fd(), &[IoSlice::new(&RING.to_le_bytes())], &[], false);
     }
 
     /// Leaves descriptors under a ticket. False when the socket has no room until messages are taken.
     pub(super) fn leave(&self, ticket: u64, fds: &[BorrowedFd<'_>]) -> io::Result<bool> {
-        match socket::try_send(self.sending.as_fd(), &ticket.to_le_bytes(), fds) {
+        match socket::send(self.sending.as_fd(), &[IoSlice::new(&ticket.to_le_bytes())], fds, false) {
             Ok(()) => Ok(true),
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::TOOMANYREFS) => Ok(false),
             Err(error) => Err(error.into()),
@@ -56,8 +56,10 @@ impl Bell {
     }
 
     fn peek(&self) -> io::Result<Next> {
-        match socket::peek(self.receiving.as_fd()) {
+        match socket::peek(self.receiving.as_fd(), size_of::<u64>()) {
             Err(rustix::io::Errno::AGAIN) => Ok(Next::Nothing),
+            // Longer than ours: older than any ticket.
+            Err(rustix::io::Errno::MSGSIZE) => Ok(Next::Fds { ticket: RING, fds: Vec::new() }),
             Err(error) => Err(error.into()),
             Ok((bytes, fds)) => match bytes.try_into().map(u64::from_le_bytes) {
                 Ok(RING) => Ok(Next::Ring),

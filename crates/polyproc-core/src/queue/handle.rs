@@ -106,10 +106,17 @@ impl Object for Shared {
     fn rouse(&self) {
         // What cannot be taken back now is tried again with the next death, and by consumers that wait.
         let _ = task::reclaim(&self.ring);
-        self.ring.ring_again();
         let layout = self.ring.layout();
         for sleepers in [&layout.items, &layout.space, &layout.unfinished] {
             sleepers.rouse();
+        }
+        self.refresh();
+    }
+
+    fn refresh(&self) {
+        if self.ring.layout().settings.polled.load(Ordering::Relaxed) != 0 {
+            let _ = task::reclaim(&self.ring);
+            self.ring.ring_if_silent();
         }
     }
 }
@@ -322,12 +329,6 @@ impl Queue {
     #[must_use]
     pub fn maxsize(&self) -> u64 {
         self.0.ring.layout().settings.maxsize.load(Ordering::Relaxed)
-    }
-
-    /// Takes back what dead processes held, and rings where a ring was lost: for who polls, now and then.
-    pub fn refresh(&self) {
-        let _ = task::reclaim(&self.0.ring);
-        self.0.ring.start_ringing();
     }
 }
 

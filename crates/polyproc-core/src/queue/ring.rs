@@ -340,7 +340,7 @@ impl Ring {
         self.bell.silence();
         layout.polled.rung.store(0, Ordering::SeqCst);
         fence(Ordering::SeqCst); // whoever puts from here on sees that the bell does not ring
-        if self.len() != 0 || layout.settings.closed.load(Ordering::Acquire) != 0 {
+        if self.has_news() {
             self.ring_once();
         }
     }
@@ -349,19 +349,22 @@ impl Ring {
     pub(super) fn start_ringing(&self) {
         self.layout().settings.polled.store(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        if self.len() > 0 || self.layout().settings.closed.load(Ordering::Acquire) != 0 {
+        if self.has_news() {
             self.ring_once();
         }
     }
 
-    /// Rings anew, whoever died between a put and its ring.
-    pub(super) fn ring_again(&self) {
-        if self.layout().settings.polled.load(Ordering::Relaxed) != 0 {
-            let Ok(guard) = self.lock_get::<GetError>(Deadline::PASSED) else { return };
-            self.bell.silence();
-            self.layout().polled.rung.store(0, Ordering::SeqCst);
-            drop(guard);
-            self.start_ringing();
+    /// Whether who polls should find the receiving end readable.
+    fn has_news(&self) -> bool {
+        self.len() > 0 || self.layout().settings.closed.load(Ordering::Acquire) != 0
+    }
+
+    /// Rings where the ring was lost with the process that was to ring.
+    pub(super) fn ring_if_silent(&self) {
+        let [_, receiving] = self.bell.ends();
+        if self.has_news() && !crate::sys::watch::is_readable(receiving, Deadline::PASSED).unwrap_or(true) {
+            self.layout().polled.rung.store(1, Ordering::SeqCst);
+            self.bell.ring();
         }
     }
 }

@@ -4,11 +4,15 @@
 //! |---|---|
 //! | `segment` | [`Segment`]: a memory file that grows, mapped part by part |
 //! | `arena` | [`Arena`]: blocks of any size in a segment, each with a state and an owner |
+//! | `memory` | [`SharedMemory`] and [`SharedBytes`], for users |
 //! | `registry` | the shared objects of this process: one per memory file, roused when a process dies |
 
 pub(crate) mod arena;
+mod memory;
 pub(crate) mod registry;
 mod segment;
+
+pub use memory::{OutOfBounds, SharedBytes, SharedBytesMut, SharedMemory};
 
 pub(crate) use arena::Arena;
 pub(crate) use segment::Segment;

@@ -7,6 +7,7 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use crate::prim::{AtomicPtr, Ordering};
 
@@ -14,6 +15,9 @@ use crate::prim::{AtomicPtr, Ordering};
 pub(crate) trait Object: Any + Send + Sync {
     /// Takes back what dead processes held, and has every sleeper look again.
     fn rouse(&self);
+
+    /// Makes its descriptor readable if it should be, and a process that was to do so died.
+    fn refresh(&self) {}
 }
 
 type Objects = HashMap<u64, Weak<dyn Object>>;
@@ -61,11 +65,23 @@ pub(crate) fn note<T: Object>(inode: u64, object: T) -> Arc<T> {
     object
 }
 
-/// A process has ended: see the module.
-pub(crate) fn rouse_all() {
+fn for_each(act: impl Fn(&dyn Object)) {
     if REGISTRY.load(Ordering::Acquire).is_null() {
         return;
     }
     let all: Vec<_> = objects().values().filter_map(Weak::upgrade).collect();
-    all.iter().for_each(|object| object.rouse());
+    all.iter().for_each(|object| act(&**object));
 }
+
+/// A process has ended: see the module.
+pub(crate) fn rouse_all() {
+    for_each(|object| object.rouse());
+}
+
+/// For who polls descriptors: to be called every [`REFRESH`].
+pub(crate) fn refresh_all() {
+    for_each(|object| object.refresh());
+}
+
+/// How long a lost ring stays lost where nobody reaps.
+pub(crate) const REFRESH: Duration = Duration::from_millis(200);

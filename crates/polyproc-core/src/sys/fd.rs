@@ -26,7 +26,9 @@ pub(crate) fn read_memfd(memfd: OwnedFd, len_bytes: usize) -> io::Result<Vec<u8>
     if file.metadata()?.len() < len_bytes as u64 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    let mut bytes = vec![0; len_bytes];
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(len_bytes).map_err(|_| io::ErrorKind::OutOfMemory)?; // a file may be longer than memory
+    bytes.resize(len_bytes, 0);
     file.read_exact_at(&mut bytes, 0)?;
     Ok(bytes)
 }

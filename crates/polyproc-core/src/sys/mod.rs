@@ -3,6 +3,7 @@
 //! | file | what it wraps |
 //! |---|---|
 //! | `bootstrap` | the constructor that takes a child over before `main`; `atexit(3)` |
+//! | `bytes` | memory files that nobody else can write, as slices |
 //! | `cell` | one shared word, in which the kernel records a child's id |
 //! | `clone` | `clone3(2)` for the zygote, `fork(2)` |
 //! | `crash` | dying at a marked step, for tests |
@@ -24,6 +25,7 @@
 #![expect(unsafe_code, reason = "every system call and raw pointer of the engine is in this module")]
 
 pub(crate) mod bootstrap;
+pub(crate) mod bytes;
 pub(crate) mod cell;
 pub(crate) mod clone;
 pub(crate) mod crash;
@@ -53,4 +55,11 @@ pub(crate) fn leaked<T: Sync>(pointer: *mut T) -> Option<&'static T> {
 /// This thread's id, which no other thread of the process has.
 pub(crate) fn thread_id() -> u32 {
     robust::Me::new().tid()
+}
+
+/// Fills `bytes` with random ones that nobody can guess (`getrandom(2)`).
+pub(crate) fn random(bytes: &mut [u8]) -> std::io::Result<()> {
+    let got =
+        rustix::io::retry_on_intr(|| rustix::rand::getrandom(&mut *bytes, rustix::rand::GetRandomFlags::empty()))?;
+    if got == bytes.len() { Ok(()) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) }
 }

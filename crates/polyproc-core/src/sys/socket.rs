@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -29,23 +30,23 @@ pub(crate) fn shut_down(socket: BorrowedFd<'_>) {
     let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
 }
 
-/// Sends one message; waits while the peer's buffer is full. `EPIPE` or `ECONNRESET` when the peer is gone, `EMSGSIZE`
-/// when the message is larger than the socket's buffer.
-pub(crate) fn send(socket: BorrowedFd<'_>, parts: &[IoSlice<'_>], fds: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
-    send_with(socket, parts, fds, SendFlags::NOSIGNAL)
-}
+/// The longest message that is received whole.
+pub(crate) const MAX_LEN_BYTES: usize = 32 * 1024 + 8;
 
-fn send_with(
+/// Sends one message; waits while the peer's buffer is full, or fails with `EAGAIN`. `EPIPE` or `ECONNRESET` when the peer
+/// is gone, `EMSGSIZE` when the message is larger than the socket's buffer.
+pub(crate) fn send(
     socket: BorrowedFd<'_>,
     parts: &[IoSlice<'_>],
     fds: &[BorrowedFd<'_>],
-    flags: SendFlags,
+    wait: bool,
 ) -> rustix::io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(Errno::TOOMANYREFS);
     }
+    let flags = if wait { SendFlags::NOSIGNAL } else { SendFlags::NOSIGNAL | SendFlags::DONTWAIT };
     rustix::io::retry_on_intr(|| rustix::net::sendmsg(socket, parts, &mut ancillary, flags))?;
     Ok(())
 }
@@ -54,42 +55,102 @@ fn send_with(
 ///
 /// # Errors
 /// `EAGAIN` with `wait` false and nothing there; `EINTR` when a signal handler ran; `EMFILE` when the process has no
-/// room for the descriptors.
+/// room for the descriptors; `EMSGSIZE` when it was longer than [`MAX_LEN_BYTES`], which no process of ours sends.
 pub(crate) fn receive(socket: BorrowedFd<'_>, wait: bool) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    receive_with(socket, if wait { RecvFlags::empty() } else { RecvFlags::DONTWAIT })
+    let flags = if wait { RecvFlags::empty() } else { RecvFlags::DONTWAIT };
+    receive_with(socket, MAX_LEN_BYTES, flags)
 }
 
-/// A copy of the next message and of its descriptors, which stays where it is. As [`receive`] without waiting.
-pub(crate) fn peek(socket: BorrowedFd<'_>) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    receive_with(socket, RecvFlags::DONTWAIT | RecvFlags::PEEK)
+/// A copy of the first bytes of the next message and of its descriptors, which stays where it is. As [`receive`] without
+/// waiting.
+pub(crate) fn peek(socket: BorrowedFd<'_>, len_bytes: usize) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    receive_with(socket, len_bytes, RecvFlags::DONTWAIT | RecvFlags::PEEK)
 }
 
-/// Sends one message without waiting: `EAGAIN` when the peer's buffer is full. As [`send`] otherwise.
-pub(crate) fn try_send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
-    send_with(socket, &[IoSlice::new(bytes)], fds, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
-}
-
-fn receive_with(socket: BorrowedFd<'_>, flags: RecvFlags) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    let peek = || rustix::net::recv(socket, &mut [0u8; 0][..], flags | RecvFlags::PEEK | RecvFlags::TRUNC);
-    let (_, len_bytes) = match peek() {
-        // Says once that the peer went without reading all of ours; what it sent before is still there.
-        Err(Errno::CONNRESET) => peek()?,
-        other => other?,
-    };
+fn receive_with(
+    socket: BorrowedFd<'_>,
+    len_bytes: usize,
+    flags: RecvFlags,
+) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut bytes = vec![0; len_bytes];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut parts = [IoSliceMut::new(&mut bytes)];
-    let got = rustix::net::recvmsg(socket, &mut parts, &mut ancillary, flags | RecvFlags::CMSG_CLOEXEC)?;
-    let mut fds = Vec::new();
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            fds.extend(rights);
+    let mut receive = |bytes: &mut [u8]| {
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [IoSliceMut::new(bytes)];
+        let got = rustix::net::recvmsg(socket, &mut parts, &mut ancillary, flags | RecvFlags::CMSG_CLOEXEC)?;
+        let mut fds = Vec::new();
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                fds.extend(rights);
+            }
         }
-    }
-    if got.flags.contains(ReturnFlags::CTRUNC) {
+        Ok((got.bytes, got.flags, fds))
+    };
+    let (len, flags, fds) = match receive(&mut bytes) {
+        // Says once that the peer went without reading all of ours; what it sent before is still there.
+        Err(Errno::CONNRESET) => receive(&mut bytes)?,
+        other => other?,
+    };
+    if flags.contains(ReturnFlags::CTRUNC) {
         return Err(Errno::MFILE); // the kernel dropped descriptors that did not fit in our table
     }
-    bytes.truncate(got.bytes);
+    if flags.contains(ReturnFlags::TRUNC) {
+        return Err(Errno::MSGSIZE);
+    }
+    bytes.truncate(len);
     Ok((bytes, fds))
+}
+
+pub(crate) use rustix::net::SocketAddrUnix as UnixAddress;
+
+pub(crate) fn path_address(path: &Path) -> io::Result<UnixAddress> {
+    Ok(UnixAddress::new(path)?)
+}
+
+pub(crate) fn abstract_address(name: &[u8]) -> io::Result<UnixAddress> {
+    Ok(UnixAddress::new_abstract_name(name)?)
+}
+
+/// The system makes up an abstract name for who binds to it.
+pub(crate) fn unnamed_address() -> UnixAddress {
+    UnixAddress::new_unnamed()
+}
+
+/// A socket that listens at a path, or at an abstract name, of at most `backlog` connections.
+pub(crate) fn listen(address: &UnixAddress, backlog: i32) -> io::Result<OwnedFd> {
+    let socket = new()?;
+    rustix::net::bind(&socket, address)?;
+    rustix::net::listen(&socket, backlog)?;
+    Ok(socket)
+}
+
+/// The abstract name of a listening socket.
+pub(crate) fn abstract_name(socket: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    let address = UnixAddress::try_from(rustix::net::getsockname(socket)?)?;
+    Ok(address.abstract_name().ok_or(Errno::INVAL)?.to_vec())
+}
+
+/// The next connection to a listening socket.
+///
+/// # Errors
+/// [`io::ErrorKind::Interrupted`] when a signal handler ran.
+pub(crate) fn accept(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    Ok(rustix::net::accept_with(socket, SocketFlags::CLOEXEC)?)
+}
+
+/// A connection to who listens at an address.
+pub(crate) fn connect(address: &UnixAddress) -> io::Result<OwnedFd> {
+    let socket = new()?;
+    rustix::io::retry_on_intr(|| rustix::net::connect(&socket, address))?;
+    Ok(socket)
+}
+
+fn new() -> io::Result<OwnedFd> {
+    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+/// No more sending, or no more receiving, on this end, whoever else holds it.
+pub(crate) fn shut_half(socket: BorrowedFd<'_>, sending: bool) -> io::Result<()> {
+    let half = if sending { rustix::net::Shutdown::Write } else { rustix::net::Shutdown::Read };
+    Ok(rustix::net::shutdown(socket, half)?)
 }

@@ -17,6 +17,12 @@ pub(crate) fn is_readable(fd: BorrowedFd<'_>, deadline: Deadline) -> io::Result<
     Ok(!readable(&[fd], deadline)?.is_empty())
 }
 
+/// Whether `fd` takes bytes (or its peer is gone) before the deadline. Errors as of [`is_readable`].
+pub(crate) fn is_writable(fd: BorrowedFd<'_>, deadline: Deadline) -> io::Result<bool> {
+    let mut polled = [PollFd::new(&fd, PollFlags::OUT)];
+    Ok(rustix::event::poll(&mut polled, deadline.timespec().as_ref())? > 0)
+}
+
 /// The positions of those of `fds` that are readable or closed by their peer; none when the deadline passed first.
 ///
 /// # Errors

@@ -1,0 +1,90 @@
+//! [`Connection`]: one end of a pipe.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use super::channel::Channel;
+use crate::deadline::Deadline;
+use crate::frame::Payload;
+use crate::sys::{socket, watch};
+
+/// One end of a pipe for messages. A message arrives whole or not at all, whoever else sends or receives on the same end.
+#[derive(Debug)]
+pub struct Connection(Channel);
+
+/// The tag of a user's message.
+const MESSAGE: u8 = 0;
+
+impl Connection {
+    /// Both ends of a new pipe.
+    ///
+    /// # Errors
+    /// When the system gives no descriptors.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let (ours, theirs) = Channel::pair()?;
+        Ok((Self(ours), Self(Channel::from(theirs))))
+    }
+
+    /// No more sending (`true`) or receiving (`false`) on this end.
+    ///
+    /// # Errors
+    /// When it is no connection.
+    pub fn shut(&self, sending: bool) -> io::Result<()> {
+        socket::shut_half(self.as_fd(), sending)
+    }
+
+    /// Sends a message; waits until the deadline while the peer has too many unread.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::BrokenPipe`] or [`io::ErrorKind::ConnectionReset`] when the other end is closed;
+    /// [`io::ErrorKind::TimedOut`]; [`io::ErrorKind::Interrupted`] when a signal handler ran.
+    pub fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>], deadline: Deadline) -> io::Result<()> {
+        loop {
+            match self.0.try_send(MESSAGE, bytes, fds) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                sent => return sent,
+            }
+            if !watch::is_writable(self.as_fd(), deadline)? {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+    }
+
+    /// The next message; `None` when the other end is closed and all is read.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::TimedOut`]; [`io::ErrorKind::Interrupted`] when a signal handler ran;
+    /// [`io::ErrorKind::InvalidData`] for what is no message of ours.
+    pub fn receive(&self, deadline: Deadline) -> io::Result<Option<Payload>> {
+        loop {
+            match self.0.try_receive() {
+                Ok(message) => return Ok(message.map(|message| message.payload)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+            if !self.poll(deadline)? {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+    }
+
+    /// Whether there is a message, or the other end is closed, before the deadline.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Interrupted`] when a signal handler ran.
+    pub fn poll(&self, deadline: Deadline) -> io::Result<bool> {
+        watch::is_readable(self.as_fd(), deadline)
+    }
+}
+
+impl From<OwnedFd> for Connection {
+    fn from(socket: OwnedFd) -> Self {
+        Self(Channel::from(socket))
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,142 @@
+//! [`readable`]: a future that is ready when a descriptor is readable. For any executor; one thread for all of a process.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::Mutex;
+use std::task::{Context, Poll, Waker};
+
+use crate::deadline::Deadline;
+use crate::prim::{AtomicPtr, AtomicU64, Ordering};
+use crate::process::{State, lock};
+use crate::shm::registry;
+use crate::sys::signal;
+use crate::sys::watch::{Bell, Watch};
+
+const BELL: u64 = 0;
+
+/// One per process: a forked child has none of its parent's threads.
+struct Reactor {
+    pid: u32,
+    watch: Watch,
+    /// Rung when the first of several futures begins to wait.
+    bell: Bell,
+    next_key: AtomicU64,
+    /// Who waits; `None` once it is ready.
+    waiting: Mutex<HashMap<u64, Option<Waker>>>,
+}
+
+static REACTOR: AtomicPtr<Reactor> = AtomicPtr::new(std::ptr::null_mut());
+static STARTING: Mutex<()> = Mutex::new(());
+
+impl Reactor {
+    fn current() -> io::Result<&'static Self> {
+        let existing =
+            || crate::sys::leaked(REACTOR.load(Ordering::Acquire)).filter(|reactor| reactor.pid == std::process::id());
+        if let Some(reactor) = existing() {
+            return Ok(reactor);
+        }
+        let _starting = lock(&STARTING);
+        if let Some(reactor) = existing() {
+            return Ok(reactor);
+        }
+        let reactor = Self {
+            pid: std::process::id(),
+            watch: Watch::new()?,
+            bell: Bell::new()?,
+            next_key: AtomicU64::new(BELL + 1),
+            waiting: Mutex::default(),
+        };
+        reactor.watch.add(&reactor.bell, BELL)?;
+        let reactor = Box::leak(Box::new(reactor));
+        // Counted before it runs, so that a fork in between does not take it for the user's.
+        let own_threads = &State::current().own_threads;
+        own_threads.fetch_add(1, Ordering::Relaxed);
+        let shared: &'static Self = reactor;
+        let thread = std::thread::Builder::new().name("polyproc-async".to_owned());
+        if let Err(error) = thread.spawn(move || shared.run()) {
+            own_threads.fetch_sub(1, Ordering::Relaxed);
+            return Err(error);
+        }
+        REACTOR.store(std::ptr::from_ref(shared).cast_mut(), Ordering::Release);
+        Ok(shared)
+    }
+
+    fn run(&self) {
+        signal::block_all();
+        let mut keys = Vec::new();
+        loop {
+            let idle = lock(&self.waiting).is_empty();
+            let until = if idle { Deadline::NEVER } else { Deadline::after(registry::REFRESH) };
+            self.watch.wait(&mut keys, until).expect("an epoll descriptor can be waited for");
+            if keys.is_empty() {
+                registry::refresh_all();
+            }
+            for key in &keys {
+                if *key == BELL {
+                    self.bell.answer();
+                } else if let Some(waker) = lock(&self.waiting).get_mut(key).and_then(Option::take) {
+                    waker.wake();
+                }
+            }
+        }
+    }
+}
+
+/// Ready when `fd` is readable, or closed by its peer. It may be readable no more by then: look, and wait again.
+#[must_use = "futures do nothing unless polled"]
+pub fn readable(fd: BorrowedFd<'_>) -> Readable<'_> {
+    Readable { fd, registered: None }
+}
+
+/// See [`readable`].
+#[derive(Debug)]
+pub struct Readable<'a> {
+    fd: BorrowedFd<'a>,
+    /// A descriptor of its own, as several may wait for one, and the key of its waker.
+    registered: Option<(OwnedFd, u64)>,
+}
+
+impl Future for Readable<'_> {
+    type Output = io::Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let reactor = Reactor::current()?;
+        if let Some((_, key)) = &self.registered {
+            return match lock(&reactor.waiting).get_mut(key) {
+                Some(Some(waker)) => {
+                    waker.clone_from(context.waker());
+                    Poll::Pending
+                }
+                _ => Poll::Ready(Ok(())),
+            };
+        }
+        let own = self.fd.try_clone_to_owned()?;
+        let key = reactor.next_key.fetch_add(1, Ordering::Relaxed);
+        let is_first = {
+            let mut waiting = lock(&reactor.waiting);
+            waiting.insert(key, Some(context.waker().clone()));
+            waiting.len() == 1
+        };
+        if let Err(error) = reactor.watch.add_once(&own, key) {
+            lock(&reactor.waiting).remove(&key);
+            return Poll::Ready(Err(error));
+        }
+        if is_first {
+            reactor.bell.ring();
+        }
+        self.registered = Some((own, key));
+        Poll::Pending
+    }
+}
+
+impl Drop for Readable<'_> {
+    fn drop(&mut self) {
+        if let (Some((fd, key)), Ok(reactor)) = (self.registered.take(), Reactor::current()) {
+            reactor.watch.remove(fd.as_fd());
+            lock(&reactor.waiting).remove(&key);
+        }
+    }
+}

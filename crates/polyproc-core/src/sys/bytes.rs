@@ -1,0 +1,120 @@
+//! Memory files as byte slices: where nobody else can write, by construction or by the kernel's word.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+/// A mapped memory file that may be looked at as a slice.
+#[derive(Debug)]
+struct Slice {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the memory belongs to `self`; it is written through `&mut` only.
+unsafe impl Send for Slice {}
+// SAFETY: as above.
+unsafe impl Sync for Slice {}
+
+impl Slice {
+    fn map(memfd: BorrowedFd<'_>, len: usize, protection: ProtFlags) -> io::Result<Self> {
+        if len == 0 {
+            return Ok(Self { base: NonNull::dangling(), len });
+        }
+        let (nowhere, flags) = (std::ptr::null_mut(), MapFlags::SHARED);
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
+        let base = unsafe { rustix::mm::mmap(nowhere, len, protection, flags, memfd, 0) }?;
+        Ok(Self { base: NonNull::new(base.cast()).ok_or(Errno::FAULT)?, len })
+    }
+}
+
+impl Drop for Slice {
+    fn drop(&mut self) {
+        if self.len > 0 {
+            // SAFETY: the mapping is `self`'s own, and no reference into it outlives `self`.
+            let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
+            debug_assert!(unmapped.is_ok(), "munmap of an own mapping failed");
+        }
+    }
+}
+
+/// Bytes in a memory file that only this process has, to be filled.
+///
+/// A forked child does not inherit the mapping: it would be the same memory as its parent's.
+#[derive(Debug)]
+pub(crate) struct Filling {
+    memfd: OwnedFd,
+    slice: Slice,
+}
+
+impl Filling {
+    pub(crate) fn new(len: usize) -> io::Result<Self> {
+        let memfd = rustix::fs::memfd_create(c"polyproc-bytes", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        rustix::fs::ftruncate(&memfd, len as u64)?;
+        if len > 0 {
+            // Memory now, or an error now: a write without any would be a SIGBUS.
+            super::memory::reserve(memfd.as_fd(), 0, len as u64)?;
+        }
+        let slice = Slice::map(memfd.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE)?;
+        if len > 0 {
+            // SAFETY: the range is the mapping just made; in a child, touching it is a fault and no more.
+            unsafe { rustix::mm::madvise(slice.base.as_ptr().cast(), len, Advice::LinuxDontFork) }?;
+        }
+        Ok(Self { memfd, slice })
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        // SAFETY: mapped for as long as `self` lives; nobody else has the file, and writing here takes `&mut self`.
+        unsafe { std::slice::from_raw_parts(self.slice.base.as_ptr(), self.slice.len) }
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: as in `as_slice`, and `self` is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.slice.base.as_ptr(), self.slice.len) }
+    }
+
+    /// Nobody can write from now on, the kernel sees to it.
+    pub(crate) fn seal(self) -> io::Result<Sealed> {
+        let Self { memfd, slice } = self;
+        drop(slice); // the kernel refuses to seal what is mapped for writing
+        let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&memfd, seals)?;
+        Sealed::map(memfd)
+    }
+}
+
+/// Bytes in a memory file that nobody can change.
+#[derive(Debug)]
+pub(crate) struct Sealed {
+    memfd: OwnedFd,
+    slice: Slice,
+}
+
+impl Sealed {
+    /// # Errors
+    /// [`io::ErrorKind::InvalidData`] for a file that somebody could change.
+    pub(crate) fn map(memfd: OwnedFd) -> io::Result<Self> {
+        let sealed = rustix::fs::fcntl_get_seals(&memfd)?.contains(SealFlags::WRITE | SealFlags::SHRINK);
+        if !sealed {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a memory file that a peer could change"));
+        }
+        let len = usize::try_from(rustix::fs::fstat(&memfd)?.st_size).map_err(io::Error::other)?;
+        let slice = Slice::map(memfd.as_fd(), len, ProtFlags::READ)?;
+        Ok(Self { memfd, slice })
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        // SAFETY: mapped for as long as `self` lives; the seals let nobody write or shorten the file, for ever.
+        unsafe { std::slice::from_raw_parts(self.slice.base.as_ptr(), self.slice.len) }
+    }
+}
+
+impl AsFd for Sealed {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.memfd.as_fd()
+    }
+}

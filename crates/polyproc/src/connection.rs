@@ -1,0 +1,403 @@
+//! [`pipe`], [`Connection`], [`Listener`]: values between two processes.
+
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use polyproc_core::conn as core;
+pub use polyproc_core::conn::{Address, AuthError, ConnectError};
+use polyproc_core::reactor::readable;
+use polyproc_core::{Deadline, Payload};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::codec::{self, Transfer, TransferError};
+use crate::process::retry;
+
+/// A value was not sent. Each variant gives it back.
+#[derive(thiserror::Error)]
+pub enum SendError<T> {
+    /// The other end is closed, or its last holder died.
+    #[error("the other end of the connection is closed")]
+    Closed(T),
+    /// The other end had no room for it in the time given.
+    #[error("the connection is full")]
+    Full(T),
+    /// It cannot go through.
+    #[error("the value could not be sent: {1}")]
+    Failed(T, #[source] TransferError),
+}
+
+impl<T> SendError<T> {
+    /// The value.
+    pub fn into_inner(self) -> T {
+        match self {
+            Self::Closed(value) | Self::Full(value) | Self::Failed(value, _) => value,
+        }
+    }
+}
+
+impl<T> fmt::Debug for SendError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed(_) => f.write_str("Closed(..)"),
+            Self::Full(_) => f.write_str("Full(..)"),
+            Self::Failed(_, error) => f.debug_tuple("Failed").field(error).finish(),
+        }
+    }
+}
+
+/// No value was received.
+#[derive(Debug, thiserror::Error)]
+pub enum RecvError {
+    /// The other end is closed, or its last holder died, and all values were received.
+    #[error("the other end of the connection is closed")]
+    Closed,
+    /// No value came in the time given.
+    #[error("nothing was received")]
+    Empty,
+    /// A value was there, and could not come through.
+    #[error("the value could not be received: {0}")]
+    Failed(#[from] TransferError),
+}
+
+fn send<T: Transfer>(connection: &core::Connection, value: T, deadline: Deadline) -> Result<(), SendError<T>> {
+    let sent = codec::with_buffer(|buffer| {
+        let fds = codec::encode_to("the value", &value, buffer)?;
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        retry(|| connection.send(buffer, &fds, deadline)).map_err(TransferError::Os)
+    });
+    match sent {
+        Ok(()) => Ok(()),
+        Err(TransferError::Os(error)) => match error.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Err(SendError::Closed(value)),
+            io::ErrorKind::TimedOut => Err(SendError::Full(value)),
+            _ => Err(SendError::Failed(value, TransferError::Os(error))),
+        },
+        Err(error) => Err(SendError::Failed(value, error)),
+    }
+}
+
+fn receive(connection: &core::Connection, deadline: Deadline) -> Result<Payload, RecvError> {
+    match retry(|| connection.receive(deadline)) {
+        Ok(Some(payload)) => Ok(payload),
+        Ok(None) => Err(RecvError::Closed),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(RecvError::Empty),
+        Err(error) => Err(TransferError::Os(error).into()),
+    }
+}
+
+fn receive_value<T: Transfer>(connection: &core::Connection, deadline: Deadline) -> Result<T, RecvError> {
+    Ok(codec::decode("the value", receive(connection, deadline)?).map_err(TransferError::from)?)
+}
+
+/// What all ends have.
+macro_rules! end {
+    ($name:ident<$($item:ident),*>) => {
+        impl<$($item),*> From<core::Connection> for $name<$($item),*> {
+            fn from(core: core::Connection) -> Self {
+                Self { core, items: PhantomData }
+            }
+        }
+
+        impl<$($item),*> fmt::Debug for $name<$($item),*> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_tuple(stringify!($name)).field(&self.core.as_fd()).finish()
+            }
+        }
+
+        impl<$($item),*> $name<$($item),*> {
+            /// Another handle to the same end.
+            ///
+            /// # Errors
+            /// When the system gives no descriptor.
+            pub fn try_clone(&self) -> io::Result<Self> {
+                Ok(Self::from(core::Connection::from(self.core.as_fd().try_clone_to_owned()?)))
+            }
+        }
+
+        /// To be sent to another process by polyproc: a further handle to this end. For the other end to be seen as closed, all
+        /// handles to it must be gone: keep none.
+        impl<$($item),*> Serialize for $name<$($item),*> {
+            fn serialize<Z: Serializer>(&self, serializer: Z) -> Result<Z::Ok, Z::Error> {
+                codec::carry(&[self.core.as_fd()], serializer)
+            }
+        }
+
+        impl<'de, $($item),*> Deserialize<'de> for $name<$($item),*> {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let [socket]: [OwnedFd; 1] = codec::take(deserializer)?;
+                Ok(Self::from(core::Connection::from(socket)))
+            }
+        }
+
+        /// Readable when a value is there, or the other end is closed: for [`wait`](crate::wait()), `poll` and `epoll`.
+        impl<$($item),*> AsFd for $name<$($item),*> {
+            fn as_fd(&self) -> BorrowedFd<'_> {
+                self.core.as_fd()
+            }
+        }
+    };
+}
+
+macro_rules! sends {
+    ($name:ident<$($item:ident),*>, $sent:ident) => {
+        impl<$($item),*> $name<$($item),*>
+        where
+            $sent: Transfer,
+        {
+            /// Sends a value; waits while the other end has too many unread.
+            ///
+            /// # Errors
+            /// [`SendError::Closed`], [`SendError::Failed`].
+            pub fn send(&self, value: $sent) -> Result<(), SendError<$sent>> {
+                send(&self.core, value, Deadline::NEVER)
+            }
+
+            /// As [`send`](Self::send), for at most `timeout`.
+            ///
+            /// # Errors
+            /// All of [`SendError`].
+            pub fn send_timeout(&self, value: $sent, timeout: Duration) -> Result<(), SendError<$sent>> {
+                send(&self.core, value, Deadline::after(timeout))
+            }
+        }
+
+        impl<$($item),*> $name<$($item),*> {
+            /// Sends bytes as they are, for [`recv_bytes`](Connection::recv_bytes) at the other end.
+            ///
+            /// # Errors
+            /// [`io::ErrorKind::BrokenPipe`] or [`io::ErrorKind::ConnectionReset`] when the other end is closed.
+            pub fn send_bytes(&self, bytes: &[u8]) -> io::Result<()> {
+                retry(|| self.core.send(bytes, &[], Deadline::NEVER))
+            }
+        }
+    };
+}
+
+macro_rules! receives {
+    ($name:ident<$($item:ident),*>, $received:ident) => {
+        impl<$($item),*> $name<$($item),*>
+        where
+            $received: Transfer,
+        {
+            /// Receives the next value; waits while there is none.
+            ///
+            /// # Errors
+            /// [`RecvError::Closed`], [`RecvError::Failed`].
+            pub fn recv(&self) -> Result<$received, RecvError> {
+                receive_value(&self.core, Deadline::NEVER)
+            }
+
+            /// As [`recv`](Self::recv), without waiting.
+            ///
+            /// # Errors
+            /// All of [`RecvError`].
+            pub fn try_recv(&self) -> Result<$received, RecvError> {
+                receive_value(&self.core, Deadline::PASSED)
+            }
+
+            /// As [`recv`](Self::recv), for at most `timeout`.
+            ///
+            /// # Errors
+            /// All of [`RecvError`].
+            pub fn recv_timeout(&self, timeout: Duration) -> Result<$received, RecvError> {
+                receive_value(&self.core, Deadline::after(timeout))
+            }
+
+            /// As [`recv`](Self::recv), for async code: on any executor, without a thread for each call.
+            ///
+            /// # Errors
+            /// [`RecvError::Closed`], [`RecvError::Failed`].
+            pub async fn recv_async(&self) -> Result<$received, RecvError> {
+                loop {
+                    match self.try_recv() {
+                        Err(RecvError::Empty) => readable(self.core.as_fd()).await.map_err(TransferError::Os)?,
+                        received => return received,
+                    }
+                }
+            }
+        }
+
+        impl<$($item),*> $name<$($item),*> {
+            /// Receives what [`send_bytes`](Connection::send_bytes) sent at the other end.
+            ///
+            /// # Errors
+            /// [`RecvError::Closed`], [`RecvError::Failed`].
+            pub fn recv_bytes(&self) -> Result<Vec<u8>, RecvError> {
+                Ok(receive(&self.core, Deadline::NEVER)?.head)
+            }
+
+            /// Whether something can be received, the end included, within `timeout`.
+            ///
+            /// # Errors
+            /// When the system cannot wait for it.
+            pub fn poll(&self, timeout: Duration) -> io::Result<bool> {
+                let deadline = Deadline::after(timeout);
+                retry(|| self.core.poll(deadline))
+            }
+        }
+    };
+}
+
+/// One end of a pipe: sends values of type `S`, receives values of type `R`.
+///
+/// A value arrives whole or not at all, whoever else sends or receives on the same end, and whoever is killed meanwhile.
+pub struct Connection<S, R = S> {
+    core: core::Connection,
+    items: PhantomData<fn(S) -> R>,
+}
+end!(Connection<S, R>);
+sends!(Connection<S, R>, S);
+receives!(Connection<S, R>, R);
+
+/// The sending end of a [`simplex_pipe`].
+pub struct Sender<T> {
+    core: core::Connection,
+    items: PhantomData<fn(T)>,
+}
+end!(Sender<T>);
+sends!(Sender<T>, T);
+
+/// The receiving end of a [`simplex_pipe`].
+pub struct Receiver<T> {
+    core: core::Connection,
+    items: PhantomData<fn() -> T>,
+}
+end!(Receiver<T>);
+receives!(Receiver<T>, T);
+
+/// A pipe, both of whose ends send and receive: Python's `Pipe()`.
+///
+/// # Errors
+/// When the system gives no descriptors.
+///
+/// ```
+/// use polyproc::{Connection, Process, pipe};
+///
+/// fn square(connection: Connection<u64>) {
+///     while let Ok(number) = connection.recv() {
+///         connection.send(number * number).expect("it waits for the answer");
+///     }
+/// }
+///
+/// let (ours, theirs) = pipe::<u64, u64>()?;
+/// let child = Process::new(square, theirs).start()?;
+/// ours.send(7)?;
+/// assert_eq!(ours.recv()?, 49);
+/// drop(ours); // the child sees the end
+/// child.join()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[doc(alias = "Pipe")]
+pub fn pipe<A, B>() -> io::Result<(Connection<A, B>, Connection<B, A>)> {
+    let (one, other) = core::Connection::pair()?;
+    Ok((one.into(), other.into()))
+}
+
+/// A pipe in one direction: Python's `Pipe(duplex=False)`.
+///
+/// # Errors
+/// When the system gives no descriptors.
+pub fn simplex_pipe<T>() -> io::Result<(Receiver<T>, Sender<T>)> {
+    let (receiving, sending) = core::Connection::pair()?;
+    receiving.shut(true)?;
+    sending.shut(false)?;
+    Ok((receiving.into(), sending.into()))
+}
+
+/// Waits for connections from processes that know its address, and, where it has one, its key.
+///
+/// ```
+/// use polyproc::{Address, Connection, Listener, Process};
+///
+/// fn call(address: String) -> String {
+///     let connection: Connection<String> = polyproc::connect(address, Some(b"a secret")).expect("it listens");
+///     connection.send("hello".into()).expect("it is there");
+///     connection.recv().expect("it answers")
+/// }
+///
+/// let listener = Listener::bind(None, Some(b"a secret"))?;
+/// let child = Process::new(call, listener.address().to_string()).start()?;
+/// let connection: Connection<String> = listener.accept()?;
+/// connection.send(connection.recv()? + " yourself")?;
+/// assert_eq!(child.join()?, "hello yourself");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Listener(core::Listener);
+
+/// How many connections wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// A path; or, from a text that begins with `@`, an abstract name (`unix(7)`).
+fn parse(address: &Path) -> Address {
+    use std::os::unix::ffi::OsStrExt;
+    match address.as_os_str().as_bytes() {
+        [b'@', name @ ..] => Address::Abstract(name.to_vec()),
+        _ => Address::Path(address.to_owned()),
+    }
+}
+
+impl Listener {
+    /// Listens at a path, or, when it begins with `@`, at an abstract name, which leaves no file; `None` for a new abstract name.
+    /// Both sides have to prove that they know `key`, without sending it.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AddrInUse`] when somebody listens there, or a file is there.
+    pub fn bind(address: Option<&str>, key: Option<&[u8]>) -> io::Result<Self> {
+        let address = address.map(|address| parse(address.as_ref()));
+        Ok(Self(core::Listener::bind(address, BACKLOG, key.map(<[u8]>::to_vec))?))
+    }
+
+    /// Where it listens: what [`connect`] takes.
+    #[must_use]
+    pub fn address(&self) -> &Address {
+        self.0.address()
+    }
+
+    /// Waits for the next connection.
+    ///
+    /// # Errors
+    /// [`ConnectError::Auth`] when who came did not prove that it knows the key: the next one may.
+    pub fn accept<S, R>(&self) -> Result<Connection<S, R>, ConnectError> {
+        loop {
+            match self.0.accept(Deadline::NEVER) {
+                Err(ConnectError::Interrupted) => {}
+                accepted => return Ok(accepted?.into()),
+            }
+        }
+    }
+
+    /// As [`Listener::accept`], for at most `timeout`.
+    ///
+    /// # Errors
+    /// As [`Listener::accept`]; [`ConnectError::Os`] with [`io::ErrorKind::TimedOut`].
+    pub fn accept_timeout<S, R>(&self, timeout: Duration) -> Result<Connection<S, R>, ConnectError> {
+        let deadline = Deadline::after(timeout);
+        loop {
+            match self.0.accept(deadline) {
+                Err(ConnectError::Interrupted) => {}
+                accepted => return Ok(accepted?.into()),
+            }
+        }
+    }
+}
+
+/// Readable when somebody wants to connect.
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Connects to a [`Listener`]: Python's `Client`.
+///
+/// # Errors
+/// [`ConnectError::Os`] when nobody listens there; [`ConnectError::Auth`] when the keys differ.
+#[doc(alias = "Client")]
+pub fn connect<S, R>(address: impl AsRef<Path>, key: Option<&[u8]>) -> Result<Connection<S, R>, ConnectError> {
+    Ok(core::connect(&parse(address.as_ref()), key)?.into())
+}

@@ -1,0 +1,85 @@
+//! [`SharedMemory`] and [`SharedBytes`] as values.
+
+use std::io;
+use std::ops::Deref;
+use std::os::fd::AsFd;
+
+pub use polyproc_core::{OutOfBounds, SharedBytesMut};
+use polyproc_core::{SharedBytes as CoreBytes, SharedMemory as CoreMemory};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::codec;
+
+macro_rules! travels {
+    ($name:ident, $core:ty) => {
+        /// To be sent to another process by polyproc; no other format holds it.
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                codec::carry(&[self.0.as_fd()], serializer)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let [fd] = codec::take(deserializer)?;
+                Ok(Self(<$core>::from_fd(fd).map_err(serde::de::Error::custom)?))
+            }
+        }
+
+        impl Deref for $name {
+            type Target = $core;
+            fn deref(&self) -> &$core {
+                &self.0
+            }
+        }
+    };
+}
+
+/// Bytes that any number of processes read and write at the same time. Clones are the same memory; it has no name, and goes
+/// with its last holder. A read beside a write gives some of each: agree on who does what when, with a lock or a queue.
+///
+/// ```
+/// use polyproc::{Process, SharedMemory};
+///
+/// let memory = SharedMemory::new(1000)?;
+/// let child = Process::new(|memory: SharedMemory| memory.write_at(500, b"here").is_ok(), memory.clone()).start()?;
+/// assert!(child.join()?);
+/// assert_eq!(memory.read_at(500, 4)?, b"here");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct SharedMemory(CoreMemory);
+travels!(SharedMemory, CoreMemory);
+
+impl SharedMemory {
+    /// `len` bytes of zeros.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] for 0; when the system gives no memory or no descriptor.
+    pub fn new(len: usize) -> io::Result<Self> {
+        Ok(Self(CoreMemory::new(len)?))
+    }
+}
+
+/// Bytes that no process can change, for the kernel forbids it: a `&[u8]`. To hand them over costs some microseconds,
+/// however many they are. They stand at the start of a page, so that they may be looked at as numbers.
+///
+/// ```
+/// use polyproc::{Process, SharedBytes, SharedBytesMut};
+///
+/// let mut bytes = SharedBytesMut::new(1_000_000)?;
+/// bytes.fill(1);
+/// let bytes: SharedBytes = bytes.freeze()?.into();
+/// let sum = |bytes: SharedBytes| bytes.iter().map(|byte| u64::from(*byte)).sum::<u64>();
+/// assert_eq!(Process::new(sum, bytes).start()?.join()?, 1_000_000);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct SharedBytes(CoreBytes);
+travels!(SharedBytes, CoreBytes);
+
+impl From<CoreBytes> for SharedBytes {
+    fn from(bytes: CoreBytes) -> Self {
+        Self(bytes)
+    }
+}

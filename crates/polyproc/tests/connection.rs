@@ -1,0 +1,244 @@
+//! Pipes, connections by address, waiting for many things, handles that travel, async code.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use polyproc::{
+    ConnectError, Connection, Event, GetError, JoinableQueue, Listener, Lock, Pool, Process, Queue, RecvError,
+    SendError, SharedBytes, SharedBytesMut, SharedMemory, connect, pipe, simplex_pipe, wait,
+};
+
+mod support;
+use support::{Clean, TestResult, scratch};
+
+#[test]
+fn values_and_bytes_of_every_size_go_both_ways() -> TestResult {
+    let _clean = Clean::start();
+    let (ours, theirs) = pipe::<Vec<u8>, usize>()?;
+    let lengths = |connection: Connection<usize, Vec<u8>>| {
+        while let Ok(bytes) = connection.recv() {
+            connection.send(bytes.len()).expect("it waits for the answer");
+        }
+        connection.send_bytes(b"never read").is_err()
+    };
+    let child = Process::new(lengths, theirs).start()?;
+    for len in [0, 1, 32_000, 33_000, 5_000_000] {
+        ours.send(vec![1; len])?;
+        assert_eq!(ours.recv()?, len);
+    }
+    assert!(!ours.poll(Duration::from_millis(1))?);
+    assert!(matches!(ours.try_recv(), Err(RecvError::Empty)));
+    assert!(matches!(ours.recv_timeout(Duration::from_millis(1)), Err(RecvError::Empty)));
+    drop(ours);
+    assert!(child.join()?, "the other end is closed");
+    Ok(())
+}
+
+#[test]
+fn two_senders_on_one_end_do_not_mix() -> TestResult {
+    let _clean = Clean::start();
+    let (receiver, sender) = simplex_pipe::<Vec<u32>>()?;
+    let send = |(sender, who): (polyproc::Sender<Vec<u32>>, u32)| {
+        (1..300u32).for_each(|n| sender.send(vec![who; n as usize * 40]).expect("it is read"));
+    };
+    let senders: Vec<_> = (0..3)
+        .map(|who| Process::new(send, (sender.try_clone().expect("open"), who)).start())
+        .collect::<Result<_, _>>()?;
+    drop(sender);
+    let mut next = [1; 3];
+    while let Ok(values) = receiver.recv() {
+        let who = values[0] as usize;
+        assert!(values.iter().all(|value| *value as usize == who) && values.len() == next[who] * 40);
+        next[who] += 1;
+    }
+    assert_eq!(next, [300; 3]);
+    for sender in senders {
+        sender.join()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_end_of_a_killed_process_is_seen_and_a_full_pipe_waits() -> TestResult {
+    let _clean = Clean::start();
+    let (ours, theirs) = pipe::<u32, u32>()?;
+    let sleep = |connection: Connection<u32>| {
+        connection.send(1).expect("it is read");
+        std::thread::sleep(Duration::from_secs(3600));
+    };
+    let child = Process::new(sleep, theirs).start()?;
+    assert_eq!(ours.recv()?, 1);
+    let sent = (0..100_000).find_map(|n| ours.send_timeout(n, Duration::from_millis(1)).err());
+    assert!(matches!(sent, Some(SendError::Full(_))));
+    child.kill()?;
+    assert!(matches!(ours.recv(), Err(RecvError::Closed)));
+    assert!(matches!(ours.send(7), Err(SendError::Closed(7))));
+    child.join().expect_err("killed");
+    Ok(())
+}
+
+#[test]
+fn who_knows_the_key_is_accepted() -> TestResult {
+    let _clean = Clean::start();
+    let path = scratch("listener");
+    let path = path.to_str().ok_or("a path of text")?.to_owned();
+    {
+        let listener = Listener::bind(Some(&path), Some(b"key"))?;
+        assert_eq!(Listener::bind(Some(&path), None).map_err(|e| e.kind()).err(), Some(io::ErrorKind::AddrInUse));
+        let call = |(path, key): (String, Vec<u8>)| match connect::<u32, u32>(path, Some(&key)) {
+            Ok(connection) => connection.recv().ok(),
+            Err(_) => None,
+        };
+        let stranger = Process::new(call, (path.clone(), b"other".to_vec())).start()?;
+        assert!(matches!(listener.accept::<u32, u32>(), Err(ConnectError::Auth { .. })));
+        assert_eq!(stranger.join()?, None);
+        let friend = Process::new(call, (path.clone(), b"key".to_vec())).start()?;
+        listener.accept::<u32, u32>()?.send(5)?;
+        assert_eq!(friend.join()?, Some(5));
+        let timeout = listener.accept_timeout::<u32, u32>(Duration::from_millis(1));
+        assert!(matches!(timeout, Err(ConnectError::Os { source, .. }) if source.kind() == io::ErrorKind::TimedOut));
+    }
+    assert!(!std::path::Path::new(&path).exists());
+    assert!(matches!(connect::<u32, u32>(&path, None), Err(ConnectError::Os { .. })));
+    Ok(())
+}
+
+#[test]
+fn one_wait_for_many_things() -> TestResult {
+    let _clean = Clean::start();
+    let (queue, other) = (Queue::<u32>::new(0)?, Queue::<u32>::new(0)?);
+    let (ours, theirs) = pipe::<u32, u32>()?;
+    let go = Event::new()?;
+    let act = |(queue, connection, go): (Queue<u32>, Connection<u32>, Event)| {
+        queue.put(1).expect("an open queue");
+        go.wait();
+        connection.send(2).expect("it is read");
+    };
+    let child = Process::new(act, (queue.clone(), theirs, go.clone())).start()?;
+    let ready = |timeout| wait(&[queue.as_fd(), other.as_fd(), ours.as_fd(), child.as_fd()], timeout);
+    assert_eq!(ready(None)?, [0]);
+    assert_eq!(queue.try_get()?, 1);
+    assert_eq!(ready(Some(Duration::from_millis(1)))?, [0; 0]);
+    go.set();
+    assert_eq!(ready(None)?, [2]);
+    assert_eq!(ours.recv()?, 2);
+    loop {
+        // The pipe's end, then the process's.
+        let now = ready(None)?;
+        if now.contains(&3) {
+            break;
+        }
+    }
+    child.join()?;
+    other.put(3)?;
+    assert!(wait(&[other.as_fd()], None)?.contains(&0));
+    other.close()?;
+    assert_eq!(other.get()?, 3);
+    assert!(wait(&[other.as_fd()], None)?.contains(&0), "the end is news");
+    assert!(matches!(other.try_get(), Err(GetError::Closed)));
+    Ok(())
+}
+
+#[test]
+fn handles_go_through_queues_pipes_and_pools() -> TestResult {
+    type Handles = (Queue<u32>, Lock, Connection<u32>, SharedMemory, SharedBytes);
+    let _clean = Clean::start();
+    let (queue, lock) = (Queue::new(0)?, Lock::new()?);
+    let (ours, theirs) = pipe()?;
+    let memory = SharedMemory::new(100)?;
+    let mut bytes = SharedBytesMut::new(10)?;
+    bytes[3] = 33;
+    let bytes: SharedBytes = bytes.freeze()?.into();
+    let through = Queue::<Handles>::new(0)?;
+    let (pipe_out, pipe_in) = simplex_pipe::<Handles>()?;
+    let use_them = |(queue, lock, connection, memory, bytes): Handles| {
+        let _guard = lock.lock().expect("free");
+        queue.put(11).expect("an open queue");
+        connection.send(22).expect("it is read");
+        memory.write_at(50, &bytes[3..4]).is_ok()
+    };
+    let handles = || -> io::Result<Handles> {
+        Ok((queue.clone(), lock.clone(), theirs.try_clone()?, memory.clone(), bytes.clone()))
+    };
+    let check = || -> TestResult {
+        assert_eq!((queue.get()?, ours.recv()?, memory.read_at(50, 1)?), (11, 22, vec![33]));
+        assert!(!lock.is_locked());
+        memory.write_at(50, &[0])?;
+        Ok(())
+    };
+    through.put(handles()?)?;
+    assert!(use_them(through.get()?));
+    check()?;
+    pipe_in.send(handles()?)?;
+    assert!(use_them(pipe_out.recv()?));
+    check()?;
+    let pool = Pool::new(1)?;
+    assert!(pool.apply(use_them, handles()?)?);
+    check()?;
+    pool.join();
+    // From a process that is gone by the time they are taken.
+    let pass = |(through, handles): (Queue<Handles>, Handles)| through.put(handles).is_ok();
+    assert!(Process::new(pass, (through.clone(), handles()?)).start()?.join()?);
+    assert!(use_them(through.get()?));
+    check()
+}
+
+#[test]
+fn handles_are_for_polyproc_only() -> TestResult {
+    let queue = Queue::<u32>::new(0)?;
+    assert!(serde_json::to_string(&queue).is_err_and(|error| error.to_string().contains("by polyproc itself")));
+    let returning = JoinableQueue::with_on_consumer_death(0, polyproc::OnConsumerDeath::PutBack)?;
+    assert!(returning.put(queue).is_err());
+    Ok(())
+}
+
+#[test]
+fn queues_and_pipes_are_awaited() -> TestResult {
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    // The descriptors of the thread that waits for all of them stay.
+    runtime.block_on(async {
+        let (receiver, sender) = simplex_pipe::<u32>().expect("descriptors");
+        let waiting = tokio::spawn(async move { receiver.recv_async().await });
+        tokio::task::yield_now().await;
+        sender.send(1).expect("it is read");
+        waiting.await
+    })??;
+    let _clean = Clean::start();
+    let queue = Queue::new(0)?;
+    let (receiver, sender) = simplex_pipe()?;
+    let go = Event::new()?;
+    let act = |(queue, sender, go): (Queue<u32>, polyproc::Sender<u32>, Event)| {
+        go.wait();
+        (0..100).for_each(|n| queue.put(n).expect("an open queue"));
+        (0..100).for_each(|n| sender.send(n).expect("it is read"));
+    };
+    let child = Process::new(act, (queue.clone(), sender, go.clone())).start()?;
+    let (from_queue, from_pipe) = runtime.block_on(async {
+        let from_queue = tokio::spawn({
+            let queue = queue.clone();
+            async move {
+                let mut sum = 0;
+                for _ in 0..100 {
+                    sum += queue.get_async().await.expect("an open queue");
+                }
+                sum
+            }
+        });
+        let from_pipe = tokio::spawn(async move {
+            let mut sum = 0;
+            while let Ok(n) = receiver.recv_async().await {
+                sum += n;
+            }
+            sum
+        });
+        let dropped = queue.get_async();
+        drop(dropped);
+        go.set();
+        (from_queue.await, from_pipe.await)
+    });
+    assert_eq!((from_queue?, from_pipe?), (4950, 4950));
+    child.join()?;
+    drop(runtime);
+    Ok(())
+}

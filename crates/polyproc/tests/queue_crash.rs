@@ -1,0 +1,331 @@
+//! Processes that die in the middle of a put or a get: at every marked step, and at random.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use polyproc::{
+    GetError, JoinError, JoinableQueue, OnConsumerDeath, Process, Queue, Receiver, Sender, SharedMemory, Signal,
+    simplex_pipe,
+};
+use polyproc_core::crash::{self, STEPS, Step};
+use serde::{Deserialize, Serialize};
+
+mod support;
+use support::{Clean, TestResult};
+
+/// A value whose bytes follow from its number. Some are small, some fill chunks, some have a block of their own.
+#[derive(Serialize, Deserialize)]
+struct Item {
+    number: u64,
+    bytes: serde_bytes::ByteBuf,
+}
+
+impl Item {
+    fn new(number: u64) -> Self {
+        let len = [8, 10_000, 40, 20_000, 100][(number % 5) as usize];
+        Self { number, bytes: vec![(number % 251) as u8; len].into() }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.bytes == Self::new(self.number).bytes
+    }
+}
+
+/// What the victim has seen the end of.
+#[derive(Debug, Serialize, Deserialize)]
+enum Seen {
+    Put(u64),
+    Got(u64),
+    Done(u64),
+}
+
+const ROUNDS: u64 = 60;
+
+fn victim((queue, seen, step, times): (JoinableQueue<Item>, Sender<Seen>, usize, u32)) {
+    crash::arm(STEPS[step], times);
+    for number in 0..ROUNDS {
+        queue.put(Item::new(number)).expect("an open queue");
+        seen.send(Seen::Put(number)).expect("it is read");
+        if number % 3 != 0 {
+            let item = queue.get().expect("one is in it");
+            assert!(item.is_whole());
+            seen.send(Seen::Got(item.number)).expect("it is read");
+            if number % 3 == 2 {
+                queue.task_done().expect("one was taken");
+                // Done in the order of the gets: the first that is not done yet.
+                seen.send(Seen::Done(item.number)).expect("it is read");
+            }
+        }
+    }
+}
+
+/// What the victim saw, after it has died or ended.
+fn read(seen: &Receiver<Seen>) -> (BTreeSet<u64>, BTreeSet<u64>, usize) {
+    let (mut put, mut got, mut done) = (BTreeSet::new(), BTreeSet::new(), 0);
+    while let Ok(event) = seen.recv() {
+        match event {
+            Seen::Put(number) => assert!(put.insert(number)),
+            Seen::Got(number) => assert!(got.insert(number), "{number} was taken twice"),
+            Seen::Done(_) => done += 1,
+        }
+    }
+    (put, got, done)
+}
+
+/// Has a process die at `step`, and looks at what it left. False when it never came to the step.
+fn die_at(step: usize, times: u32, on_death: OnConsumerDeath) -> Result<bool, Box<dyn std::error::Error>> {
+    let queue = JoinableQueue::with_on_consumer_death(0, on_death)?;
+    let (seen, telling) = simplex_pipe()?;
+    let child = Process::new(victim, (queue.clone(), telling, step, times)).start()?;
+    let (put, got, done) = read(&seen);
+    let died = match child.join() {
+        Ok(()) => false,
+        Err(JoinError::Died(death)) if death.status.signal() == Some(Signal::KILL) => true,
+        Err(error) => return Err(error.into()),
+    };
+    let what = format!("{:?} {times} {on_death:?}", STEPS[step]);
+    let mut left = BTreeSet::new();
+    loop {
+        match queue.try_get() {
+            Ok(item) => {
+                assert!(item.is_whole() && left.insert(item.number), "{what}: {} came twice", item.number);
+            }
+            Err(GetError::Empty) => break,
+            Err(error) => return Err(format!("{what}: {error}").into()),
+        }
+    }
+    let unknown: Vec<_> = left.iter().chain(&got).filter(|number| !put.contains(number)).collect();
+    assert!(unknown.len() <= 1, "{what}: {unknown:?} came and were not put");
+    if on_death == OnConsumerDeath::PutBack {
+        // Taken at least once: what was not done came back. One may be done without our knowledge.
+        let missing = put.iter().filter(|number| !left.contains(number)).count();
+        assert!((done..=done + 1).contains(&missing), "{what}: {missing} are missing, {done} are done");
+    } else {
+        let twice: Vec<_> = left.intersection(&got).collect();
+        assert!(twice.is_empty(), "{what}: {twice:?} came again");
+        let missing: Vec<_> = put.iter().filter(|number| !left.contains(number) && !got.contains(number)).collect();
+        assert!(missing.len() <= usize::from(died), "{what}: {missing:?} are lost");
+    }
+    // The queue goes on, and is done when all is done.
+    for number in 0..20 {
+        queue.put(Item::new(number))?;
+        assert_eq!(queue.try_get()?.number, number);
+    }
+    if on_death != OnConsumerDeath::Nothing {
+        for _ in 0..left.len() + 20 {
+            queue.task_done().map_err(|error| format!("{what}: {error}"))?;
+        }
+        assert!(queue.join_timeout(Duration::ZERO), "{what}: not all is done");
+        assert!(queue.task_done().is_err(), "{what}: more is done than was taken");
+    }
+    Ok(died)
+}
+
+#[test]
+fn a_death_at_any_step_loses_nothing() -> TestResult {
+    let _clean = Clean::start();
+    let mut reached = BTreeSet::new();
+    for on_death in [OnConsumerDeath::Nothing, OnConsumerDeath::CountAsDone, OnConsumerDeath::PutBack] {
+        for step in 0..STEPS.len() {
+            for times in [1, 2, 3, 7, 30] {
+                if die_at(step, times, on_death)? {
+                    reached.insert(step);
+                }
+            }
+        }
+    }
+    let missed: Vec<Step> = (0..STEPS.len()).filter(|step| !reached.contains(step)).map(|step| STEPS[step]).collect();
+    assert_eq!(missed, [Step::ReturnMarked], "the one that `a_returned_item_is_returned_again` comes to");
+    Ok(())
+}
+
+#[test]
+fn a_returned_item_is_returned_again() -> TestResult {
+    let _clean = Clean::start();
+    let queue = JoinableQueue::with_on_consumer_death(0, OnConsumerDeath::PutBack)?;
+    (0..5).try_for_each(|number| queue.put(Item::new(number)))?;
+    let take = |(queue, step): (JoinableQueue<Item>, Option<usize>)| {
+        if let Some(step) = step {
+            crash::arm(STEPS[step], 2);
+        }
+        (0..5).for_each(|_| _ = queue.get());
+        std::process::abort();
+    };
+    let at = STEPS.iter().position(|step| *step == Step::ReturnMarked);
+    for step in [None, at, None, at] {
+        let died: Result<(), _> = Process::new(take, (queue.clone(), step)).start()?.join();
+        let Err(JoinError::Died(death)) = died else { return Err("it does not come back".into()) };
+        assert_eq!(death.status.signal(), Some(if step.is_some() { Signal::KILL } else { Signal::new(libc::SIGABRT) }));
+    }
+    let items: Vec<u64> = (0..5).map(|_| queue.try_get().map(|item| item.number)).collect::<Result<_, _>>()?;
+    assert_eq!(items, [0, 1, 2, 3, 4]);
+    (0..5).try_for_each(|_| queue.task_done())?;
+    queue.join();
+    Ok(())
+}
+
+#[test]
+fn who_waits_gets_what_the_dead_leave() -> TestResult {
+    let _clean = Clean::start();
+    let queue = JoinableQueue::with_on_consumer_death(1, OnConsumerDeath::PutBack)?;
+    let (told, tell) = simplex_pipe()?;
+    let hold = |(queue, tell): (JoinableQueue<u32>, Sender<u32>)| {
+        tell.send(queue.get().expect("an open queue")).expect("it is read");
+        std::thread::sleep(Duration::from_secs(3600));
+    };
+    let take = |queue: JoinableQueue<u32>| {
+        let item = queue.get().expect("an open queue");
+        queue.task_done().expect("one was taken");
+        item
+    };
+    let holding = Process::new(hold, (queue.clone(), tell)).start()?;
+    queue.put(7)?;
+    assert_eq!(told.recv()?, 7);
+    let waiting = Process::new(take, queue.clone()).start()?;
+    holding.kill()?;
+    assert_eq!(waiting.join()?, 7);
+    queue.join();
+    drop(holding.join());
+    Ok(())
+}
+
+/// A log that outlives its writer: how many entries, then the entries.
+struct Log(SharedMemory);
+
+impl Log {
+    const ENTRIES: usize = 100_000;
+
+    fn new() -> std::io::Result<Self> {
+        Ok(Self(SharedMemory::new(8 * (Self::ENTRIES + 1))?))
+    }
+
+    fn write(&self, at: usize, entry: u64) {
+        self.0.write_at(8 * (at + 1), &entry.to_ne_bytes()).expect("room");
+        self.0.write_at(0, &(at as u64 + 1).to_ne_bytes()).expect("room");
+    }
+
+    fn read(&self) -> Vec<u64> {
+        let word = |at: usize| {
+            let bytes = self.0.read_at(8 * at, 8).expect("inside");
+            u64::from_ne_bytes(bytes.try_into().expect("eight"))
+        };
+        let len = usize::try_from(word(0)).expect("few");
+        let bytes = self.0.read_at(8, 8 * len).expect("inside");
+        bytes.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("eight"))).collect()
+    }
+}
+
+/// Puts items numbered from `first` on, and logs each that was put.
+fn produce((queue, log, first): (Queue<Item>, SharedMemory, u64)) {
+    let log = Log(log);
+    for at in 0..Log::ENTRIES {
+        let number = first + at as u64;
+        queue.put(Item::new(number)).expect("an open queue");
+        log.write(at, number);
+    }
+}
+
+/// Takes items, and logs each.
+fn consume((queue, log): (Queue<Item>, SharedMemory)) {
+    let log = Log(log);
+    for at in 0..Log::ENTRIES {
+        let item = queue.get().expect("an open queue");
+        assert!(item.is_whole());
+        log.write(at, item.number);
+    }
+}
+
+/// Kills producers and consumers at random moments, `kills` times, and counts.
+fn torture(kills: usize, maxsize: usize) -> TestResult {
+    let queue = Queue::<Item>::new(maxsize)?;
+    let mut workers = Vec::new();
+    let mut incarnation = 0u64;
+    let mut start = |role: usize| -> Result<_, Box<dyn std::error::Error>> {
+        let log = Log::new()?;
+        incarnation += 1;
+        let child = if role < 2 {
+            Process::new(produce, (queue.clone(), log.0.clone(), incarnation << 32)).start()?
+        } else {
+            Process::new(consume, (queue.clone(), log.0.clone())).start()?
+        };
+        Ok((child, log))
+    };
+    for role in 0..4 {
+        workers.push(start(role)?);
+    }
+    // What was put for sure; how often each number came; how many consumers died.
+    let mut put = BTreeSet::new();
+    let mut came = BTreeMap::<u64, u32>::new();
+    let (mut producers_died, mut consumers_died) = (0, 0);
+    let mut random = 0x9E37_79B9_7F4A_7C15u64;
+    for kill in 0..kills + 4 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let role = if kill < kills { (random >> 33) as usize % 4 } else { kill - kills };
+        if kill < kills {
+            std::thread::sleep(Duration::from_micros(random >> 40 & 0x7FF)); // any moment will do
+        }
+        let (child, log) = &workers[role];
+        child.kill()?;
+        child.wait_timeout(Duration::from_secs(3600))?;
+        if role < 2 {
+            put.extend(log.read());
+            producers_died += 1;
+        } else {
+            log.read().into_iter().for_each(|number| *came.entry(number).or_default() += 1);
+            consumers_died += 1;
+        }
+        if kill < kills {
+            workers[role] = start(role)?;
+        }
+    }
+    loop {
+        match queue.try_get() {
+            Ok(item) => {
+                assert!(item.is_whole());
+                *came.entry(item.number).or_default() += 1;
+            }
+            Err(GetError::Empty) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let twice = came.values().filter(|times| **times > 1).count();
+    let lost = put.iter().filter(|number| !came.contains_key(number)).count();
+    let unknown = came.keys().filter(|number| !put.contains(number)).count();
+    println!(
+        "{kills} kills: {} put, {} came, {twice} twice, {lost} in dead hands, {unknown} not acknowledged",
+        put.len(),
+        came.len()
+    );
+    assert_eq!(twice, 0);
+    assert!(lost <= consumers_died, "{lost} lost, {consumers_died} consumers died");
+    assert!(unknown <= producers_died, "{unknown} not put, {producers_died} producers died");
+    assert!(put.len() > 10 * kills, "the victims did nothing");
+    // Nothing that the dead held is left in memory.
+    let blocks = std::fs::read_dir("/proc/self/fd")?.flatten().filter_map(|fd| {
+        let name = std::fs::read_link(fd.path()).ok()?;
+        use std::os::unix::fs::MetadataExt;
+        name.to_str()?
+            .starts_with("/memfd:polyproc-queue")
+            .then(|| std::fs::metadata(fd.path()).ok())?
+            .map(|file| file.blocks())
+    });
+    let bytes = blocks.max().unwrap_or(0) * 512;
+    assert!(maxsize == 0 || bytes < 20 << 20, "{bytes} bytes are left in memory");
+    Ok(())
+}
+
+fn kills() -> usize {
+    std::env::var("POLYPROC_TORTURE_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(150)
+}
+
+#[test]
+fn random_deaths_with_a_bound() -> TestResult {
+    let _clean = Clean::start();
+    torture(kills(), 100)
+}
+
+#[test]
+fn random_deaths_without_a_bound() -> TestResult {
+    let _clean = Clean::start();
+    torture(kills(), 0)
+}
