@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::bell::Bell;
+use super::index::Place;
 use super::layout::{CHUNK_LEN, FIRST_BLOCK_TABLE, FIRST_REGION, HEADER_LEN, INLINE_LEN, MAGIC, REGION_TABLE};
 use super::ring::{Body, Ring, Taken};
 use super::task::{self, OnConsumerDeath, TaskDoneError};
@@ -150,7 +151,7 @@ impl Queue {
         })?;
         let layout = ring.layout();
         for side in [&layout.put, &layout.get] {
-            side.prepare(0, offset, offset + capacity, block.0.into());
+            side.prepare(0, Place { at: offset, end: offset + capacity, chunk: block.0.into() });
         }
         layout.settings.maxsize.store(settings.maxsize, Ordering::Relaxed);
         layout.settings.on_death.store(settings.on_consumer_death as u32, Ordering::Relaxed);

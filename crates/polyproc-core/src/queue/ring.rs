@@ -9,7 +9,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use super::bell::Bell;
 use super::handle::{GetError, PutError};
-use super::layout::{ARENA, CHUNK_LEN, Entry, Layout, Side};
+use super::index::Place;
+use super::layout::{ARENA, CHUNK_LEN, Entry, Layout};
 use super::task;
 use crate::deadline::Deadline;
 use crate::prim::{AtomicU64, Ordering, fence};
@@ -41,39 +42,10 @@ pub(super) struct Taken {
     pub(super) fds: Vec<OwnedFd>,
 }
 
-/// Where a side stands.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    at: u64,
-    end: u64,
-    chunk: u64,
-}
-
 impl Place {
     fn start_of(block: Block, record: &Record) -> Self {
         let at = record.offset();
         Self { at, end: at.saturating_add(record.capacity()), chunk: block.0.into() }
-    }
-}
-
-impl Side {
-    #[inline]
-    fn place(&self, count: u64) -> Place {
-        let slot = usize::from(count % 2 == 1);
-        Place {
-            at: self.at[slot].load(Ordering::Relaxed),
-            end: self.end[slot].load(Ordering::Relaxed),
-            chunk: self.chunk[slot].load(Ordering::Relaxed),
-        }
-    }
-
-    /// Writes the place that `count` is going to have.
-    #[inline]
-    pub(super) fn prepare(&self, count: u64, at: u64, end: u64, chunk: u64) {
-        let slot = usize::from(count % 2 == 1);
-        self.at[slot].store(at, Ordering::Relaxed);
-        self.end[slot].store(end, Ordering::Relaxed);
-        self.chunk[slot].store(chunk, Ordering::Relaxed);
     }
 }
 
@@ -159,14 +131,9 @@ impl Ring {
         if layout.settings.closed.load(Ordering::Relaxed) != 0 {
             return Err(PutError::Closed);
         }
-        let count = side.count.load(Ordering::Relaxed);
-        let maxsize = layout.settings.maxsize.load(Ordering::Relaxed);
-        if maxsize > 0 && count.wrapping_sub(side.other.load(Ordering::Relaxed)) >= maxsize {
-            let taken = layout.get.count.load(Ordering::Acquire);
-            side.other.store(taken, Ordering::Relaxed);
-            if count.wrapping_sub(taken) >= maxsize {
-                return Err(PutError::Full);
-            }
+        let (count, mut place) = side.place();
+        if !side.may_put(count, &layout.get, layout.settings.maxsize.load(Ordering::Relaxed)) {
+            return Err(PutError::Full);
         }
         let ticket = match fds {
             [] => None,
@@ -177,7 +144,6 @@ impl Ring {
             Body::Block(block) => Entry::InBlock(block),
         };
         let len = entry.len(ticket.is_some()).ok_or(MemoryError::Corrupt)?;
-        let mut place = side.place(count);
         if place.at.checked_add(len.saturating_add(8)).is_none_or(|end| end > place.end) {
             place = self.next_chunk(place, count)?;
         }
@@ -196,8 +162,8 @@ impl Ring {
         }
         self.word(place.at)?.store(entry.to_word(ticket.is_some()), Ordering::Relaxed);
         crash::point(Step::PutWritten);
-        side.prepare(count.wrapping_add(1), place.at + len, place.end, place.chunk);
-        side.count.store(count.wrapping_add(1), Ordering::Release); // the commit; pairs with the Acquire in `get`
+        side.prepare(count.wrapping_add(1), Place { at: place.at + len, ..place });
+        side.commit(count);
         crash::point(Step::PutCommitted);
         drop(guard);
         crash::point(Step::PutUnlocked);
@@ -236,18 +202,13 @@ impl Ring {
         {
             return Ok(Taken { block: Some(block), fds: Vec::new() });
         }
-        let count = side.count.load(Ordering::Relaxed);
-        if count == side.other.load(Ordering::Relaxed) {
-            let closed = layout.settings.closed.load(Ordering::Acquire) != 0; // before the count: then that is the last
-            let put = layout.put.count.load(Ordering::Acquire);
-            side.other.store(put, Ordering::Relaxed);
-            if count == put {
-                self.silence();
-                return Err(if closed { GetError::Closed } else { GetError::Empty });
-            }
+        let (count, mut place) = side.place();
+        let closed = layout.settings.closed.load(Ordering::Acquire) != 0; // before the other count: then that is the last
+        if !side.may_get(count, &layout.put) {
+            self.silence();
+            return Err(if closed { GetError::Closed } else { GetError::Empty });
         }
         let arena = self.arena();
-        let mut place = side.place(count);
         let mut leaving = None;
         let mut word = self.word(place.at)?.load(Ordering::Relaxed);
         if let Some((Entry::NextChunk(block), _)) = Entry::from_word(word) {
@@ -289,8 +250,8 @@ impl Ring {
             Entry::NextChunk(_) => return Err(MemoryError::Corrupt.into()),
         };
         crash::point(Step::GetClaimed);
-        side.prepare(count.wrapping_add(1), place.at + len, place.end, place.chunk);
-        side.count.store(count.wrapping_add(1), Ordering::Release); // the commit; pairs with the Acquire in `put`
+        side.prepare(count.wrapping_add(1), Place { at: place.at + len, ..place });
+        side.commit(count);
         crash::point(Step::GetCommitted);
         if let Some(old) = leaving {
             arena.free(old)?;

@@ -15,6 +15,7 @@ mod spin;
 pub(crate) use mutex::Guard;
 pub(crate) use spin::{HAS_SPARE_PROCESSOR, Spin};
 
+use crate::prim::AtomicU32;
 use crate::sys::robust::RobustWord;
 use crate::sys::shared::shared;
 
@@ -25,6 +26,9 @@ mod os {
     pub(super) use crate::sys::futex::{ALL, Wait, wait, wake};
     pub(super) use crate::sys::robust::{Me, OWNER, OWNER_DIED, Outer, WAITERS};
     pub(super) use std::hint::spin_loop as spin;
+
+    /// How often to look again before sleeping: the owner needs some ten nanoseconds, unless it lost its processor.
+    pub(super) const SPINS: u32 = 40;
 
     /// A full barrier after the read-modify-write that released a lock, which on x86 is one itself.
     pub(super) fn fence_after_unlock() {
@@ -51,9 +55,8 @@ shared! {
     ///
     /// | offset | bytes | field | who writes it, when |
     /// |---|---|---|---|
-    /// | 0 | 4 | word | a waiter: [`SLEEPING`](sleepers::SLEEPING) before it looks a last time; a waker: 0 when it found nobody asleep |
-    /// | 4 | 60 | | unused: the kernel wants a robust word to have room |
-    pub(crate) struct Sleepers { robust: RobustWord, }
+    /// | 0 | 4 | word | a waiter: the lowest bit, before it looks a last time; a waker that found nobody asleep: clears it and counts |
+    pub(crate) struct Sleepers { word: AtomicU32, }
 }
 
 /// Why a wait ended without what it waited for.

@@ -12,8 +12,6 @@ use std::time::Duration;
 use super::os::{self, Deadline, Me, OWNER, OWNER_DIED, Ordering, Outer, WAITERS, Wait};
 use super::{Mutex, WaitError};
 
-/// How often to look again before sleeping: the owner needs some ten nanoseconds, unless it lost its processor.
-const SPINS: u32 = 40;
 const SLICE: Duration = Duration::from_millis(100);
 /// A section takes nanoseconds, or as long as its owner is without a processor: who came to look once waits for so long.
 /// Only an owner that is stopped (`SIGSTOP`, a debugger) is waited for in vain.
@@ -65,7 +63,7 @@ impl Mutex {
                 }
                 continue;
             }
-            if spins < SPINS {
+            if spins < os::SPINS {
                 spins += 1;
                 os::spin();
                 continue;

@@ -1,24 +1,24 @@
 //! Waiting in shared memory until something is so, where waiters and wakers may die.
 //!
-//! One word says whether anybody may sleep. Who waits: sets it, *looks again*, sleeps while it is set. Who makes something
-//! so: does it, *then* looks at the word, and wakes if it is set. One of the two sees the other (both have a full barrier in
-//! between): the event count of V. Vyukov and D. Howells, with the word itself as what is slept on.
+//! One word says whether anybody may sleep, and counts how often that was taken back. Who waits: sets the lowest bit, *looks
+//! again*, and sleeps while the word is what it was then. Who makes something so: does it, *then* looks at the word, and
+//! wakes if the bit is set. One of the two sees the other (both have a full barrier in between). An event count (V. Vyukov),
+//! with these departures:
 //!
-//! - A waker that wakes one sleeper leaves the word set, for there may be others. One that finds nobody asleep clears it,
-//!   and *then* wakes everybody who fell asleep in between.
+//! - A waker that wakes one sleeper leaves the bit set, for there may be others. One that finds nobody asleep clears it and
+//!   counts one further, *then* wakes everybody who fell asleep in between. Without the count, another waiter that sets the
+//!   bit anew would send one to sleep that has not looked since (the model in `tests/loom` shows it).
 //! - There is no count of waiters that a dead one could leave too high.
-//! - A waiter that is killed after its wake-up gives it back: the word stands in its robust list as pending, and the
-//!   kernel wakes another sleeper (the word never holds a thread id). Once it takes a lock to look, that help is gone for
-//!   the moment, and a waker may die between its deed and its waking: so every sleep is also cut in slices, and whoever
-//!   notices a death wakes all ([`Sleepers::wake_all`]).
+//! - A waiter that is killed after it was woken, or a waker before it wakes, takes a wake-up with it. So every sleep is cut in
+//!   slices, and whoever reaps a process wakes all ([`Sleepers::rouse`]).
 
 use std::time::Duration;
 
-use super::os::{self, Deadline, Me, Ordering, WAITERS, Wait};
+use super::os::{self, Deadline, Ordering, Wait};
 use super::{Sleepers, WaitError};
 
-/// Somebody may sleep. The kernel's own bit, so that the kernel reads "no owner, and waiters".
-pub(super) const SLEEPING: u32 = WAITERS;
+/// Somebody may sleep. The rest of the word is the count.
+const SLEEPING: u32 = 1;
 
 impl Sleepers {
     /// Waits until `look` finds what it looks for. It looks at once, and at least every `slice`.
@@ -31,23 +31,18 @@ impl Sleepers {
         slice: Duration,
         mut look: impl FnMut() -> Result<Option<T>, E>,
     ) -> Result<T, E> {
-        let me = Me::new();
         loop {
-            self.robust.word.swap(SLEEPING, Ordering::SeqCst);
-            // Between setting the word and looking: pairs with the barrier in `wake`.
+            let seen = self.word.fetch_or(SLEEPING, Ordering::SeqCst) | SLEEPING;
+            // Between setting the bit and looking: pairs with the barrier in `wake_one`.
             os::fence(Ordering::SeqCst);
-            let found = look();
-            me.settle(); // from a wake-up until here it is announced
-            if let Some(found) = found? {
+            if let Some(found) = look()? {
                 return Ok(found);
             }
             let left = deadline.remaining().unwrap_or(slice);
             if left.is_zero() {
                 return Err(WaitError::TimedOut.into());
             }
-            me.announce(&self.robust);
-            if os::wait(&self.robust.word, SLEEPING, left.min(slice)) == Wait::Interrupted {
-                me.settle();
+            if os::wait(&self.word, seen, left.min(slice)) == Wait::Interrupted {
                 return Err(WaitError::Interrupted.into());
             }
         }
@@ -57,7 +52,7 @@ impl Sleepers {
     #[inline]
     pub(crate) fn wake_one(&self) {
         os::fence_after_unlock();
-        if self.robust.word.load(Ordering::Relaxed) == SLEEPING && os::wake(&self.robust.word, 1) == 0 {
+        if self.word.load(Ordering::Relaxed) & SLEEPING != 0 && os::wake(&self.word, 1) == 0 {
             self.rouse();
         }
     }
@@ -65,14 +60,15 @@ impl Sleepers {
     /// Wakes all sleepers. As [`Sleepers::wake_one`].
     pub(crate) fn wake_all(&self) {
         os::fence_after_unlock();
-        if self.robust.word.load(Ordering::Relaxed) == SLEEPING {
+        if self.word.load(Ordering::Relaxed) & SLEEPING != 0 {
             self.rouse();
         }
     }
 
     /// Wakes all who may sleep, also those whom a waker that died on its way has left asleep.
     pub(crate) fn rouse(&self) {
-        self.robust.word.store(0, Ordering::SeqCst);
-        os::wake(&self.robust.word, os::ALL);
+        let count_and_clear = |word: u32| Some((word | SLEEPING).wrapping_add(1));
+        let _ = self.word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, count_and_clear); // it is never `None`
+        os::wake(&self.word, os::ALL);
     }
 }
