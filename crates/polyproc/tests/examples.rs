@@ -81,6 +81,28 @@ fn s7_pool_map_chunksize() {
     assert!((0..10).step_by(2).all(|n| ran[&n] == ran[&(n + 1)]), "both items of a chunk ran in one worker");
 }
 
+#[test]
+fn s8_joinablequeue() {
+    let (_, lines) = run("s8_joinablequeue");
+    assert_eq!(lines.first().map(String::as_str), Some("put over!"));
+    let (mut items, mut gave_up) = (Vec::new(), Vec::new());
+    let done = lines.iter().position(|line| line == "task done").expect("the parent says so");
+    for (at, line) in lines.iter().enumerate() {
+        match line.split_once(' ') {
+            Some((pid, "empty!")) if pid.parse::<u32>().is_ok() => gave_up.push(pid),
+            Some((pid, item)) if pid.parse::<u32>().is_ok() => {
+                assert!(at < done, "join returned after every item was printed");
+                items.push(item);
+            }
+            _ => {}
+        }
+    }
+    items.sort_unstable();
+    gave_up.sort_unstable();
+    gave_up.dedup();
+    assert_eq!((items, gave_up.len(), lines.len()), (vec!["0", "1", "2", "3", "4"], 3, 10));
+}
+
 fn audit(arguments: &[&str]) -> (Output, serde_json::Value) {
     let output =
         example("unsafe_audit").arg("--json").args(arguments).output().expect("examples are built with the tests");
