@@ -20,17 +20,22 @@ impl<T: Serialize + DeserializeOwned + 'static> Transfer for T {}
 
 /// A value could not be encoded or decoded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("could not {step} of type {type_name}: {reason}")]
-pub struct CodecError {
+#[error("could not {} of type {}: {}", .0.step, .0.type_name, .0.reason)]
+pub struct CodecError(Box<CodecProblem>); // small, as it stands in the results of all that goes well
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct CodecProblem {
     step: String,
     type_name: String,
     reason: String,
 }
 
 impl CodecError {
-    fn new<T>(step: &str, reason: impl ToString) -> Self {
+    #[cold]
+    fn new<T>(step: &str, what: &str, reason: impl ToString) -> Self {
         let reason = PROBLEM.take().unwrap_or_else(|| reason.to_string());
-        Self { step: step.to_owned(), type_name: type_name::<T>().to_owned(), reason }
+        let (step, type_name) = (format!("{step} {what}"), type_name::<T>().to_owned());
+        Self(Box::new(CodecProblem { step, type_name, reason }))
     }
 }
 
@@ -59,19 +64,23 @@ pub enum TransferError {
 const KEPT_LEN_BYTES: usize = 1 << 20;
 
 thread_local! {
-    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Runs with an empty buffer that this thread has used before.
 #[inline]
 pub(crate) fn with_buffer<R>(run: impl FnOnce(&mut Vec<u8>) -> R) -> R {
-    let mut buffer = BUFFER.take(); // whoever else needs one meanwhile makes its own
-    buffer.clear();
-    let result = run(&mut buffer);
-    if buffer.capacity() <= KEPT_LEN_BYTES {
-        BUFFER.set(buffer);
-    }
-    result
+    BUFFER.with(|buffer| match buffer.try_borrow_mut() {
+        Ok(mut buffer) => {
+            buffer.clear();
+            let result = run(&mut buffer);
+            if buffer.capacity() > KEPT_LEN_BYTES {
+                *buffer = Vec::new();
+            }
+            result
+        }
+        Err(_) => run(&mut Vec::new()), // from within a value's own `Serialize`
+    })
 }
 
 /// Encodes to the end of a buffer that is used again and again.
@@ -80,28 +89,71 @@ struct Buffer<'a>(&'a mut Vec<u8>);
 impl postcard::ser_flavors::Flavor for Buffer<'_> {
     type Output = ();
 
+    #[inline]
     fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
         self.0.push(byte);
         Ok(())
     }
 
+    #[inline]
     fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
         self.0.extend_from_slice(bytes);
         Ok(())
     }
 
+    #[inline]
     fn finalize(self) -> postcard::Result<()> {
         Ok(())
     }
 }
 
+/// Where the values that are being encoded on this thread, one within another, have their descriptors.
+#[derive(Debug, Clone, Copy, Default)]
+struct Leaving {
+    values: u32,
+    /// How many descriptors there are, and with which the innermost value begins.
+    len: usize,
+    first: usize,
+}
+
 thread_local! {
-    /// The descriptors of the value that is being encoded on this thread.
-    static LEAVING: RefCell<Option<Vec<OwnedFd>>> = const { RefCell::new(None) };
-    /// Those of the value that is being decoded.
+    static LEAVING: Cell<Leaving> = const { Cell::new(Leaving { values: 0, len: 0, first: 0 }) };
+    static LEAVING_FDS: RefCell<Vec<OwnedFd>> = const { RefCell::new(Vec::new()) };
+    /// The descriptors of the value that is being decoded.
     static ARRIVING: RefCell<Vec<Option<OwnedFd>>> = const { RefCell::new(Vec::new()) };
     /// What [`carry`] or [`take`] could not do: postcard keeps no text of errors.
     static PROBLEM: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// A value that is being encoded.
+struct Encoding {
+    outer: Leaving,
+}
+
+impl Encoding {
+    #[inline]
+    fn begin() -> Self {
+        let outer = LEAVING.get();
+        LEAVING.set(Leaving { values: outer.values + 1, len: outer.len, first: outer.len });
+        Self { outer }
+    }
+
+    /// The descriptors that were carried since.
+    #[inline]
+    fn fds(&self) -> Vec<OwnedFd> {
+        let first = self.outer.len;
+        if LEAVING.get().len == first { Vec::new() } else { LEAVING_FDS.with_borrow_mut(|fds| fds.split_off(first)) }
+    }
+}
+
+impl Drop for Encoding {
+    #[inline]
+    fn drop(&mut self) {
+        if LEAVING.get().len != self.outer.len {
+            LEAVING_FDS.with_borrow_mut(|fds| fds.truncate(self.outer.len));
+        }
+        LEAVING.set(self.outer);
+    }
 }
 
 /// An error of serde's for [`carry`] or [`take`].
@@ -112,16 +164,22 @@ fn problem<E>(text: String, custom: fn(String) -> E) -> E {
 
 /// Encodes a handle as its descriptors: for its `Serialize`. They travel beside the bytes.
 pub(crate) fn carry<S: Serializer>(fds: &[BorrowedFd<'_>], serializer: S) -> Result<S::Ok, S::Error> {
-    let first: Result<u32, String> = LEAVING.with_borrow_mut(|leaving| {
-        let leaving = leaving.as_mut().ok_or("it can only be sent to another process by polyproc itself".to_owned())?;
-        let first = u32::try_from(leaving.len()).map_err(|error| error.to_string())?;
+    let carry = || -> Result<u32, String> {
+        let mut leaving = LEAVING.get();
+        if leaving.values == 0 {
+            return Err("it can only be sent to another process by polyproc itself".to_owned());
+        }
+        let first = u32::try_from(leaving.len - leaving.first).map_err(|error| error.to_string())?;
         for fd in fds {
-            leaving
-                .push(fd.try_clone_to_owned().map_err(|error| format!("its descriptor could not be copied: {error}"))?);
+            let copy =
+                fd.try_clone_to_owned().map_err(|error| format!("its descriptor could not be copied: {error}"))?;
+            LEAVING_FDS.with_borrow_mut(|fds| fds.push(copy));
+            leaving.len += 1;
+            LEAVING.set(leaving);
         }
         Ok(first)
-    });
-    first.map_err(|why| problem(why, S::Error::custom))?.serialize(serializer)
+    };
+    carry().map_err(|why| problem(why, S::Error::custom))?.serialize(serializer)
 }
 
 /// The descriptors that [`carry`] encoded: for a `Deserialize`.
@@ -135,14 +193,12 @@ pub(crate) fn take<'de, D: Deserializer<'de>, const N: usize>(deserializer: D) -
 }
 
 /// Puts the encoded value at the end of `bytes` and gives the descriptors that go with it.
+#[inline]
 pub(crate) fn encode_to<T: Serialize>(what: &str, value: &T, bytes: &mut Vec<u8>) -> Result<Vec<OwnedFd>, CodecError> {
-    // A value may be sent while another is encoded, from within its `Serialize`.
-    let outer = LEAVING.replace(Some(Vec::new()));
-    let encoded = postcard::serialize_with_flavor(value, Buffer(bytes));
-    let fds = LEAVING.replace(outer);
-    match encoded {
-        Ok(_) => Ok(fds.unwrap_or_default()),
-        Err(error) => Err(CodecError::new::<T>(&format!("encode {what}"), error)),
+    let encoding = Encoding::begin();
+    match postcard::serialize_with_flavor(value, Buffer(bytes)) {
+        Ok(()) => Ok(encoding.fds()),
+        Err(error) => Err(CodecError::new::<T>("encode", what, error)),
     }
 }
 
@@ -154,17 +210,17 @@ pub(crate) fn encode<T: Serialize>(what: &str, value: &T) -> Result<Payload, Cod
 }
 
 /// The value of these bytes and descriptors.
+#[inline]
 pub(crate) fn decode_from<T: DeserializeOwned>(what: &str, bytes: &[u8], fds: Vec<OwnedFd>) -> Result<T, CodecError> {
     let outer = (!fds.is_empty()).then(|| ARRIVING.replace(fds.into_iter().map(Some).collect()));
     let decoded = postcard::take_from_bytes(bytes);
     if let Some(outer) = outer {
         ARRIVING.set(outer);
     }
-    let step = || format!("decode {what}");
     match decoded {
         Ok((value, [])) => Ok(value),
-        Ok((_, left)) => Err(CodecError::new::<T>(&step(), format!("{} bytes left over", left.len()))),
-        Err(error) => Err(CodecError::new::<T>(&step(), error)),
+        Ok((_, left)) => Err(CodecError::new::<T>("decode", what, format!("{} bytes left over", left.len()))),
+        Err(error) => Err(CodecError::new::<T>("decode", what, error)),
     }
 }
 

@@ -100,9 +100,10 @@ fn put<T: Transfer>(queue: &core::Queue, value: T, deadline: Deadline) -> Result
 
 fn get<T: Transfer>(queue: &core::Queue, deadline: Deadline) -> Result<T, GetError> {
     codec::with_buffer(|buffer| {
+        let mut fds = Vec::new();
         loop {
-            return match queue.get(buffer, deadline) {
-                Ok(fds) => {
+            return match queue.get(buffer, &mut fds, deadline) {
+                Ok(()) => {
                     codec::decode_from("the value", buffer, fds).map_err(|error| TransferError::from(error).into())
                 }
                 Err(core::GetError::Interrupted) => continue,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::bell::Bell;
 use super::index::Place;
 use super::layout::{CHUNK_LEN, FIRST_BLOCK_TABLE, FIRST_REGION, HEADER_LEN, INLINE_LEN, MAGIC, REGION_TABLE};
-use super::ring::{Body, Ring, Taken};
+use super::ring::{Body, Out, Ring};
 use super::task::{self, OnConsumerDeath, TaskDoneError};
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
@@ -139,19 +139,19 @@ impl Queue {
         segment.reserve(0, HEADER_LEN)?;
         let ring = Ring { segment, bell: Bell::new()? };
         ring.arena().initialise(FIRST_BLOCK_TABLE);
-        let first_chunk = || -> Result<(Block, u64, u64), MemoryError> {
+        let first_chunk = || -> Result<Place, MemoryError> {
             let block = ring.arena().allocate(CHUNK_LEN)?;
             let record = ring.arena().record(block)?;
             record.set_state(State::Queued);
-            Ok((block, record.offset(), record.capacity()))
+            Place::start_of(block, record)
         };
-        let (block, offset, capacity) = first_chunk().map_err(|error| match error {
+        let place = first_chunk().map_err(|error| match error {
             MemoryError::System(error) => error,
             MemoryError::Corrupt => io::Error::other(error),
         })?;
         let layout = ring.layout();
         for side in [&layout.put, &layout.get] {
-            side.prepare(0, Place { at: offset, end: offset + capacity, chunk: block.0.into() });
+            side.prepare(0, place);
         }
         layout.settings.maxsize.store(settings.maxsize, Ordering::Relaxed);
         layout.settings.on_death.store(settings.on_consumer_death as u32, Ordering::Relaxed);
@@ -222,23 +222,32 @@ impl Queue {
         })
     }
 
-    /// Takes the next message: its bytes replace what `out` holds, its descriptors are returned. Waits until the deadline
-    /// while there is none.
+    /// Takes the next message: its bytes replace what `bytes` holds, its descriptors what `fds` holds. Waits until the
+    /// deadline while there is none.
     ///
     /// # Errors
     /// See [`GetError`].
-    pub fn get(&self, out: &mut Vec<u8>, deadline: Deadline) -> Result<Vec<OwnedFd>, GetError> {
+    pub fn get(&self, bytes: &mut Vec<u8>, fds: &mut Vec<OwnedFd>, deadline: Deadline) -> Result<(), GetError> {
         let ring = &self.0.ring;
-        out.clear();
+        bytes.clear();
+        fds.clear();
+        let mut out = Out { bytes, fds };
         loop {
-            match ring.get(out, deadline) {
+            match ring.get(&mut out, deadline) {
+                Ok(None) => return Ok(()),
+                Ok(Some(block)) => return self.read(block, &mut out),
                 Err(GetError::Empty) if deadline != Deadline::PASSED => {}
-                taken => return self.finish_get(taken?, out),
+                Err(error) => return Err(error),
             }
             if !self.0.spin.until(|| ring.len() > 0) {
-                break;
+                return self.wait_and_get(&mut out, deadline);
             }
         }
+    }
+
+    #[cold]
+    fn wait_and_get(&self, out: &mut Out<'_>, deadline: Deadline) -> Result<(), GetError> {
+        let ring = &self.0.ring;
         let mut slept = false;
         let taken = ring.layout().items.wait(deadline, SLICE, || {
             if std::mem::replace(&mut slept, true) && task::on_death(ring) != OnConsumerDeath::Nothing {
@@ -249,18 +258,19 @@ impl Queue {
                 taken => taken.map(Some),
             }
         });
-        self.finish_get(taken?, out)
+        match taken? {
+            None => Ok(()),
+            Some(block) => self.read(block, out),
+        }
     }
 
-    fn finish_get(&self, taken: Taken, out: &mut Vec<u8>) -> Result<Vec<OwnedFd>, GetError> {
-        if let Some(block) = taken.block {
-            let arena = self.0.ring.arena();
-            arena.read(block, out)?;
-            if task::on_death(&self.0.ring) == OnConsumerDeath::Nothing {
-                arena.free(block)?;
-            }
+    fn read(&self, block: Block, out: &mut Out<'_>) -> Result<(), GetError> {
+        let arena = self.0.ring.arena();
+        arena.read(block, out.bytes)?;
+        if task::on_death(&self.0.ring) == OnConsumerDeath::Nothing {
+            arena.free(block)?;
         }
-        Ok(taken.fds)
+        Ok(())
     }
 
     /// One message that this process took is done.

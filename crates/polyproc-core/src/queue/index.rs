@@ -9,32 +9,39 @@ use super::os::Ordering;
 /// Where a side stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
+    /// File offset of the next entry.
     pub(super) at: u64,
-    pub(super) end: u64,
-    pub(super) chunk: u64,
+    /// The block that is its chunk.
+    pub(super) chunk: u32,
+    /// How many bytes are left in the chunk.
+    pub(super) room: u32,
+}
+
+impl Place {
+    /// `len` bytes further on in the same chunk.
+    #[inline]
+    pub(super) fn after(self, len: u32) -> Self {
+        Self { at: self.at.wrapping_add(len.into()), room: self.room.wrapping_sub(len), ..self }
+    }
 }
 
 impl Side {
     /// The number of the next message, and the place where it stands or is to stand. Under this side's lock.
     #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "two halves of a word")]
     pub(super) fn place(&self) -> (u64, Place) {
         let count = self.count.load(Ordering::Relaxed);
-        let slot = usize::from(count % 2 == 1);
-        let place = Place {
-            at: self.at[slot].load(Ordering::Relaxed),
-            end: self.end[slot].load(Ordering::Relaxed),
-            chunk: self.chunk[slot].load(Ordering::Relaxed),
-        };
-        (count, place)
+        let (at, rest) = self.slot(count % 2 == 1);
+        let rest = rest.load(Ordering::Relaxed);
+        (count, Place { at: at.load(Ordering::Relaxed), chunk: (rest >> 32) as u32, room: rest as u32 })
     }
 
     /// Writes the place that `count` is going to have, beside the one that is valid.
     #[inline]
     pub(super) fn prepare(&self, count: u64, next: Place) {
-        let slot = usize::from(count % 2 == 1);
-        self.at[slot].store(next.at, Ordering::Relaxed);
-        self.end[slot].store(next.end, Ordering::Relaxed);
-        self.chunk[slot].store(next.chunk, Ordering::Relaxed);
+        let (at, rest) = self.slot(count % 2 == 1);
+        at.store(next.at, Ordering::Relaxed);
+        rest.store(u64::from(next.chunk) << 32 | u64::from(next.room), Ordering::Relaxed);
     }
 
     /// The commit: message number `count` is put, or taken, and the next one stands at the prepared place.
@@ -46,22 +53,22 @@ impl Side {
     /// Whether message number `count` may be put by this side, when no more than `maxsize` (0 for any) may wait.
     #[inline]
     pub(super) fn may_put(&self, count: u64, getting: &Self, maxsize: u64) -> bool {
-        if maxsize == 0 || count.wrapping_sub(self.other.load(Ordering::Relaxed)) < maxsize {
+        if maxsize == 0 || count.wrapping_sub(self.other().load(Ordering::Relaxed)) < maxsize {
             return true;
         }
         let taken = getting.count.load(Ordering::Acquire);
-        self.other.store(taken, Ordering::Relaxed);
+        self.other().store(taken, Ordering::Relaxed);
         count.wrapping_sub(taken) < maxsize
     }
 
     /// Whether message number `count` may be taken by this side: whether it was put.
     #[inline]
     pub(super) fn may_get(&self, count: u64, putting: &Self) -> bool {
-        if count != self.other.load(Ordering::Relaxed) {
+        if count != self.other().load(Ordering::Relaxed) {
             return true;
         }
         let put = putting.count.load(Ordering::Acquire);
-        self.other.store(put, Ordering::Relaxed);
+        self.other().store(put, Ordering::Relaxed);
         count != put
     }
 }

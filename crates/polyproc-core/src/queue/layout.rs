@@ -3,11 +3,11 @@
 //! | offset | bytes | what |
 //! |---|---|---|
 //! | 0 | 64 | [`Settings`] |
-//! | 64 | 192 | the producers' [`Side`] |
-//! | 256 | 192 | the consumers' [`Side`] |
-//! | 448, 512, 576 | 64 each | [`Sleepers`]: consumers without items, producers without space, joiners of a queue with unfinished items |
-//! | 640 | 64 | [`Tasks`] |
-//! | 704 | 64 | [`Polled`] |
+//! | 64 | 128 | the producers' [`Side`] |
+//! | 192 | 128 | the consumers' [`Side`] |
+//! | 320, 384, 448 | 64 each | [`Sleepers`]: consumers without items, producers without space, joiners of a queue with unfinished items |
+//! | 512 | 64 | [`Tasks`] |
+//! | 576 | 64 | [`Polled`] |
 //! | 1024 | 256 | the table of regions |
 //! | 1280 | 960 | the header of the arena |
 //! | 4096 | 16384 | the first table of blocks |
@@ -62,24 +62,34 @@ shared! {
 
 shared! {
     /// One side of a queue. Where the next entry stands is kept twice, for even and for odd counts: the place for the next
-    /// count is written beside the one that is valid, and the store of the count makes it valid.
+    /// count is written beside the one that is valid, and the store of the count makes it valid. What only this side uses
+    /// stands in the lock's own cache line.
     ///
     /// | offset | bytes | field | who writes it, when |
     /// |---|---|---|---|
-    /// | 0 | 64 | lock | see [`Mutex`] |
-    /// | 64 | 16 | at | file offset of the next entry, for even and odd counts; under the lock, before the count |
-    /// | 80 | 16 | end | where its chunk ends; as `at` |
-    /// | 96 | 16 | chunk | the number of its chunk; as `at` |
-    /// | 112 | 8 | other | the other side's count when it was last looked at; under the lock |
-    /// | 128 | 8 | count | messages put or taken so far; under the lock. *The commit* |
+    /// | 0 | 4 | lock | see [`Mutex`] |
+    /// | 8 | 16 | place, even | file offset of the next entry; then the number of its chunk (high half) and how many bytes are left there; under the lock, before the count |
+    /// | 40 | 16 | place, odd | as above |
+    /// | 56 | 8 | other | the other side's count when it was last looked at; under the lock |
+    /// | 64 | 8 | count | messages put or taken so far; under the lock. *The commit* |
     pub(super) struct Side {
         pub(super) lock: Mutex,
-        pub(super) at: [AtomicU64; 2],
-        pub(super) end: [AtomicU64; 2],
-        pub(super) chunk: [AtomicU64; 2],
-        pub(super) other: AtomicU64,
-        unused: AtomicU64,
         pub(super) count: AtomicU64,
+    }
+}
+
+impl Side {
+    /// Offset, and chunk with room, of the place for even (0) or odd (1) counts.
+    #[inline]
+    pub(super) fn slot(&self, odd: bool) -> (&AtomicU64, &AtomicU64) {
+        let robust = &self.lock.robust;
+        if odd { (&robust.far[0], &robust.far[1]) } else { (&robust.near[0], &robust.near[1]) }
+    }
+
+    /// The other side's count when it was last looked at.
+    #[inline]
+    pub(super) fn other(&self) -> &AtomicU64 {
+        &self.lock.robust.far[2]
     }
 }
 
@@ -126,7 +136,7 @@ shared! {
         pub(super) polled: Polled,
     }
 }
-const _: () = assert!(size_of::<Layout>() == 768 && size_of::<Side>() == 192);
+const _: () = assert!(size_of::<Layout>() == 640 && size_of::<Side>() == 128);
 
 /// The first word of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,11 +172,12 @@ impl Entry {
         Some((entry, word & WITH_FDS != 0))
     }
 
-    /// How many bytes it takes in its chunk, the word and the ticket included.
+    /// How many bytes it takes in its chunk, the word and the ticket included; `None` for more than any chunk has.
     #[inline]
-    pub(super) fn len(self, with_fds: bool) -> Option<u64> {
+    pub(super) fn len(self, with_fds: bool) -> Option<u32> {
         let bytes = if let Self::Inline { len } = self { len.checked_next_multiple_of(8)? } else { 0 };
-        bytes.checked_add(if with_fds { 16 } else { 8 })
+        let all = bytes.checked_add(if with_fds { 16 } else { 8 })?;
+        u32::try_from(all).ok()
     }
 }
 

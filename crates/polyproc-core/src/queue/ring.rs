@@ -34,18 +34,18 @@ pub(super) enum Body<'a> {
     Block(Block),
 }
 
-/// A message that was taken.
+/// Where a message that is taken goes.
 #[derive(Debug)]
-pub(super) struct Taken {
-    /// Where its bytes are, unless they were copied already.
-    pub(super) block: Option<Block>,
-    pub(super) fds: Vec<OwnedFd>,
+pub(super) struct Out<'a> {
+    pub(super) bytes: &'a mut Vec<u8>,
+    pub(super) fds: &'a mut Vec<OwnedFd>,
 }
 
 impl Place {
-    fn start_of(block: Block, record: &Record) -> Self {
-        let at = record.offset();
-        Self { at, end: at.saturating_add(record.capacity()), chunk: block.0.into() }
+    /// The start of a chunk.
+    pub(super) fn start_of(chunk: Block, record: &Record) -> Result<Self, MemoryError> {
+        let room = u32::try_from(record.capacity()).map_err(|_| MemoryError::Corrupt)?;
+        Ok(Self { at: record.offset(), chunk: chunk.0, room })
     }
 }
 
@@ -144,13 +144,13 @@ impl Ring {
             Body::Block(block) => Entry::InBlock(block),
         };
         let len = entry.len(ticket.is_some()).ok_or(MemoryError::Corrupt)?;
-        if place.at.checked_add(len.saturating_add(8)).is_none_or(|end| end > place.end) {
+        if len.saturating_add(8) > place.room {
             place = self.next_chunk(place, count)?;
         }
-        let mut at = place.at + 8;
+        let mut at = place.at.wrapping_add(8);
         if let Some(ticket) = ticket {
             self.word(at)?.store(ticket, Ordering::Relaxed);
-            at += 8;
+            at = at.wrapping_add(8);
         }
         match body {
             Body::Bytes(bytes) => self.segment.copy_in(at, bytes)?,
@@ -162,7 +162,7 @@ impl Ring {
         }
         self.word(place.at)?.store(entry.to_word(ticket.is_some()), Ordering::Relaxed);
         crash::point(Step::PutWritten);
-        side.prepare(count.wrapping_add(1), Place { at: place.at + len, ..place });
+        side.prepare(count.wrapping_add(1), place.after(len));
         side.commit(count);
         crash::point(Step::PutCommitted);
         drop(guard);
@@ -181,7 +181,7 @@ impl Ring {
         record.set_state(State::Queued);
         crash::point(Step::PutLinked);
         self.word(place.at)?.store(Entry::NextChunk(block).to_word(false), Ordering::Relaxed);
-        Ok(Place::start_of(block, record))
+        Place::start_of(block, record)
     }
 
     fn leave(&self, fds: &[BorrowedFd<'_>]) -> Result<u64, PutError> {
@@ -191,16 +191,16 @@ impl Ring {
         if self.bell.leave(ticket, fds)? { Ok(ticket) } else { Err(PutError::Full) }
     }
 
-    /// Takes the next message. Its bytes go to the end of `out`, unless they are in a block.
+    /// Takes the next message. Its bytes go to the end of `out`, unless they are in the block that is returned.
     #[inline]
-    pub(super) fn get(&self, out: &mut Vec<u8>, deadline: Deadline) -> Result<Taken, GetError> {
+    pub(super) fn get(&self, out: &mut Out<'_>, deadline: Deadline) -> Result<Option<Block>, GetError> {
         let layout = self.layout();
         let side = &layout.get;
         let guard = self.lock_get::<GetError>(deadline)?;
         if layout.tasks.returned.load(Ordering::Relaxed) > 0
             && let Some(block) = task::take_returned(self)?
         {
-            return Ok(Taken { block: Some(block), fds: Vec::new() });
+            return Ok(Some(block));
         }
         let (count, mut place) = side.place();
         let closed = layout.settings.closed.load(Ordering::Acquire) != 0; // before the other count: then that is the last
@@ -208,16 +208,16 @@ impl Ring {
             self.silence();
             return Err(if closed { GetError::Closed } else { GetError::Empty });
         }
-        let arena = self.arena();
         let mut leaving = None;
         let mut word = self.word(place.at)?.load(Ordering::Relaxed);
         if let Some((Entry::NextChunk(block), _)) = Entry::from_word(word) {
-            let old = Block(u32::try_from(place.chunk).map_err(|_| MemoryError::Corrupt)?);
+            let arena = self.arena();
+            let old = Block(place.chunk);
             let record = arena.record(block)?;
             if record.state() != Some(State::Queued) || record.position() != count {
                 return Err(MemoryError::Corrupt.into());
             }
-            place = Place::start_of(block, record);
+            place = Place::start_of(block, record)?;
             word = self.word(place.at)?.load(Ordering::Relaxed);
             let record = arena.record(old)?;
             record.set_position(count);
@@ -226,20 +226,20 @@ impl Ring {
         }
         let (entry, with_fds) = Entry::from_word(word).ok_or(MemoryError::Corrupt)?;
         let len = entry.len(with_fds).ok_or(MemoryError::Corrupt)?;
-        if place.at.checked_add(len).is_none_or(|end| end > place.end) {
+        if len > place.room {
             return Err(MemoryError::Corrupt.into());
         }
         let fds = match with_fds {
-            true => self.bell.look_for(self.word(place.at + 8)?.load(Ordering::Relaxed))?,
+            true => self.bell.look_for(self.word(place.at.wrapping_add(8))?.load(Ordering::Relaxed))?,
             false => None,
         };
         let block = match entry {
             Entry::Inline { len } => {
-                self.segment.copy_out(place.at + if with_fds { 16 } else { 8 }, len, out)?;
+                self.segment.copy_out(place.at.wrapping_add(if with_fds { 16 } else { 8 }), len, out.bytes)?;
                 None
             }
             Entry::InBlock(block) => {
-                let record = arena.record(block)?;
+                let record = self.arena().record(block)?;
                 if record.state() != Some(State::Queued) || record.position() != count {
                     return Err(MemoryError::Corrupt.into());
                 }
@@ -250,11 +250,11 @@ impl Ring {
             Entry::NextChunk(_) => return Err(MemoryError::Corrupt.into()),
         };
         crash::point(Step::GetClaimed);
-        side.prepare(count.wrapping_add(1), Place { at: place.at + len, ..place });
+        side.prepare(count.wrapping_add(1), place.after(len));
         side.commit(count);
         crash::point(Step::GetCommitted);
         if let Some(old) = leaving {
-            arena.free(old)?;
+            self.arena().free(old)?;
         }
         crash::point(Step::GetFreed);
         if fds.is_some() {
@@ -266,10 +266,10 @@ impl Ring {
         if with_fds || layout.settings.maxsize.load(Ordering::Relaxed) > 0 {
             layout.space.wake_one();
         }
-        match (with_fds, fds) {
-            (true, None) => Err(GetError::DescriptorsLost),
-            (_, fds) => Ok(Taken { block, fds: fds.unwrap_or_default() }),
+        if with_fds {
+            *out.fds = fds.ok_or(GetError::DescriptorsLost)?;
         }
+        Ok(block)
     }
 
     /// How many messages there are for consumers.

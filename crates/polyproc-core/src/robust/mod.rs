@@ -46,8 +46,8 @@ shared! {
     /// | offset | bytes | field | who writes it, when |
     /// |---|---|---|---|
     /// | 0 | 4 | word | 0 free; else the owner's thread id, and [`WAITERS`](os::WAITERS) when somebody sleeps; the kernel: [`OWNER_DIED`](os::OWNER_DIED) in the place of the id |
-    /// | 4 | 60 | | see [`RobustWord`] |
-    pub(crate) struct Mutex { robust: RobustWord, }
+    /// | 4 | 60 | | see [`RobustWord`]: it has room for what is guarded |
+    pub(crate) struct Mutex { pub(crate) robust: RobustWord, }
 }
 
 shared! {

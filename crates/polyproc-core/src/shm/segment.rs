@@ -32,7 +32,9 @@ pub(crate) struct Segment {
     inode: u64,
     /// Where [`Regions`] stands in the first region.
     table: u64,
-    mapped: [OnceLock<Mapping>; REGIONS],
+    first: Mapping,
+    /// The further ones, the second first.
+    further: [OnceLock<Mapping>; REGIONS - 1],
 }
 
 impl Segment {
@@ -51,20 +53,12 @@ impl Segment {
     fn map(memfd: OwnedFd, len_bytes: u64, table: u64) -> io::Result<Self> {
         let (_, inode) = memory::inspect(memfd.as_fd())?;
         let first = Mapping::new(memfd.as_fd(), 0, len_bytes)?;
-        let segment = Self { memfd, inode, table, mapped: [const { OnceLock::new() }; REGIONS] };
-        let fits = first.view::<Regions>(table).is_some();
-        assert!(fits, "the table lies in the first region");
-        segment.mapped[0].get_or_init(|| first);
-        Ok(segment)
-    }
-
-    #[inline]
-    fn first(&self) -> &Mapping {
-        self.mapped[0].get().expect("mapped from the start")
+        assert!(first.view::<Regions>(table).is_some(), "the table lies in the first region");
+        Ok(Self { memfd, inode, table, first, further: [const { OnceLock::new() }; REGIONS - 1] })
     }
 
     fn regions(&self) -> &Regions {
-        self.first().view(self.table).expect("checked when it was mapped")
+        self.first.view(self.table).expect("checked when it was mapped")
     }
 
     /// Which file it is; for as long as it is open here, no other has the same number.
@@ -76,17 +70,21 @@ impl Segment {
     #[inline]
     fn holding(&self, offset: u64, len: u64) -> Result<&Mapping, MemoryError> {
         let end = offset.checked_add(len).ok_or(MemoryError::Corrupt)?;
-        for (at, region) in self.mapped.iter().enumerate() {
+        if end <= self.first.end() {
+            return Ok(&self.first);
+        }
+        self.holding_further(offset, end)
+    }
+
+    fn holding_further(&self, offset: u64, end: u64) -> Result<&Mapping, MemoryError> {
+        for (at, region) in self.further.iter().enumerate() {
             let region = match region.get() {
                 Some(region) => region,
                 None => self.map_region(at)?,
             };
             if offset < region.end() {
-                return if offset >= region.start() && end <= region.end() {
-                    Ok(region)
-                } else {
-                    Err(MemoryError::Corrupt)
-                };
+                let is_inside = offset >= region.start() && end <= region.end();
+                return if is_inside { Ok(region) } else { Err(MemoryError::Corrupt) };
             }
         }
         Err(MemoryError::Corrupt)
@@ -94,8 +92,9 @@ impl Segment {
 
     #[cold]
     fn map_region(&self, at: usize) -> Result<&Mapping, MemoryError> {
-        let start = self.mapped[at - 1].get().ok_or(MemoryError::Corrupt)?.end();
-        let end = self.regions().ends[at].load(Ordering::Acquire);
+        let before = if at == 0 { Some(&self.first) } else { self.further[at - 1].get() };
+        let start = before.ok_or(MemoryError::Corrupt)?.end();
+        let end = self.regions().ends[at + 1].load(Ordering::Acquire);
         if end <= start || !end.is_multiple_of(PAGE) {
             return Err(MemoryError::Corrupt);
         }
@@ -103,7 +102,7 @@ impl Segment {
             return Err(MemoryError::Corrupt);
         }
         let mapping = Mapping::new(self.memfd.as_fd(), start, end)?;
-        Ok(self.mapped[at].get_or_init(|| mapping))
+        Ok(self.further[at].get_or_init(|| mapping))
     }
 
     /// The `T` at a file offset.
@@ -115,7 +114,7 @@ impl Segment {
     /// The `T` in the first region at an offset that this program chose.
     #[inline]
     pub(crate) fn fixed<T: Shared>(&self, offset: u64) -> &T {
-        self.first().view(offset).expect("an aligned place in the first region")
+        self.first.view(offset).expect("an aligned place in the first region")
     }
 
     #[inline]
@@ -143,8 +142,8 @@ impl Segment {
     /// When the file cannot become that long, or this process cannot map it.
     pub(crate) fn add_region(&self, len: u64) -> io::Result<u64> {
         let ends = &self.regions().ends;
-        let used = ends.iter().take_while(|end| end.load(Ordering::Acquire) != 0).count();
-        let start = ends[used.max(1) - 1].load(Ordering::Acquire);
+        let used = ends.iter().take_while(|end| end.load(Ordering::Acquire) != 0).count().max(1);
+        let start = ends[used - 1].load(Ordering::Acquire);
         let len = len.checked_next_multiple_of(PAGE).filter(|len| used < REGIONS && start + len < 1 << 47);
         let len = len.ok_or_else(|| io::Error::from(io::ErrorKind::FileTooLarge))?;
         let map = |end| {
@@ -154,7 +153,7 @@ impl Segment {
         // Where limits do not let it double, as much as is needed must do.
         let (end, mapping) = map(start + len.max(start)).or_else(|_: io::Error| map(start + len))?;
         ends[used].store(end, Ordering::Release); // pairs with the Acquire in `map_region`
-        self.mapped[used].get_or_init(|| mapping);
+        self.further[used - 1].get_or_init(|| mapping);
         Ok(start)
     }
 

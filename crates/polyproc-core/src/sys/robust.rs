@@ -19,7 +19,7 @@ use std::marker::PhantomData;
 use std::ptr;
 use std::sync::Once;
 
-use crate::prim::{AtomicPtr, AtomicU32, Ordering, compiler_fence};
+use crate::prim::{AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence};
 
 use super::shared::shared;
 
@@ -31,15 +31,20 @@ pub(crate) const OWNER_DIED: u32 = libc::FUTEX_OWNER_DIED;
 pub(crate) const OWNER: u32 = libc::FUTEX_TID_MASK;
 
 shared! {
-    /// A futex word with room for the list node that the kernel wants beside it.
+    /// A futex word, the list node that the kernel wants beside it, and room for what the lock guards, in one cache line.
     ///
     /// | offset | bytes | field | who writes it, when |
     /// |---|---|---|---|
     /// | 0 | 4 | word | see the user of this |
-    /// | 4 | 60 | room | the owner: a list node, while it holds the lock. Only the kernel reads it, when the owner dies |
+    /// | 8 | 16 | near | what the lock guards |
+    /// | 24 | 16 | node | the owner, while it holds the lock: a list node (at 32, or at 28 with musl). Only the kernel reads it, when the owner dies |
+    /// | 40 | 24 | far | what the lock guards |
     pub(crate) struct RobustWord {
         pub(crate) word: AtomicU32,
-        room: [AtomicU32; 15],
+        unused: AtomicU32,
+        pub(crate) near: [AtomicU64; 2],
+        node: [AtomicU64; 2],
+        pub(crate) far: [AtomicU64; 3],
     }
 }
 const _: () = assert!(size_of::<RobustWord>() == 64);
@@ -178,8 +183,9 @@ impl Me {
     pub(crate) fn link(&self, word: &RobustWord) -> Outer {
         let outer = self.head.list.load(Ordering::Relaxed);
         let node = self.node(word);
-        debug_assert!((ptr::from_ref(word).addr()..ptr::from_ref(word).addr() + 57).contains(&node.addr()));
-        // SAFETY: libc's distance (32 on glibc, 28 on musl) puts the node in the word's own room; nobody else writes it
+        let own = ptr::from_ref(&word.node).addr();
+        debug_assert!((own..=own + 8).contains(&node.addr()), "libc's list nodes stand elsewhere");
+        // SAFETY: libc's distance (32 on glibc, 28 on musl) puts the node in `word.node`; nobody else writes it
         // while we own the word.
         unsafe { node.cast::<*mut u8>().write_unaligned(outer) };
         compiler_fence(Ordering::SeqCst);

@@ -78,9 +78,7 @@ struct Sleepers {
 /// A side of a queue, as in `queue/layout.rs`.
 struct Side {
     lock: Mutex,
-    at: [AtomicU64; 2],
-    end: [AtomicU64; 2],
-    chunk: [AtomicU64; 2],
+    slots: [[AtomicU64; 2]; 2],
     other: AtomicU64,
     count: AtomicU64,
 }
@@ -371,8 +369,16 @@ fn the_kernel_passes_on_a_wake_up_for_a_mutex() {
 impl Side {
     fn new() -> Self {
         let pair = || [AtomicU64::new(0), AtomicU64::new(0)];
-        let (at, end, chunk) = (pair(), pair(), pair());
-        Self { lock: Mutex::new(), at, end, chunk, other: AtomicU64::new(0), count: AtomicU64::new(0) }
+        Self { lock: Mutex::new(), slots: [pair(), pair()], other: AtomicU64::new(0), count: AtomicU64::new(0) }
+    }
+
+    fn slot(&self, odd: bool) -> (&AtomicU64, &AtomicU64) {
+        let [at, rest] = &self.slots[usize::from(odd)];
+        (at, rest)
+    }
+
+    fn other(&self) -> &AtomicU64 {
+        &self.other
     }
 }
 
