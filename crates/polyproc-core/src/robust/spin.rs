@@ -63,7 +63,7 @@ fn spin(time: Duration, found: impl Fn() -> bool) -> bool {
             return true;
         }
         // Looking takes the line from who writes it: ever more seldom.
-        pauses = (pauses * 2).min(16);
+        pauses = (pauses * 2).min(64);
         if start.elapsed() >= time {
             return false;
         }
