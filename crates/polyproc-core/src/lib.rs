@@ -25,6 +25,9 @@ compile_error!("polyproc runs on 64-bit Linux (5.9 or newer) only");
 pub mod conn;
 mod deadline;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod pool;
 mod prim;
 pub mod process;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// The rooms of the core and their floor: a room imports from lower floors only, or from itself.
-const FLOORS: [(&str, u32); 12] = [
+const FLOORS: [(&str, u32); 13] = [
     ("prim", 0),
     ("deadline", 0),
     ("sys", 1),
@@ -16,6 +16,7 @@ const FLOORS: [(&str, u32); 12] = [
     ("sync", 4),
     ("pool", 5),
     ("reactor", 5),
+    ("fuzz", 6),
 ];
 
 /// What a room above hands down by name, where the lower room must run or describe it.

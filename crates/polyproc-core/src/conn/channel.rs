@@ -129,7 +129,7 @@ impl Channel {
 }
 
 /// The message of these bytes and descriptors, which a peer may have made up; `None` for none.
-pub(super) fn decode((mut bytes, mut fds): (Vec<u8>, Vec<OwnedFd>)) -> io::Result<Option<Message>> {
+pub(crate) fn decode((mut bytes, mut fds): (Vec<u8>, Vec<OwnedFd>)) -> io::Result<Option<Message>> {
     if bytes.is_empty() {
         return Ok(None);
     }

@@ -8,7 +8,7 @@
 //! | `auth` | how both sides of these prove that they know a key |
 
 mod auth;
-mod channel;
+pub(crate) mod channel;
 mod connection;
 mod listener;
 

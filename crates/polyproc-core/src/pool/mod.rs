@@ -17,3 +17,6 @@ mod worker;
 pub use handle::{Pool, PoolError, PoolSettings};
 pub use task::TaskEnd;
 pub(crate) use worker::run as run_worker;
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use task::{decode_outcome, decode_task};

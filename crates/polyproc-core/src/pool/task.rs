@@ -45,7 +45,7 @@ pub(super) fn send_task(channel: &Channel, task: u64, function: &[u8], input: &P
 }
 
 /// Task, encoded function and argument of a TASK message.
-pub(super) fn decode_task(message: Message) -> Result<(u64, Vec<u8>, Payload), WireError> {
+pub(crate) fn decode_task(message: Message) -> Result<(u64, Vec<u8>, Payload), WireError> {
     let mut from = Reader::new(&message.payload.head);
     let (task, function) = (from.u64()?, from.bytes()?.to_vec());
     Ok((task, function, Payload { head: from.rest().to_vec(), fds: message.payload.fds }))
@@ -61,7 +61,7 @@ pub(super) fn send_outcome(channel: &Channel, task: u64, outcome: &Outcome) -> i
 }
 
 /// Task and outcome of a worker's answer.
-pub(super) fn decode_outcome(message: Message) -> Result<(u64, Outcome), WireError> {
+pub(crate) fn decode_outcome(message: Message) -> Result<(u64, Outcome), WireError> {
     if message.tag != tag::ANSWER {
         return Err(WireError);
     }

@@ -46,6 +46,8 @@ pub use status::{ExitStatus, Signal};
 
 pub(crate) use crate::sys::function::Resolved as ResolvedFunction;
 pub(crate) use enter::run as run_child;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use order::Order;
 pub(crate) use start::start_worker;
 pub(crate) use state::{State, lock};
 pub(crate) use zygote::serve as serve_zygote;

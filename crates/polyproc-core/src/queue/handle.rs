@@ -135,7 +135,7 @@ impl Queue {
     /// # Errors
     /// When the system gives no memory or no descriptor.
     pub fn new(settings: QueueSettings) -> io::Result<Self> {
-        let segment = Segment::create(c"polyproc-queue", FIRST_REGION, REGION_TABLE)?;
+        let segment = Segment::create(c"polyproc-queue", FIRST_REGION, REGION_TABLE, FIRST_BLOCK_TABLE)?;
         segment.reserve(0, HEADER_LEN)?;
         let ring = Ring { segment, bell: Bell::new()? };
         ring.arena().initialise(FIRST_BLOCK_TABLE);
@@ -172,7 +172,7 @@ impl Queue {
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] when they are none of a queue.
     pub fn from_fds([memfd, sending, receiving]: [OwnedFd; Self::FDS]) -> io::Result<Self> {
-        let segment = Segment::open(memfd, FIRST_REGION, REGION_TABLE)?;
+        let segment = Segment::open(memfd, FIRST_REGION, REGION_TABLE, FIRST_BLOCK_TABLE)?;
         let inode = segment.inode();
         if let Some(shared) = registry::find(inode) {
             return Ok(Self(shared));

@@ -80,7 +80,7 @@ fn oldest(ring: &Ring, state: State, matches: impl Fn(Identity, u64) -> bool) ->
 pub(super) fn task_done(ring: &Ring) -> Result<(), TaskDoneError> {
     if on_death(ring) == OnConsumerDeath::Nothing {
         let put = ring.layout().put.count.load(Ordering::Acquire);
-        let one_more = |done: u64| (done < put).then_some(done + 1);
+        let one_more = |done: u64| (done < put).then(|| done + 1);
         tasks(ring)
             .done
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more)
@@ -118,7 +118,7 @@ fn lock_for_sure(ring: &Ring) -> Result<Guard<'_>, MemoryError> {
 fn retire(ring: &Ring, block: Block) -> Result<(), MemoryError> {
     let tasks = tasks(ring);
     tasks.target.store(tasks.done.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-    tasks.retiring.store(block.0 + 1, Ordering::Release);
+    tasks.retiring.store(block.0.wrapping_add(1), Ordering::Release);
     crash::point(Step::DoneRecorded);
     finish_retiring(ring, block)
 }

@@ -207,7 +207,7 @@ impl<'a> Arena<'a> {
         if start == 0 {
             return Err(MemoryError::Corrupt);
         }
-        self.segment.view(start + index * RECORD)
+        self.segment.view(start.wrapping_add(index * RECORD))
     }
 
     /// Places `len` bytes behind all that is used, in one region.
@@ -215,11 +215,14 @@ impl<'a> Arena<'a> {
         let align = if len >= PAGED { PAGED } else { 64 };
         let used = self.header.used.load(Ordering::Relaxed);
         let mut start = used.checked_next_multiple_of(align).ok_or(MemoryError::Corrupt)?;
-        while !self.segment.is_whole(start, len) {
+        if !self.segment.is_whole(start, len) {
             start = self.segment.add_region(len)?;
+            if !self.segment.is_whole(start, len) {
+                return Err(MemoryError::Corrupt);
+            }
         }
         crash::point(Step::GrownUncounted);
-        self.header.used.store(start + len, Ordering::Relaxed);
+        self.header.used.store(start.wrapping_add(len), Ordering::Relaxed);
         Ok(start)
     }
 
@@ -308,7 +311,7 @@ impl<'a> Arena<'a> {
         let (class, capacity) = class_of(record.capacity()).ok_or(MemoryError::Corrupt)?;
         let first = &self.header.free[class];
         record.next.store(first.load(Ordering::Relaxed), Ordering::Relaxed);
-        first.store(block.0 + 1, Ordering::Relaxed);
+        first.store(block.0.wrapping_add(1), Ordering::Relaxed);
         if record.is_warm.load(Ordering::Relaxed) != 0 {
             let warm = self.header.warm.load(Ordering::Relaxed).saturating_add(capacity);
             self.header.warm.store(warm, Ordering::Relaxed);
@@ -350,7 +353,7 @@ mod tests {
     const LEN: u64 = 256 << 10;
 
     fn segment() -> Segment {
-        let segment = Segment::create(c"test", LEN, 1024).expect("memory");
+        let segment = Segment::create(c"test", LEN, 1024, 4096).expect("memory");
         Arena::new(&segment, 2048).initialise(4096);
         segment
     }

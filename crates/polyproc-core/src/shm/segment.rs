@@ -32,29 +32,31 @@ pub(crate) struct Segment {
     inode: u64,
     /// Where [`Regions`] stands in the first region.
     table: u64,
+    /// What stands before this is no data: no offset that was read from shared memory leads there.
+    data: u64,
     first: Mapping,
     /// The further ones, the second first.
     further: [OnceLock<Mapping>; REGIONS - 1],
 }
 
 impl Segment {
-    /// A new one of `len_bytes` (whole [`PAGE`]s), with the table of its regions at `table`.
-    pub(crate) fn create(name: &CStr, len_bytes: u64, table: u64) -> io::Result<Self> {
-        let segment = Self::map(memory::create(name, len_bytes)?, len_bytes, table)?;
+    /// A new one of `len_bytes` (whole [`PAGE`]s), with the table of its regions at `table`, and data from `data` on.
+    pub(crate) fn create(name: &CStr, len_bytes: u64, table: u64, data: u64) -> io::Result<Self> {
+        let segment = Self::map(memory::create(name, len_bytes)?, len_bytes, table, data)?;
         segment.regions().ends[0].store(len_bytes, Ordering::Release);
         Ok(segment)
     }
 
     /// The one that a peer made with the same lengths.
-    pub(crate) fn open(memfd: OwnedFd, len_bytes: u64, table: u64) -> io::Result<Self> {
-        Self::map(memfd, len_bytes, table)
+    pub(crate) fn open(memfd: OwnedFd, len_bytes: u64, table: u64, data: u64) -> io::Result<Self> {
+        Self::map(memfd, len_bytes, table, data)
     }
 
-    fn map(memfd: OwnedFd, len_bytes: u64, table: u64) -> io::Result<Self> {
+    fn map(memfd: OwnedFd, len_bytes: u64, table: u64, data: u64) -> io::Result<Self> {
         let (_, inode) = memory::inspect(memfd.as_fd())?;
         let first = Mapping::new(memfd.as_fd(), 0, len_bytes)?;
         assert!(first.view::<Regions>(table).is_some(), "the table lies in the first region");
-        Ok(Self { memfd, inode, table, first, further: [const { OnceLock::new() }; REGIONS - 1] })
+        Ok(Self { memfd, inode, table, data, first, further: [const { OnceLock::new() }; REGIONS - 1] })
     }
 
     fn regions(&self) -> &Regions {
@@ -71,7 +73,7 @@ impl Segment {
     fn holding(&self, offset: u64, len: u64) -> Result<&Mapping, MemoryError> {
         let end = offset.checked_add(len).ok_or(MemoryError::Corrupt)?;
         if end <= self.first.end() {
-            return Ok(&self.first);
+            return if offset >= self.data { Ok(&self.first) } else { Err(MemoryError::Corrupt) };
         }
         self.holding_further(offset, end)
     }
@@ -144,7 +146,7 @@ impl Segment {
         let ends = &self.regions().ends;
         let used = ends.iter().take_while(|end| end.load(Ordering::Acquire) != 0).count().max(1);
         let start = ends[used - 1].load(Ordering::Acquire);
-        let len = len.checked_next_multiple_of(PAGE).filter(|len| used < REGIONS && start + len < 1 << 47);
+        let len = len.checked_next_multiple_of(PAGE).filter(|len| used < REGIONS && start < 1 << 47 && *len < 1 << 47);
         let len = len.ok_or_else(|| io::Error::from(io::ErrorKind::FileTooLarge))?;
         let map = |end| {
             memory::grow(self.memfd.as_fd(), end)?;

@@ -145,7 +145,7 @@ impl registry::Object for Object {
 
 impl Object {
     pub(super) fn create(kind: u64, value: u64, limit: u64) -> io::Result<Arc<Self>> {
-        let segment = Segment::create(c"polyproc-sync", LEN, REGION_TABLE)?;
+        let segment = Segment::create(c"polyproc-sync", LEN, REGION_TABLE, LEN)?;
         segment.reserve(0, PAGE)?;
         let object = Self(segment);
         let layout = object.layout();
@@ -158,7 +158,7 @@ impl Object {
 
     /// The one of this descriptor, which must be of `kind`.
     pub(super) fn open(kind: u64, memfd: OwnedFd) -> io::Result<Arc<Self>> {
-        let segment = Segment::open(memfd, LEN, REGION_TABLE)?;
+        let segment = Segment::open(memfd, LEN, REGION_TABLE, LEN)?;
         let inode = segment.inode();
         let object = registry::find(inode).unwrap_or_else(|| registry::note(inode, Self(segment)));
         let found = &object.layout().kind;

@@ -57,6 +57,13 @@ pub(crate) fn release(memfd: BorrowedFd<'_>, offset: u64, len_bytes: u64) {
     let _ = rustix::io::retry_on_intr(|| rustix::fs::fallocate(memfd, flags, offset, len_bytes));
 }
 
+/// Writes over a part of the file, as a process that went wild might.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn overwrite(memfd: BorrowedFd<'_>, offset: u64, bytes: &[u8]) {
+    let written = rustix::io::pwrite(memfd, bytes, offset);
+    assert_eq!(written, Ok(bytes.len()));
+}
+
 /// A part of a memory file, readable and writable, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Mapping {

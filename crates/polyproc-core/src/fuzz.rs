@@ -1,0 +1,128 @@
+//! What a peer may write, read from any bytes: entry points for the fuzz targets, and the same with random bytes as tests.
+//!
+//! None may panic, or touch what is not its own. Memory that a peer has overwritten gives errors, or wrong messages.
+
+use crate::conn::channel;
+use crate::deadline::Deadline;
+use crate::frame::Payload;
+use crate::pool::{decode_outcome, decode_task};
+use crate::process::{Order, Outcome};
+use crate::queue::{OnConsumerDeath, Queue, QueueSettings};
+use crate::sync::{Barrier, Condition, Event, Lock, Owner, Semaphore};
+
+/// A message on a channel, and what each protocol reads from it.
+pub fn message(bytes: &[u8]) {
+    let decoded = || channel::decode((bytes.to_vec(), Vec::new())).ok().flatten();
+    if let Some(message) = decoded() {
+        let _ = Outcome::decode(message.tag, Payload::from(message.payload.head));
+    }
+    if let Some(message) = decoded() {
+        let _ = Order::decode(message);
+    }
+    if let Some(message) = decoded() {
+        let _ = decode_task(message);
+    }
+    if let Some(message) = decoded() {
+        let _ = decode_outcome(message);
+    }
+}
+
+/// Overwrites words of a memory file: each twelve bytes are an offset and what to write there. Words of locks are left out:
+/// who writes these can keep everybody waiting.
+fn scribble(memfd: std::os::fd::BorrowedFd<'_>, words: &[u8], len: u64, locks: &[u64]) {
+    for word in words.chunks_exact(12) {
+        let (offset, value) = word.split_at(4);
+        let offset = u64::from(u32::from_le_bytes(offset.try_into().unwrap_or_default())) % len / 4 * 4;
+        if !locks.iter().any(|lock| (lock / 8 * 8..lock / 8 * 8 + 8).contains(&offset) || offset + 4 == *lock) {
+            crate::sys::memory::overwrite(memfd, offset, value);
+        }
+    }
+}
+
+/// A queue whose memory somebody has written over.
+///
+/// # Panics
+/// When the system gives no memory; else never, which is what is tested.
+pub fn queue(words: &[u8]) {
+    let (choice, words) = words.split_first().unwrap_or((&0, words));
+    let on_consumer_death =
+        [OnConsumerDeath::Nothing, OnConsumerDeath::CountAsDone, OnConsumerDeath::PutBack][usize::from(choice % 3)];
+    let queue =
+        Queue::new(QueueSettings { maxsize: u64::from(choice / 3 % 4) * 4, on_consumer_death }).expect("memory");
+    let mut out = (Vec::new(), Vec::new());
+    for len in [8, 10_000, 20_000] {
+        let _ = queue.put(&vec![1; len], &[], Deadline::PASSED);
+    }
+    let _ = queue.get(&mut out.0, &mut out.1, Deadline::PASSED);
+    scribble(queue.fds()[0], words, 0x6000, &[64, 192, 1280]);
+    for len in [8, 16_000, 20_000, 100_000] {
+        let _ = queue.put(&vec![1; len], &[], Deadline::PASSED);
+        let _ = queue.get(&mut out.0, &mut out.1, Deadline::PASSED);
+        let _ = queue.task_done();
+    }
+    let _ = (queue.len(), queue.join(Deadline::PASSED), queue.close());
+}
+
+/// Locks and the like whose memory somebody has written over.
+///
+/// # Panics
+/// When the system gives no memory; else never, which is what is tested.
+pub fn sync(words: &[u8]) {
+    use std::os::fd::AsFd;
+    const LEN: u64 = 0x1200;
+    let (lock, semaphore) = (Lock::new().expect("memory"), Semaphore::new(1, 2).expect("memory"));
+    let (event, condition) = (Event::new().expect("memory"), Condition::new().expect("memory"));
+    let barrier = Barrier::new(2).expect("memory");
+    let ticket = condition.enter();
+    for memfd in [lock.as_fd(), semaphore.as_fd(), event.as_fd(), condition.as_fd(), barrier.as_fd()] {
+        scribble(memfd, words, LEN, &[64]);
+    }
+    let _ = (lock.acquire(Owner::Process, Deadline::PASSED), lock.release(Owner::Process));
+    let _ = (semaphore.release(1), semaphore.acquire(Deadline::PASSED));
+    event.set();
+    let _ = event.wait(Deadline::PASSED);
+    condition.notify(1);
+    if let Ok(ticket) = ticket {
+        let _ = condition.wait(&ticket, Deadline::PASSED);
+        condition.leave(ticket);
+    }
+    if let Ok(turn) = barrier.come(Deadline::PASSED) {
+        let _ = barrier.wait(&turn, Deadline::PASSED);
+    }
+    barrier.reset();
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_message_is_read_or_refused(bytes: Vec<u8>) {
+            super::message(&bytes);
+            // With a header that is in order, to get further.
+            let mut framed = vec![bytes.first().copied().unwrap_or(0) % 16, 0];
+            framed.extend(&(bytes.len() as u64).to_le_bytes()[..6]);
+            framed.extend(&bytes);
+            super::message(&framed);
+        }
+
+        #[test]
+        fn any_queue_memory_gives_errors(choice: u8, words in vec(word(0x6000), 1..40)) {
+            super::queue(&[vec![choice], words.concat()].concat());
+        }
+
+        #[test]
+        fn any_lock_memory_gives_errors(words in vec(word(0x1200), 1..40)) {
+            super::sync(&words.concat());
+        }
+    }
+
+    /// An offset, the header's more often, and a value, a small one more often.
+    fn word(len: u32) -> impl Strategy<Value = Vec<u8>> {
+        let offset = prop_oneof![0u32..0x900, 0x1000u32..0x1200, 0u32..len];
+        let value = prop_oneof![0u64..4, any::<u64>(), Just(u64::MAX), (0u64..0x7000).prop_map(|value| value << 8 | 2)];
+        (offset, value).prop_map(|(offset, value)| [&offset.to_le_bytes()[..], &value.to_le_bytes()].concat())
+    }
+}
