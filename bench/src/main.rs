@@ -48,7 +48,6 @@ fn run() -> i32 {
     let done = match options.case.as_str() {
         "start" => start::run(options.json.as_deref()),
         "queue" => queue::run(options.json.as_deref()),
-        "queue-one" => queue::run_one(&options.arguments),
         // What `start` runs in processes of its own.
         "start-in" => start::run_in(&options.arguments),
         "start-fork" => start::run_fork(&options.arguments),

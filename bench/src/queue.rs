@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use ipc_channel::ipc;
-use polyproc::{Child, ForkWithThreads, Process, Queue};
+use polyproc::{Child, ForkWithThreads, Process, Queue, SharedBytes, SharedBytesMut};
 use serde_bytes::{ByteArray, ByteBuf};
 
 use crate::table::{self, Row};
@@ -386,7 +386,34 @@ fn bulk(who: &str, len: usize, count: usize) -> Result<f64> {
     if good { Ok(time) } else { Err(format!("{who}: other bytes came").into()) }
 }
 
-/// The standard library's queue, and SimpleQueue: nanoseconds a message, and microseconds of ping-pong.
+/// Microseconds to hand over `len` bytes that the producer has filled: from the put until the consumer has looked at the
+/// first and the last of them, and answered.
+fn hand_over(len: usize) -> Result<Vec<f64>> {
+    let (queue, answers) = (Queue::<SharedBytes>::new(0)?, Queue::<(u8, u8)>::new(0)?);
+    const ROUNDS: u8 = 20;
+    let consumer = fork(|| {
+        for _ in 0..ROUNDS {
+            let bytes = queue.get().expect("an open queue");
+            answers.put((bytes[0], bytes[len - 1])).expect("an open queue");
+        }
+    })?;
+    let mut bytes = SharedBytesMut::new(len)?;
+    (bytes[0], bytes[len - 1]) = (1, 2);
+    let bytes = SharedBytes::from(bytes.freeze()?);
+    let mut samples = Vec::new();
+    for _ in 0..ROUNDS {
+        let start = Instant::now();
+        queue.put(bytes.clone())?;
+        if answers.get()? != (1, 2) {
+            return Err("other bytes came".into());
+        }
+        samples.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    consumer.join()?;
+    Ok(samples)
+}
+
+/// The standard library's queue: nanoseconds a message, and microseconds of ping-pong.
 const PYTHON: &str = "
 import multiprocessing as mp, time, sys
 def produce(q, n):
@@ -467,40 +494,14 @@ pub(crate) fn run(json: Option<&Path>) -> Result<()> {
         for who in everyone {
             rows.extend(Row::from_samples(case, who, "us", samples(who, || Ok(vec![bulk(who, len, count)?]))));
         }
+        let who = "polyproc SharedBytes, there and back";
+        rows.extend(Row::from_samples(case, who, "us", samples(who, || hand_over(len))));
     }
+    eprintln!("crossmist gave no figures: it panics with this compiler on every message (see `start`)");
     println!("time for each message (lower is better); ratios of medians");
     table::print(&rows, THREADS, "polyproc");
     if let Some(path) = json {
         table::write_json(&rows, path)?;
     }
-    Ok(())
-}
-
-pub(crate) fn run_one(arguments: &[String]) -> Result<()> {
-    let n = |at: usize| arguments[at].parse::<u64>();
-    {
-        let link = new_link(&arguments[0])?;
-        let mut best = [f64::MAX; 2];
-        for _ in 0..20000 {
-            let start = Instant::now();
-            produce(&*link, 0, 500);
-            let mid = Instant::now();
-            for number in 0..500 {
-                assert_eq!(link.receive(), message(number));
-            }
-            best[0] = best[0].min((mid - start).as_secs_f64() * 1e9 / 500.0);
-            best[1] = best[1].min(mid.elapsed().as_secs_f64() * 1e9 / 500.0);
-        }
-        println!("alone: put {:.1} get {:.1} ns", best[0], best[1]);
-    }
-    for _ in 0..n(3)? {
-        println!("{:.1} ns", 1e3 / throughput(&arguments[0], n(1)?, n(2)?, 1_000_000)?);
-    }
-    if n(3)? == 0 {
-        return Ok(());
-    }
-    let mut times = ping_pong(&arguments[0], 20000, Duration::ZERO)?;
-    times.sort_by(f64::total_cmp);
-    println!("ping {:.2} {:.2} us", times[times.len() / 2], times[times.len() / 10]);
     Ok(())
 }

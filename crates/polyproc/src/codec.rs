@@ -61,7 +61,7 @@ pub enum TransferError {
 }
 
 /// Buffers up to this are kept from one call to the next.
-const KEPT_LEN_BYTES: usize = 1 << 20;
+const KEPT_LEN_BYTES: usize = 4 << 20;
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
