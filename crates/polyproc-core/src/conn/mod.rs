@@ -2,7 +2,7 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `channel` | [`Channel`]: tagged messages, for the engine's own protocols |
+//! | `channel` | tagged messages, for the engine's own protocols |
 //! | `connection` | [`Connection`]: messages of the user's |
 //! | `listener` | [`Listener`] and [`connect`]: connections between processes that have nothing in common but an address |
 //! | `auth` | how both sides of these prove that they know a key |
