@@ -46,5 +46,6 @@ pub use shm::{MemoryError, OutOfBounds, SharedBytes, SharedBytesMut, SharedMemor
 #[doc(hidden)]
 pub mod crash {
     //! Dying at a marked step, for tests.
+    pub use crate::shm::registry::blocks_in_use;
     pub use crate::sys::crash::{STEPS, Step, arm};
 }

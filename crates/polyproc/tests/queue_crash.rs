@@ -118,6 +118,7 @@ fn die_at(step: usize, times: u32, on_death: OnConsumerDeath) -> Result<bool, Bo
         assert!(queue.join_timeout(Duration::ZERO), "{what}: not all is done");
         assert!(queue.task_done().is_err(), "{what}: more is done than was taken");
     }
+    assert_eq!(crash::blocks_in_use(), 1, "{what}: but for the last chunk, all memory is free again");
     Ok(died)
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::bell::Bell;
 use super::index::Place;
-use super::layout::{CHUNK_LEN, FIRST_BLOCK_TABLE, FIRST_REGION, HEADER_LEN, INLINE_LEN, MAGIC, REGION_TABLE};
+use super::layout::{CHUNK_LEN, FIRST, FIRST_BLOCK_TABLE, FIRST_REGION, HEADER_LEN, INLINE_LEN, MAGIC, REGION_TABLE};
 use super::ring::{Body, Out, Ring};
 use super::task::{self, OnConsumerDeath, TaskDoneError};
 use crate::deadline::Deadline;
@@ -120,6 +120,13 @@ impl Object for Shared {
             self.ring.ring_if_silent();
         }
     }
+
+    #[cfg(feature = "crash-points")]
+    fn blocks_in_use(&self) -> usize {
+        let arena = self.ring.arena();
+        let is_used = |block: &Block| arena.record(*block).is_ok_and(|record| record.state() != Some(State::Free));
+        arena.blocks().filter(is_used).count()
+    }
 }
 
 /// A queue of messages, each some bytes and descriptors, for any number of producers and consumers in any processes.
@@ -151,8 +158,11 @@ impl Queue {
         })?;
         let layout = ring.layout();
         for side in [&layout.put, &layout.get] {
-            side.prepare(0, place);
+            side.prepare(FIRST, place);
+            side.other().store(FIRST, Ordering::Relaxed);
+            side.count.store(FIRST, Ordering::Relaxed);
         }
+        layout.tasks.done.store(FIRST, Ordering::Relaxed);
         layout.settings.maxsize.store(settings.maxsize, Ordering::Relaxed);
         layout.settings.on_death.store(settings.on_consumer_death as u32, Ordering::Relaxed);
         layout.settings.magic.store(MAGIC, Ordering::Release);

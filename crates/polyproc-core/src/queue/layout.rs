@@ -36,6 +36,9 @@ pub(super) const FIRST_BLOCK_TABLE: u64 = 4096;
 pub(super) const HEADER_LEN: u64 = 20480;
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"polyprq1");
 
+/// The number of the first message. The first chunk stands at 0: a chunk whose number is not below the producers' count is
+/// one that a dead producer was about to add.
+pub(super) const FIRST: u64 = 1;
 /// Size of a chunk.
 pub(super) const CHUNK_LEN: u64 = 64 << 10;
 /// Longer messages have a block of their own.
@@ -71,7 +74,7 @@ shared! {
     /// | 8 | 16 | place, even | file offset of the next entry; then the number of its chunk (high half) and how many bytes are left there; under the lock, before the count |
     /// | 40 | 16 | place, odd | as above |
     /// | 56 | 8 | other | the other side's count when it was last looked at; under the lock |
-    /// | 64 | 8 | count | messages put or taken so far; under the lock. *The commit* |
+    /// | 64 | 8 | count | the number of the next message to be put or taken; under the lock. *The commit* |
     pub(super) struct Side {
         pub(super) lock: Mutex,
         pub(super) count: AtomicU64,
@@ -98,7 +101,7 @@ shared! {
     ///
     /// | offset | bytes | field | who writes it, when |
     /// |---|---|---|---|
-    /// | 0 | 8 | done | messages done so far |
+    /// | 0 | 8 | done | messages done so far, and [`FIRST`] |
     /// | 8 | 8 | target | what `done` becomes when `retiring` is done; under the consumers' lock |
     /// | 16 | 4 | retiring | 1 + the block whose message is being counted as done, 0 for none; as `target` |
     /// | 20 | 4 | returned | messages of dead consumers that wait for another; under the consumers' lock |

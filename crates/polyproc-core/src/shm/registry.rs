@@ -18,6 +18,12 @@ pub(crate) trait Object: Any + Send + Sync {
 
     /// Makes its descriptor readable if it should be, and a process that was to do so died.
     fn refresh(&self) {}
+
+    /// How many blocks are not free.
+    #[cfg(feature = "crash-points")]
+    fn blocks_in_use(&self) -> usize {
+        0
+    }
 }
 
 type Objects = HashMap<u64, Weak<dyn Object>>;
@@ -85,3 +91,10 @@ pub(crate) fn refresh_all() {
 
 /// How long a lost ring stays lost where nobody reaps.
 pub(crate) const REFRESH: Duration = Duration::from_millis(200);
+
+/// How many blocks of all objects of this process are not free: for tests of what the dead leave.
+#[cfg(feature = "crash-points")]
+pub fn blocks_in_use() -> usize {
+    let all: Vec<_> = objects().values().filter_map(Weak::upgrade).collect();
+    all.iter().map(|object| object.blocks_in_use()).sum()
+}
