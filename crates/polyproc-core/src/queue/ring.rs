@@ -112,7 +112,6 @@ impl Ring {
             let record = arena.record(block)?;
             match record.state() {
                 Some(State::Leaving) if record.position() < count => arena.free(block)?,
-                Some(State::Leaving) => record.set_state(State::Queued),
                 Some(State::Held) if record.position() >= count => record.set_state(State::Queued),
                 _ => {}
             }
