@@ -187,8 +187,13 @@ pub(super) fn reclaim(ring: &Ring) -> Result<(), MemoryError> {
     if owners.is_empty() {
         return Ok(());
     }
-    // Under this lock nobody else takes blocks from the dead, so what belongs to one stays as it is.
-    let guard = lock_for_sure(ring)?;
+    // Under this lock nobody else takes blocks from the dead, so what belongs to one stays as it is. Whoever reaps comes
+    // here, and must not wait for ever for a process that was stopped holding it: the next one tries again.
+    let guard = match ring.lock_get::<GetError>(Deadline::PASSED) {
+        Ok(guard) => guard,
+        Err(GetError::Memory(error)) => return Err(error),
+        Err(_) => return Ok(()),
+    };
     let taken = ring.layout().get.count.load(Ordering::Relaxed);
     for block in arena.blocks() {
         let record = arena.record(block)?;
