@@ -157,12 +157,12 @@ impl Child {
             return Ok(*known);
         }
         let status = pidfd::reap(self.as_fd())?;
-        *known = status;
-        drop(known);
         if status.is_some() {
             State::current().forget(self.shared.key);
+            // Before anybody is told: whoever has joined it finds what it held taken back.
             crate::shm::registry::rouse_all();
         }
+        *known = status;
         Ok(status)
     }
 

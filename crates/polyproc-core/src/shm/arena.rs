@@ -299,9 +299,8 @@ impl<'a> Arena<'a> {
 
     /// As [`Arena::free`], for who holds the arena's lock; the memory stays as it is.
     pub(crate) fn free_locked(&self, block: Block) -> Result<(), MemoryError> {
-        let record = self.record(block)?;
-        record.set_owner(Identity::NOBODY);
-        record.set_state(State::Free);
+        // The owner stays as it is: a block without one, and not free yet, would look like one of the dead.
+        self.record(block)?.set_state(State::Free);
         crash::point(Step::FreedUnlisted);
         self.push(block)
     }
