@@ -17,6 +17,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{}", pool.apply(test, ((0, 1, 2), kwargs))?);
 
     pool.terminate();
-    pool.join();
+    pool.join()?;
     Ok(())
 }

@@ -5,7 +5,7 @@
 use crate::conn::channel;
 use crate::deadline::Deadline;
 use crate::frame::Payload;
-use crate::pool::{decode_outcome, decode_task};
+use crate::pool::decode_any;
 use crate::process::{Order, Outcome};
 use crate::queue::{OnConsumerDeath, Queue, QueueSettings};
 use crate::sync::{Barrier, Condition, Event, Lock, Owner, Semaphore};
@@ -19,12 +19,7 @@ pub fn message(bytes: &[u8]) {
     if let Some(message) = decoded() {
         let _ = Order::decode(message);
     }
-    if let Some(message) = decoded() {
-        let _ = decode_task(message);
-    }
-    if let Some(message) = decoded() {
-        let _ = decode_outcome(message);
-    }
+    decode_any(bytes);
 }
 
 /// Overwrites words of a memory file: each twelve bytes are an offset and what to write there. Words of locks are left out:

@@ -39,7 +39,7 @@ pub mod sync;
 mod sys;
 
 pub use deadline::Deadline;
-pub use frame::Payload;
+pub use frame::{Context, Input, Payload, Verdict};
 pub use robust::WaitError;
 pub use shm::{MemoryError, OutOfBounds, SharedBytes, SharedBytesMut, SharedMemory};
 #[cfg(feature = "crash-points")]

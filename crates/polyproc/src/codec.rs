@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use polyproc_core::{MemoryError, Payload};
+use polyproc_core::{Input, MemoryError, Payload, Verdict};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -32,7 +32,7 @@ struct CodecProblem {
 
 impl CodecError {
     #[cold]
-    fn new<T>(step: &str, what: &str, reason: impl ToString) -> Self {
+    pub(crate) fn new<T>(step: &str, what: &str, reason: impl ToString) -> Self {
         let reason = PROBLEM.take().unwrap_or_else(|| reason.to_string());
         let (step, type_name) = (format!("{step} {what}"), type_name::<T>().to_owned());
         Self(Box::new(CodecProblem { step, type_name, reason }))
@@ -229,22 +229,40 @@ pub(crate) fn decode<T: DeserializeOwned>(what: &str, payload: Payload) -> Resul
 }
 
 /// Decodes the argument, calls, encodes the result. An error goes back as an encoded [`CodecError`].
-pub(crate) fn through<A, R>(input: Payload, call: impl FnOnce(A) -> R) -> Result<Payload, Payload>
+#[inline]
+pub(crate) fn through<A, R>(input: Input<'_>, out: &mut Payload, call: impl FnOnce(A) -> R) -> Verdict
 where
     A: DeserializeOwned,
     R: Serialize,
 {
-    decode("the argument", input).map(call).and_then(|result| encode("the result", &result)).map_err(raise)
+    match decode_from("the argument", input.bytes, input.fds) {
+        Ok(argument) => answer(out, &call(argument)),
+        Err(error) => raise(out, error),
+    }
 }
 
-/// A [`CodecError`] on its way to the parent.
-pub(crate) fn raise(error: CodecError) -> Payload {
-    encode("the error", &error).expect("three strings can be encoded")
+/// Encodes a result.
+#[inline]
+pub(crate) fn answer<R: Serialize>(out: &mut Payload, result: &R) -> Verdict {
+    match encode_to("the result", result, &mut out.head) {
+        Ok(fds) => {
+            out.fds = fds;
+            Verdict::Returned
+        }
+        Err(error) => raise(out, error),
+    }
+}
+
+/// Encodes an error in the place of a result.
+#[cold]
+pub(crate) fn raise(out: &mut Payload, error: CodecError) -> Verdict {
+    *out = encode("the error", &error).expect("three strings can be encoded");
+    Verdict::Raised
 }
 
 /// A [`CodecError`] that came from a child.
-pub(crate) fn raised(payload: Payload) -> CodecError {
-    decode("the error", payload).unwrap_or_else(|error| error)
+pub(crate) fn raised(bytes: &[u8]) -> CodecError {
+    decode_from("the error", bytes, Vec::new()).unwrap_or_else(|error| error)
 }
 
 #[cfg(test)]
@@ -261,7 +279,9 @@ mod tests {
         let payload = encode("the argument", &Untagged::Number(1)).expect("writing works");
         let error = decode::<Untagged>("the argument", payload).expect_err("reading does not");
         assert!(error.to_string().starts_with("could not decode the argument of type "), "{error}");
-        assert_eq!(raised(raise(error.clone())), error);
+        let mut out = Payload::default();
+        assert_eq!(raise(&mut out, error.clone()), Verdict::Raised);
+        assert_eq!(raised(&out.head), error);
     }
 
     #[test]

@@ -43,6 +43,7 @@ mod current;
 mod memory;
 mod pool;
 mod process;
+mod progress;
 mod queue;
 mod sync;
 
@@ -62,8 +63,12 @@ pub use polyproc_core::process::{
 };
 pub use polyproc_core::queue::{OnConsumerDeath, TaskDoneError};
 pub use polyproc_core::{MemoryError, WaitError};
-pub use pool::{CallOptions, Failure, ImapUnordered, Pool, TaskError};
+pub use pool::{
+    AsyncResult, CallOptions, Failure, Imap, ImapUnordered, NoWorkers, Pool, PoolBuilder, PoolStats, StillOpen,
+    TaskError, WithContext, WithState, WorkerStats,
+};
 pub use process::{Child, Death, JoinError, Process, Run, set_forkserver_preload, wait};
+pub use progress::Progress;
 pub use queue::{GetError, Iter, JoinableQueue, PutError, Queue, SimpleQueue};
 pub use sync::{
     Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, LockError, LockGuard, OverRelease, RLock,

@@ -12,7 +12,7 @@ use polyproc_core::process::{
     self as core, EnvChange, ExitStatus, ForkWithThreads, Function, Handler, Job, Outcome, Panic, Settings, Signal,
     StartError, StartMethod, Stdio,
 };
-use polyproc_core::{Deadline, Payload};
+use polyproc_core::{Deadline, Input, Payload, Verdict};
 
 use crate::codec::{self, CodecError, Transfer};
 
@@ -20,8 +20,8 @@ use crate::codec::{self, CodecError, Transfer};
 struct Once;
 
 impl<A: Transfer, R: Transfer> Handler<fn(A) -> R> for Once {
-    fn handle(function: fn(A) -> R, input: Payload) -> Result<Payload, Payload> {
-        codec::through(input, function)
+    fn handle(function: fn(A) -> R, input: Input<'_>, out: &mut Payload) -> Verdict {
+        codec::through(input, out, function)
     }
 }
 
@@ -115,7 +115,13 @@ impl<'a, R: Transfer> Process<'a, R> {
     ///
     /// Refused at [`Process::start`] while other threads run in this process.
     pub fn fork(closure: impl FnOnce() -> R + 'a) -> Self {
-        let closure = Box::new(|| codec::encode("the result", &closure()).map_err(codec::raise));
+        let closure = Box::new(|| {
+            let mut out = Payload::default();
+            match codec::answer(&mut out, &closure()) {
+                Verdict::Returned => Ok(out),
+                Verdict::Raised => Err(out),
+            }
+        });
         let settings = Settings { method: StartMethod::Fork, ..Settings::default() };
         Self { settings, job: Ok(Job::Closure(closure)), result: PhantomData }
     }
@@ -300,7 +306,7 @@ impl<R: Transfer> Child<R> {
         let death = Death { status: ending.status, stack_overflow: ending.stack_overflow };
         match ending.outcome {
             Some(Outcome::Returned(payload)) => Ok(codec::decode("the result", payload)?),
-            Some(Outcome::Raised(payload)) => Err(codec::raised(payload).into()),
+            Some(Outcome::Raised(payload)) => Err(codec::raised(&payload.head).into()),
             Some(Outcome::Panicked(panic)) => Err(JoinError::Panicked(panic)),
             Some(Outcome::Refused(why)) => Err(JoinError::Refused(why)),
             None => Err(JoinError::Died(death)),

@@ -179,7 +179,8 @@ fn handles_go_through_queues_pipes_and_pools() -> TestResult {
     let pool = Pool::new(1)?;
     assert!(pool.apply(use_them, handles()?)?);
     check()?;
-    pool.join();
+    pool.close();
+    pool.join()?;
     // From a process that is gone by the time they are taken.
     let pass = |(through, handles): (Queue<Handles>, Handles)| through.put(handles).is_ok();
     assert!(Process::new(pass, (through.clone(), handles()?)).start()?.join()?);

@@ -33,7 +33,10 @@ fn imap_unordered_gives_each_result_once_and_reads_ahead_within_a_bound() -> Tes
     }
     let taken = std::cell::Cell::new(0);
     let endless = std::iter::repeat_with(|| taken.replace(taken.get() + 1));
-    assert_eq!(pool.imap_unordered(|x: u32| x, endless).take(50).filter_map(Result::ok).count(), 50);
+    assert_eq!(
+        pool.options().look_ahead(4).imap_unordered(|x: u32| x, endless).take(50).filter_map(Result::ok).count(),
+        50
+    );
     assert!(taken.get() <= 50 + 4, "{} items were taken for 50 results", taken.get());
     Ok(())
 }
@@ -199,7 +202,7 @@ fn terminate_fails_what_is_under_way_and_later_calls() -> TestResult {
     drop(read);
     assert!(matches!(error, Err(ref error) if matches!(error.failure, Failure::Terminated)), "{error:?}");
     assert!(matches!(pool.apply(|x: u32| x, 1), Err(error) if matches!(error.failure, Failure::Terminated)));
-    pool.join();
+    pool.join()?;
     Ok(())
 }
 
@@ -209,7 +212,7 @@ fn a_worker_that_ignores_sigterm_is_terminated_all_the_same() -> TestResult {
     let pool = Pool::new(1)?;
     pool.apply(|()| std::mem::forget(signal_hook::iterator::Signals::new([15]).expect("SIGTERM can be caught")), ())?;
     pool.terminate();
-    pool.join();
+    pool.join()?;
     Ok(())
 }
 
@@ -222,7 +225,7 @@ fn closing_runs_what_was_submitted() -> TestResult {
     pool.close();
     assert_eq!(results.filter(Result::is_ok).count(), 3);
     assert!(matches!(pool.apply(|x: u32| x, 1), Err(error) if matches!(error.failure, Failure::Terminated)));
-    pool.join();
+    pool.join()?;
     Ok(())
 }
 

@@ -3,4 +3,4 @@
 mod payload;
 pub(crate) mod wire;
 
-pub use payload::Payload;
+pub use payload::{Context, Input, Payload, Verdict};

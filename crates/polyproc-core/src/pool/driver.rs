@@ -1,121 +1,200 @@
-//! Acts for the scheduler: one thread per pool that hears the workers and sees them die.
+//! Acts for the scheduler. Everything that the parent knows of a pool is under one lock ([`Inner`]); who brings an event
+//! holds it, lets the scheduler decide, and carries the actions out. What calls into code of the user's is collected
+//! ([`Told`]) and done after the lock is released.
 //!
-//! Everybody who brings an event holds the state's lock, lets the scheduler decide, and carries its actions out before the
-//! lock is released; so a submitter hands a task to an idle worker itself. A worker holds one task at most and reads it
-//! before it answers, so sending never waits. What a task's end calls is called after the lock is released.
+//! | file | what of it |
+//! |---|---|
+//! | `driver` | the state; tasks in and out |
+//! | `collect` | results, and the threads that wait for them |
+//! | `watch` | the pool's thread: deaths, times, starts |
 
-use std::collections::HashMap;
-use std::io;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::task::Waker;
+use std::time::Instant;
 
-use super::TaskEnd;
-use super::handle::PoolError;
-use super::scheduler::{Action, Event, Loss, Scheduler, Slot, TaskId};
-use super::task::{decode_outcome, send_task, tag};
-use crate::conn::{Message, is_peer_gone};
-use crate::deadline::Deadline;
-use crate::frame::Payload;
-use crate::prim::Ordering;
-use crate::process::{
-    Child, Ending, ExitStatus, Outcome, Settings, Signal, StartError, StartMethod, State, lock, start_worker,
-};
-use crate::sys::signal;
+use slab::Slab;
+
+use super::board::{Board, FIRST_BLOCK, INLINE_LEN, LIMITED, Order, SLOTS, WITH_FDS};
+use super::call::{self, CallSettings, End, FunctionAt, Parker, Stop};
+use super::callbacks::Callbacks;
+use super::doorbell;
+use super::handle::{PoolError, PoolSettings};
+use super::scheduler::{Action, Event, Loss, Place, Scheduler, TaskId};
+use super::staff::{Cause, Worker};
+use super::task::{Items, TaskEnd, Why, encode_function};
+use super::watch::{Timer, Timers};
+use crate::prim::{Ordering, fence};
+use crate::process::{Function, Signal, lock};
+use crate::robust::Spin;
+use crate::shm::{Blocks, Extent, MemoryError};
 use crate::sys::watch::{Bell, Watch};
 
-/// Called with a task's end.
-pub(super) type Done = Box<dyn FnOnce(TaskEnd) + Send>;
-/// Tasks that have ended, to be told so once the lock is released.
-type Ended = Vec<(Done, TaskEnd)>;
+/// No more are woken for one event.
+const WOKEN_AT_ONCE: u32 = 256;
 
-/// How long workers have between `SIGTERM` and `SIGKILL` when a pool is terminated.
-const GRACE: Duration = Duration::from_secs(1);
-const BELL: u64 = 0;
-
-/// A task that has not ended.
-struct Task {
-    done: Done,
-    /// What to send, until it is sent.
-    order: Option<(Vec<u8>, Payload)>,
-    /// What the worker answered.
-    outcome: Option<Outcome>,
+/// Where a task's argument is.
+pub(super) enum At {
+    /// Here.
+    Waiting(Vec<u8>),
+    /// On the board.
+    Out { slot: u32, position: u64, block: Option<Extent> },
 }
 
-/// A worker and the keys that its descriptors are watched by; a replacement gets new ones.
-struct Worker {
-    child: Child,
-    key: u64,
-    /// What it said last, apart from answers: a stack overflow, or a panic where panics abort.
-    last_words: Ending,
-    /// The task that it was given last.
-    held: Option<TaskId>,
+/// Some items of a call that go to a worker together.
+pub(super) struct Task {
+    pub(super) call: usize,
+    /// Never used again.
+    pub(super) serial: u64,
+    /// The number of the first item.
+    pub(super) first: u64,
+    /// How many items.
+    pub(super) count: u32,
+    /// How many of them have ended.
+    pub(super) done: u32,
+    pub(super) at: At,
+    /// Of the first item.
+    pub(super) fds: Vec<OwnedFd>,
+    /// How many items had ended when its worker was lost.
+    pub(super) lost_at: Option<u32>,
+    /// How its item was lost.
+    pub(super) loss: Option<TaskEnd>,
+    /// Attempts at its one item that ended in a panic.
+    pub(super) panics: u32,
 }
 
-struct Inner {
-    scheduler: Scheduler,
-    tasks: HashMap<TaskId, Task>,
-    next_task: u64,
-    workers: Vec<Option<Worker>>,
-    next_key: u64,
-    /// Why the last worker that did not start did not.
-    start_error: Option<StartError>,
-    kill_at: Deadline,
+/// Whom to tell what, once the lock is released.
+#[derive(Default)]
+pub(super) struct Told {
+    parkers: Vec<Arc<Parker>>,
+    wakers: Vec<Waker>,
+    thens: Vec<Box<dyn FnOnce() + Send>>,
+    pub(super) logs: Vec<(u32, Vec<u8>)>,
+    /// Tasks that were laid on the table.
+    published: u32,
+    /// Their thread is going to wait for them, and will look after them before it sleeps.
+    awaited: bool,
+    /// The thread that looks for results has some.
+    pub(super) leader: bool,
+    /// The pool's thread has something to do.
+    pub(super) driver: bool,
 }
 
-/// The shared state of a pool's handle and its thread.
+impl Told {
+    /// The threads that sleep until their call has something.
+    pub(super) fn unpark(&mut self, call: &mut call::State) {
+        call.followers = 0; // who goes on sleeping says so again
+        self.parkers.push(Arc::clone(&call.parker));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.parkers.is_empty()
+            && self.wakers.is_empty()
+            && self.thens.is_empty()
+            && self.logs.is_empty()
+            && !self.leader
+            && !self.driver
+    }
+}
+
+/// See the module.
+pub(super) struct Inner {
+    pub(super) scheduler: Scheduler,
+    pub(super) tasks: Slab<Task>,
+    pub(super) calls: Slab<call::State>,
+    /// The tasks in the slots of the board.
+    pub(super) slots: Vec<Option<TaskId>>,
+    free_slots: Vec<u32>,
+    blocks: Blocks,
+    functions: HashMap<(usize, usize), FunctionAt>,
+    /// Contexts of calls that are over.
+    orphans: Vec<Extent>,
+    /// Vectors to be used again.
+    spare: Vec<Vec<u8>>,
+    next_serial: u64,
+    pub(super) workers: Vec<Option<Worker>>,
+    pub(super) next_number: u32,
+    /// Places for which a worker is to be started.
+    pub(super) to_start: VecDeque<Place>,
+    /// What is to become of workers that are being started.
+    pub(super) on_arrival: HashMap<Place, Action>,
+    pub(super) timers: Timers,
+    /// The call whose thread looks for results.
+    pub(super) leader: Option<usize>,
+    /// Calls that want to be told of each result.
+    pub(super) eager: usize,
+    pub(super) told: Told,
+    /// Why there are no workers.
+    pub(super) why: Option<Why>,
+    pub(super) scratch: Vec<u8>,
+    actions: Vec<Action>,
+    pub(super) lost: u64,
+    /// So many workers in a row died in their initializers.
+    pub(super) unfit: usize,
+}
+
+/// The shared state of a pool's handle, its calls and its thread.
 pub(super) struct Driver {
     inner: Mutex<Inner>,
-    watch: Watch,
-    bell: Bell,
-    method: StartMethod,
+    pub(super) board: Board,
+    pub(super) watch: Watch,
+    /// Rung by workers, and by whoever has something for the pool's thread.
+    pub(super) bell: Bell,
+    pub(super) settings: PoolSettings,
+    pub(super) spin: Spin,
+    pub(super) callbacks: Callbacks,
     /// The process that made it: in a copy of that process there is no thread behind it.
     pid: u32,
 }
 
 impl std::fmt::Debug for Driver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Driver").field("method", &self.method).finish_non_exhaustive()
+        f.debug_struct("Driver").field("settings", &self.settings).finish_non_exhaustive()
     }
 }
 
 impl Driver {
-    pub(super) fn new(workers: usize, method: StartMethod) -> Result<Arc<Self>, PoolError> {
-        let inner = Inner {
-            scheduler: Scheduler::new(workers),
-            tasks: HashMap::new(),
-            next_task: 0,
-            workers: (0..workers).map(|_| None).collect(),
-            next_key: BELL + 1,
-            start_error: None,
-            kill_at: Deadline::NEVER,
-        };
+    pub(super) fn new(workers: usize, settings: PoolSettings) -> Result<Arc<Self>, PoolError> {
+        let board = Board::new().map_err(PoolError::Os)?;
         let (watch, bell) = Watch::new().and_then(|watch| Ok((watch, Bell::new()?))).map_err(PoolError::Os)?;
-        watch.add(&bell, BELL).map_err(PoolError::Os)?;
-        let driver = Self { inner: Mutex::new(inner), watch, bell, method, pid: std::process::id() };
-        let mut inner = lock(&driver.inner);
-        for at in 0..workers {
-            if let Err(error) = driver.start(&mut inner, Slot(at)) {
-                inner.kill_all();
-                return Err(error.into());
-            }
-        }
-        drop(inner);
-        Ok(Arc::new(driver))
-    }
-
-    pub(super) fn spawn_thread(self: &Arc<Self>) -> io::Result<JoinHandle<()>> {
-        let own_threads = &State::current().own_threads;
-        own_threads.fetch_add(1, Ordering::Relaxed);
-        let driver = Arc::clone(self);
-        let run = move || {
-            driver.run();
-            own_threads.fetch_sub(1, Ordering::Relaxed);
+        watch.add(&bell, super::watch::BELL).map_err(PoolError::Os)?;
+        board.doorbell().set(doorbell::AWAY);
+        let inner = Inner {
+            scheduler: Scheduler::new(workers, SLOTS as usize),
+            tasks: Slab::new(),
+            calls: Slab::new(),
+            slots: vec![None; SLOTS as usize],
+            free_slots: (0..SLOTS).rev().collect(),
+            blocks: Blocks::new(FIRST_BLOCK),
+            functions: HashMap::new(),
+            orphans: Vec::new(),
+            spare: Vec::new(),
+            next_serial: 0,
+            workers: (0..workers).map(|_| None).collect(),
+            next_number: 0,
+            to_start: (0..workers).map(Place).collect(),
+            on_arrival: HashMap::new(),
+            timers: BinaryHeap::new(),
+            leader: None,
+            eager: 0,
+            told: Told::default(),
+            why: None,
+            scratch: Vec::new(),
+            actions: Vec::new(),
+            lost: 0,
+            unfit: 0,
         };
-        std::thread::Builder::new().name("polyproc-pool".to_owned()).spawn(run).inspect_err(|_| {
-            own_threads.fetch_sub(1, Ordering::Relaxed);
-            lock(&self.inner).kill_all();
-        })
+        Ok(Arc::new(Self {
+            inner: Mutex::new(inner),
+            board,
+            watch,
+            bell,
+            settings,
+            spin: Spin::new(),
+            callbacks: Callbacks::default(),
+            pid: std::process::id(),
+        }))
     }
 
     /// Whether this process has the thread behind it.
@@ -123,239 +202,444 @@ impl Driver {
         self.pid == std::process::id()
     }
 
-    pub(super) fn submit(&self, function: Vec<u8>, input: Payload, done: Done) {
-        if !self.is_ours() {
-            return done(TaskEnd::Terminated);
+    /// Runs `f` with the state, then tells whoever is to be told.
+    pub(super) fn with<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
+        let mut inner = lock(&self.inner);
+        let result = f(&mut inner);
+        let published = std::mem::take(&mut inner.told.published);
+        let told = (!inner.told.is_empty()).then(|| std::mem::take(&mut inner.told));
+        let awaited = std::mem::take(&mut inner.told.awaited);
+        drop(inner);
+        if published > 0 {
+            self.wake_workers(published, awaited);
         }
-        self.with(|inner, ended| {
-            inner.next_task += 1;
-            let task = TaskId(inner.next_task);
-            inner.tasks.insert(task, Task { done, order: Some((function, input)), outcome: None });
-            self.handle(inner, Event::Submitted(task), ended);
-        });
-    }
-
-    pub(super) fn close(&self) {
-        if self.is_ours() {
-            self.with(|inner, ended| self.handle(inner, Event::Closed, ended));
-            self.bell.ring();
-        }
-    }
-
-    pub(super) fn terminate(&self) {
-        if self.is_ours() {
-            self.with(|inner, ended| {
-                inner.kill_at = Deadline::after(GRACE);
-                self.handle(inner, Event::Terminated, ended);
-            });
-            self.bell.ring();
-        }
-    }
-
-    /// Runs `f` with the state, then tells the tasks that have ended.
-    fn with<T>(&self, f: impl FnOnce(&mut Inner, &mut Ended) -> T) -> T {
-        let mut ended = Vec::new();
-        let result = f(&mut lock(&self.inner), &mut ended);
-        for (done, end) in ended {
-            done(end);
+        if let Some(told) = told {
+            self.tell(told);
         }
         result
     }
 
-    fn run(&self) {
-        signal::block_all();
-        let mut keys = Vec::new();
-        let mut kill_at = Deadline::NEVER;
-        loop {
-            // Fails for a descriptor that is no epoll only.
-            self.watch.wait(&mut keys, kill_at).expect("an epoll descriptor can be waited for");
-            let over = self.with(|inner, ended| {
-                if inner.kill_at.has_passed() {
-                    inner.kill_all();
-                    inner.kill_at = Deadline::NEVER;
-                }
-                for &key in &keys {
-                    if key == BELL {
-                        self.bell.answer();
-                    } else if let Some(at) = inner.position(key) {
-                        self.hear(inner, Slot(at), ended);
-                    }
-                }
-                kill_at = inner.kill_at;
-                inner.scheduler.is_over()
-            });
-            if over {
+    /// So many tasks were laid on the table. One that is awaited goes to the worker that is looking, if there is one.
+    fn wake_workers(&self, published: u32, awaited: bool) {
+        if awaited && published == 1 {
+            fence(Ordering::SeqCst); // a worker that stops looking says so first, and then looks a last time
+            if self.board.spinner().load(Ordering::Relaxed) != 0 {
                 return;
             }
         }
-    }
-
-    /// Reads what a worker sent and looks whether it lives.
-    fn hear(&self, inner: &mut Inner, slot: Slot, ended: &mut Ended) {
-        // Looked at first: whatever a dead worker sent was sent before its death.
-        let Some(worker) = &inner.workers[slot.0] else { return };
-        let child = worker.child.clone();
-        let status = child.try_wait().unwrap_or(Some(ExitStatus::Unknown));
-        if status.is_some() {
-            self.handle(inner, Event::Doomed(slot), ended);
-        }
-        loop {
-            match child.channel().try_receive() {
-                Ok(Some(message)) => self.on_message(inner, slot, message, ended),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // The answer came with a descriptor for which there is no room: the task has ended, without a result.
-                Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
-                    let why = format!("the result could not be received: {error}");
-                    let Some(held) = inner.workers[slot.0].as_ref().and_then(|worker| worker.held) else { break };
-                    self.finish(inner, slot, held, Outcome::Refused(why), ended);
-                }
-                // It closed its channel or writes nonsense: it is of no use any more, and its death is next.
-                Ok(None) | Err(_) if status.is_none() => {
-                    self.watch.remove(child.channel());
-                    let _ = child.signal(Signal::KILL);
-                    self.handle(inner, Event::Doomed(slot), ended);
-                    return;
-                }
-                Ok(None) | Err(_) => break,
-            }
-        }
-        if let (Some(status), Some(worker)) = (status, &mut inner.workers[slot.0]) {
-            self.watch.remove(child.channel());
-            self.watch.remove(&child);
-            worker.last_words.status = status;
-            self.handle(inner, Event::Died(slot), ended);
+        for _ in 0..published.min(WOKEN_AT_ONCE) {
+            self.board.sleepers().wake_one();
         }
     }
 
-    /// The worker is done with the task, and this came of it.
-    fn finish(&self, inner: &mut Inner, slot: Slot, id: TaskId, outcome: Outcome, ended: &mut Ended) {
-        if let Some(task) = inner.tasks.get_mut(&id) {
-            task.outcome = Some(outcome);
+    fn tell(&self, told: Told) {
+        if let Some(on_log) = &self.settings.on_log {
+            told.logs.iter().for_each(|(pid, record)| on_log(*pid, record));
         }
-        self.handle(inner, Event::Finished(slot, id), ended);
+        told.parkers.iter().for_each(|parker| parker.unpark());
+        told.wakers.into_iter().for_each(Waker::wake);
+        told.thens.into_iter().for_each(|then| self.callbacks.run(then));
+        if told.leader {
+            self.board.doorbell().ring(|| true, || ());
+        }
+        if told.driver {
+            self.bell.ring();
+        }
     }
 
-    fn on_message(&self, inner: &mut Inner, slot: Slot, message: Message, ended: &mut Ended) {
-        use crate::process::outcome::tag as process;
-        match message.tag {
-            tag::READY => self.handle(inner, Event::Ready(slot), ended),
-            process::RETURNED..=process::STACK_OVERFLOW => {
-                if let Some(worker) = &mut inner.workers[slot.0] {
-                    // A malformed one says nothing.
-                    let _ = worker.last_words.hear(message);
+    /// Puts a function with its context on the board, unless it is there.
+    pub(super) fn function(
+        &self,
+        inner: &mut Inner,
+        key: (usize, usize),
+        function: &Function,
+        context: Option<Vec<u8>>,
+    ) -> Result<FunctionAt, MemoryError> {
+        for orphan in std::mem::take(&mut inner.orphans) {
+            inner.blocks.free(self.board.segment(), orphan);
+        }
+        let is_calls_own = context.is_some();
+        let bytes = encode_function(function, &context.unwrap_or_default());
+        let len = bytes.len() as u64;
+        let extent = inner.blocks.allocate(self.board.segment(), len)?;
+        self.board.segment().copy_in(extent.offset, &bytes)?;
+        let id = inner.serial();
+        let at = FunctionAt { id, extent, len, is_calls_own };
+        if !is_calls_own {
+            inner.functions.insert(key, at);
+        }
+        Ok(at)
+    }
+
+    /// A new call; its key.
+    pub(super) fn open(&self, function: FunctionAt, settings: CallSettings) -> (usize, Arc<Parker>) {
+        self.with(|inner| {
+            let parker = Arc::<Parker>::default();
+            let serial = inner.serial();
+            let limit = settings.call_limit;
+            let is_eager = !settings.is_bulk;
+            inner.eager += usize::from(is_eager);
+            let key = inner.calls.insert(call::State {
+                serial,
+                settings,
+                function,
+                ends: call::Ends::default(),
+                left: 0,
+                is_sealed: false,
+                is_abandoned: false,
+                is_eager,
+                stop: None,
+                followers: 0,
+                parker: Arc::clone(&parker),
+                waker: None,
+                then: None,
+            });
+            if let Some(at) = limit.and_then(|limit| Instant::now().checked_add(limit)) {
+                inner.set_timer(at, Timer::Stop { call: key, serial, stop: Stop::TimedOut });
+            }
+            (key, parker)
+        })
+    }
+
+    pub(super) fn submit(&self, call: usize, first: u64, items: &Items, fds: Vec<OwnedFd>) {
+        if items.count() == 0 {
+            return;
+        }
+        self.with(|inner| {
+            let serial = inner.serial();
+            let mut bytes = inner.spare.pop().unwrap_or_default();
+            bytes.extend_from_slice(items.bytes());
+            let Some(state) = inner.calls.get_mut(call) else { return };
+            state.left += u64::from(items.count());
+            let (stop, awaited) = (state.stop, state.settings.is_awaited);
+            let (priority, retries) = (state.settings.priority, state.settings.retries);
+            let task = Task {
+                call,
+                serial,
+                first,
+                count: items.count(),
+                done: 0,
+                at: At::Waiting(bytes),
+                fds,
+                lost_at: None,
+                loss: None,
+                panics: 0,
+            };
+            let id = TaskId(inner.tasks.insert(task));
+            if let Some(stop) = stop {
+                return self.remove(inner, id, &stop_end(stop));
+            }
+            if !self.is_ours() {
+                return self.remove(inner, id, &TaskEnd::Terminated);
+            }
+            inner.told.awaited = awaited;
+            self.handle(inner, Event::Submitted(id, priority, retries));
+        });
+    }
+
+    pub(super) fn cancel(&self, call: usize) {
+        self.with(|inner| self.stop(inner, call, Stop::Cancelled));
+    }
+
+    /// Ends what has not ended of a call. What a worker has taken and not begun cannot be stopped yet: a timer tries again.
+    pub(super) fn stop(&self, inner: &mut Inner, call: usize, stop: Stop) {
+        let Some(state) = inner.calls.get_mut(call) else { return };
+        let serial = state.serial;
+        let stop = *state.stop.get_or_insert(stop);
+        let ids: Vec<_> = inner.tasks.iter().filter(|(_, task)| task.call == call).map(|(id, _)| TaskId(id)).collect();
+        let mut is_left = false;
+        for id in ids {
+            match &inner.tasks[id.0].at {
+                At::Waiting(_) => {
+                    self.remove(inner, id, &stop_end(stop));
+                    self.handle(inner, Event::Dropped(id));
+                }
+                &At::Out { slot, position, .. } => {
+                    let table = self.board.table();
+                    if table.withdraw(slot, position) {
+                        self.remove(inner, id, &stop_end(stop));
+                        self.handle(inner, Event::Ended(id));
+                    } else if let Some(number) = table.holder(slot, position) {
+                        let worker = inner.workers.iter_mut().flatten().find(|worker| worker.number == number);
+                        let cause = if stop == Stop::Cancelled { Cause::Cancelled } else { Cause::TimedOut };
+                        is_left |= !worker.is_some_and(|worker| worker.doom(cause, Some(position)));
+                    }
                 }
             }
-            _ => {
-                let Ok((task, outcome)) = decode_outcome(message) else { return };
-                self.finish(inner, slot, TaskId(task), outcome, ended);
-            }
         }
+        if is_left {
+            inner.set_timer(super::watch::soon(), Timer::Stop { call, serial, stop });
+        }
+    }
+
+    pub(super) fn then(&self, call: usize, then: Box<dyn FnOnce() + Send>) {
+        self.with(|inner| match inner.calls.get_mut(call) {
+            Some(state) if !state.is_over() => state.then = Some(then),
+            _ => inner.told.thens.push(then),
+        });
     }
 
     /// Lets the scheduler decide, and does it.
-    fn handle(&self, inner: &mut Inner, event: Event, ended: &mut Ended) {
-        let mut events = vec![event];
-        let mut actions = Vec::new();
-        while let Some(event) = events.pop() {
-            inner.scheduler.on(event, &mut actions);
+    pub(super) fn handle(&self, inner: &mut Inner, event: Event) {
+        let mut actions = std::mem::take(&mut inner.actions);
+        let mut events = VecDeque::new();
+        inner.scheduler.on(event, &mut actions);
+        loop {
             for action in actions.drain(..) {
-                match action {
-                    Action::Assign(slot, task) => events.extend(inner.assign(slot, task)),
-                    Action::Complete(task) => inner.complete(task, ended),
-                    Action::Fail(task, loss) => inner.fail(task, loss, ended),
-                    Action::Start(slot) => {
-                        if let Err(error) = self.start(inner, slot) {
-                            inner.start_error = Some(error);
-                            events.push(Event::NotStarted(slot));
-                        }
-                    }
-                    Action::Retire(slot) => inner.tell(slot, |child| child.channel().send(tag::RETIRE, &[], &[])),
-                    Action::Kill(slot) => inner.tell(slot, |child| child.signal(Signal::TERMINATE)),
+                self.act(inner, action, &mut events);
+            }
+            let Some(event) = events.pop_front() else { break };
+            inner.scheduler.on(event, &mut actions);
+        }
+        inner.actions = actions; // its memory is used again
+    }
+
+    fn act(&self, inner: &mut Inner, action: Action, events: &mut VecDeque<Event>) {
+        match action {
+            Action::Publish(id) => {
+                if let Err(error) = self.publish(inner, id) {
+                    let why = format!("there is no memory for the argument: {error}");
+                    self.remove(inner, id, &TaskEnd::Refused(why));
+                    events.push_back(Event::Ended(id));
                 }
             }
+            Action::MakeWay(priority) => {
+                let is_less =
+                    |task: &Task| inner.calls.get(task.call).is_some_and(|call| call.settings.priority < priority);
+                let out = inner.tasks.iter().filter(|(_, task)| is_less(task)).filter_map(|(id, task)| match task.at {
+                    At::Out { slot, position, .. } => Some((position, slot, TaskId(id))),
+                    At::Waiting(_) => None,
+                });
+                let mut out: Vec<_> = out.collect();
+                out.sort_unstable();
+                for (position, slot, id) in out.into_iter().rev() {
+                    if self.board.table().withdraw(slot, position) {
+                        self.take_off(inner, id, 0);
+                        inner.scheduler.on(Event::Withdrawn(id), &mut Vec::new());
+                    }
+                }
+                events.push_back(Event::WayMade);
+            }
+            Action::Fail(id, loss) => {
+                let end = match (loss, &inner.why) {
+                    (Loss::NoWorkers, Some(why)) => TaskEnd::NoWorkers(why.clone()),
+                    _ => TaskEnd::Terminated,
+                };
+                self.remove(inner, id, &end);
+            }
+            Action::Lose(id) => events.push_back(self.lose(inner, id)),
+            Action::Delay(id, attempt) => {
+                let Some(task) = inner.tasks.get(id.0) else { return };
+                let backoff = inner.calls.get(task.call).map_or_else(Default::default, |call| call.settings.backoff);
+                let serial = task.serial;
+                inner.set_timer(super::watch::after_backoff(backoff, attempt), Timer::Due { task: id, serial });
+            }
+            Action::Start(place) => {
+                inner.to_start.push_back(place);
+                inner.told.driver = true;
+            }
+            Action::StartLater(place, failures) => {
+                inner.set_timer(super::watch::after_failed_starts(failures), Timer::Start(place));
+            }
+            Action::Retire(place) | Action::Kill(place) => match &inner.workers.get(place.0) {
+                Some(Some(worker)) => self.end_worker(worker, action),
+                _ => _ = inner.on_arrival.insert(place, action),
+            },
         }
     }
 
-    fn start(&self, inner: &mut Inner, slot: Slot) -> Result<(), StartError> {
-        let child = start_worker(Settings { daemon: true, method: self.method, ..Settings::default() })?;
-        let key = inner.next_key;
-        inner.next_key += 1;
-        let watched = self.watch.add(child.channel(), key).and_then(|()| self.watch.add(&child, key));
-        if let Err(source) = watched {
-            let _ = child.signal(Signal::KILL);
-            return Err(StartError::Os { doing: "watching a worker", source });
+    /// Retires or kills.
+    pub(super) fn end_worker(&self, worker: &Worker, action: Action) {
+        if matches!(action, Action::Kill(_)) {
+            // A worker that may not be signalled any more sees the end of its channel.
+            if worker.child.signal(Signal::TERMINATE).is_err() {
+                worker.child.channel().shut_down();
+            }
+        } else {
+            worker.stream.cell().retire.store(1, Ordering::Release);
+            self.board.sleepers().rouse();
         }
-        let last_words = Ending::new(ExitStatus::Unknown);
-        inner.workers[slot.0] = Some(Worker { child, key, last_words, held: None });
+    }
+
+    /// Lays a task on the table.
+    fn publish(&self, inner: &mut Inner, id: TaskId) -> Result<(), MemoryError> {
+        let Some(task) = inner.tasks.get_mut(id.0) else { return Ok(()) };
+        let At::Waiting(bytes) = &mut task.at else { return Ok(()) };
+        let Some(call) = inner.calls.get(task.call) else { return Ok(()) };
+        let len = bytes.len() as u64;
+        let block = match bytes.len() {
+            ..=INLINE_LEN => None,
+            _ => Some(inner.blocks.allocate(self.board.segment(), len)?),
+        };
+        let limited = call.settings.limit.map_or(0, |_| LIMITED);
+        let order = Order {
+            function: call.function.id,
+            function_at: call.function.extent.offset,
+            function_len: call.function.len,
+            argument_at: block.map_or(0, |block| block.offset),
+            argument_len: len,
+            items: task.count - task.done,
+            flags: limited | if task.fds.is_empty() { 0 } else { WITH_FDS },
+        };
+        let slot = inner.free_slots.pop().ok_or(MemoryError::Corrupt)?;
+        let inline = if block.is_none() { &bytes[..] } else { &[] };
+        self.board.write(slot, &order, inline)?;
+        if let Some(block) = block {
+            self.board.segment().copy_in(block.offset, bytes)?;
+        }
+        let mut used = std::mem::take(bytes);
+        inner.slots[slot as usize] = Some(id);
+        let position = self.board.table().publish(slot);
+        task.at = At::Out { slot, position, block };
+        inner.told.published += 1;
+        if let Some(at) = call.settings.limit.and_then(|limit| Instant::now().checked_add(limit)) {
+            inner.set_timer(at, Timer::Limit { slot, position });
+        }
+        if inner.spare.len() < 64 && used.capacity() <= 4096 {
+            used.clear();
+            inner.spare.push(used);
+        }
         Ok(())
+    }
+
+    /// Takes a task that no worker has off the board; `skip` of its items that have not ended are left behind.
+    pub(super) fn take_off(&self, inner: &mut Inner, id: TaskId, skip: u32) {
+        let Some(task) = inner.tasks.get_mut(id.0) else { return };
+        let At::Out { slot, block, .. } = task.at else { return };
+        let mut bytes = Vec::new();
+        // Only a process that went wild makes this fail: the items then fail to be decoded.
+        if let Ok(order) = self.board.read(slot) {
+            let _ = self.board.read_argument(slot, &order, &mut bytes);
+            let answered = order.items.saturating_sub(task.count - task.done);
+            let mut rest = &bytes[..];
+            for _ in 0..answered + skip {
+                let _ = super::task::next_item(&mut rest);
+            }
+            bytes = rest.to_vec();
+        }
+        task.at = At::Waiting(bytes);
+        inner.free(&self.board, slot, block);
+    }
+
+    /// The item that ran is lost.
+    fn lose(&self, inner: &mut Inner, id: TaskId) -> Event {
+        let Some(task) = inner.tasks.get_mut(id.0) else { return Event::Ended(id) };
+        let end = task.loss.take().unwrap_or(TaskEnd::Terminated);
+        let (call, index) = (task.call, task.first + u64::from(task.done));
+        task.done += 1;
+        if let At::Waiting(bytes) = &mut task.at {
+            let mut rest = &bytes[..];
+            let _ = super::task::next_item(&mut rest);
+            *bytes = rest.to_vec();
+        }
+        let is_last = task.done == task.count;
+        inner.end_item(call, index, End::Failed(Box::new(end)));
+        if is_last {
+            inner.tasks.remove(id.0);
+            return Event::Ended(id);
+        }
+        Event::Requeued(id)
+    }
+
+    /// All items of a task that have not ended end so, and it is no more.
+    pub(super) fn remove(&self, inner: &mut Inner, id: TaskId, end: &TaskEnd) {
+        let Some(task) = inner.tasks.try_remove(id.0) else { return };
+        if let At::Out { slot, position, block } = task.at {
+            // A worker that has it goes on with it, unread, until it is killed.
+            self.board.table().withdraw(slot, position);
+            inner.free(&self.board, slot, block);
+        }
+        for item in task.done..task.count {
+            let end = End::Failed(Box::new(end.clone()));
+            inner.end_item(task.call, task.first + u64::from(item), end);
+        }
+    }
+}
+
+/// How what was stopped ends.
+pub(super) fn stop_end(stop: Stop) -> TaskEnd {
+    match stop {
+        Stop::Cancelled => TaskEnd::Cancelled,
+        Stop::TimedOut => TaskEnd::TimedOut,
     }
 }
 
 impl Inner {
-    fn kill_all(&self) {
-        for worker in self.workers.iter().flatten() {
-            // One that has ended takes none, which is as good.
-            let _ = worker.child.signal(Signal::KILL);
+    pub(super) fn serial(&mut self) -> u64 {
+        self.next_serial += 1;
+        self.next_serial
+    }
+
+    pub(super) fn known_function(&self, key: (usize, usize)) -> Option<FunctionAt> {
+        self.functions.get(&key).copied()
+    }
+
+    /// The slot is free, and the block.
+    pub(super) fn free(&mut self, board: &Board, slot: u32, block: Option<Extent>) {
+        self.slots[slot as usize] = None;
+        self.free_slots.push(slot);
+        if let Some(block) = block {
+            self.blocks.free(board.segment(), block);
         }
     }
 
-    fn position(&self, key: u64) -> Option<usize> {
-        self.workers.iter().position(|worker| worker.as_ref().is_some_and(|worker| worker.key == key))
-    }
-
-    /// A worker that cannot be told is dead, or may not be signalled any more, or there is no memory for the message: the
-    /// end of its channel ends it in each case.
-    fn tell(&self, slot: Slot, say: impl FnOnce(&Child) -> io::Result<()>) {
-        if let Some(worker) = &self.workers[slot.0]
-            && say(&worker.child).is_err()
-        {
-            worker.child.channel().shut_down();
+    /// A result of a call, or a failure: to be taken, and somebody may wait for it.
+    pub(super) fn end_item(&mut self, call: usize, index: u64, end: End) {
+        if let Some(state) = self.calls.get_mut(call) {
+            state.ends.push(index, end);
+            self.ended(call, 1);
         }
     }
 
-    /// Sends the task; the event that follows where that fails.
-    fn assign(&mut self, slot: Slot, id: TaskId) -> Option<Event> {
-        let task = self.tasks.get_mut(&id)?;
-        let worker = self.workers[slot.0].as_mut()?;
-        let (function, input) = task.order.take()?;
-        worker.held = Some(id);
-        match send_task(worker.child.channel(), id.0, &function, &input) {
-            Ok(()) => None,
-            Err(error) if is_peer_gone(&error) => {
-                task.order = Some((function, input));
-                Some(Event::NotDelivered(slot, id))
-            }
-            // No descriptor or memory for it: the task ends, the worker has nothing to do with it.
-            Err(error) => {
-                task.outcome = Some(Outcome::Refused(format!("the argument could not be sent to a worker: {error}")));
-                Some(Event::Finished(slot, id))
-            }
+    /// Some items of a call have ended.
+    pub(super) fn ended(&mut self, call: usize, count: u64) {
+        let Some(state) = self.calls.get_mut(call) else { return };
+        state.left -= count;
+        if state.followers > 0 {
+            self.told.unpark(state);
+        }
+        self.told.wakers.extend(state.waker.take());
+        self.told.leader |= self.leader == Some(call);
+        if state.is_abandoned {
+            state.ends = call::Ends::default();
+        }
+        self.settle(call);
+    }
+
+    /// Sees to what follows when a call is over.
+    fn settle(&mut self, call: usize) {
+        let Some(state) = self.calls.get_mut(call).filter(|state| state.is_over()) else { return };
+        self.told.thens.extend(state.then.take());
+        self.told.wakers.extend(state.waker.take());
+        self.eager -= usize::from(std::mem::take(&mut state.is_eager));
+        if state.is_abandoned {
+            let function = state.function;
+            self.calls.remove(call);
+            self.orphans.extend(function.is_calls_own.then_some(function.extent));
         }
     }
 
-    fn complete(&mut self, id: TaskId, ended: &mut Ended) {
-        if let Some(task) = self.tasks.remove(&id) {
-            let outcome = task.outcome.unwrap_or_else(|| Outcome::Refused("the worker gave no answer".to_owned()));
-            ended.push((task.done, TaskEnd::Outcome(outcome)));
+    pub(super) fn seal(&mut self, call: usize) {
+        if let Some(state) = self.calls.get_mut(call) {
+            state.is_sealed = true;
+            self.settle(call);
         }
     }
 
-    fn fail(&mut self, id: TaskId, loss: Loss, ended: &mut Ended) {
-        let Some(task) = self.tasks.remove(&id) else { return };
-        let end = match loss {
-            Loss::Terminated => TaskEnd::Terminated,
-            Loss::NoWorkers => TaskEnd::NoWorkers(self.start_error.take()),
-            Loss::WorkerDied(slot) => {
-                let last_words = self.workers[slot.0].take().map(|worker| worker.last_words);
-                match (task.outcome, last_words.unwrap_or(Ending::new(ExitStatus::Unknown))) {
-                    (Some(refused), _) => TaskEnd::Outcome(refused),
-                    (None, Ending { outcome: Some(Outcome::Panicked(panic)), .. }) => {
-                        TaskEnd::Outcome(Outcome::Panicked(panic))
-                    }
-                    (None, ending) => TaskEnd::WorkerLost(ending),
-                }
-            }
-        };
-        ended.push((task.done, end));
+    /// Nobody wants the results any more.
+    pub(super) fn abandon(&mut self, call: usize) {
+        if let Some(state) = self.calls.get_mut(call) {
+            state.is_abandoned = true;
+            state.is_sealed = true;
+            self.settle(call);
+        }
+    }
+
+    pub(super) fn is_over(&self, call: usize) -> bool {
+        self.calls.get(call).is_none_or(call::State::is_over)
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.scheduler.waiting() == 0 || !self.scheduler.is_open()
     }
 }

@@ -1,22 +1,59 @@
 //! [`Pool`]: what the faces use.
 
+use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::num::NonZeroU64;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use super::TaskEnd;
-use super::driver::{Done, Driver};
+use super::call::{Call, CallSettings};
+use super::driver::Driver;
+use super::scheduler::Event;
+use super::staff::WorkerStats;
 use crate::frame::Payload;
-use crate::frame::wire::Writer;
-use crate::process::{Function, StartError, StartMethod};
+use crate::process::{EnvChange, Function, FunctionError, StartError, StartMethod, lock};
+use crate::shm::MemoryError;
+
+/// Called with a worker's process id and what it logged.
+pub type OnLog = Arc<dyn Fn(u32, &[u8]) + Send + Sync>;
 
 /// What a pool is to be.
-#[derive(Debug, Clone, Default)]
+#[derive(Default)]
 pub struct PoolSettings {
     /// How many workers; `None` for one per processor that this process may use.
     pub workers: Option<usize>,
     /// How workers are started; not [`StartMethod::Fork`], as a pool replaces its workers from a thread.
     pub method: StartMethod,
+    /// What the names of its workers begin with; `None` for `PoolWorker`.
+    pub name: Option<String>,
+    /// Changes to the environment of workers.
+    pub env: Vec<EnvChange>,
+    /// What a worker runs before its first task.
+    pub initializer: Option<(Function, Payload)>,
+    /// What a worker runs after its last task, when it ends in peace.
+    pub finalizer: Option<Function>,
+    /// A worker that has run so many items is replaced.
+    pub max_tasks_per_child: Option<NonZeroU64>,
+    /// The niceness of workers (`nice(2)`).
+    pub nice: Option<i32>,
+    /// The processors that each worker may use, one list for each place, and so on in turn.
+    pub cpus: Vec<Vec<u32>>,
+    /// How many bytes of its own a worker may have in memory.
+    pub memory_limit: Option<u64>,
+    /// Workers end when there has been nothing to do for so long.
+    pub retire_idle: Option<Duration>,
+    /// See [`log`](super::log).
+    pub on_log: Option<OnLog>,
+}
+
+impl fmt::Debug for PoolSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PoolSettings")
+            .field("workers", &self.workers)
+            .field("method", &self.method)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why there is no pool.
@@ -26,6 +63,14 @@ pub enum PoolError {
     /// A pool of no workers would never run anything.
     #[error("a pool needs at least one worker")]
     NoWorkers,
+    /// Workers are told apart by a number of 18 bits, and each takes processes and descriptors.
+    #[error("a pool can have at most {limit} workers: {workers} were asked for")]
+    TooManyWorkers {
+        /// What was asked for.
+        workers: usize,
+        /// What is possible.
+        limit: usize,
+    },
     /// Workers are replaced by a thread, which must not copy the program.
     #[error("a pool cannot start its workers by `fork`: it has a thread of its own; use `forkserver` or `spawn`")]
     Fork,
@@ -35,17 +80,36 @@ pub enum PoolError {
     /// A worker did not start.
     #[error("could not start a worker: {0}")]
     Start(#[from] StartError),
+    /// The initializer or the finalizer has no name that a worker could find.
+    #[error(transparent)]
+    Function(#[from] FunctionError),
+    /// The face could not encode the initializer's argument.
+    #[error(transparent)]
+    Argument(Box<dyn std::error::Error + Send + Sync>),
     /// The pool's thread or its descriptors could not be made.
     #[error("could not start the thread of a pool: {0}")]
     Os(io::Error),
 }
 
+/// Why a call could not be begun.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CallError {
+    /// The function has no name that a worker could find.
+    #[error(transparent)]
+    Function(#[from] FunctionError),
+    /// There is no memory for its name and context.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+const MOST_WORKERS: usize = 1 << 16;
+
 /// Worker processes that run tasks. Dropping it terminates them.
 #[derive(Debug)]
 pub struct Pool {
     driver: Arc<Driver>,
-    thread: Option<JoinHandle<()>>,
-    workers: usize,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Pool {
@@ -53,51 +117,119 @@ impl Pool {
     ///
     /// # Errors
     /// See [`PoolError`]; nothing is left running then.
-    pub fn new(settings: &PoolSettings) -> Result<Self, PoolError> {
+    pub fn new(settings: PoolSettings) -> Result<Self, PoolError> {
         let workers = match settings.workers {
-            Some(0) => return Err(PoolError::NoWorkers),
             Some(workers) => workers,
             None => std::thread::available_parallelism().map_err(PoolError::CpuCount)?.get(),
         };
+        check(workers)?;
         if settings.method == StartMethod::Fork {
             return Err(PoolError::Fork);
         }
-        let driver = Driver::new(workers, settings.method)?;
-        let thread = driver.spawn_thread().map_err(PoolError::Os)?;
-        Ok(Self { driver, thread: Some(thread), workers })
+        let driver = Driver::new(workers, settings)?;
+        if let Err((_, error)) = driver.start_next() {
+            driver.kill_all();
+            return Err(error.into());
+        }
+        let thread = driver.spawn_thread().map_err(PoolError::Os).inspect_err(|_| driver.kill_all())?;
+        Ok(Self { driver, thread: Mutex::new(Some(thread)) })
     }
 
     /// How many workers it keeps.
     #[must_use]
     pub fn workers(&self) -> usize {
-        self.workers
+        self.driver.with(|inner| inner.scheduler.wanted())
     }
 
-    /// Has a worker run `function` on `input`, and calls `done` exactly once with what came of it: on the pool's thread,
-    /// or on this one when the pool is over; it should be quick.
-    pub fn submit(&self, function: &Function, input: Payload, done: impl FnOnce(TaskEnd) + Send + 'static) {
-        let mut name = Writer::default();
-        function.encode(&mut name);
-        let done: Done = Box::new(done);
-        self.driver.submit(name.into_bytes(), input, done);
+    /// Keeps so many workers from now on: starts more, or has some end when they have finished their tasks.
+    ///
+    /// # Errors
+    /// [`PoolError::NoWorkers`], [`PoolError::TooManyWorkers`].
+    pub fn resize(&self, workers: usize) -> Result<(), PoolError> {
+        check(workers)?;
+        if self.driver.is_ours() {
+            self.driver.resize(workers);
+        }
+        Ok(())
+    }
+
+    /// Begins a call of a function. `key` tells functions apart ([`Function::key`]), `name` gives its name when it is needed;
+    /// with a context, that is sent to each worker once.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn call(
+        &self,
+        key: (usize, usize),
+        name: impl FnOnce() -> Result<Function, FunctionError>,
+        context: Option<Vec<u8>>,
+        settings: CallSettings,
+    ) -> Result<Call, CallError> {
+        let known = if context.is_none() { self.driver.with(|inner| inner.known_function(key)) } else { None };
+        let function = match known {
+            Some(function) => function,
+            None => {
+                let name = name()?;
+                self.driver.with(|inner| self.driver.function(inner, key, &name, context))?
+            }
+        };
+        let (key, parker) = self.driver.open(function, settings);
+        Ok(Call { driver: Arc::clone(&self.driver), key, parker })
+    }
+
+    /// Whether it takes tasks: it was neither closed nor terminated, and has workers or hopes for some.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.driver.with(|inner| inner.scheduler.is_open())
     }
 
     /// Refuses new tasks; those submitted are run, then the workers end.
     pub fn close(&self) {
-        self.driver.close();
+        if self.driver.is_ours() {
+            self.driver.with(|inner| {
+                self.driver.handle(inner, Event::Closed);
+                inner.told.driver = true;
+            });
+        }
     }
 
     /// Ends the workers at once; tasks that have not ended fail.
     pub fn terminate(&self) {
-        self.driver.terminate();
+        if self.driver.is_ours() {
+            self.driver.terminate();
+        }
     }
 
-    /// Waits until all workers have ended, after [`Pool::close`] or [`Pool::terminate`].
-    pub fn join(&mut self) {
-        if let Some(thread) = self.thread.take_if(|_| self.driver.is_ours()) {
+    /// Waits until all workers have ended and all callbacks have run, after [`Pool::close`] or [`Pool::terminate`].
+    pub fn join(&self) {
+        if !self.driver.is_ours() {
+            return;
+        }
+        if let Some(thread) = lock(&self.thread).take() {
             // A panic there was printed; the workers die with this process at the latest.
             let _ = thread.join();
         }
+        self.driver.callbacks.join();
+    }
+
+    /// What each living worker has done so far.
+    #[must_use]
+    pub fn stats(&self) -> Vec<WorkerStats> {
+        self.driver.with(|inner| inner.workers.iter().flatten().map(super::staff::Worker::stats).collect())
+    }
+
+    /// How many workers have died, other than by ending in peace.
+    #[must_use]
+    pub fn workers_lost(&self) -> u64 {
+        self.driver.with(|inner| inner.lost)
+    }
+}
+
+fn check(workers: usize) -> Result<(), PoolError> {
+    match workers {
+        0 => Err(PoolError::NoWorkers),
+        1..=MOST_WORKERS => Ok(()),
+        _ => Err(PoolError::TooManyWorkers { workers, limit: MOST_WORKERS }),
     }
 }
 

@@ -1,22 +1,64 @@
-//! Pools: workers that run tasks, and a parent that knows at every moment which worker holds which.
+//! Pools: workers that take tasks from a table in shared memory, and a parent that knows at every moment which worker holds
+//! which. `docs/design/pool.md` tells the protocol.
 //!
 //! | file | what it does |
 //! |---|---|
 //! | `scheduler` | decides: events in, actions out, no clock and no descriptor |
-//! | `driver` | acts: the thread that talks to the workers and sees them die |
+//! | `claim`, `board` | the table: how tasks are taken, and the memory that they lie in |
+//! | `stream` | one worker's memory: what it does, and how its results come back |
+//! | `doorbell` | how workers wake the parent |
 //! | `worker` | the child's loop |
-//! | `handle` | [`Pool`], what the faces use |
-//! | `task` | a task on the wire and how it ends |
+//! | `driver`, `collect`, `watch` | the parent: tasks in and out, results, deaths and times |
+//! | `staff` | a worker as the parent sees it |
+//! | `callbacks` | the thread for callbacks |
+//! | `call`, `handle` | [`Call`] and [`Pool`], what the faces use |
+//! | `task` | how a task ends, and messages |
 
+mod board;
+mod call;
+mod callbacks;
+mod claim;
+mod collect;
+mod doorbell;
 mod driver;
 mod handle;
 mod scheduler;
+mod staff;
+mod stream;
 mod task;
+mod watch;
 mod worker;
 
-pub use handle::{Pool, PoolError, PoolSettings};
-pub use task::TaskEnd;
+pub use call::{Call, CallSettings, Ends, ItemEnd, Want};
+pub use handle::{CallError, OnLog, Pool, PoolError, PoolSettings};
+pub use staff::WorkerStats;
+pub use task::{Ended, Items, TaskEnd, Why};
+pub use worker::log;
 pub(crate) use worker::run as run_worker;
 
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use task::{decode_outcome, decode_task};
+pub(crate) use task::decode_any;
+
+use crate::prim::AtomicU32;
+use crate::sys::shared::shared;
+
+/// What the table and the doorbell need of the system.
+mod os {
+    pub(super) use crate::prim::{Ordering, fence};
+    pub(super) use crate::sys::futex::wake;
+}
+
+/// The table of tasks: see `claim`.
+#[derive(Debug, Clone, Copy)]
+struct Table<'a> {
+    board: &'a board::Board,
+}
+
+shared! {
+    /// How workers wake the parent: see `doorbell`.
+    ///
+    /// | offset | bytes | field | who writes it, when |
+    /// |---|---|---|---|
+    /// | 0 | 4 | word | the parent, what it is going to do; a worker, that it has rung |
+    struct Doorbell { word: AtomicU32, }
+}

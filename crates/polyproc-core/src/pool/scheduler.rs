@@ -1,76 +1,143 @@
-//! Decides which worker runs which task and what a death means. Pure: no clock, no descriptor, no allocation of ids.
+//! Decides which tasks are out with the workers, which workers there are, and what a death means. Pure: no clock, no
+//! descriptor, no memory but its own.
 //!
-//! Invariants, tested below with any order of events:
-//! - a task ends exactly once, by `Complete` or by `Fail`;
-//! - a worker holds at most one task, and only that one fails when the worker dies;
-//! - tasks are assigned in the order of their submission;
-//! - while the pool is open, every dead worker is replaced, unless workers keep dying before they are ready.
+//! A task is *waiting* (here, in the order of priority and submission), *out* (on the table, where workers take it
+//! themselves), or *delayed* (until its next attempt is due). Invariants, tested with any order of events:
+//!
+//! - a task that was submitted ends exactly once: by `Ended`, by `Fail`, or by `Dropped`;
+//! - no more tasks are out than the table has slots, and none waits while a slot is free, unless the pool is over;
+//! - tasks go out in the order of their priorities, and of their submission within one;
+//! - a death costs the one item that ran, and no other, and an item is tried no more often than allowed;
+//! - there are as many workers as asked for, unless they do not start or the pool ends; then every task ends.
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, VecDeque};
 
-/// A task, by its number.
+/// A task: the place of its record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct TaskId(pub(crate) u64);
+pub(crate) struct TaskId(pub(crate) usize);
 
 /// A worker's place in the pool, kept by its replacement.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Slot(pub(crate) usize);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Place(pub(crate) usize);
+
+/// Larger ones go out first.
+pub(crate) type Priority = i32;
+
+/// How a task that its worker left unfinished stood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// The worker had taken it, and begun none of its items.
+    NotBegun,
+    /// An item ran; `is_first` if it had been tried before, or is the first of the task.
+    Running {
+        /// No item of the task has ended since the last attempt at this one.
+        is_same: bool,
+        /// It may be tried again.
+        may_retry: bool,
+    },
+}
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Event {
-    Submitted(TaskId),
-    /// The worker waits for its first task.
-    Ready(Slot),
-    /// The worker answered.
-    Finished(Slot, TaskId),
-    /// The worker is dead or useless: it gets no more tasks. What it sent before is still to be seen, then its death.
-    Doomed(Slot),
-    /// The task never reached the worker, which is dead or about to be.
-    NotDelivered(Slot, TaskId),
-    /// The worker is gone; all it sent before was seen.
-    Died(Slot),
-    /// No worker could be started in this place.
-    NotStarted(Slot),
+    /// A new task, with the number of times that an item of it may be tried again.
+    Submitted(TaskId, Priority, u32),
+    /// A new task, which is part of one that was submitted before: it is delayed until it is `Due`.
+    Resubmitted(TaskId, Priority, u32),
+    /// All items of a task that was out have ended; or it was taken back, and is to end.
+    Ended(TaskId),
+    /// It was taken back from the table to wait; more may follow, the newest first, and then `WayMade`.
+    Withdrawn(TaskId),
+    /// All less urgent tasks were taken back that could be.
+    WayMade,
+    /// It is not to be run: it waits or is delayed.
+    Dropped(TaskId),
+    /// What is left of a task, after `Lose`, is to be run.
+    Requeued(TaskId),
+    /// The time of a delayed task has come.
+    Due(TaskId),
+    /// The worker takes tasks from now on.
+    Ready(Place),
+    /// The worker is gone, and all it sent was seen.
+    Died(Place, Option<(TaskId, Held)>),
+    /// No worker could be started there; for ever, or perhaps only now.
+    NotStarted(Place, Hope),
+    /// It is time to try to start one again.
+    StartDue(Place),
+    /// The worker has had nothing to do for long.
+    Idle(Place),
+    /// So many workers are wanted from now on.
+    Resized(usize),
     /// No more tasks will be submitted; those that were are run.
     Closed,
     /// All ends now.
     Terminated,
+    /// Workers cannot be made fit to run anything.
+    Broken,
 }
 
-/// Why a task fails without an answer.
+/// Whether to try again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hope {
+    Some,
+    None,
+}
+
+/// Why a task fails without having been run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Loss {
-    /// Its worker died.
-    WorkerDied(Slot),
     /// Nobody is left to run it: workers do not start, or die before they are ready.
     NoWorkers,
-    /// The pool was terminated.
+    /// The pool was closed or terminated.
     Terminated,
 }
 
 /// What to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
-    Assign(Slot, TaskId),
-    Complete(TaskId),
+    /// Lay the task on the table.
+    Publish(TaskId),
+    /// Take those tasks back from the table that are less urgent, the newest first: `Withdrawn` for each, then `WayMade`.
+    MakeWay(Priority),
+    /// The task ends, with this for all items that have not ended.
     Fail(TaskId, Loss),
-    Start(Slot),
-    /// Ask the worker to end: it has no task.
-    Retire(Slot),
+    /// The item that ran is lost. `Requeued` follows, or `Ended` when it was the last one.
+    Lose(TaskId),
+    /// Try the task again after a time that grows with the number of attempts. `Due` follows.
+    Delay(TaskId, u32),
+    Start(Place),
+    /// Try to start a worker after a time that grows with the number of failures. `StartDue` follows.
+    StartLater(Place, u32),
+    /// Ask the worker to end when it has finished its task.
+    Retire(Place),
     /// End the worker, whatever it does.
-    Kill(Slot),
+    Kill(Place),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    Waiting,
+    Out,
+    Delayed,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Task {
+    at: At,
+    priority: Priority,
+    retries: u32,
+    attempts: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Worker {
     Starting,
-    Idle,
-    Busy(TaskId),
-    /// It is dead, but perhaps it finished its task first.
-    Doomed(TaskId),
-    /// Told to end, or dead without a task.
+    Ready,
+    /// Told to end.
     Ending,
+    /// Another attempt to start one is to come.
+    Awaited,
     Gone,
 }
 
@@ -78,326 +145,380 @@ enum Worker {
 enum Phase {
     Open,
     Closed,
-    Terminated,
+    Over(Loss),
 }
 
 /// So many deaths in a row before anybody was ready, for each worker, mean that none will ever be. Many, as somebody who
 /// kills workers at random kills new ones too.
 const STILLBORN_LIMIT: usize = 50;
+/// So many failures to start in a row, when nobody is there, mean the same: with the times between them, some seconds.
+const FAILED_START_LIMIT: u32 = 8;
 
 /// The state. See the module's text.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
+    slots: usize,
+    /// By number; `None` once it has ended.
+    tasks: Vec<Option<Task>>,
+    /// Those that wait. A number that is not a waiting task's any more is passed over.
+    waiting: BTreeMap<Reverse<Priority>, VecDeque<TaskId>>,
+    live: usize,
+    waiting_count: usize,
+    /// How many of each priority are out.
+    out: BTreeMap<Priority, usize>,
+    out_count: usize,
     workers: Vec<Worker>,
-    queue: VecDeque<TaskId>,
+    wanted: usize,
     phase: Phase,
     stillborn: usize,
+    failed_starts: u32,
 }
 
 impl Scheduler {
-    /// For `workers` workers that are being started.
-    pub(crate) fn new(workers: usize) -> Self {
-        Self { workers: vec![Worker::Starting; workers], queue: VecDeque::new(), phase: Phase::Open, stillborn: 0 }
+    /// For `workers` workers that are being started, and a table of `slots` tasks.
+    pub(crate) fn new(workers: usize, slots: usize) -> Self {
+        Self {
+            slots,
+            tasks: Vec::new(),
+            waiting: BTreeMap::new(),
+            live: 0,
+            waiting_count: 0,
+            out: BTreeMap::new(),
+            out_count: 0,
+            workers: vec![Worker::Starting; workers],
+            wanted: workers,
+            phase: Phase::Open,
+            stillborn: 0,
+            failed_starts: 0,
+        }
     }
 
-    /// No worker is left: the pool is over, if it was closed or broke.
+    /// No worker is left or to come.
     pub(crate) fn is_over(&self) -> bool {
+        self.phase != Phase::Open && self.is_deserted()
+    }
+
+    /// Whether it takes tasks.
+    pub(crate) fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    /// How many tasks wait for room on the table.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting_count
+    }
+
+    /// How many workers are wanted.
+    pub(crate) fn wanted(&self) -> usize {
+        self.wanted
+    }
+
+    fn is_deserted(&self) -> bool {
         self.workers.iter().all(|worker| *worker == Worker::Gone)
     }
 
     /// What follows from `event`.
     pub(crate) fn on(&mut self, event: Event, actions: &mut Vec<Action>) {
         match event {
-            Event::Submitted(task) => match self.phase {
-                Phase::Open if !self.is_over() => self.queue.push_back(task),
-                Phase::Open => actions.push(Action::Fail(task, Loss::NoWorkers)),
-                Phase::Closed | Phase::Terminated => actions.push(Action::Fail(task, Loss::Terminated)),
+            Event::Submitted(task, priority, retries) => return self.submit(task, priority, retries, actions),
+            Event::Resubmitted(task, priority, retries) => match self.phase {
+                Phase::Over(loss) => actions.push(Action::Fail(task, loss)),
+                Phase::Open | Phase::Closed => self.add(task, Task { at: At::Delayed, priority, retries, attempts: 0 }),
             },
-            Event::Ready(slot) => {
-                if self.workers[slot.0] == Worker::Starting {
-                    self.workers[slot.0] = Worker::Idle;
-                    self.stillborn = 0;
+            Event::Ended(task) => self.end(task),
+            Event::Withdrawn(task) => {
+                self.not_out(task);
+                return self.wait(task, true);
+            }
+            Event::WayMade => {}
+            Event::Dropped(task) => self.end(task),
+            Event::Requeued(task) => {
+                if let Some(Some(task)) = self.tasks.get_mut(task.0) {
+                    task.attempts = 0;
+                }
+                self.wait_again(task, actions);
+            }
+            Event::Due(task) => {
+                if matches!(self.tasks.get(task.0), Some(Some(Task { at: At::Delayed, .. }))) {
+                    self.wait_again(task, actions);
                 }
             }
-            Event::Finished(slot, task) => {
-                let then = match self.workers[slot.0] {
-                    Worker::Busy(held) if held == task => Some(Worker::Idle),
-                    Worker::Doomed(held) if held == task => Some(Worker::Ending),
-                    _ => None,
-                };
-                if let Some(then) = then {
-                    self.workers[slot.0] = then;
-                    actions.push(Action::Complete(task));
+            Event::Ready(place) => {
+                if self.workers[place.0] == Worker::Starting {
+                    self.workers[place.0] = Worker::Ready;
+                }
+                self.stillborn = 0;
+                self.failed_starts = 0;
+            }
+            Event::Died(place, held) => self.on_death(place, held, actions),
+            Event::NotStarted(place, hope) => self.on_failed_start(place, hope, actions),
+            Event::StartDue(place) => {
+                if self.workers[place.0] == Worker::Awaited {
+                    self.workers[place.0] = Worker::Gone;
+                    self.start_at(place, actions);
                 }
             }
-            Event::Doomed(slot) => match self.workers[slot.0] {
-                Worker::Busy(task) => self.workers[slot.0] = Worker::Doomed(task),
-                Worker::Idle => self.workers[slot.0] = Worker::Ending,
-                // Its death counts as that of one that was never ready.
-                Worker::Starting | Worker::Doomed(_) | Worker::Ending | Worker::Gone => {}
-            },
-            Event::NotDelivered(slot, task) => {
-                if self.workers[slot.0] == Worker::Busy(task) {
-                    self.workers[slot.0] = Worker::Ending;
-                    self.queue.push_front(task);
+            Event::Idle(place) => {
+                if self.phase == Phase::Open && self.workers[place.0] == Worker::Ready && self.live == 0 {
+                    self.workers[place.0] = Worker::Ending;
+                    actions.push(Action::Retire(place));
                 }
             }
-            Event::Died(slot) => self.on_death(slot, actions),
-            Event::NotStarted(slot) => {
-                self.workers[slot.0] = Worker::Gone;
-            }
+            Event::Resized(wanted) => self.resize(wanted, actions),
             Event::Closed => {
                 if self.phase == Phase::Open {
                     self.phase = Phase::Closed;
                 }
             }
-            Event::Terminated => self.terminate(actions),
+            Event::Terminated => self.give_up(Loss::Terminated, actions),
+            Event::Broken => self.give_up(Loss::NoWorkers, actions),
         }
-        self.assign(actions);
-        if self.is_over() {
-            self.fail_queue(if self.phase == Phase::Open { Loss::NoWorkers } else { Loss::Terminated }, actions);
-        }
+        self.publish(actions);
+        self.retire_when_closed(actions);
     }
 
-    fn on_death(&mut self, slot: Slot, actions: &mut Vec<Action>) {
-        let was = std::mem::replace(&mut self.workers[slot.0], Worker::Gone);
-        match was {
-            Worker::Busy(task) | Worker::Doomed(task) => actions.push(Action::Fail(task, Loss::WorkerDied(slot))),
-            Worker::Starting => self.stillborn += 1,
-            Worker::Idle | Worker::Ending | Worker::Gone => {}
-        }
-        let needed = match self.phase {
-            Phase::Open => true,
-            Phase::Closed => !self.queue.is_empty(),
-            Phase::Terminated => false,
+    fn submit(&mut self, task: TaskId, priority: Priority, retries: u32, actions: &mut Vec<Action>) {
+        let loss = match self.phase {
+            Phase::Open => None,
+            Phase::Closed => Some(Loss::Terminated),
+            Phase::Over(loss) => Some(loss),
         };
-        if needed && was != Worker::Gone && self.stillborn < STILLBORN_LIMIT * self.workers.len() {
-            self.workers[slot.0] = Worker::Starting;
-            actions.push(Action::Start(slot));
+        if let Some(loss) = loss {
+            return actions.push(Action::Fail(task, loss));
+        }
+        self.add(task, Task { at: At::Waiting, priority, retries, attempts: 0 });
+        self.wait(task, false);
+        if self.live == 1 {
+            self.restaff(actions);
+        }
+        self.publish_first(priority, actions);
+    }
+
+    /// A task of this priority has begun to wait.
+    fn publish_first(&mut self, priority: Priority, actions: &mut Vec<Action>) {
+        // What is less urgent and on the table would be taken first.
+        if self.out.range(..priority).any(|(_, count)| *count > 0) {
+            actions.push(Action::MakeWay(priority));
+        } else {
+            self.publish(actions);
         }
     }
 
-    fn terminate(&mut self, actions: &mut Vec<Action>) {
-        self.phase = Phase::Terminated;
-        self.fail_queue(Loss::Terminated, actions);
-        for (at, worker) in self.workers.iter_mut().enumerate() {
-            match std::mem::replace(worker, Worker::Ending) {
-                Worker::Gone => *worker = Worker::Gone,
-                Worker::Busy(task) | Worker::Doomed(task) => {
-                    actions.push(Action::Fail(task, Loss::Terminated));
-                    actions.push(Action::Kill(Slot(at)));
+    fn add(&mut self, id: TaskId, task: Task) {
+        if self.tasks.len() <= id.0 {
+            self.tasks.resize(id.0 + 1, None);
+        }
+        self.tasks[id.0] = Some(task);
+        self.live += 1;
+    }
+
+    fn wait(&mut self, task: TaskId, in_front: bool) {
+        let Some(Some(state)) = self.tasks.get_mut(task.0) else { return };
+        state.at = At::Waiting;
+        self.waiting_count += 1;
+        let queue = self.waiting.entry(Reverse(state.priority)).or_default();
+        if in_front { queue.push_front(task) } else { queue.push_back(task) }
+    }
+
+    fn wait_again(&mut self, task: TaskId, actions: &mut Vec<Action>) {
+        match self.phase {
+            Phase::Open | Phase::Closed => {
+                self.wait(task, true);
+                if let Some(Some(state)) = self.tasks.get(task.0) {
+                    self.publish_first(state.priority, actions);
                 }
-                Worker::Starting | Worker::Idle | Worker::Ending => actions.push(Action::Kill(Slot(at))),
+            }
+            Phase::Over(loss) => {
+                self.end(task);
+                actions.push(Action::Fail(task, loss));
             }
         }
     }
 
-    fn fail_queue(&mut self, loss: Loss, actions: &mut Vec<Action>) {
-        actions.extend(self.queue.drain(..).map(|task| Action::Fail(task, loss)));
+    fn not_out(&mut self, task: TaskId) {
+        let Some(Some(state)) = self.tasks.get(task.0) else { return };
+        if state.at == At::Out {
+            self.out_count -= 1;
+            if let Some(count) = self.out.get_mut(&state.priority) {
+                *count -= 1;
+            }
+        }
     }
 
-    fn assign(&mut self, actions: &mut Vec<Action>) {
-        for (at, worker) in self.workers.iter_mut().enumerate().filter(|(_, worker)| **worker == Worker::Idle) {
-            if let Some(task) = self.queue.pop_front() {
-                *worker = Worker::Busy(task);
-                actions.push(Action::Assign(Slot(at), task));
-            } else if self.phase == Phase::Closed {
-                *worker = Worker::Ending;
-                actions.push(Action::Retire(Slot(at)));
-            } else {
-                return;
+    /// The task is no more.
+    fn end(&mut self, task: TaskId) {
+        self.not_out(task);
+        if let Some(Some(state)) = self.tasks.get_mut(task.0).map(Option::take) {
+            self.live -= 1;
+            if state.at == At::Waiting {
+                self.waiting_count -= 1;
+                if let Some(queue) = self.waiting.get_mut(&Reverse(state.priority)) {
+                    queue.retain(|waiting| *waiting != task);
+                }
+            }
+        }
+    }
+
+    fn publish(&mut self, actions: &mut Vec<Action>) {
+        while self.waiting_count > 0 && self.out_count < self.slots {
+            let Some(mut queue) = self.waiting.first_entry() else { return };
+            let Some(task) = queue.get_mut().pop_front() else {
+                if self.waiting.len() == 1 {
+                    return;
+                }
+                self.waiting.pop_first();
+                continue;
+            };
+            if let Some(Some(state)) = self.tasks.get_mut(task.0) {
+                state.at = At::Out;
+                *self.out.entry(state.priority).or_default() += 1;
+                self.out_count += 1;
+                self.waiting_count -= 1;
+                actions.push(Action::Publish(task));
+            }
+        }
+    }
+
+    fn on_death(&mut self, place: Place, held: Option<(TaskId, Held)>, actions: &mut Vec<Action>) {
+        let was = std::mem::replace(&mut self.workers[place.0], Worker::Gone);
+        if was == Worker::Starting {
+            self.stillborn += 1;
+        }
+        if let Some((task, held)) = held {
+            self.on_unfinished(task, held, actions);
+        }
+        if self.stillborn >= STILLBORN_LIMIT * self.wanted.max(1) {
+            return self.give_up(Loss::NoWorkers, actions);
+        }
+        self.start_at(place, actions);
+    }
+
+    fn on_unfinished(&mut self, task: TaskId, held: Held, actions: &mut Vec<Action>) {
+        let Some(Some(state)) = self.tasks.get_mut(task.0) else { return };
+        let Held::Running { is_same, may_retry } = held else {
+            self.not_out(task);
+            return self.wait_again(task, actions);
+        };
+        state.attempts = if is_same { state.attempts + 1 } else { 1 };
+        let (attempts, retries) = (state.attempts, state.retries);
+        self.not_out(task);
+        if let Some(Some(state)) = self.tasks.get_mut(task.0) {
+            state.at = At::Delayed;
+        }
+        match self.phase {
+            Phase::Open | Phase::Closed if may_retry && attempts <= retries => {
+                actions.push(Action::Delay(task, attempts));
+            }
+            _ => actions.push(Action::Lose(task)),
+        }
+    }
+
+    /// Starts a worker there if one more is wanted.
+    fn start_at(&mut self, place: Place, actions: &mut Vec<Action>) {
+        let needed = match self.phase {
+            Phase::Open => true,
+            Phase::Closed => self.live > 0,
+            Phase::Over(_) => false,
+        };
+        let staff = self.workers.iter().filter(|worker| !matches!(worker, Worker::Gone | Worker::Ending)).count();
+        if needed && staff < self.wanted && self.workers[place.0] == Worker::Gone {
+            self.workers[place.0] = Worker::Starting;
+            actions.push(Action::Start(place));
+        }
+    }
+
+    /// Starts those who were retired while there was nothing to do.
+    fn restaff(&mut self, actions: &mut Vec<Action>) {
+        for at in 0..self.workers.len() {
+            self.start_at(Place(at), actions);
+        }
+    }
+
+    fn on_failed_start(&mut self, place: Place, hope: Hope, actions: &mut Vec<Action>) {
+        self.failed_starts += 1;
+        let alone = !self.workers.iter().any(|worker| matches!(worker, Worker::Ready | Worker::Ending));
+        self.workers[place.0] = Worker::Gone;
+        match (self.phase, hope) {
+            (Phase::Over(_), _) => {}
+            (_, Hope::Some) if !alone || self.failed_starts < FAILED_START_LIMIT * self.count_u32() => {
+                self.workers[place.0] = Worker::Awaited;
+                actions.push(Action::StartLater(place, self.failed_starts / self.count_u32()));
+            }
+            _ if self.is_deserted() => self.give_up(Loss::NoWorkers, actions),
+            _ => {}
+        }
+    }
+
+    fn count_u32(&self) -> u32 {
+        u32::try_from(self.workers.len()).unwrap_or(u32::MAX).max(1)
+    }
+
+    fn resize(&mut self, wanted: usize, actions: &mut Vec<Action>) {
+        if self.phase != Phase::Open {
+            return;
+        }
+        self.wanted = wanted;
+        if self.workers.len() < wanted {
+            self.workers.resize(wanted, Worker::Gone);
+        }
+        self.restaff(actions);
+        let mut staff = self.workers.iter().filter(|worker| !matches!(worker, Worker::Gone | Worker::Ending)).count();
+        for (at, worker) in self.workers.iter_mut().enumerate().rev() {
+            if staff > wanted && matches!(worker, Worker::Starting | Worker::Ready | Worker::Awaited) {
+                staff -= 1;
+                if *worker == Worker::Awaited {
+                    *worker = Worker::Gone;
+                } else {
+                    *worker = Worker::Ending;
+                    actions.push(Action::Retire(Place(at)));
+                }
+            }
+        }
+    }
+
+    /// Every task fails, every worker ends.
+    fn give_up(&mut self, loss: Loss, actions: &mut Vec<Action>) {
+        if matches!(self.phase, Phase::Over(_)) {
+            return;
+        }
+        self.phase = Phase::Over(loss);
+        for (at, task) in self.tasks.iter_mut().enumerate() {
+            if task.take().is_some() {
+                actions.push(Action::Fail(TaskId(at), loss));
+            }
+        }
+        self.waiting.clear();
+        self.out.clear();
+        (self.live, self.waiting_count, self.out_count) = (0, 0, 0);
+        for (at, worker) in self.workers.iter_mut().enumerate() {
+            match worker {
+                Worker::Gone => {}
+                Worker::Awaited => *worker = Worker::Gone,
+                Worker::Starting | Worker::Ready | Worker::Ending => {
+                    *worker = Worker::Ending;
+                    actions.push(Action::Kill(Place(at)));
+                }
+            }
+        }
+    }
+
+    fn retire_when_closed(&mut self, actions: &mut Vec<Action>) {
+        if self.phase != Phase::Closed || self.live > 0 {
+            return;
+        }
+        for (at, worker) in self.workers.iter_mut().enumerate() {
+            match worker {
+                Worker::Starting | Worker::Ready => {
+                    *worker = Worker::Ending;
+                    actions.push(Action::Retire(Place(at)));
+                }
+                Worker::Awaited => *worker = Worker::Gone,
+                Worker::Ending | Worker::Gone => {}
             }
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::{HashMap, HashSet};
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn after(scheduler: &mut Scheduler, event: Event) -> Vec<Action> {
-        let mut actions = Vec::new();
-        scheduler.on(event, &mut actions);
-        actions
-    }
-
-    #[test]
-    fn a_death_fails_the_task_held_and_no_other() {
-        let mut scheduler = Scheduler::new(1);
-        assert_eq!(after(&mut scheduler, Event::Submitted(TaskId(1))), []);
-        assert_eq!(after(&mut scheduler, Event::Submitted(TaskId(2))), []);
-        assert_eq!(after(&mut scheduler, Event::Ready(Slot(0))), [Action::Assign(Slot(0), TaskId(1))]);
-        assert_eq!(
-            after(&mut scheduler, Event::Died(Slot(0))),
-            [Action::Fail(TaskId(1), Loss::WorkerDied(Slot(0))), Action::Start(Slot(0))]
-        );
-        assert_eq!(after(&mut scheduler, Event::Ready(Slot(0))), [Action::Assign(Slot(0), TaskId(2))]);
-        assert_eq!(after(&mut scheduler, Event::Finished(Slot(0), TaskId(2))), [Action::Complete(TaskId(2))]);
-    }
-
-    #[test]
-    fn workers_that_never_get_ready_break_the_pool() {
-        let mut scheduler = Scheduler::new(1);
-        after(&mut scheduler, Event::Submitted(TaskId(1)));
-        for _ in 1..STILLBORN_LIMIT {
-            assert_eq!(after(&mut scheduler, Event::Died(Slot(0))), [Action::Start(Slot(0))]);
-        }
-        assert_eq!(after(&mut scheduler, Event::Died(Slot(0))), [Action::Fail(TaskId(1), Loss::NoWorkers)]);
-        assert_eq!(after(&mut scheduler, Event::Submitted(TaskId(2))), [Action::Fail(TaskId(2), Loss::NoWorkers)]);
-    }
-
-    #[test]
-    fn closing_runs_what_was_submitted_and_then_ends_the_workers() {
-        let mut scheduler = Scheduler::new(1);
-        after(&mut scheduler, Event::Ready(Slot(0)));
-        after(&mut scheduler, Event::Submitted(TaskId(1)));
-        assert_eq!(after(&mut scheduler, Event::Closed), []);
-        assert_eq!(
-            after(&mut scheduler, Event::Finished(Slot(0), TaskId(1))),
-            [Action::Complete(TaskId(1)), Action::Retire(Slot(0))]
-        );
-        assert_eq!(after(&mut scheduler, Event::Died(Slot(0))), []);
-        assert!(scheduler.is_over());
-    }
-
-    #[test]
-    fn a_dead_worker_gets_no_task_and_an_undelivered_one_goes_to_another() {
-        let mut scheduler = Scheduler::new(2);
-        after(&mut scheduler, Event::Ready(Slot(0)));
-        assert_eq!(after(&mut scheduler, Event::Submitted(TaskId(1))), [Action::Assign(Slot(0), TaskId(1))]);
-        // It answered, and is dead: the answer counts, and the next task waits for its replacement.
-        assert_eq!(after(&mut scheduler, Event::Submitted(TaskId(2))), []);
-        assert_eq!(after(&mut scheduler, Event::Doomed(Slot(0))), []);
-        assert_eq!(after(&mut scheduler, Event::Finished(Slot(0), TaskId(1))), [Action::Complete(TaskId(1))]);
-        assert_eq!(after(&mut scheduler, Event::Died(Slot(0))), [Action::Start(Slot(0))]);
-        // This one dies unseen before the task reaches it.
-        assert_eq!(after(&mut scheduler, Event::Ready(Slot(0))), [Action::Assign(Slot(0), TaskId(2))]);
-        assert_eq!(after(&mut scheduler, Event::NotDelivered(Slot(0), TaskId(2))), []);
-        assert_eq!(after(&mut scheduler, Event::Ready(Slot(1))), [Action::Assign(Slot(1), TaskId(2))]);
-        assert_eq!(after(&mut scheduler, Event::Died(Slot(0))), [Action::Start(Slot(0))]);
-    }
-
-    /// What may happen next: a number picks a worker and what it does.
-    #[derive(Debug, Clone)]
-    enum Step {
-        Submit,
-        Worker(usize, bool),
-        StartFails(usize),
-        Close,
-        Terminate,
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let step = prop_oneof![
-            8 => Just(Step::Submit),
-            12 => (0..3usize, prop::bool::weighted(0.2)).prop_map(|(at, dies)| Step::Worker(at, dies)),
-            1 => (0..3usize).prop_map(Step::StartFails),
-            1 => Just(Step::Close),
-            1 => Just(Step::Terminate),
-        ];
-        prop::collection::vec(step, 0..200)
-    }
-
-    /// The world around the scheduler: what each living worker was last told.
-    #[derive(Default)]
-    struct World {
-        alive: HashMap<usize, Option<TaskId>>,
-        ready: HashSet<usize>,
-        submitted: u64,
-        ended: HashSet<TaskId>,
-        last_assigned: Option<TaskId>,
-        retired: HashSet<usize>,
-        killed: HashSet<usize>,
-    }
-
-    impl World {
-        fn apply(&mut self, scheduler: &mut Scheduler, event: Event) {
-            for action in after(scheduler, event) {
-                match action {
-                    Action::Assign(Slot(at), task) => {
-                        assert!(
-                            self.ready.contains(&at) && !self.retired.contains(&at),
-                            "assigned to a worker that waits"
-                        );
-                        assert_eq!(self.alive.insert(at, Some(task)), Some(None), "one task at a time");
-                        assert!(self.last_assigned < Some(task), "in the order of submission");
-                        self.last_assigned = Some(task);
-                    }
-                    Action::Complete(task) | Action::Fail(task, _) => {
-                        assert!(self.ended.insert(task), "a task ends once");
-                        self.alive.values_mut().filter(|held| **held == Some(task)).for_each(|held| *held = None);
-                    }
-                    Action::Start(Slot(at)) => {
-                        assert_eq!(self.alive.insert(at, None), None, "started in an empty place")
-                    }
-                    Action::Retire(Slot(at)) => assert!(self.alive.contains_key(&at) && self.retired.insert(at)),
-                    Action::Kill(Slot(at)) => {
-                        assert!(self.alive.contains_key(&at));
-                        self.killed.insert(at);
-                    }
-                }
-            }
-        }
-
-        fn die(&mut self, scheduler: &mut Scheduler, at: usize) {
-            if self.alive.contains_key(&at) {
-                self.ready.remove(&at); // no more tasks from here on
-                self.apply(scheduler, Event::Doomed(Slot(at)));
-                self.alive.remove(&at);
-                self.retired.remove(&at);
-                self.killed.remove(&at);
-                self.apply(scheduler, Event::Died(Slot(at)));
-            }
-        }
-
-        fn live(&mut self, scheduler: &mut Scheduler, at: usize) {
-            match self.alive.get(&at).copied() {
-                None => {}
-                Some(_) if self.retired.contains(&at) || self.killed.contains(&at) => self.die(scheduler, at),
-                Some(Some(task)) => self.apply(scheduler, Event::Finished(Slot(at), task)),
-                Some(None) if self.ready.insert(at) => self.apply(scheduler, Event::Ready(Slot(at))),
-                Some(None) => {}
-            }
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn every_task_ends_exactly_once(steps in steps()) {
-            let mut scheduler = Scheduler::new(3);
-            let mut world = World { alive: (0..3).map(|at| (at, None)).collect(), ..World::default() };
-            for step in steps {
-                match step {
-                    Step::Submit => {
-                        world.submitted += 1;
-                        let task = TaskId(world.submitted);
-                        world.apply(&mut scheduler, Event::Submitted(task));
-                    }
-                    Step::Worker(at, true) => world.die(&mut scheduler, at),
-                    Step::Worker(at, false) => world.live(&mut scheduler, at),
-                    Step::StartFails(at) => {
-                        if world.alive.contains_key(&at) && !world.ready.contains(&at) {
-                            world.alive.remove(&at);
-                            world.retired.remove(&at);
-                            world.killed.remove(&at);
-                            world.apply(&mut scheduler, Event::NotStarted(Slot(at)));
-                        }
-                    }
-                    Step::Close => world.apply(&mut scheduler, Event::Closed),
-                    Step::Terminate => world.apply(&mut scheduler, Event::Terminated),
-                }
-            }
-            // Whatever happened: closed and left alone, the pool comes to its end.
-            world.apply(&mut scheduler, Event::Closed);
-            for _ in 0..3 * (world.submitted + 2) {
-                (0..3).for_each(|at| world.live(&mut scheduler, at));
-            }
-            prop_assert!(scheduler.is_over());
-            prop_assert_eq!(world.ended.len() as u64, world.submitted);
-        }
-    }
-}
+#[path = "scheduler_tests.rs"]
+mod tests;

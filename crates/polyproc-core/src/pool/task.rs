@@ -1,99 +1,284 @@
-//! A task on the wire, and how it ends.
+//! How a task ends, and what travels beside the shared memory: over the worker's channel.
 //!
 //! | tag | direction | head | descriptors |
 //! |---|---|---|---|
 //! | READY | from the worker, first | empty | |
-//! | TASK | to the worker | task `u64`, function as `bytes`, argument | the argument's |
-//! | ANSWER | from the worker | task `u64`, tag of the outcome `u8`, outcome as a process sends its own | the outcome's |
-//! | RETIRE | to the worker | empty | |
+//! | UNFIT | from the worker, in its place: the initializer failed | tag of the outcome `u8`, outcome | |
+//! | NEED_FDS | from the worker | position `u64` | |
+//! | FDS | to the worker | empty | the argument's |
+//! | RESULT_FDS | from the worker, before the record of the result | empty | the result's |
+//! | LOG | from the worker | what a face logged | |
 
-use std::io;
-use std::os::fd::AsFd;
-
-use crate::conn::{Channel, Message};
+use super::stream::Kind;
 use crate::frame::Payload;
 use crate::frame::wire::{Reader, WireError, Writer};
-use crate::process::{Ending, Outcome, StartError};
+use crate::process::{Ending, Function, Outcome, Panic, StartError};
 
 pub(super) mod tag {
     pub(in crate::pool) const READY: u8 = 16;
-    pub(in crate::pool) const TASK: u8 = 17;
-    pub(in crate::pool) const RETIRE: u8 = 18;
-    pub(in crate::pool) const ANSWER: u8 = 19;
+    pub(in crate::pool) const UNFIT: u8 = 17;
+    pub(in crate::pool) const NEED_FDS: u8 = 18;
+    pub(in crate::pool) const FDS: u8 = 19;
+    pub(in crate::pool) const RESULT_FDS: u8 = 20;
+    pub(in crate::pool) const LOG: u8 = 21;
 }
 
-/// How a task ended.
-#[derive(Debug)]
+/// How an item of a task ended.
+#[derive(Debug, Clone)]
 pub enum TaskEnd {
-    /// Its function ran, or could not be run.
-    Outcome(Outcome),
+    /// The face's own error, encoded.
+    Raised(Vec<u8>),
+    /// Its function panicked.
+    Panicked(Panic),
+    /// It could not be run, and why.
+    Refused(String),
     /// Its worker died.
-    WorkerLost(Ending),
-    /// The pool was terminated, or closed, before the task was run.
+    WorkerLost(Ended),
+    /// It took longer than it was allowed to, and its worker was killed.
+    TimedOut,
+    /// Its worker used more memory than it was allowed to, and was killed.
+    OutOfMemory,
+    /// Somebody did not want it any more.
+    Cancelled,
+    /// The pool was terminated, or closed, before it was run.
     Terminated,
     /// No worker could be started, or none lived long enough to take a task.
-    NoWorkers(Option<StartError>),
+    NoWorkers(Why),
 }
 
-pub(super) fn send_task(channel: &Channel, task: u64, function: &[u8], input: &Payload) -> io::Result<()> {
-    let mut out = Writer::default();
-    out.u64(task);
-    out.bytes(function);
-    out.rest(&input.head);
-    let fds: Vec<_> = input.fds.iter().map(AsFd::as_fd).collect();
-    channel.send(tag::TASK, &out.into_bytes(), &fds)
+/// How a worker ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// How the process ended.
+    pub status: crate::process::ExitStatus,
+    /// It reported that its stack overflowed.
+    pub stack_overflow: bool,
 }
 
-/// Task, encoded function and argument of a TASK message.
-pub(crate) fn decode_task(message: Message) -> Result<(u64, Vec<u8>, Payload), WireError> {
-    let mut from = Reader::new(&message.payload.head);
-    let (task, function) = (from.u64()?, from.bytes()?.to_vec());
-    Ok((task, function, Payload { head: from.rest().to_vec(), fds: message.payload.fds }))
-}
-
-pub(super) fn send_outcome(channel: &Channel, task: u64, outcome: &Outcome) -> io::Result<()> {
-    let (kind, bytes, fds) = outcome.parts();
-    let mut out = Writer::default();
-    out.u64(task);
-    out.u8(kind);
-    out.rest(&bytes);
-    channel.send(tag::ANSWER, &out.into_bytes(), &fds)
-}
-
-/// Task and outcome of a worker's answer.
-pub(crate) fn decode_outcome(message: Message) -> Result<(u64, Outcome), WireError> {
-    if message.tag != tag::ANSWER {
-        return Err(WireError);
+impl From<&Ending> for Ended {
+    fn from(ending: &Ending) -> Self {
+        Self { status: ending.status, stack_overflow: ending.stack_overflow }
     }
-    let mut from = Reader::new(&message.payload.head);
-    let (task, kind) = (from.u64()?, from.u8()?);
-    let payload = Payload { head: from.rest().to_vec(), fds: message.payload.fds };
-    Ok((task, Outcome::decode(kind, payload)?))
+}
+
+/// Why a pool has no workers.
+#[derive(Debug, Clone)]
+pub enum Why {
+    /// They do not start.
+    Start(std::sync::Arc<StartError>),
+    /// They died before they were ready, the last one so.
+    Died(Ended),
+    /// Their initializer panicked.
+    InitializerPanicked(Panic),
+    /// Their initializer failed in a way that the face encodes.
+    InitializerRaised(Vec<u8>),
+    /// Their initializer could not be run, and why.
+    InitializerRefused(String),
+}
+
+impl TaskEnd {
+    /// What a record of an item's end says; `None` for a kind that ends nothing, or a result.
+    pub(super) fn of_record(kind: Kind, bytes: Vec<u8>) -> Result<Self, WireError> {
+        match kind {
+            Kind::Raised => Ok(Self::Raised(bytes)),
+            Kind::Panicked => Ok(Self::Panicked(Panic::decode(&bytes)?)),
+            Kind::Refused => Ok(Self::Refused(String::from_utf8(bytes).map_err(|_| WireError)?)),
+            Kind::Begin | Kind::Returned => Err(WireError),
+        }
+    }
+}
+
+/// Why the initializer failed, from a message of the worker.
+pub(super) fn decode_unfit(payload: Payload) -> Result<Why, WireError> {
+    let (kind, rest) = payload.head.split_first().ok_or(WireError)?;
+    match Outcome::decode(*kind, Payload::from(rest.to_vec()))? {
+        Outcome::Panicked(panic) => Ok(Why::InitializerPanicked(panic)),
+        Outcome::Raised(payload) => Ok(Why::InitializerRaised(payload.head)),
+        Outcome::Refused(why) => Ok(Why::InitializerRefused(why)),
+        Outcome::Returned(_) => Err(WireError),
+    }
+}
+
+/// What a worker is told when it starts. Its descriptors: the board, its stream, the bell, then those of the initializer.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Setup {
+    pub(super) number: u32,
+    /// 0 for no end.
+    pub(super) max_tasks: u64,
+    pub(super) nice: Option<i32>,
+    pub(super) cpus: Vec<u32>,
+    pub(super) initializer: Option<(Function, Vec<u8>)>,
+    pub(super) finalizer: Option<Function>,
+}
+
+impl Setup {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::default();
+        out.u32(self.number);
+        out.u64(self.max_tasks);
+        out.u8(self.nice.is_some().into());
+        out.u32(self.nice.unwrap_or(0).cast_unsigned());
+        out.u32(u32::try_from(self.cpus.len()).unwrap_or(0));
+        self.cpus.iter().for_each(|cpu| out.u32(*cpu));
+        out.u8(self.finalizer.is_some().into());
+        if let Some(function) = &self.finalizer {
+            function.encode(&mut out);
+        }
+        out.u8(self.initializer.is_some().into());
+        if let Some((function, argument)) = &self.initializer {
+            function.encode(&mut out);
+            out.rest(argument);
+        }
+        out.into_bytes()
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        let from = &mut Reader::new(bytes);
+        let (number, max_tasks) = (from.u32()?, from.u64()?);
+        let (has_nice, nice) = (from.flag()?, from.u32()?.cast_signed());
+        let cpus = from.list(Reader::u32)?;
+        let finalizer = if from.flag()? { Some(Function::decode(from)?) } else { None };
+        let initializer = if from.flag()? { Some((Function::decode(from)?, from.rest().to_vec())) } else { None };
+        Ok(Self { number, max_tasks, nice: has_nice.then_some(nice), cpus, initializer, finalizer })
+    }
+}
+
+/// A function with its context, as it lies on the board: its encoded name, and the context's bytes.
+pub(super) fn encode_function(function: &Function, context: &[u8]) -> Vec<u8> {
+    let mut out = Writer::default();
+    function.encode(&mut out);
+    out.rest(context);
+    out.into_bytes()
+}
+
+pub(super) fn decode_function(bytes: &[u8]) -> Result<(Function, Vec<u8>), WireError> {
+    let mut from = Reader::new(bytes);
+    Ok((Function::decode(&mut from)?, from.rest().to_vec()))
+}
+
+/// A task's items: each a length `u32` and so many bytes.
+#[derive(Debug, Default)]
+pub struct Items {
+    bytes: Vec<u8>,
+    count: u32,
+    /// Where the last one begins.
+    last: usize,
+}
+
+impl Items {
+    /// None yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds one: what `encode` puts at the end of the bytes that it is given.
+    ///
+    /// # Errors
+    /// What `encode` fails with; nothing is added then.
+    ///
+    /// # Panics
+    /// When one item is 4 GiB or more.
+    pub fn push<T, E>(&mut self, encode: impl FnOnce(&mut Vec<u8>) -> Result<T, E>) -> Result<T, E> {
+        let start = self.bytes.len();
+        self.bytes.extend([0; 4]);
+        match encode(&mut self.bytes) {
+            Ok(with) => {
+                let len = u32::try_from(self.bytes.len() - start - 4).expect("an item below 4 GiB");
+                self.bytes[start..start + 4].copy_from_slice(&len.to_le_bytes());
+                self.count += 1;
+                self.last = start;
+                Ok(with)
+            }
+            Err(error) => {
+                self.bytes.truncate(start);
+                Err(error)
+            }
+        }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// How many bytes they take.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Takes the last one out.
+    #[must_use]
+    pub fn split_off_last(&mut self) -> Self {
+        let bytes = self.bytes.split_off(self.last);
+        self.count -= u32::from(!bytes.is_empty());
+        Self { count: u32::from(!bytes.is_empty()), last: 0, bytes }
+    }
+
+    /// Takes them all out; the memory is used again.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        (self.count, self.last) = (0, 0);
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Takes the first item off `bytes`.
+pub(super) fn next_item<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8], WireError> {
+    let len = bytes.split_off(..4).and_then(|len| len.try_into().ok()).map(u32::from_le_bytes).ok_or(WireError)?;
+    bytes.split_off(..usize::try_from(len).map_err(|_| WireError)?).ok_or(WireError)
+}
+
+/// For the fuzz targets: none of the messages may make its reader panic.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn decode_any(bytes: &[u8]) {
+    let _ = Setup::decode(bytes);
+    let _ = decode_function(bytes);
+    let _ = decode_unfit(Payload::from(bytes.to_vec()));
+    let mut rest = bytes;
+    while next_item(&mut rest).is_ok() {}
+    let mut rest = bytes;
+    while super::stream::parse(&mut rest).is_ok() {}
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process::Panic;
 
     #[test]
-    fn outcomes_survive_the_wire() {
-        let (ours, theirs) = Channel::pair().expect("a socket pair");
-        let theirs = Channel::from(theirs);
-        let panic = Panic { message: "x".to_owned(), location: None, backtrace: None };
-        for (task, outcome) in (7..).zip([
-            Outcome::Returned(Payload::from(vec![1])),
-            Outcome::Raised(Payload::from(vec![2])),
-            Outcome::Panicked(panic),
-            Outcome::Refused("no".to_owned()),
-        ]) {
-            send_outcome(&ours, task, &outcome).expect("the peer is there");
-            let message = theirs.receive().expect("a good message").expect("not the end");
-            let (got_task, got) = decode_outcome(message).expect("well formed");
-            assert_eq!((got_task, format!("{got:?}")), (task, format!("{outcome:?}")));
+    fn a_setup_survives_the_wire() {
+        let setup = Setup { number: 3, max_tasks: 5, nice: Some(-7), cpus: vec![0, 9], ..Setup::default() };
+        assert_eq!(Setup::decode(&setup.encode()), Ok(setup));
+    }
+
+    #[test]
+    fn items_come_apart_as_they_were_put_together() {
+        let mut items = Items::new();
+        for item in [&b"one"[..], b"", b"three"] {
+            let add = |out: &mut Vec<u8>| {
+                out.extend(item);
+                Ok::<_, ()>(())
+            };
+            items.push(add).expect("no error");
         }
-        ours.send(99, &[0; 8], &[]).expect("the peer is there");
-        let message = theirs.receive().expect("a good message").expect("not the end");
-        assert!(decode_outcome(message).is_err());
+        assert_eq!(
+            items.push(|out| {
+                out.push(1);
+                Err::<(), _>("no")
+            }),
+            Err("no")
+        );
+        let mut rest = items.bytes();
+        let mut next = || next_item(&mut rest);
+        assert_eq!(
+            (next(), next(), next(), next()),
+            (Ok(&b"one"[..]), Ok(&b""[..]), Ok(&b"three"[..]), Err(WireError))
+        );
+        assert_eq!(items.count(), 3);
     }
 }

@@ -9,8 +9,8 @@ use super::current::set_current;
 use super::order::{EnvDelta, Order, Work};
 use super::{Current, Function, Handler, Outcome, Parent, panic};
 use crate::conn::{Channel, is_peer_gone};
-use crate::frame::Payload;
 use crate::frame::wire::WireError;
+use crate::frame::{Input, Payload, Verdict};
 use crate::sys::{bootstrap, clone, fd, life, signal};
 
 /// Runs this process, which was executed or cloned for it: the order comes over `channel`.
@@ -39,9 +39,9 @@ pub(crate) fn run(channel: Channel) -> io::Result<Infallible> {
         (Err(why), _) => Outcome::Refused(why),
         (Ok(()), Work::Call(function)) => match function.resolve() {
             Err(error) => Outcome::Refused(error.to_string()),
-            Ok(function) => outcome_of(|| function.call(input)),
+            Ok(function) => outcome_of(|| function.call_once(input)),
         },
-        (Ok(()), Work::Pool) => crate::pool::run_worker(channel),
+        (Ok(()), Work::Pool) => crate::pool::run_worker(channel, input),
     };
     end(&outcome, channel)
 }
@@ -122,9 +122,9 @@ fn set_up(
 pub(crate) fn rehearse() -> io::Result<()> {
     struct Nothing;
     impl Handler<fn()> for Nothing {
-        fn handle(function: fn(), input: Payload) -> Result<Payload, Payload> {
+        fn handle(function: fn(), _: Input<'_>, _: &mut Payload) -> Verdict {
             function();
-            Ok(input)
+            Verdict::Returned
         }
     }
     let (parents, childs) = Channel::pair()?;
@@ -137,7 +137,7 @@ pub(crate) fn rehearse() -> io::Result<()> {
     let (order, _, input) = Order::decode(message)?;
     if let Work::Call(function) = order.work {
         let function = function.resolve().map_err(io::Error::other)?;
-        report(&outcome_of(|| function.call(input)), &childs);
+        report(&outcome_of(|| function.call_once(input)), &childs);
     }
     set_current(order.who);
     super::exit::end_children();

@@ -33,7 +33,7 @@ mod supervisor;
 mod zygote;
 
 pub use crate::sys::bootstrap::init;
-pub use crate::sys::function::{Callable, Function, Handler};
+pub use crate::sys::function::{Binary, Callable, Function, Handler};
 pub use crate::sys::image::FunctionError;
 pub use child::{Child, Ending};
 pub use current::{Current, Parent, current};

@@ -146,11 +146,11 @@ pub fn start(settings: Settings, job: Job<'_>) -> Result<Child, StartError> {
     }
 }
 
-/// Starts a pool's worker: it runs [`crate::pool::run_worker`].
-pub(crate) fn start_worker(settings: Settings) -> Result<Child, StartError> {
+/// Starts a pool's worker: it runs [`crate::pool::run_worker`] with `input`.
+pub(crate) fn start_worker(settings: Settings, input: &Payload) -> Result<Child, StartError> {
     let state = State::current();
     let who = who(state, &settings, "PoolWorker");
-    start_program(state, who, settings, Work::Pool, &Payload::default())
+    start_program(state, who, settings, Work::Pool, input)
 }
 
 fn who(state: &State, settings: &Settings, kind: &str) -> Current {
@@ -247,7 +247,7 @@ fn fork(state: &'static State, who: Current, settings: Settings, job: Job<'_>) -
         Job::Closure(closure) => closure,
         Job::Call(function, input) => {
             let function = function.resolve()?;
-            Box::new(move || function.call(input))
+            Box::new(move || function.call_once(input))
         }
     };
     state.supervisor()?; // before threads are counted: this one is ours

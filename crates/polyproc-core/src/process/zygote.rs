@@ -96,7 +96,7 @@ fn prepare(preload: Payload) -> Result<io::Result<SiblingMaker>, String> {
         let function = Function::decode(&mut from).map_err(|error| error.to_string())?;
         let function = function.resolve().map_err(|error| error.to_string())?;
         let input = Payload { head: from.rest().to_vec(), fds: preload.fds };
-        panic::catch(true, || function.call(input))
+        panic::catch(true, || function.call_once(input))
             .map_err(|panic| panic.to_string())?
             .map_err(|_| "the argument of the preload function could not be decoded".to_owned())?;
     }

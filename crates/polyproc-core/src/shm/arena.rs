@@ -21,7 +21,7 @@ const CLASSES: usize = 160;
 const TABLES: usize = 22;
 const SMALLEST: u64 = 256;
 /// Blocks from here on are whole pages, so that their memory can be given back.
-const PAGED: u64 = 4096;
+pub(super) const PAGED: u64 = 4096;
 const RECORD: u64 = size_of::<Record>() as u64;
 /// Records in the first table; each further one has twice as many.
 const FIRST_TABLE: u64 = 256;
@@ -140,7 +140,7 @@ impl Record {
 }
 
 /// Class and size of the smallest block that holds `len` bytes.
-fn class_of(len: u64) -> Option<(usize, u64)> {
+pub(super) fn class_of(len: u64) -> Option<(usize, u64)> {
     if len <= SMALLEST {
         return Some((0, SMALLEST));
     }
@@ -212,15 +212,7 @@ impl<'a> Arena<'a> {
 
     /// Places `len` bytes behind all that is used, in one region.
     fn place(&self, len: u64) -> Result<u64, MemoryError> {
-        let align = if len >= PAGED { PAGED } else { 64 };
-        let used = self.header.used.load(Ordering::Relaxed);
-        let mut start = used.checked_next_multiple_of(align).ok_or(MemoryError::Corrupt)?;
-        if !self.segment.is_whole(start, len) {
-            start = self.segment.add_region(len)?;
-            if !self.segment.is_whole(start, len) {
-                return Err(MemoryError::Corrupt);
-            }
-        }
+        let start = self.segment.place(self.header.used.load(Ordering::Relaxed), len)?;
         crash::point(Step::GrownUncounted);
         self.header.used.store(start.wrapping_add(len), Ordering::Relaxed);
         Ok(start)

@@ -4,10 +4,12 @@
 //! |---|---|
 //! | `segment` | [`Segment`]: a memory file that grows, mapped part by part |
 //! | `arena` | [`Arena`]: blocks of any size in a segment, each with a state and an owner |
+//! | `blocks` | [`Blocks`]: the same for one owner, who keeps the records to itself |
 //! | `memory` | [`SharedMemory`] and [`SharedBytes`], for users |
 //! | `registry` | the shared objects of this process: one per memory file, roused when a process dies |
 
 pub(crate) mod arena;
+mod blocks;
 mod memory;
 pub(crate) mod registry;
 mod segment;
@@ -15,6 +17,7 @@ mod segment;
 pub use memory::{OutOfBounds, SharedBytes, SharedBytesMut, SharedMemory};
 
 pub(crate) use arena::Arena;
+pub(crate) use blocks::{Blocks, Extent};
 pub(crate) use segment::Segment;
 
 /// Shared memory could not be used.

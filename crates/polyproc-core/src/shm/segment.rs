@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
 use super::MemoryError;
+use super::arena::PAGED;
 use crate::prim::{AtomicU64, Ordering};
 use crate::sys::memory::{self, Mapping, PAGE};
 use crate::sys::shared::{Shared, shared};
@@ -134,15 +135,30 @@ impl Segment {
     }
 
     /// Whether `offset` and `len` bytes from there are in one region.
-    pub(crate) fn is_whole(&self, offset: u64, len: u64) -> bool {
+    fn is_whole(&self, offset: u64, len: u64) -> bool {
         self.holding(offset, len).is_ok()
     }
 
-    /// Adds a region with room for `len` bytes and gives its start. To be called under the arena's lock.
+    /// Where `len` bytes can go behind all that is `used`, in one region; the file grows when it must. To be called under the
+    /// lock of whoever gives out its memory.
+    ///
+    /// # Errors
+    /// As [`Segment::add_region`].
+    pub(crate) fn place(&self, used: u64, len: u64) -> Result<u64, MemoryError> {
+        let align = if len >= PAGED { PAGED } else { 64 };
+        let start = used.checked_next_multiple_of(align).ok_or(MemoryError::Corrupt)?;
+        if self.is_whole(start, len) {
+            return Ok(start);
+        }
+        let start = self.add_region(len)?;
+        if self.is_whole(start, len) { Ok(start) } else { Err(MemoryError::Corrupt) }
+    }
+
+    /// Adds a region with room for `len` bytes and gives its start.
     ///
     /// # Errors
     /// When the file cannot become that long, or this process cannot map it.
-    pub(crate) fn add_region(&self, len: u64) -> io::Result<u64> {
+    fn add_region(&self, len: u64) -> io::Result<u64> {
         let ends = &self.regions().ends;
         let used = ends.iter().take_while(|end| end.load(Ordering::Acquire) != 0).count().max(1);
         let start = ends[used - 1].load(Ordering::Acquire);

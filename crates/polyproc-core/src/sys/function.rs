@@ -9,15 +9,15 @@
 use std::ffi::CString;
 
 use super::image::{self, FunctionError, Location};
-use crate::frame::Payload;
 use crate::frame::wire::{Reader, WireError, Writer};
+use crate::frame::{Context, Input, Payload, Verdict};
 
 mod sealed {
     #[expect(unnameable_types, reason = "sealing a trait takes a name that nobody else can write")]
     pub trait Sealed {}
 }
 
-/// A function pointer type: `fn() -> R`, `fn(A) -> R` or `fn(&C, A) -> R`. Sealed.
+/// A function pointer type: `fn() -> R`, `fn(A) -> R`, `fn(&C, A) -> R`, `fn(&mut S, A) -> R`, or [`Binary`]. Sealed.
 pub trait Callable: Copy + 'static + sealed::Sealed {
     /// The address of the function's code.
     fn address(self) -> usize;
@@ -47,23 +47,48 @@ macro_rules! callable {
 callable!([R] fn() -> R);
 callable!([A, R] fn(A) -> R);
 callable!([C, A, R] fn(&C, A) -> R);
+callable!([S, A, R] fn(&mut S, A) -> R);
+
+/// A function of two arguments. A type of its own, since a `fn(A, B) -> R` may be a `fn(&C, A) -> R` to the compiler.
+pub struct Binary<A, B, R>(pub fn(A, B) -> R);
+
+impl<A, B, R> Clone for Binary<A, B, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<A, B, R> Copy for Binary<A, B, R> {}
+impl<A, B, R> std::fmt::Debug for Binary<A, B, R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Binary").field(&self.0).finish()
+    }
+}
+
+impl<A: 'static, B: 'static, R: 'static> sealed::Sealed for Binary<A, B, R> {}
+impl<A: 'static, B: 'static, R: 'static> Callable for Binary<A, B, R> {
+    fn address(self) -> usize {
+        self.0 as usize
+    }
+    unsafe fn from_address(address: usize) -> Self {
+        // SAFETY: the caller promises that a function of this type starts at `address`.
+        Self(unsafe { std::mem::transmute::<*const (), fn(A, B) -> R>(std::ptr::with_exposed_provenance(address)) })
+    }
+}
 
 /// How bytes reach a function of type `F` and its result becomes bytes again: the codec of a face.
 pub trait Handler<F>: 'static {
-    /// Decodes `input`, calls `function`, encodes what it returned. `Err` is an error in the face's own encoding.
-    ///
-    /// # Errors
-    /// Whatever the face wants its other side to see.
-    fn handle(function: F, input: Payload) -> Result<Payload, Payload>;
+    /// Decodes `input`, calls `function`, and puts what it returned, or an error in the face's own encoding, in `out`, which
+    /// is empty before.
+    fn handle(function: F, input: Input<'_>, out: &mut Payload) -> Verdict;
 }
 
-type Entry = unsafe fn(usize, Payload) -> Result<Payload, Payload>;
+type Entry = unsafe fn(usize, Input<'_>, &mut Payload) -> Verdict;
 
 /// # Safety
 /// `target` is the address of a function of type `F`.
-unsafe fn enter<F: Callable, H: Handler<F>>(target: usize, input: Payload) -> Result<Payload, Payload> {
+unsafe fn enter<F: Callable, H: Handler<F>>(target: usize, input: Input<'_>, out: &mut Payload) -> Verdict {
     // SAFETY: passed on to the caller.
-    H::handle(unsafe { F::from_address(target) }, input)
+    H::handle(unsafe { F::from_address(target) }, input, out)
 }
 
 /// The name of a function, good in every process of the same build.
@@ -81,6 +106,13 @@ impl Function {
     pub fn new<F: Callable, H: Handler<F>>(function: F) -> Result<Self, FunctionError> {
         let entry: Entry = enter::<F, H>;
         Ok(Self { entry: image::locate(entry as usize)?, target: image::locate(function.address())? })
+    }
+
+    /// What tells it from other functions in this process: cheaper than its name.
+    #[must_use]
+    pub fn key<F: Callable, H: Handler<F>>(function: F) -> (usize, usize) {
+        let entry: Entry = enter::<F, H>;
+        (entry as usize, function.address())
     }
 
     /// Finds the function in this process.
@@ -120,9 +152,19 @@ pub(crate) struct Resolved {
 }
 
 impl Resolved {
-    pub(crate) fn call(&self, input: Payload) -> Result<Payload, Payload> {
+    pub(crate) fn call(&self, input: Input<'_>, out: &mut Payload) -> Verdict {
         // SAFETY: `entry` and `target` were named together by `Function::new`, so `target` is of the type `entry` wants.
-        unsafe { (self.entry)(self.target, input) }
+        unsafe { (self.entry)(self.target, input, out) }
+    }
+
+    /// Calls it for a process of its own.
+    pub(crate) fn call_once(&self, input: Payload) -> Result<Payload, Payload> {
+        let mut out = Payload::default();
+        let input = Input { bytes: &input.head, fds: input.fds, context: &Context::default() };
+        match self.call(input, &mut out) {
+            Verdict::Returned => Ok(out),
+            Verdict::Raised => Err(out),
+        }
     }
 }
 
@@ -132,8 +174,9 @@ mod tests {
 
     struct Reverse;
     impl Handler<fn(Vec<u8>) -> Vec<u8>> for Reverse {
-        fn handle(function: fn(Vec<u8>) -> Vec<u8>, input: Payload) -> Result<Payload, Payload> {
-            Ok(Payload::from(function(input.head)))
+        fn handle(function: fn(Vec<u8>) -> Vec<u8>, input: Input<'_>, out: &mut Payload) -> Verdict {
+            out.head = function(input.bytes.to_vec());
+            Verdict::Returned
         }
     }
 
@@ -146,7 +189,7 @@ mod tests {
         let bytes = wire.into_bytes();
         let decoded = Function::decode(&mut Reader::new(&bytes)).expect("what was just encoded");
         assert_eq!(decoded, function);
-        let result = decoded.resolve().expect("same process").call(Payload::from(vec![1, 2, 3]));
+        let result = decoded.resolve().expect("same process").call_once(Payload::from(vec![1, 2, 3]));
         assert_eq!(result.expect("the handler succeeds").head, [3, 2, 1]);
     }
 }

@@ -5,6 +5,7 @@
 //! | `bootstrap` | the constructor that takes a child over before `main`; `atexit(3)` |
 //! | `bytes` | memory files that nobody else can write, as slices |
 //! | `cell` | one shared word, in which the kernel records a child's id |
+//! | `clock` | the monotonic clock |
 //! | `clone` | `clone3(2)` for the zygote, `fork(2)` |
 //! | `crash` | dying at a marked step, for tests |
 //! | `exec` | `posix_spawn(3)` of the own executable |
@@ -16,6 +17,7 @@
 //! | `life` | dying together with the parent |
 //! | `memory` | memory files and their mappings |
 //! | `pidfd` | process descriptors: wait, signal, exit status |
+//! | `priority` | niceness, processors, memory of a process |
 //! | `robust` | the kernel's help for locks whose owner dies |
 //! | `shared` | what may be viewed in shared memory |
 //! | `signal` | masks, dispositions, the stack-overflow handler |
@@ -27,6 +29,7 @@
 pub(crate) mod bootstrap;
 pub(crate) mod bytes;
 pub(crate) mod cell;
+pub(crate) mod clock;
 pub(crate) mod clone;
 pub(crate) mod crash;
 pub(crate) mod exec;
@@ -38,6 +41,7 @@ pub(crate) mod image;
 pub(crate) mod life;
 pub(crate) mod memory;
 pub(crate) mod pidfd;
+pub(crate) mod priority;
 pub(crate) mod robust;
 pub(crate) mod shared;
 pub(crate) mod signal;

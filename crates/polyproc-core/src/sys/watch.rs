@@ -97,6 +97,13 @@ impl Bell {
     }
 }
 
+/// One that another process made.
+impl From<OwnedFd> for Bell {
+    fn from(eventfd: OwnedFd) -> Self {
+        Self { eventfd }
+    }
+}
+
 impl AsFd for Bell {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.eventfd.as_fd()

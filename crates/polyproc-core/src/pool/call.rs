@@ -1,0 +1,252 @@
+//! [`Call`]: the tasks of one call of the user's, and how they ended.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+use super::TaskEnd;
+use super::driver::Driver;
+use super::scheduler::Priority;
+use super::task::Items;
+use crate::deadline::Deadline;
+use crate::frame::Payload;
+use crate::prim::{AtomicU32, Ordering};
+use crate::process::Signal;
+use crate::robust::WaitError;
+use crate::shm::Extent;
+use crate::sys::futex;
+
+/// How the tasks of a call are to be run.
+#[derive(Debug, Clone, Default)]
+pub struct CallSettings {
+    /// How many times an item is tried again whose worker was lost.
+    pub retries: u32,
+    /// How long to wait before the first further attempt; twice as long before each one after that.
+    pub backoff: Duration,
+    /// Items that panic are tried again too.
+    pub retries_panics: bool,
+    /// How long an item may run before its worker is killed.
+    pub limit: Option<Duration>,
+    /// With `limit`: the signal that is sent when the time is over, and how long the worker has then.
+    pub soft_signal: Option<(Signal, Duration)>,
+    /// How long the whole call may take before what has not ended is cancelled.
+    pub call_limit: Option<Duration>,
+    /// Tasks with larger ones go first.
+    pub priority: Priority,
+    /// Who submits the one task waits for it right away.
+    pub is_awaited: bool,
+    /// Somebody waits for all results together, and need not be woken for each.
+    pub is_bulk: bool,
+}
+
+/// Results that have come, each with the number of its item.
+#[derive(Debug, Default)]
+pub struct Ends {
+    bytes: Vec<u8>,
+    list: Vec<(u64, End)>,
+}
+
+#[derive(Debug)]
+pub(super) enum End {
+    /// A result, in the bytes of [`Ends`].
+    Returned {
+        start: usize,
+        len: usize,
+    },
+    /// A large one, or one with descriptors.
+    Payload(Box<Payload>),
+    Failed(Box<TaskEnd>),
+}
+
+/// An item's result, encoded, or why there is none.
+pub type ItemEnd<'a> = Result<(&'a [u8], Vec<OwnedFd>), TaskEnd>;
+
+impl Ends {
+    pub(super) fn push_returned(&mut self, index: u64, result: &[u8]) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(result);
+        self.list.push((index, End::Returned { start, len: result.len() }));
+    }
+
+    pub(super) fn push(&mut self, index: u64, end: End) {
+        self.list.push((index, end));
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Calls `see` for each, in the order of their coming, and takes them out; the memory is used again.
+    pub fn drain(&mut self, mut see: impl FnMut(u64, ItemEnd<'_>)) {
+        for (index, end) in self.list.drain(..) {
+            match end {
+                End::Returned { start, len } => {
+                    see(index, Ok((self.bytes.get(start..start + len).unwrap_or_default(), Vec::new())));
+                }
+                End::Payload(payload) => see(index, Ok((&payload.head, payload.fds))),
+                End::Failed(end) => see(index, Err(*end)),
+            }
+        }
+        self.bytes.clear();
+    }
+}
+
+/// A function as it lies on the board.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FunctionAt {
+    pub(super) id: u64,
+    pub(super) extent: Extent,
+    pub(super) len: u64,
+    /// It goes when the call does.
+    pub(super) is_calls_own: bool,
+}
+
+/// Why a call is ended before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stop {
+    Cancelled,
+    TimedOut,
+}
+
+/// A call as the pool knows it.
+pub(super) struct State {
+    /// Never used again.
+    pub(super) serial: u64,
+    pub(super) settings: CallSettings,
+    pub(super) function: FunctionAt,
+    pub(super) ends: Ends,
+    /// Items that were submitted and have not ended.
+    pub(super) left: u64,
+    /// All have been submitted.
+    pub(super) is_sealed: bool,
+    /// Nobody wants the results any more.
+    pub(super) is_abandoned: bool,
+    /// It counts among those that want to be told of each result.
+    pub(super) is_eager: bool,
+    pub(super) stop: Option<Stop>,
+    /// Threads that sleep on `parker`.
+    pub(super) followers: u32,
+    pub(super) parker: Arc<Parker>,
+    pub(super) waker: Option<Waker>,
+    pub(super) then: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl State {
+    pub(super) fn is_over(&self) -> bool {
+        self.is_sealed && self.left == 0
+    }
+}
+
+/// Where a thread sleeps that waits for its own call while another one looks for results.
+#[derive(Debug, Default)]
+pub(super) struct Parker {
+    word: AtomicU32,
+}
+
+impl Parker {
+    pub(super) fn ticket(&self) -> u32 {
+        self.word.load(Ordering::Acquire)
+    }
+
+    /// Sleeps unless somebody unparked since the ticket.
+    pub(super) fn park(&self, ticket: u32, timeout: Duration) -> Result<(), WaitError> {
+        match futex::wait(&self.word, ticket, timeout) {
+            futex::Wait::Interrupted => Err(WaitError::Interrupted),
+            futex::Wait::Woken | futex::Wait::Again => Ok(()),
+        }
+    }
+
+    pub(super) fn unpark(&self) {
+        self.word.fetch_add(1, Ordering::AcqRel);
+        futex::wake(&self.word, futex::ALL);
+    }
+}
+
+/// What a wait is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    /// A result, or the end of the call.
+    Next,
+    /// Room for more tasks, or the end of the call.
+    Room,
+    /// The end of the call.
+    All,
+}
+
+/// One call of the user's: a function, and the tasks that run it. Dropping it lets them run on, unseen.
+#[derive(Debug)]
+pub struct Call {
+    pub(super) driver: Arc<Driver>,
+    pub(super) key: usize,
+    pub(super) parker: Arc<Parker>,
+}
+
+impl Call {
+    /// Has workers run the function on items, numbered from `first` on, as one task. Descriptors belong to the first item.
+    pub fn submit(&self, first: u64, items: &Items, fds: Vec<OwnedFd>) {
+        self.driver.submit(self.key, first, items, fds);
+    }
+
+    /// All has been submitted.
+    pub fn seal(&self) {
+        self.driver.with(|inner| inner.seal(self.key));
+    }
+
+    /// Whether more tasks would go out at once.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.driver.with(|inner| inner.has_room())
+    }
+
+    /// Waits for what is wanted; false when the deadline passed first.
+    ///
+    /// # Errors
+    /// [`WaitError::Interrupted`] when a signal handler ran: wait again, or do what the signal asks.
+    pub fn wait(&self, want: Want, deadline: Deadline) -> Result<bool, WaitError> {
+        self.driver.wait(self, want, deadline)
+    }
+
+    /// Takes the results that have come; `ends` is empty before. Gives the number of items that have not ended.
+    pub fn take(&self, ends: &mut Ends) -> u64 {
+        self.driver.with(|inner| {
+            let Some(state) = inner.calls.get_mut(self.key) else { return 0 };
+            std::mem::swap(&mut state.ends, ends);
+            state.left
+        })
+    }
+
+    /// Whether all was submitted and has ended.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.driver.with(|inner| inner.is_over(self.key))
+    }
+
+    /// Whether all was submitted and has ended, or there are results to take; else `waker` is woken when that changes.
+    pub fn poll(&self, waker: &Waker) -> bool {
+        self.driver.with(|inner| {
+            let Some(state) = inner.calls.get_mut(self.key) else { return true };
+            let is_ready = state.is_over() || !state.ends.is_empty();
+            state.waker = (!is_ready).then(|| waker.clone());
+            is_ready
+        })
+    }
+
+    /// What has not ended is taken back, or its worker killed.
+    pub fn cancel(&self) {
+        self.driver.cancel(self.key);
+    }
+
+    /// Has the pool's thread for callbacks run `then` once all has ended.
+    pub fn then(&self, then: impl FnOnce() + Send + 'static) {
+        self.driver.then(self.key, Box::new(then));
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.driver.with(|inner| inner.abandon(self.key));
+    }
+}

@@ -1,0 +1,286 @@
+//! Results, and the threads that wait for them.
+//!
+//! A thread that waits for results looks for them itself, for all calls, as the *leader*; so a result needs no further
+//! thread on its way. There is one leader at a time; others sleep until their own call has something, or until the leader
+//! leaves and one of them follows it. While there is none, workers wake the pool's thread.
+
+use std::time::Duration;
+
+use super::board::SLOTS;
+use super::call::{Call, End, Want};
+use super::doorbell::{ASLEEP, ASLEEP_UNTIL_LOW, AWAKE, AWAY, SPINNING};
+use super::driver::{At, Driver, Inner, Task};
+use super::scheduler::{Event, TaskId};
+use super::stream::{Body, Kind, LOGGED, Record, WITH_FDS, parse};
+use super::task::{TaskEnd, next_item};
+use super::watch::{Timer, after_backoff};
+use crate::deadline::Deadline;
+use crate::frame::Payload;
+use crate::prim::Ordering;
+use crate::process::Signal;
+use crate::robust::{HAS_SPARE_PROCESSOR, WaitError};
+use crate::shm::MemoryError;
+use crate::sys::futex;
+
+/// How long a thread sleeps before it looks for itself. A worker that dies while it wakes somebody is seen to die by the
+/// pool's thread: this is for the case that it is not.
+const SLICE: Duration = Duration::from_secs(1);
+
+/// How a waiting thread goes on.
+enum Step {
+    Done,
+    TimedOut,
+    /// Sleep so on the doorbell.
+    Lead(u32),
+    /// Sleep until unparked after this.
+    Follow(u32),
+}
+
+impl Driver {
+    /// See [`Call::wait`].
+    pub(super) fn wait(&self, call: &Call, want: Want, deadline: Deadline) -> Result<bool, WaitError> {
+        let mut may_spin = true;
+        loop {
+            let step = self.with(|inner| self.step(inner, call.key, want, deadline, &mut may_spin));
+            let woken = match step {
+                Step::Done => return Ok(true),
+                Step::TimedOut => return Ok(false),
+                Step::Lead(how) => self.sleep_as_leader(how, deadline),
+                Step::Follow(ticket) => call.parker.park(ticket, deadline.remaining().unwrap_or(SLICE).min(SLICE)),
+            };
+            if woken.is_err() {
+                self.with(|inner| self.leave(inner, call.key));
+                return Err(WaitError::Interrupted);
+            }
+        }
+    }
+
+    fn step(&self, inner: &mut Inner, call: usize, want: Want, deadline: Deadline, may_spin: &mut bool) -> Step {
+        let leads = inner.leader.is_none_or(|leader| leader == call);
+        let doorbell = self.board.doorbell();
+        if leads && !inner.is_satisfied(call, want) {
+            inner.leader = Some(call);
+            doorbell.set(AWAKE);
+            self.collect(inner);
+        }
+        loop {
+            let is_done = inner.is_satisfied(call, want) || !self.is_ours();
+            if is_done || deadline.has_passed() {
+                self.leave(inner, call);
+                return if is_done { Step::Done } else { Step::TimedOut };
+            }
+            if !leads {
+                let Some(state) = inner.calls.get_mut(call) else { return Step::Done };
+                state.followers += 1;
+                return Step::Follow(state.parker.ticket());
+            }
+            let how = if *may_spin && want == Want::Next && *HAS_SPARE_PROCESSOR {
+                SPINNING
+            } else {
+                inner.way_to_sleep(want)
+            };
+            let low = if inner.scheduler.waiting() > 0 || want == Want::Room { u64::from(SLOTS / 2) } else { 0 };
+            self.board.low_water().store(low, Ordering::Relaxed);
+            doorbell.set(how);
+            inner.told.leader = false; // that is this thread itself
+            if !inner.is_anything_unread() {
+                *may_spin = false;
+                return Step::Lead(how);
+            }
+            doorbell.set(AWAKE);
+            self.collect(inner);
+        }
+    }
+
+    fn sleep_as_leader(&self, how: u32, deadline: Deadline) -> Result<(), WaitError> {
+        let doorbell = self.board.doorbell();
+        if how == SPINNING {
+            // Where nothing came, it goes on with sleeping.
+            self.spin.until(|| doorbell.has_rung(SPINNING));
+            return Ok(());
+        }
+        if self.board.table().waiting() > 0 {
+            self.board.sleepers().wake_one(); // the worker that was looking may have been stopped
+        }
+        match futex::wait(doorbell.word(), how, deadline.remaining().unwrap_or(SLICE).min(SLICE)) {
+            futex::Wait::Interrupted => Err(WaitError::Interrupted),
+            futex::Wait::Woken | futex::Wait::Again => Ok(()),
+        }
+    }
+
+    /// The thread that waits for `call` goes. If it was the leader, another follows, or the pool's thread does it.
+    fn leave(&self, inner: &mut Inner, call: usize) {
+        if inner.leader != Some(call) {
+            return;
+        }
+        inner.leader = None;
+        inner.told.leader = false;
+        self.hand_over(inner);
+        if let Some((_, state)) = inner.calls.iter_mut().find(|(_, state)| state.followers > 0) {
+            inner.told.unpark(state);
+        }
+    }
+
+    /// Has workers wake the pool's thread, unless somebody leads.
+    pub(super) fn hand_over(&self, inner: &mut Inner) {
+        while inner.leader.is_none() {
+            self.board.doorbell().set(AWAY);
+            if !inner.is_anything_unread() {
+                return;
+            }
+            self.collect(inner);
+        }
+    }
+
+    /// Takes all results that there are.
+    pub(super) fn collect(&self, inner: &mut Inner) {
+        for at in 0..inner.workers.len() {
+            if inner.workers[at].as_ref().is_some_and(|worker| worker.stream.unread() > 0) {
+                self.read_worker(inner, at);
+            }
+        }
+    }
+
+    /// Takes what a worker wrote.
+    pub(super) fn read_worker(&self, inner: &mut Inner, at: usize) {
+        let mut bytes = std::mem::take(&mut inner.scratch);
+        let Some(worker) = &inner.workers[at] else { return };
+        let mut read = worker.stream.read(&mut bytes);
+        let mut rest = &bytes[..];
+        while read.is_ok() && !rest.is_empty() {
+            read = parse(&mut rest).and_then(|record| self.on_record(inner, at, record));
+        }
+        if read.is_err()
+            && let Some(worker) = &inner.workers[at]
+        {
+            // It writes nonsense: it is of no use any more, and its death is next.
+            let _ = worker.child.signal(Signal::KILL);
+        }
+        inner.scratch = bytes;
+    }
+
+    fn on_record(&self, inner: &mut Inner, at: usize, record: Record<'_>) -> Result<(), MemoryError> {
+        let worker = inner.workers[at].as_mut().ok_or(MemoryError::Corrupt)?;
+        if let Body::Number(slot) = record.body {
+            let task = usize::try_from(slot).ok().and_then(|slot| inner.slots.get(slot)).copied().flatten();
+            worker.reading = Some(task.ok_or(MemoryError::Corrupt)?);
+            return Ok(());
+        }
+        let id = worker.reading.ok_or(MemoryError::Corrupt)?;
+        let task = inner.tasks.get_mut(id.0).ok_or(MemoryError::Corrupt)?;
+        let (call, index) = (task.call, task.first + u64::from(task.done));
+        match record {
+            Record { kind: Kind::Returned, flags: 0, body: Body::Bytes(bytes) } => {
+                if let Some(state) = inner.calls.get_mut(call) {
+                    state.ends.push_returned(index, bytes);
+                }
+                inner.ended(call, 1);
+            }
+            record => match self.end_of(inner, at, record)? {
+                End::Failed(end) if matches!(*end, TaskEnd::Panicked(_)) && self.try_again(inner, id) => {}
+                end => inner.end_item(call, index, end),
+            },
+        }
+        let task = inner.tasks.get_mut(id.0).ok_or(MemoryError::Corrupt)?;
+        task.done += 1;
+        if task.done >= task.count {
+            if let At::Out { slot, block, .. } = task.at {
+                inner.free(&self.board, slot, block);
+            }
+            inner.tasks.remove(id.0);
+            if let Some(worker) = &mut inner.workers[at] {
+                worker.reading = None;
+            }
+            self.handle(inner, Event::Ended(id));
+        }
+        Ok(())
+    }
+
+    /// What a record says, with all that belongs to it.
+    fn end_of(&self, inner: &mut Inner, at: usize, record: Record<'_>) -> Result<End, MemoryError> {
+        if record.flags & (LOGGED | WITH_FDS) != 0 {
+            self.hear_channel(inner, at);
+        }
+        let worker = inner.workers[at].as_mut().ok_or(MemoryError::Corrupt)?;
+        let fds = match record.flags & WITH_FDS {
+            0 => Ok(Vec::new()),
+            _ => worker.fds.pop_front().unwrap_or_else(|| Err("the result's descriptors are gone".to_owned())),
+        };
+        let head = match record.body {
+            Body::Block { offset, len } => {
+                let mut head = Vec::new();
+                worker.stream.segment().copy_out(offset, len, &mut head)?;
+                worker.give_back(offset);
+                head
+            }
+            Body::Bytes(bytes) => bytes.to_vec(),
+            Body::Number(_) => return Err(MemoryError::Corrupt),
+        };
+        Ok(match (record.kind, fds) {
+            (Kind::Returned, Ok(fds)) => End::Payload(Box::new(Payload { head, fds })),
+            (Kind::Returned, Err(why)) => End::Failed(Box::new(TaskEnd::Refused(why))),
+            (kind, _) => End::Failed(Box::new(TaskEnd::of_record(kind, head).map_err(|_| MemoryError::Corrupt)?)),
+        })
+    }
+
+    /// An item panicked: runs it again, as a task of its own, if it may be.
+    fn try_again(&self, inner: &mut Inner, id: TaskId) -> bool {
+        let serial = inner.serial();
+        let (Some(task), board) = (inner.tasks.get(id.0), &self.board) else { return false };
+        let Some(call) = inner.calls.get(task.call) else { return false };
+        let (priority, retries) = (call.settings.priority, call.settings.retries);
+        let may = call.settings.retries_panics && task.panics < retries && call.stop.is_none();
+        let At::Out { slot, .. } = task.at else { return false };
+        if !may || !task.fds.is_empty() {
+            return false;
+        }
+        let mut bytes = Vec::new();
+        let Ok(order) = board.read(slot) else { return false };
+        if board.read_argument(slot, &order, &mut bytes).is_err() {
+            return false;
+        }
+        let mut rest = &bytes[..];
+        let before = order.items.saturating_sub(task.count - task.done);
+        for _ in 0..before {
+            let _ = next_item(&mut rest);
+        }
+        let start = bytes.len() - rest.len();
+        let Ok(item) = next_item(&mut rest) else { return false };
+        let item = bytes[start..start + 4 + item.len()].to_vec();
+        let (attempt, backoff) = (task.panics + 1, call.settings.backoff);
+        let task = Task {
+            call: task.call,
+            serial,
+            first: task.first + u64::from(task.done),
+            count: 1,
+            done: 0,
+            at: At::Waiting(item),
+            fds: Vec::new(),
+            lost_at: None,
+            loss: None,
+            panics: attempt,
+        };
+        let id = TaskId(inner.tasks.insert(task));
+        self.handle(inner, Event::Resubmitted(id, priority, retries));
+        inner.set_timer(after_backoff(backoff, attempt), Timer::Due { task: id, serial });
+        true
+    }
+}
+
+impl Inner {
+    fn is_satisfied(&self, call: usize, want: Want) -> bool {
+        self.calls.get(call).is_none_or(|state| match want {
+            Want::Next => !state.ends.is_empty() || state.is_over(),
+            Want::Room => self.has_room() || state.is_over(),
+            Want::All => state.is_over(),
+        })
+    }
+
+    fn is_anything_unread(&self) -> bool {
+        self.workers.iter().flatten().any(|worker| worker.stream.unread() > 0)
+    }
+
+    fn way_to_sleep(&self, want: Want) -> u32 {
+        if want == Want::Next || self.eager > 0 { ASLEEP } else { ASLEEP_UNTIL_LOW }
+    }
+}

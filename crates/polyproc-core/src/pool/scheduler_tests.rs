@@ -1,0 +1,384 @@
+//! The scheduler with any order of events: a model of the world around it, and what must hold at each step.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use proptest::prelude::*;
+
+use super::*;
+
+const SLOTS: usize = 4;
+
+fn after(scheduler: &mut Scheduler, event: Event) -> Vec<Action> {
+    let mut actions = Vec::new();
+    scheduler.on(event, &mut actions);
+    actions
+}
+
+const DIED_RUNNING: Held = Held::Running { is_same: false, may_retry: true };
+
+#[test]
+fn a_death_costs_the_item_that_ran_and_no_other() {
+    let (mut scheduler, task) = (Scheduler::new(1, SLOTS), TaskId(1));
+    after(&mut scheduler, Event::Ready(Place(0)));
+    assert_eq!(after(&mut scheduler, Event::Submitted(task, 0, 0)), [Action::Publish(task)]);
+    let died = Event::Died(Place(0), Some((task, DIED_RUNNING)));
+    assert_eq!(after(&mut scheduler, died), [Action::Lose(task), Action::Start(Place(0))]);
+    assert_eq!(after(&mut scheduler, Event::Requeued(task)), [Action::Publish(task)]);
+    let died = Event::Died(Place(0), Some((task, Held::NotBegun)));
+    assert_eq!(after(&mut scheduler, died), [Action::Publish(task), Action::Start(Place(0))]);
+    assert_eq!(after(&mut scheduler, Event::Ended(task)), []);
+}
+
+#[test]
+fn an_item_is_tried_as_often_as_allowed() {
+    let (mut scheduler, task) = (Scheduler::new(1, SLOTS), TaskId(0));
+    after(&mut scheduler, Event::Submitted(task, 0, 2));
+    let again = Held::Running { is_same: true, may_retry: true };
+    for (attempt, held) in [(1, DIED_RUNNING), (2, again)] {
+        let died = Event::Died(Place(0), Some((task, held)));
+        assert_eq!(after(&mut scheduler, died), [Action::Delay(task, attempt), Action::Start(Place(0))]);
+        assert_eq!(after(&mut scheduler, Event::Due(task)), [Action::Publish(task)]);
+    }
+    let died = Event::Died(Place(0), Some((task, again)));
+    assert_eq!(after(&mut scheduler, died), [Action::Lose(task), Action::Start(Place(0))]);
+}
+
+#[test]
+fn what_is_urgent_goes_first() {
+    let mut scheduler = Scheduler::new(1, SLOTS);
+    let (low, high) = (TaskId(0), TaskId(1));
+    assert_eq!(after(&mut scheduler, Event::Submitted(low, 0, 0)), [Action::Publish(low)]);
+    assert_eq!(after(&mut scheduler, Event::Submitted(high, 5, 0)), [Action::MakeWay(5)]);
+    assert_eq!(after(&mut scheduler, Event::Withdrawn(low)), []);
+    assert_eq!(after(&mut scheduler, Event::WayMade), [Action::Publish(high), Action::Publish(low)]);
+}
+
+#[test]
+fn workers_that_never_get_ready_break_the_pool() {
+    let (mut scheduler, task) = (Scheduler::new(1, SLOTS), TaskId(0));
+    after(&mut scheduler, Event::Submitted(task, 0, 0));
+    for _ in 1..STILLBORN_LIMIT {
+        assert_eq!(after(&mut scheduler, Event::Died(Place(0), None)), [Action::Start(Place(0))]);
+    }
+    assert_eq!(after(&mut scheduler, Event::Died(Place(0), None)), [Action::Fail(task, Loss::NoWorkers)]);
+    assert!(scheduler.is_over());
+    assert_eq!(after(&mut scheduler, Event::Submitted(task, 0, 0)), [Action::Fail(task, Loss::NoWorkers)]);
+}
+
+#[test]
+fn a_worker_that_cannot_start_now_may_start_later() {
+    let (mut scheduler, task) = (Scheduler::new(1, SLOTS), TaskId(0));
+    after(&mut scheduler, Event::Submitted(task, 0, 0));
+    let failed = Event::NotStarted(Place(0), Hope::Some);
+    assert_eq!(after(&mut scheduler, failed), [Action::StartLater(Place(0), 1)]);
+    assert_eq!(after(&mut scheduler, Event::StartDue(Place(0))), [Action::Start(Place(0))]);
+    let failed = Event::NotStarted(Place(0), Hope::None);
+    assert_eq!(after(&mut scheduler, failed), [Action::Fail(task, Loss::NoWorkers)]);
+}
+
+#[test]
+fn the_number_of_workers_follows_what_is_wanted() {
+    let mut scheduler = Scheduler::new(2, SLOTS);
+    assert_eq!(after(&mut scheduler, Event::Resized(3)), [Action::Start(Place(2))]);
+    (0..3).for_each(|at| _ = after(&mut scheduler, Event::Ready(Place(at))));
+    assert_eq!(after(&mut scheduler, Event::Resized(1)), [Action::Retire(Place(2)), Action::Retire(Place(1))]);
+    assert_eq!(after(&mut scheduler, Event::Died(Place(2), None)), []);
+    assert_eq!(after(&mut scheduler, Event::Idle(Place(0))), [Action::Retire(Place(0))]);
+    assert_eq!(after(&mut scheduler, Event::Died(Place(0), None)), [Action::Start(Place(0))]);
+}
+
+/// What may happen next; numbers pick a worker or a task.
+#[derive(Debug, Clone)]
+enum Step {
+    Submit { priority: Priority, retries: u32, items: u32 },
+    Claim(usize),
+    Finish(usize),
+    Die(usize, bool),
+    Ready(usize),
+    NotStarted(usize, bool),
+    Due(usize),
+    Drop(usize),
+    Idle(usize),
+    Resize(usize),
+    Close,
+    Terminate,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let at = || 0..4usize;
+    let step = prop_oneof![
+        8 => (-1..2i32, 0..3u32, 1..4u32).prop_map(|(priority, retries, items)| Step::Submit { priority, retries, items }),
+        8 => at().prop_map(Step::Claim),
+        6 => at().prop_map(Step::Finish),
+        3 => (at(), any::<bool>()).prop_map(|(at, began)| Step::Die(at, began)),
+        6 => at().prop_map(Step::Ready),
+        1 => (at(), prop::bool::weighted(0.8)).prop_map(|(at, hope)| Step::NotStarted(at, hope)),
+        3 => (0..8usize).prop_map(Step::Due),
+        1 => (0..8usize).prop_map(Step::Drop),
+        1 => at().prop_map(Step::Idle),
+        1 => (1..5usize).prop_map(Step::Resize),
+        1 => Just(Step::Close),
+        1 => Just(Step::Terminate),
+    ];
+    prop::collection::vec(step, 0..200)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Status {
+    Waiting,
+    Out,
+    Claimed,
+    Delayed,
+    Ended,
+}
+
+#[derive(Debug)]
+struct Job {
+    priority: Priority,
+    retries: u32,
+    items: u32,
+    attempts: u32,
+    was_requeued: bool,
+    status: Status,
+}
+
+#[derive(Debug, Default)]
+struct Staff {
+    ready: bool,
+    told_to_end: bool,
+    held: Option<TaskId>,
+}
+
+/// The world around the scheduler. Tasks are numbered in the order of their submission.
+struct World {
+    scheduler: Scheduler,
+    jobs: BTreeMap<TaskId, Job>,
+    /// What is on the table, in its order.
+    table: Vec<TaskId>,
+    staff: HashMap<usize, Staff>,
+    awaited: Vec<usize>,
+    is_open: bool,
+}
+
+impl World {
+    fn new(workers: usize) -> Self {
+        Self {
+            scheduler: Scheduler::new(workers, SLOTS),
+            jobs: BTreeMap::new(),
+            table: Vec::new(),
+            staff: (0..workers).map(|at| (at, Staff::default())).collect(),
+            awaited: Vec::new(),
+            is_open: true,
+        }
+    }
+
+    fn set(&mut self, task: TaskId, from: &[Status], to: Status) {
+        let job = self.jobs.get_mut(&task).expect("a task that was submitted");
+        assert!(from.contains(&job.status), "{task:?} is {:?}, not {from:?}", job.status);
+        job.status = to;
+        self.table.retain(|out| *out != task);
+        if to == Status::Out {
+            self.table.push(task);
+        }
+    }
+
+    fn with_status(&self, status: Status) -> Vec<TaskId> {
+        self.jobs.iter().filter(|(_, job)| job.status == status).map(|(task, _)| *task).collect()
+    }
+
+    /// Carries out what follows; events that follow from that come after all of it, as in the driver.
+    fn on(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            if let Event::Requeued(task) = event {
+                self.set(task, &[Status::Delayed], Status::Waiting);
+            }
+            for action in after(&mut self.scheduler, event) {
+                self.act(action, &mut events);
+            }
+        }
+        let out = self.with_status(Status::Out).len() + self.with_status(Status::Claimed).len();
+        assert!(out <= SLOTS, "{out} are out");
+    }
+
+    fn act(&mut self, action: Action, events: &mut VecDeque<Event>) {
+        use Status::{Claimed, Delayed, Ended, Out, Waiting};
+        match action {
+            Action::Publish(task) => {
+                self.set(task, &[Waiting], Out);
+                let job = &self.jobs[&task];
+                for waiting in self.with_status(Waiting) {
+                    let other = &self.jobs[&waiting];
+                    assert!(other.priority <= job.priority, "{waiting:?} is more urgent than {task:?}");
+                    assert!(
+                        other.priority < job.priority || waiting > task || job.was_requeued || other.was_requeued,
+                        "{waiting:?} was submitted before {task:?}"
+                    );
+                }
+            }
+            Action::MakeWay(priority) => {
+                for task in self.table.clone().into_iter().rev() {
+                    if self.jobs[&task].priority < priority {
+                        self.set(task, &[Out], Waiting);
+                        assert_eq!(after(&mut self.scheduler, Event::Withdrawn(task)), []);
+                    }
+                }
+                events.push_back(Event::WayMade);
+            }
+            Action::Fail(task, _) => self.set(task, &[Waiting, Out, Claimed, Delayed], Ended),
+            Action::Lose(task) => {
+                let job = self.jobs.get_mut(&task).expect("a task");
+                job.items -= 1;
+                job.attempts = 0;
+                let is_last = job.items == 0;
+                self.set(task, &[Delayed], if is_last { Ended } else { Delayed });
+                events.push_back(if is_last { Event::Ended(task) } else { Event::Requeued(task) });
+            }
+            Action::Delay(task, attempt) => {
+                let job = self.jobs.get_mut(&task).expect("a task");
+                assert_eq!(job.status, Delayed);
+                job.attempts += 1;
+                assert_eq!(attempt, job.attempts);
+                assert!(attempt <= job.retries, "tried more often than allowed");
+            }
+            Action::Start(Place(at)) => {
+                assert!(self.staff.insert(at, Staff::default()).is_none(), "started in an empty place");
+            }
+            Action::StartLater(Place(at), _) => self.awaited.push(at),
+            Action::Retire(Place(at)) | Action::Kill(Place(at)) => {
+                self.staff.get_mut(&at).expect("somebody to be told").told_to_end = true;
+            }
+        }
+    }
+
+    fn claim(&mut self, at: usize) {
+        let first = self.table.first().copied();
+        if let (Some(staff), Some(task)) = (self.staff.get_mut(&at), first)
+            && staff.ready
+            && !staff.told_to_end
+            && staff.held.is_none()
+        {
+            staff.held = Some(task);
+            self.set(task, &[Status::Out], Status::Claimed);
+        }
+    }
+
+    fn finish(&mut self, at: usize) {
+        if let Some(task) = self.staff.get_mut(&at).and_then(|staff| staff.held.take())
+            && self.jobs[&task].status == Status::Claimed
+        {
+            self.set(task, &[Status::Claimed], Status::Ended);
+            self.on(Event::Ended(task));
+        }
+    }
+
+    fn die(&mut self, at: usize, began: bool) {
+        let Some(staff) = self.staff.remove(&at) else { return };
+        let held = staff.held.filter(|task| self.jobs[task].status == Status::Claimed).map(|task| {
+            self.set(task, &[Status::Claimed], if began { Status::Delayed } else { Status::Waiting });
+            self.jobs.get_mut(&task).expect("a task").was_requeued = true;
+            let is_same = self.jobs[&task].attempts > 0;
+            (task, if began { Held::Running { is_same, may_retry: true } } else { Held::NotBegun })
+        });
+        self.on(Event::Died(Place(at), held));
+    }
+
+    fn ready(&mut self, at: usize) {
+        if let Some(staff) = self.staff.get_mut(&at)
+            && !staff.ready
+        {
+            staff.ready = true;
+            self.on(Event::Ready(Place(at)));
+        }
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Submit { priority, retries, items } => {
+                let task = TaskId(self.jobs.len());
+                let (attempts, was_requeued, status) = (0, false, Status::Waiting);
+                self.jobs.insert(task, Job { priority, retries, items, attempts, was_requeued, status });
+                self.on(Event::Submitted(task, priority, retries));
+            }
+            Step::Claim(at) => self.claim(at),
+            Step::Finish(at) => self.finish(at),
+            Step::Die(at, began) => self.die(at, began),
+            Step::Ready(at) => self.ready(at),
+            Step::NotStarted(at, hope) => {
+                if self.staff.get(&at).is_some_and(|staff| !staff.ready) {
+                    self.staff.remove(&at);
+                    self.on(Event::NotStarted(Place(at), if hope { Hope::Some } else { Hope::None }));
+                }
+            }
+            Step::Due(n) => self.due(n),
+            Step::Drop(n) => {
+                let mut tasks = self.with_status(Status::Waiting);
+                tasks.extend(self.with_status(Status::Delayed));
+                if let Some(task) = tasks.get(n).copied() {
+                    self.set(task, &[Status::Waiting, Status::Delayed], Status::Ended);
+                    self.on(Event::Dropped(task));
+                }
+            }
+            Step::Idle(at) => {
+                if self.staff.get(&at).is_some_and(|staff| staff.ready && staff.held.is_none()) {
+                    self.on(Event::Idle(Place(at)));
+                }
+            }
+            Step::Resize(wanted) => self.on(Event::Resized(wanted)),
+            Step::Close => {
+                self.is_open = false;
+                self.on(Event::Closed);
+            }
+            Step::Terminate => {
+                self.is_open = false;
+                self.on(Event::Terminated);
+            }
+        }
+    }
+
+    fn due(&mut self, n: usize) {
+        if let Some(task) = self.with_status(Status::Delayed).get(n).copied() {
+            self.set(task, &[Status::Delayed], Status::Waiting);
+            self.on(Event::Due(task));
+        } else if !self.awaited.is_empty() {
+            let at = self.awaited.remove(0);
+            self.on(Event::StartDue(Place(at)));
+        }
+    }
+
+    /// Everything goes well from now on.
+    fn run_down(&mut self) {
+        for _ in 0..10 * (self.jobs.len() + 20) {
+            self.due(0);
+            for at in 0..8 {
+                self.ready(at);
+                self.claim(at);
+                self.finish(at);
+                if self.staff.get(&at).is_some_and(|staff| staff.told_to_end) {
+                    self.die(at, true);
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_task_ends_exactly_once(steps in steps()) {
+        let mut world = World::new(3);
+        for step in steps {
+            world.step(step);
+        }
+        world.run_down();
+        // Left alone, whatever was submitted has ended, though the pool be open; and closed, it is over.
+        prop_assert!(world.jobs.values().all(|job| job.status == Status::Ended), "{:?}", world.jobs);
+        prop_assert!(world.table.is_empty());
+        if world.scheduler.is_open() {
+            prop_assert!(world.is_open && world.staff.len() <= world.scheduler.wanted());
+        }
+        world.on(Event::Closed);
+        world.run_down();
+        prop_assert!(world.scheduler.is_over());
+        prop_assert!(world.staff.is_empty());
+    }
+}

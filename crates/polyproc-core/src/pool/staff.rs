@@ -1,0 +1,191 @@
+//! A worker as its pool sees it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use super::board::Board;
+use super::handle::PoolSettings;
+use super::scheduler::{Place, TaskId};
+use super::stream::{DOOMED, IDLE, Phase, Stream, running_position};
+use super::task::Setup;
+use crate::frame::Payload;
+use crate::prim::{AtomicU64, Ordering};
+use crate::process::{Child, Ending, ExitStatus, Settings, Signal, StartError, start_worker};
+use crate::sys::watch::Bell;
+use crate::sys::{clock, priority};
+
+/// Why a worker is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    TimedOut,
+    OutOfMemory,
+    Cancelled,
+}
+
+/// A worker that is about to be killed, and for which task.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Doom {
+    /// `None` when it had none.
+    pub(super) position: Option<u64>,
+    pub(super) cause: Cause,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) child: Child,
+    /// What its descriptors are watched by; a replacement gets another one.
+    pub(super) key: u64,
+    /// By which it claims tasks.
+    pub(super) number: u32,
+    pub(super) stream: Stream,
+    /// The task whose items it is answering.
+    pub(super) reading: Option<TaskId>,
+    /// Descriptors of results whose records are to come; or why there are none.
+    pub(super) fds: VecDeque<Result<Vec<OwnedFd>, String>>,
+    /// Blocks that could not be given back yet.
+    pub(super) to_return: Vec<u64>,
+    /// What it said last: a stack overflow, or a panic where panics abort.
+    pub(super) last_words: Ending,
+    pub(super) doom: Option<Doom>,
+    /// Its task was warned by a signal.
+    pub(super) warned: Option<u64>,
+    started_nanos: u64,
+}
+
+/// What one worker has done so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WorkerStats {
+    /// Its process id.
+    pub pid: u32,
+    /// How many items it has run.
+    pub tasks: u64,
+    /// How long it had tasks.
+    pub busy: Duration,
+    /// How long it had none.
+    pub idle: Duration,
+    /// How long it took from the order to start it until it took tasks; `None` while it is not ready.
+    pub start: Option<Duration>,
+    /// Bytes of arguments, encoded.
+    pub bytes_in: u64,
+    /// Bytes of results, encoded.
+    pub bytes_out: u64,
+    /// The most memory that it had, in bytes; `None` when it is gone.
+    pub peak_memory: Option<u64>,
+}
+
+impl Worker {
+    /// Starts a worker for a place.
+    pub(super) fn start(
+        settings: &PoolSettings,
+        place: Place,
+        number: u32,
+        key: u64,
+        board: &Board,
+        bell: &Bell,
+    ) -> Result<Self, StartError> {
+        let os = |source| StartError::Os { doing: "preparing a pool's worker", source };
+        let started_nanos = clock::monotonic_nanos();
+        let stream = Stream::new().map_err(os)?;
+        let (function, argument, fds) = match &settings.initializer {
+            Some((function, payload)) => (Some(function), payload.head.clone(), payload.fds.as_slice()),
+            None => (None, Vec::new(), &[][..]),
+        };
+        let setup = Setup {
+            number,
+            max_tasks: settings.max_tasks_per_child.map_or(0, std::num::NonZeroU64::get),
+            nice: settings.nice,
+            cpus: settings.cpus.get(place.0 % settings.cpus.len().max(1)).cloned().unwrap_or_default(),
+            initializer: function.map(|function| (function.clone(), argument)),
+            finalizer: settings.finalizer.clone(),
+        };
+        let fds = [board.as_fd(), stream.as_fd(), bell.as_fd()].into_iter().chain(fds.iter().map(AsFd::as_fd));
+        let fds = fds.map(|fd| fd.try_clone_to_owned()).collect::<io::Result<_>>().map_err(os)?;
+        let process = Settings {
+            name: settings.name.as_ref().map(|name| format!("{name}-{}", place.0 + 1)),
+            daemon: true,
+            method: settings.method,
+            env: settings.env.clone(),
+            ..Settings::default()
+        };
+        let child = start_worker(process, &Payload { head: setup.encode(), fds })?;
+        Ok(Self {
+            child,
+            key,
+            number,
+            stream,
+            reading: None,
+            fds: VecDeque::new(),
+            to_return: Vec::new(),
+            last_words: Ending::new(ExitStatus::Unknown),
+            doom: None,
+            warned: None,
+            started_nanos,
+        })
+    }
+
+    /// Kills it, so that what it runs now, and nothing else, is ended for this cause. When `only` is given, only if it runs
+    /// the task of that position. False when it does not.
+    pub(super) fn doom(&mut self, cause: Cause, only: Option<u64>) -> bool {
+        let current = &self.stream.cell().current;
+        loop {
+            let now = current.load(Ordering::Acquire);
+            let position = running_position(now);
+            if now == DOOMED || only.is_some() && position != only {
+                return false;
+            }
+            // Acquire: what it wrote before it began this is seen. It begins and ends nothing after this.
+            if current.compare_exchange(now, DOOMED, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                self.doom = Some(Doom { position, cause });
+                // One that has ended takes none, which is as good.
+                let _ = self.child.signal(Signal::KILL);
+                return true;
+            }
+        }
+    }
+
+    /// For how long it has had nothing to do.
+    pub(super) fn idle_for(&self) -> Duration {
+        let cell = self.stream.cell();
+        let is_idle = cell.phase.load(Ordering::Acquire) == Phase::Idle as u32;
+        if !is_idle || cell.current.load(Ordering::Relaxed) != IDLE {
+            return Duration::ZERO;
+        }
+        Duration::from_nanos(clock::monotonic_nanos().saturating_sub(cell.since.load(Ordering::Relaxed)))
+    }
+
+    /// Whether it got as far as its initializer, and no further.
+    pub(super) fn is_initialising(&self) -> bool {
+        self.stream.cell().phase.load(Ordering::Relaxed) == Phase::Initialising as u32
+    }
+
+    pub(super) fn give_back(&mut self, offset: u64) {
+        self.to_return.push(offset);
+        let stream = &self.stream;
+        let kept = self.to_return.iter().position(|offset| !stream.give_back(*offset));
+        self.to_return.drain(..kept.unwrap_or(self.to_return.len()));
+    }
+
+    pub(super) fn stats(&self) -> WorkerStats {
+        let cell = self.stream.cell();
+        let load = |field: &AtomicU64| field.load(Ordering::Relaxed);
+        let now = clock::monotonic_nanos();
+        let is_busy = cell.phase.load(Ordering::Acquire) == Phase::Busy as u32;
+        let ready = Some(load(&cell.ready)).filter(|ready| *ready > 0);
+        let busy = load(&cell.busy) + if is_busy { now.saturating_sub(load(&cell.since)) } else { 0 };
+        let idle = ready.map_or(0, |ready| now.saturating_sub(ready)).saturating_sub(busy);
+        WorkerStats {
+            pid: self.child.pid(),
+            tasks: load(&cell.items),
+            busy: Duration::from_nanos(busy),
+            idle: Duration::from_nanos(idle),
+            start: ready.map(|ready| Duration::from_nanos(ready.saturating_sub(self.started_nanos))),
+            bytes_in: load(&cell.bytes_in),
+            bytes_out: load(&cell.bytes_out),
+            peak_memory: priority::peak_bytes(self.child.pid()),
+        }
+    }
+}

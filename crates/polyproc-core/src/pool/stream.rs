@@ -1,0 +1,374 @@
+//! [`Stream`]: the memory that a pool shares with one worker: what the worker does, and a ring of bytes by which its
+//! results come back. The worker writes, the parent reads; nobody else touches it, and there is no lock.
+//!
+//! | offset | bytes | what | who writes it, when |
+//! |---|---|---|---|
+//! | 0 | 128 | [`Cell`] | see there |
+//! | 384 | 64 | tail: bytes written since the beginning | the worker, once a record is whole: the one store that makes it count |
+//! | 128 | 64 | head: bytes read | the parent |
+//! | 192 | 64 | [`Sleepers`]: the worker, when the ring is full | see there |
+//! | 256 | 64 | returned: blocks given back | the parent, once the entry is written |
+//! | 320 | 64 | taken: of these, how many the worker has taken | the worker |
+//! | 1024 | 256 | the segment's regions | see [`Segment`] |
+//! | 4096 | 8192 | a ring of offsets of blocks given back | the parent |
+//! | 16384 | 131072 | the ring of records | the worker |
+//! | 147456 | | large results | the worker, before a record speaks of them |
+//!
+//! A record is a word and some bytes: eight bits of [`Kind`], 56 bits of a number; see there.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::prim::{AtomicU32, AtomicU64, Ordering};
+use crate::robust::Sleepers;
+use crate::shm::{MemoryError, Segment};
+use crate::sys::shared::shared;
+
+const REGION_TABLE: u64 = 1024;
+const RETURNS: u64 = 4096;
+/// So many blocks can be on their way back.
+pub(super) const RETURN_SLOTS: usize = 1024;
+const RING: u64 = 16384;
+/// Length of the ring in bytes.
+pub(super) const RING_LEN: u64 = 131_072;
+pub(super) const FIRST_BLOCK: u64 = RING + RING_LEN;
+const FIRST_REGION: u64 = 3 * 65536;
+/// Results up to this length go through the ring, larger ones through a block.
+pub(super) const INLINE_LEN: usize = 16384;
+const WORD_LEN: u64 = 8;
+
+/// What a record is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Kind {
+    /// The worker begins the task in the slot of this number. The results of its items follow, one for each, in order.
+    Begin = 1,
+    /// An item's function returned: so many bytes of result.
+    Returned = 2,
+    /// It failed as the face encodes: so many bytes.
+    Raised = 3,
+    /// It panicked: so many bytes, a [`Panic`](crate::process::Panic).
+    Panicked = 4,
+    /// It could not be called: so many bytes of text.
+    Refused = 5,
+}
+
+/// The bytes lie in a block; in their place stands its offset.
+const IN_BLOCK: u8 = 0x80;
+/// The channel holds what the task logged.
+pub(super) const LOGGED: u8 = 0x40;
+/// The channel holds the result's descriptors.
+pub(super) const WITH_FDS: u8 = 0x20;
+const FLAGS: u8 = IN_BLOCK | LOGGED | WITH_FDS;
+
+/// A record as it was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Record<'a> {
+    pub(super) kind: Kind,
+    /// [`LOGGED`], [`WITH_FDS`].
+    pub(super) flags: u8,
+    pub(super) body: Body<'a>,
+}
+
+/// Where a record's bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Body<'a> {
+    /// None: the number says it all.
+    Number(u64),
+    Bytes(&'a [u8]),
+    Block {
+        offset: u64,
+        len: u64,
+    },
+}
+
+/// Takes the first record off `bytes`.
+pub(super) fn parse<'a>(bytes: &mut &'a [u8]) -> Result<Record<'a>, MemoryError> {
+    let word = bytes.split_off(..8).and_then(|word| word.try_into().ok()).map(u64::from_le_bytes);
+    let word = word.ok_or(MemoryError::Corrupt)?;
+    let [flags, ..] = word.to_le_bytes();
+    let number = word >> 8;
+    let kind = [Kind::Begin, Kind::Returned, Kind::Raised, Kind::Panicked, Kind::Refused]
+        .into_iter()
+        .find(|kind| *kind as u8 == flags & !FLAGS);
+    let kind = kind.ok_or(MemoryError::Corrupt)?;
+    let body = if kind == Kind::Begin {
+        Body::Number(number)
+    } else if flags & IN_BLOCK != 0 {
+        let offset = bytes.split_off(..8).and_then(|word| word.try_into().ok()).map(u64::from_le_bytes);
+        Body::Block { offset: offset.ok_or(MemoryError::Corrupt)?, len: number }
+    } else {
+        let len = usize::try_from(number).map_err(|_| MemoryError::Corrupt)?;
+        Body::Bytes(bytes.split_off(..len).ok_or(MemoryError::Corrupt)?)
+    };
+    Ok(Record { kind, flags: flags & (LOGGED | WITH_FDS), body })
+}
+
+shared! {
+    /// What a worker does.
+    ///
+    /// | offset | bytes | field | who writes it, when |
+    /// |---|---|---|---|
+    /// | 0 | 8 | current: [`IDLE`], or the position and item that it runs, or [`DOOMED`] | the worker, from idle and back; the parent, to end it |
+    /// | 8 | 8 | started: when it began the item, where items are limited; nanoseconds of the monotonic clock | the worker |
+    /// | 16 | 8 | since: when it became idle or busy | the worker |
+    /// | 24 | 8 | busy: nanoseconds that it was busy before that | the worker |
+    /// | 32 | 8 | items: how many it has run | the worker |
+    /// | 40 | 8 | bytes_in: of arguments | the worker |
+    /// | 48 | 8 | bytes_out: of results | the worker |
+    /// | 56 | 8 | ready: when it began to take tasks | the worker |
+    /// | 64 | 4 | phase: see [`Phase`] | the worker |
+    /// | 68 | 4 | retire: not 0 when it is to end | the parent |
+    pub(super) struct Cell {
+        pub(super) current: AtomicU64,
+        pub(super) started: AtomicU64,
+        pub(super) since: AtomicU64,
+        pub(super) busy: AtomicU64,
+        pub(super) items: AtomicU64,
+        pub(super) bytes_in: AtomicU64,
+        pub(super) bytes_out: AtomicU64,
+        pub(super) ready: AtomicU64,
+        pub(super) phase: AtomicU32,
+        pub(super) retire: AtomicU32,
+    }
+}
+const _: () = assert!(size_of::<Cell>() == 128);
+
+/// It runs no task.
+pub(super) const IDLE: u64 = 0;
+/// The parent is about to kill it: it begins and ends nothing any more.
+pub(super) const DOOMED: u64 = 1;
+
+/// That an item of the task of a position runs. Only compared.
+pub(super) fn running(position: u64, item: u32) -> u64 {
+    position << 20 | (u64::from(item % 0xf_fff0) + 2)
+}
+
+/// The position in what [`running`] gave.
+pub(super) fn running_position(current: u64) -> Option<u64> {
+    (current > DOOMED).then_some(current >> 20)
+}
+
+/// What a worker is about; 0 while it is being set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Phase {
+    Initialising = 1,
+    Idle = 2,
+    Busy = 3,
+}
+
+shared! {
+    struct Count { count: AtomicU64, }
+}
+
+shared! {
+    struct Returns { offsets: [AtomicU64; RETURN_SLOTS], }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Stream {
+    segment: Segment,
+}
+
+impl Stream {
+    pub(super) fn new() -> io::Result<Self> {
+        let segment = Segment::create(c"polyproc-worker", FIRST_REGION, REGION_TABLE, RETURNS)?;
+        segment.reserve(0, FIRST_BLOCK)?;
+        Ok(Self { segment })
+    }
+
+    pub(super) fn open(memfd: OwnedFd) -> io::Result<Self> {
+        Ok(Self { segment: Segment::open(memfd, FIRST_REGION, REGION_TABLE, RETURNS)? })
+    }
+
+    pub(super) fn segment(&self) -> &Segment {
+        &self.segment
+    }
+
+    pub(super) fn cell(&self) -> &Cell {
+        self.segment.fixed(0)
+    }
+
+    fn count(&self, offset: u64) -> &AtomicU64 {
+        &self.segment.fixed::<Count>(offset).count
+    }
+
+    fn tail(&self) -> &AtomicU64 {
+        self.count(384)
+    }
+
+    fn head(&self) -> &AtomicU64 {
+        self.count(128)
+    }
+
+    pub(super) fn space(&self) -> &Sleepers {
+        self.segment.fixed(192)
+    }
+
+    /// Bytes that the parent has not read.
+    pub(super) fn unread(&self) -> u64 {
+        self.tail().load(Ordering::Acquire).wrapping_sub(self.head().load(Ordering::Acquire))
+    }
+
+    fn at(position: u64) -> (u64, u64) {
+        let at = position % RING_LEN;
+        (RING + at, RING_LEN - at)
+    }
+
+    fn copy_in(&self, position: u64, bytes: &[u8]) -> Result<(), MemoryError> {
+        let (at, room) = Self::at(position);
+        let (first, second) = bytes.split_at(bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
+        self.segment.copy_in(at, first)?;
+        if second.is_empty() { Ok(()) } else { self.segment.copy_in(RING, second) }
+    }
+
+    /// Writes a record, if there is room. Bytes are no more than [`INLINE_LEN`].
+    fn write(&self, flags: u8, number: u64, bytes: &[u8]) -> Result<bool, MemoryError> {
+        let len = WORD_LEN + bytes.len() as u64;
+        if self.unread() + len > RING_LEN {
+            return Ok(false);
+        }
+        let tail = self.tail().load(Ordering::Relaxed);
+        self.copy_in(tail, &(number << 8 | u64::from(flags)).to_le_bytes())?;
+        self.copy_in(tail.wrapping_add(WORD_LEN), bytes)?;
+        self.tail().store(tail.wrapping_add(len), Ordering::Release); // pairs with the load in `read`
+        Ok(true)
+    }
+
+    /// The worker begins a task. False when there is no room.
+    pub(super) fn write_begin(&self, slot: u32) -> Result<bool, MemoryError> {
+        self.write(Kind::Begin as u8, slot.into(), &[])
+    }
+
+    /// How an item ended. False when there is no room.
+    pub(super) fn write_end(&self, kind: Kind, flags: u8, bytes: &[u8]) -> Result<bool, MemoryError> {
+        self.write(kind as u8 | flags, bytes.len() as u64, bytes)
+    }
+
+    /// The same, with the bytes in a block.
+    pub(super) fn write_end_in_block(&self, kind: Kind, flags: u8, offset: u64, len: u64) -> Result<bool, MemoryError> {
+        self.write(kind as u8 | IN_BLOCK | flags, len, &offset.to_le_bytes())
+    }
+
+    /// The parent takes all records there are, into `out`, which it empties first.
+    pub(super) fn read(&self, out: &mut Vec<u8>) -> Result<(), MemoryError> {
+        out.clear();
+        let tail = self.tail().load(Ordering::Acquire);
+        let head = self.head().load(Ordering::Relaxed);
+        let len = tail.wrapping_sub(head);
+        if len > RING_LEN {
+            return Err(MemoryError::Corrupt);
+        }
+        let (at, room) = Self::at(head);
+        self.segment.copy_out(at, len.min(room), out)?;
+        if len > room {
+            self.segment.copy_out(RING, len - room, out)?;
+        }
+        if len > 0 {
+            self.head().store(tail, Ordering::Release); // pairs with the load in `unread`
+            self.space().wake_all();
+        }
+        Ok(())
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "a remainder")]
+    fn return_slot(at: u64) -> usize {
+        (at % RETURN_SLOTS as u64) as usize
+    }
+
+    fn returns(&self) -> &Returns {
+        self.segment.fixed(RETURNS)
+    }
+
+    /// The parent gives a block back. False when too many are on their way.
+    pub(super) fn give_back(&self, offset: u64) -> bool {
+        let (returned, taken) = (self.count(256), self.count(320));
+        let at = returned.load(Ordering::Relaxed);
+        if at.wrapping_sub(taken.load(Ordering::Acquire)) >= RETURN_SLOTS as u64 {
+            return false;
+        }
+        self.returns().offsets[Self::return_slot(at)].store(offset, Ordering::Relaxed);
+        returned.store(at.wrapping_add(1), Ordering::Release); // pairs with the load in `take_back`
+        true
+    }
+
+    /// The worker takes the next block that came back.
+    pub(super) fn take_back(&self) -> Option<u64> {
+        let (returned, taken) = (self.count(256), self.count(320));
+        let at = taken.load(Ordering::Relaxed);
+        if at == returned.load(Ordering::Acquire) {
+            return None;
+        }
+        let offset = self.returns().offsets[Self::return_slot(at)].load(Ordering::Relaxed);
+        taken.store(at.wrapping_add(1), Ordering::Release);
+        Some(offset)
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.segment.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
+            let mut rest = &bytes[..];
+            while parse(&mut rest).is_ok() {}
+            prop_assert!(rest.len() <= bytes.len());
+        }
+    }
+
+    #[test]
+    fn records_come_back_whole_also_where_the_ring_wraps() {
+        let stream = Stream::new().expect("memory");
+        let mut bytes = Vec::new();
+        for round in 0..100_u64 {
+            let body: Vec<u8> = (0..=255).cycle().take(4000 + usize::try_from(round).expect("small") * 17).collect();
+            assert!(stream.write_begin(9).expect("memory"));
+            assert!(stream.write_end(Kind::Returned, LOGGED, &body).expect("memory"));
+            assert!(stream.write_end_in_block(Kind::Raised, 0, 77, 88).expect("memory"));
+            stream.read(&mut bytes).expect("good records");
+            let mut rest = &bytes[..];
+            let begin = parse(&mut rest).expect("whole");
+            assert_eq!((begin.kind, begin.body), (Kind::Begin, Body::Number(9)));
+            let end = parse(&mut rest).expect("whole");
+            assert_eq!((end.kind, end.flags, end.body), (Kind::Returned, LOGGED, Body::Bytes(&body)));
+            let block = parse(&mut rest).expect("whole");
+            assert_eq!((block.kind, block.body), (Kind::Raised, Body::Block { offset: 77, len: 88 }));
+            assert!(rest.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_full_ring_takes_nothing_and_blocks_come_back() {
+        let stream = Stream::new().expect("memory");
+        while stream.write_end(Kind::Returned, 0, &[0; INLINE_LEN]).expect("memory") {}
+        assert!(stream.unread() > RING_LEN - 2 * INLINE_LEN as u64);
+        stream.read(&mut Vec::new()).expect("good records");
+        assert!(stream.write_end(Kind::Returned, 0, &[0; INLINE_LEN]).expect("memory"));
+        for n in 0..RETURN_SLOTS as u64 {
+            assert!(stream.give_back(n));
+        }
+        assert!(!stream.give_back(5));
+        assert_eq!((stream.take_back(), stream.take_back()), (Some(0), Some(1)));
+        assert!(stream.give_back(5));
+    }
+
+    #[test]
+    fn what_runs_is_told_apart() {
+        assert_eq!(running_position(running(5, 0)), Some(5));
+        assert_ne!(running(5, 0), running(5, 1));
+        assert!(running(0, 0) > DOOMED);
+        assert_eq!(running_position(IDLE), None);
+    }
+}

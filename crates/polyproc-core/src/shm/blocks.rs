@@ -1,0 +1,115 @@
+//! [`Blocks`]: memory in a segment, given out by one process alone and read by others.
+//!
+//! What is free and what is not stands in that process's private memory: no lock, and nothing that a death could leave half
+//! done. A freed block waits in the list of its size class, still warm; above a limit its memory goes back to the system.
+
+use std::collections::HashMap;
+
+use super::arena::{PAGED, class_of};
+use super::{MemoryError, Segment};
+
+/// Free memory above this goes back to the system.
+const WARM_LIMIT: u64 = 64 << 20;
+
+/// Where a block lies in the file, and its capacity in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) offset: u64,
+    capacity: u64,
+}
+
+#[derive(Debug)]
+struct Freed {
+    offset: u64,
+    is_warm: bool,
+}
+
+/// The blocks of a segment. See the module.
+#[derive(Debug)]
+pub(crate) struct Blocks {
+    /// File offset behind the last block.
+    used: u64,
+    warm: u64,
+    free: HashMap<usize, Vec<Freed>>,
+}
+
+impl Blocks {
+    /// Blocks from file offset `start` on.
+    pub(crate) fn new(start: u64) -> Self {
+        Self { used: start, warm: 0, free: HashMap::new() }
+    }
+
+    /// A block for `len` bytes.
+    ///
+    /// # Errors
+    /// [`MemoryError::System`] when there is no memory.
+    pub(crate) fn allocate(&mut self, segment: &Segment, len: u64) -> Result<Extent, MemoryError> {
+        let too_large = || MemoryError::System(std::io::ErrorKind::FileTooLarge.into());
+        let (class, capacity) = class_of(len).ok_or_else(too_large)?;
+        let (offset, is_warm) = match self.free.get_mut(&class).and_then(Vec::pop) {
+            Some(freed) => (freed.offset, freed.is_warm),
+            None => {
+                let offset = segment.place(self.used, capacity)?;
+                self.used = offset + capacity;
+                (offset, false)
+            }
+        };
+        let extent = Extent { offset, capacity };
+        if is_warm {
+            self.warm -= capacity;
+        } else if let Err(error) = segment.reserve(offset, capacity) {
+            self.free.entry(class).or_default().push(Freed { offset, is_warm: false });
+            return Err(error.into());
+        }
+        Ok(extent)
+    }
+
+    /// Gives a block back.
+    pub(crate) fn free(&mut self, segment: &Segment, Extent { offset, capacity }: Extent) {
+        let Some((class, _)) = class_of(capacity) else { return };
+        let is_warm = capacity < PAGED || self.warm + capacity <= WARM_LIMIT;
+        if is_warm {
+            self.warm += capacity;
+        } else {
+            segment.release(offset, capacity);
+        }
+        self.free.entry(class).or_default().push(Freed { offset, is_warm });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_used_again_and_do_not_overlap() {
+        let segment = Segment::create(c"test", 128 << 10, 1024, 4096).expect("memory");
+        let mut blocks = Blocks::new(4096);
+        let mut first_round = Vec::new();
+        for round in 0..2 {
+            let mut extents: Vec<_> =
+                (0..200).map(|n| blocks.allocate(&segment, 100 + n * 500).expect("memory")).collect();
+            extents.sort_by_key(|extent| extent.offset);
+            assert!(extents.windows(2).all(|pair| pair[0].offset + pair[0].capacity <= pair[1].offset));
+            for extent in &extents {
+                segment.copy_in(extent.offset, &[1; 100]).expect("in the segment");
+                blocks.free(&segment, *extent);
+            }
+            if round == 0 {
+                first_round = extents;
+            } else {
+                assert_eq!(extents, first_round);
+            }
+        }
+    }
+
+    #[test]
+    fn large_memory_goes_back() {
+        let segment = Segment::create(c"test", 128 << 10, 1024, 4096).expect("memory");
+        let mut blocks = Blocks::new(4096);
+        let extents: Vec<_> = (0..5).map(|_| blocks.allocate(&segment, 30 << 20).expect("memory")).collect();
+        extents.into_iter().for_each(|extent| blocks.free(&segment, extent));
+        let stat = rustix::fs::fstat(&segment).expect("a file");
+        assert!(stat.st_blocks * 512 <= 70 << 20, "{} bytes are still there", stat.st_blocks * 512);
+    }
+}

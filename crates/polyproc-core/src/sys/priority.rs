@@ -1,0 +1,64 @@
+//! How much of which processor a process gets, and how much memory it uses.
+
+use std::io;
+
+/// `setpriority(2)` for this process.
+///
+/// # Errors
+/// `EACCES` when this process may not become more urgent.
+pub(crate) fn set_nice(nice: i32) -> io::Result<()> {
+    Ok(rustix::process::setpriority_process(None, nice)?)
+}
+
+/// Binds this thread, and those that it makes, to some processors (`sched_setaffinity(2)`); to any when `cpus` is empty.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidInput`] when there is no such processor.
+pub(crate) fn pin(cpus: &[u32]) -> io::Result<()> {
+    if cpus.is_empty() {
+        return Ok(());
+    }
+    let mut set = rustix::thread::CpuSet::new();
+    for cpu in cpus {
+        let cpu = usize::try_from(*cpu).ok().filter(|cpu| *cpu < rustix::thread::CpuSet::MAX_CPU);
+        set.set(cpu.ok_or(io::ErrorKind::InvalidInput)?);
+    }
+    Ok(rustix::thread::sched_setaffinity(None, &set)?)
+}
+
+/// What a process has in memory that is its own: resident bytes, those of shared files left out. `None` when it is gone.
+pub(crate) fn resident_bytes(pid: u32) -> Option<u64> {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let mut pages = statm.split_whitespace().skip(1).map(|field| field.parse::<u64>().ok());
+    let (resident, shared) = (pages.next()??, pages.next()??);
+    Some(resident.saturating_sub(shared) * rustix::param::page_size() as u64)
+}
+
+/// The most that a process had in memory so far, shared files included. `None` when it is gone.
+pub(crate) fn peak_bytes(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(peak.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_of_this_process_is_known() {
+        let pid = std::process::id();
+        let before = resident_bytes(pid).expect("it lives");
+        let ballast = vec![1u8; 32 << 20];
+        let after = resident_bytes(pid).expect("it lives");
+        assert!(after >= before + (30 << 20), "{before} {after} {}", ballast.len());
+        assert!(peak_bytes(pid).expect("it lives") >= after);
+        assert_eq!(resident_bytes(u32::MAX >> 1), None);
+    }
+
+    #[test]
+    fn a_processor_that_is_not_there_is_refused() {
+        assert!(pin(&[1_000_000]).is_err());
+        assert!(pin(&[]).is_ok());
+    }
+}

@@ -1,0 +1,139 @@
+//! [`PoolBuilder`]: what a pool is to be.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::marker::PhantomData;
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use polyproc_core::pool::{self as core, PoolError, PoolSettings};
+use polyproc_core::process::{EnvChange, Function, StartMethod};
+
+use super::Pool;
+use super::function::{Finish, Initialise};
+use crate::codec::{self, Transfer};
+
+/// What a pool is to be; see [`Pool::builder`].
+#[must_use = "a builder does nothing until `build`"]
+pub struct PoolBuilder<S = ()> {
+    settings: PoolSettings,
+    /// What went wrong already.
+    error: Option<PoolError>,
+    state: PhantomData<fn() -> S>,
+}
+
+impl<S> fmt::Debug for PoolBuilder<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PoolBuilder").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl PoolBuilder {
+    pub(crate) fn new() -> Self {
+        Self { settings: PoolSettings::default(), error: None, state: PhantomData }
+    }
+}
+
+impl<S: 'static> PoolBuilder<S> {
+    /// So many workers; one per processor that this process may use unless told otherwise.
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.settings.workers = Some(workers);
+        self
+    }
+
+    /// How workers are started: `forkserver` or `spawn`.
+    pub fn start_method(mut self, method: StartMethod) -> Self {
+        self.settings.method = method;
+        self
+    }
+
+    /// Workers are called `name-1`, `name-2` and so on, by their places.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.settings.name = Some(name.into());
+        self
+    }
+
+    /// Each worker calls `function` before its first task; what it returns is that worker's state, for
+    /// [`Pool::state`]: a model, a connection, an arena, made once for each worker. When it panics the pool says so at once:
+    /// its tasks fail with [`Failure::NoWorkers`](crate::Failure::NoWorkers).
+    ///
+    /// ```
+    /// let squares = |limit: usize| (0..limit).map(|x| x * x).collect::<Vec<_>>();
+    /// let pool = polyproc::Pool::builder().workers(2).initializer(squares, 100).build()?;
+    /// let found = pool.state().map(|squares: &mut Vec<usize>, at: usize| squares[at], [3, 4])?;
+    /// assert_eq!(found, [9, 16]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn initializer<A: Transfer, T: 'static>(mut self, function: fn(A) -> T, argument: A) -> PoolBuilder<T> {
+        match (Function::new::<fn(A) -> T, Initialise>(function), codec::encode("the argument", &argument)) {
+            (Ok(function), Ok(argument)) => self.settings.initializer = Some((function, argument)),
+            (Err(error), _) => self.error = Some(error.into()),
+            (_, Err(error)) => self.error = Some(PoolError::Argument(error.into())),
+        }
+        PoolBuilder { settings: self.settings, error: self.error, state: PhantomData }
+    }
+
+    /// Each worker calls `function` with its state after its last task, unless it is killed ([`Pool::terminate`] kills).
+    pub fn finalizer(mut self, function: fn(S)) -> Self {
+        match Function::new::<fn(S), Finish>(function) {
+            Ok(function) => self.settings.finalizer = Some(function),
+            Err(error) => self.error = Some(error.into()),
+        }
+        self
+    }
+
+    /// A worker that has run so many items is replaced by a new one, when it has finished its chunk.
+    pub fn max_tasks_per_child(mut self, items: NonZeroU64) -> Self {
+        self.settings.max_tasks_per_child = Some(items);
+        self
+    }
+
+    /// Sets a variable in the environment of workers.
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.settings.env.push(EnvChange::Set(name.into(), value.into()));
+        self
+    }
+
+    /// Removes a variable from the environment of workers.
+    pub fn env_remove(mut self, name: impl Into<OsString>) -> Self {
+        self.settings.env.push(EnvChange::Remove(name.into()));
+        self
+    }
+
+    /// The processors that each worker may use (`sched_setaffinity(2)`), one list for each place, and so on in turn.
+    pub fn cpus(mut self, cpus: impl IntoIterator<Item = Vec<u32>>) -> Self {
+        self.settings.cpus = cpus.into_iter().collect();
+        self
+    }
+
+    /// The niceness of workers (`nice(2)`): from -20, the most urgent, which takes privileges, to 19.
+    pub fn nice(mut self, nice: i32) -> Self {
+        self.settings.nice = Some(nice);
+        self
+    }
+
+    /// How many bytes of its own a worker may have in memory (resident, without files and shared memory). Looked at every
+    /// 20 ms: above it the worker is killed and replaced, and its task fails with
+    /// [`Failure::OutOfMemory`](crate::Failure::OutOfMemory).
+    pub fn memory_limit(mut self, bytes: u64) -> Self {
+        self.settings.memory_limit = Some(bytes);
+        self
+    }
+
+    /// Workers end when they have had nothing to do for so long, and start again when there is something.
+    pub fn retire_idle(mut self, time: Duration) -> Self {
+        self.settings.retire_idle = Some(time);
+        self
+    }
+
+    /// Starts the workers.
+    ///
+    /// # Errors
+    /// See [`PoolError`]; nothing is left running then.
+    pub fn build(self) -> Result<Pool<S>, PoolError> {
+        match self.error {
+            Some(error) => Err(error),
+            None => Ok(Pool { core: core::Pool::new(self.settings)?, state: PhantomData }),
+        }
+    }
+}

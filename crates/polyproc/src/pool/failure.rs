@@ -1,0 +1,125 @@
+//! Why a task gave no result.
+
+use std::fmt;
+use std::sync::Arc;
+
+use polyproc_core::pool::{CallError, Ended, TaskEnd, Why};
+use polyproc_core::process::{FunctionError, Panic, StartError};
+
+use crate::codec::{self, CodecError};
+use crate::process::Death;
+
+/// Why a task gave no result.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Failure {
+    /// The function panicked. The worker lives on.
+    #[error("the task {0}")]
+    Panicked(Panic),
+    /// The worker died while it ran the task: a signal killed it, or the task called [`std::process::exit`]. The worker was
+    /// replaced.
+    #[error("the worker was lost while it ran the task: {0}")]
+    WorkerLost(Death),
+    /// The task took longer than it was allowed to ([`timeout`](crate::CallOptions::timeout),
+    /// [`call_timeout`](crate::CallOptions::call_timeout)), and its worker was killed and replaced.
+    #[error("the task ran out of time, and its worker was killed")]
+    TimedOut,
+    /// The worker used more memory than it was allowed to ([`memory_limit`](crate::PoolBuilder::memory_limit)) while it ran
+    /// the task, and was killed and replaced.
+    #[error("the worker ran out of its memory limit while it ran the task, and was killed")]
+    OutOfMemory,
+    /// The task was cancelled.
+    #[error("the task was cancelled")]
+    Cancelled,
+    /// The task never ran, or its result could not be passed on; the text says why.
+    #[error("the task could not be run: {0}")]
+    Refused(String),
+    /// The argument or the result could not be encoded or decoded.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// The function has no name that a worker could find.
+    #[error(transparent)]
+    Function(#[from] FunctionError),
+    /// The pool was closed or terminated before the task ended.
+    #[error("the pool was closed or terminated before the task ended")]
+    Terminated,
+    /// No worker could be made fit to run it.
+    #[error("the pool has no workers: {0}")]
+    NoWorkers(NoWorkers),
+}
+
+/// Why a pool has no workers.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum NoWorkers {
+    /// They could not be started.
+    NotStarted(Arc<StartError>),
+    /// They died before they could take a task, the last one so.
+    Died(Death),
+    /// The initializer panicked.
+    Panicked(Panic),
+    /// The initializer's argument could not be decoded.
+    Codec(CodecError),
+    /// The initializer could not be run; the text says why.
+    Refused(String),
+}
+
+impl fmt::Display for NoWorkers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotStarted(error) => error.fmt(f),
+            Self::Died(death) => write!(f, "they die before they take a task: {death}"),
+            Self::Panicked(panic) => write!(f, "the initializer {panic}"),
+            Self::Codec(error) => write!(f, "the initializer could not be called: {error}"),
+            Self::Refused(why) => write!(f, "the initializer could not be called: {why}"),
+        }
+    }
+}
+
+impl From<Ended> for Death {
+    fn from(ended: Ended) -> Self {
+        Self { status: ended.status, stack_overflow: ended.stack_overflow }
+    }
+}
+
+impl From<TaskEnd> for Failure {
+    fn from(end: TaskEnd) -> Self {
+        match end {
+            TaskEnd::Raised(bytes) => Self::Codec(codec::raised(&bytes)),
+            TaskEnd::Panicked(panic) => Self::Panicked(panic),
+            TaskEnd::Refused(why) => Self::Refused(why),
+            TaskEnd::WorkerLost(ended) => Self::WorkerLost(ended.into()),
+            TaskEnd::TimedOut => Self::TimedOut,
+            TaskEnd::OutOfMemory => Self::OutOfMemory,
+            TaskEnd::Cancelled => Self::Cancelled,
+            TaskEnd::Terminated => Self::Terminated,
+            TaskEnd::NoWorkers(why) => Self::NoWorkers(match why {
+                Why::Start(error) => NoWorkers::NotStarted(error),
+                Why::Died(ended) => NoWorkers::Died(ended.into()),
+                Why::InitializerPanicked(panic) => NoWorkers::Panicked(panic),
+                Why::InitializerRaised(bytes) => NoWorkers::Codec(codec::raised(&bytes)),
+                Why::InitializerRefused(why) => NoWorkers::Refused(why),
+            }),
+        }
+    }
+}
+
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Function(error) => Self::Function(error),
+            error => Self::Refused(error.to_string()),
+        }
+    }
+}
+
+/// A task that gave no result: which and why.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("item {index}: {failure}")]
+pub struct TaskError {
+    /// The position of the argument in what the call was given, from 0.
+    pub index: usize,
+    /// Why.
+    #[source]
+    pub failure: Failure,
+}

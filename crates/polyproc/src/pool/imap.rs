@@ -1,0 +1,135 @@
+//! Results one by one: [`Imap`] and [`ImapUnordered`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+
+use polyproc_core::Deadline;
+use polyproc_core::pool::Want;
+
+use super::call::Call;
+use super::{Failure, TaskError};
+use crate::codec::Transfer;
+use crate::progress::Progress;
+
+/// The results of `imap_unordered` as they come: one for each item, in any order. Dropping it cancels what is under way.
+pub struct ImapUnordered<'a, I, A, R: Transfer> {
+    call: Call<A, R>,
+    /// `None` once it has given its last item.
+    items: Option<I>,
+    total: Option<usize>,
+    window: usize,
+    ready: VecDeque<(usize, Result<R, Failure>)>,
+    /// How many were taken.
+    taken: usize,
+    on_progress: Option<Box<dyn FnMut(Progress) + 'a>>,
+}
+
+impl<I, A, R: Transfer> fmt::Debug for ImapUnordered<'_, I, A, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ImapUnordered").field("under_way", &(self.call.count() - self.taken)).finish_non_exhaustive()
+    }
+}
+
+impl<'a, I: Iterator<Item = A>, A: Transfer, R: Transfer> ImapUnordered<'a, I, A, R> {
+    pub(crate) fn new(
+        call: Call<A, R>,
+        items: I,
+        window: usize,
+        on_progress: Option<Box<dyn FnMut(Progress) + 'a>>,
+    ) -> Self {
+        let (at_least, at_most) = items.size_hint();
+        let total = (at_most == Some(at_least)).then_some(at_least);
+        Self { call, items: Some(items), total, window, ready: VecDeque::new(), taken: 0, on_progress }
+    }
+
+    /// Takes items while there is room for them.
+    fn fill(&mut self) {
+        while let Some(items) = &mut self.items
+            && self.call.count() - self.taken < self.window
+        {
+            match items.next() {
+                Some(item) => self.call.push(&item),
+                None => {
+                    self.items = None;
+                    return self.call.seal();
+                }
+            }
+        }
+    }
+
+    fn next_with_index(&mut self) -> Option<(usize, Result<R, Failure>)> {
+        self.fill();
+        while self.ready.is_empty() {
+            if self.call.count() == self.taken {
+                return None;
+            }
+            self.call.flush(); // what is waited for may be in an unfinished chunk
+            self.call.wait(Want::Next, Deadline::NEVER);
+            self.call.take(|index, end| self.ready.push_back((index, end)));
+        }
+        self.taken += 1;
+        let (done, total) = (self.taken, self.total);
+        if let Some(see) = &mut self.on_progress {
+            see(Progress { done, total });
+        }
+        self.ready.pop_front()
+    }
+}
+
+impl<I: Iterator<Item = A>, A: Transfer, R: Transfer> Iterator for ImapUnordered<'_, I, A, R> {
+    type Item = Result<R, TaskError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (index, end) = self.next_with_index()?;
+        Some(end.map_err(|failure| TaskError { index, failure }))
+    }
+}
+
+impl<I, A, R: Transfer> Drop for ImapUnordered<'_, I, A, R> {
+    fn drop(&mut self) {
+        self.call.cancel();
+    }
+}
+
+/// The results of `imap`: one for each item, in the order of the items. Dropping it cancels what is under way.
+pub struct Imap<'a, I, A, R: Transfer> {
+    unordered: ImapUnordered<'a, I, A, R>,
+    next: usize,
+    early: BTreeMap<usize, Result<R, Failure>>,
+}
+
+impl<I, A, R: Transfer> fmt::Debug for Imap<'_, I, A, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Imap").field("next", &self.next).finish_non_exhaustive()
+    }
+}
+
+impl<'a, I: Iterator<Item = A>, A: Transfer, R: Transfer> Imap<'a, I, A, R> {
+    pub(crate) fn new(unordered: ImapUnordered<'a, I, A, R>) -> Self {
+        Self { unordered, next: 0, early: BTreeMap::new() }
+    }
+}
+
+impl<I: Iterator<Item = A>, A: Transfer, R: Transfer> Iterator for Imap<'_, I, A, R> {
+    type Item = Result<R, TaskError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let index = self.next;
+        let end = loop {
+            if let Some(end) = self.early.remove(&index) {
+                break end;
+            }
+            // What came early counts as taken by now, but is here: the window is that of items not given on.
+            self.unordered.taken -= self.early.len();
+            let next = self.unordered.next_with_index();
+            self.unordered.taken += self.early.len();
+            let (found, end) = next?;
+            if found == index {
+                break end;
+            }
+            self.early.insert(found, end);
+        };
+        self.next += 1;
+        Some(end.map_err(|failure| TaskError { index, failure }))
+    }
+}

@@ -1,0 +1,397 @@
+//! [`CallOptions`]: how one call is to be made, and the calls themselves.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use polyproc_core::Deadline;
+use polyproc_core::pool::{self as core, CallSettings, Want};
+
+use super::call::Call;
+use super::function::Named;
+use super::{AsyncResult, Failure, Imap, ImapUnordered, TaskError};
+use crate::codec::{self, Transfer};
+use crate::{Signal, progress::Progress};
+
+/// Chunks of the default size hold no more items than this, so that workers can begin before all items are encoded.
+const LARGEST_CHUNK: usize = 2048;
+/// How many tasks `imap` keeps with the workers, for each of them, unless told otherwise.
+const LOOK_AHEAD: usize = 64;
+
+type OnProgress<'a> = Box<dyn FnMut(Progress) + 'a>;
+
+/// How one call is to be made; see [`Pool::options`](crate::Pool::options).
+#[must_use = "options do nothing without a call"]
+pub struct CallOptions<'a> {
+    pool: &'a core::Pool,
+    chunksize: Option<usize>,
+    look_ahead: Option<usize>,
+    settings: CallSettings,
+    on_progress: Option<OnProgress<'a>>,
+}
+
+impl fmt::Debug for CallOptions<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CallOptions")
+            .field("chunksize", &self.chunksize)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> CallOptions<'a> {
+    pub(crate) fn new(pool: &'a core::Pool) -> Self {
+        let settings = CallSettings { backoff: Duration::from_millis(10), ..CallSettings::default() };
+        Self { pool, chunksize: None, look_ahead: None, settings, on_progress: None }
+    }
+
+    /// So many items go to a worker at once. Larger chunks cost less for each item. Each item ends by itself: one that panics
+    /// or kills its worker fails alone.
+    ///
+    /// # Panics
+    /// When `items` is 0.
+    pub fn chunksize(mut self, items: usize) -> Self {
+        assert!(items > 0, "a chunk holds at least one item");
+        self.chunksize = Some(items);
+        self
+    }
+
+    /// `imap` and `imap_unordered` read at most so many items ahead of what was taken from them.
+    ///
+    /// # Panics
+    /// When `items` is 0.
+    pub fn look_ahead(mut self, items: usize) -> Self {
+        assert!(items > 0, "at least one item is under way");
+        self.look_ahead = Some(items);
+        self
+    }
+
+    /// A task may run for so long, from when a worker begins it; then its worker is killed, and it fails with
+    /// [`Failure::TimedOut`].
+    pub fn timeout(mut self, each: Duration) -> Self {
+        self.settings.limit = Some(each);
+        self
+    }
+
+    /// With [`CallOptions::timeout`]: when the time is over the worker first gets `signal`, and is killed only if the task has
+    /// not ended after `grace`. A handler in the worker may end the task in its own way meanwhile.
+    pub fn soft_signal(mut self, signal: Signal, grace: Duration) -> Self {
+        self.settings.soft_signal = Some((signal, grace));
+        self
+    }
+
+    /// The whole call may take so long from now; what has not ended then fails with [`Failure::TimedOut`].
+    pub fn call_timeout(mut self, all: Duration) -> Self {
+        self.settings.call_limit = Some(all);
+        self
+    }
+
+    /// A task whose worker is lost while it runs is tried again, up to so many times: it may run more than once. When its
+    /// workers are lost each time, it fails alone, with [`Failure::WorkerLost`] or [`Failure::OutOfMemory`].
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.settings.retries = retries;
+        self
+    }
+
+    /// How long to wait before a task is tried again the first time; twice as long before each further time, up to a minute.
+    /// 10 ms unless told otherwise.
+    pub fn backoff(mut self, first: Duration) -> Self {
+        self.settings.backoff = first;
+        self
+    }
+
+    /// Tasks that panic are tried again too, as often as [`CallOptions::retries`] says.
+    pub fn retry_panics(mut self) -> Self {
+        self.settings.retries_panics = true;
+        self
+    }
+
+    /// Tasks of a larger priority are taken first; 0 unless told otherwise. Tasks that run are not interrupted.
+    pub fn priority(mut self, priority: i32) -> Self {
+        self.settings.priority = priority;
+        self
+    }
+
+    /// Calls `see` on this thread when results have come: in [`CallOptions::map`] whenever some did, in `imap` and
+    /// `imap_unordered` when one is taken.
+    pub fn on_progress(mut self, see: impl FnMut(Progress) + 'a) -> Self {
+        self.on_progress = Some(Box::new(see));
+        self
+    }
+
+    /// Draws a progress bar on standard error.
+    #[cfg(feature = "indicatif")]
+    pub fn progress(self) -> Self {
+        self.on_progress(crate::progress::bar())
+    }
+
+    /// The calls that follow take functions with a context: sent to each worker once, and decoded there once.
+    ///
+    /// ```
+    /// let pool = polyproc::Pool::new(2)?;
+    /// let words = vec!["a".to_owned(), "b".to_owned()];
+    /// let found = pool.options().context(&words).map(|words: &Vec<String>, at: usize| words[at].clone(), [1, 0, 1])?;
+    /// assert_eq!(found, ["b", "a", "b"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn context<C: Transfer>(self, context: &C) -> WithContext<'a, C> {
+        let mut bytes = Vec::new();
+        let encoded = codec::encode_to("the context", context, &mut bytes).and_then(|fds| match fds.is_empty() {
+            true => Ok(bytes),
+            false => Err(codec::CodecError::new::<C>("encode", "the context", "it holds handles")),
+        });
+        WithContext { options: self, context: encoded, types: PhantomData }
+    }
+
+    pub(crate) fn state<S>(self) -> WithState<'a, S> {
+        WithState { options: self, types: PhantomData }
+    }
+
+    fn imap_window(&self) -> usize {
+        self.look_ahead.unwrap_or(LOOK_AHEAD * self.pool.workers() * self.chunksize.unwrap_or(1))
+    }
+}
+
+/// [`CallOptions`] for functions with a context; see [`CallOptions::context`].
+#[must_use = "options do nothing without a call"]
+#[derive(Debug)]
+pub struct WithContext<'a, C> {
+    options: CallOptions<'a>,
+    context: Result<Vec<u8>, codec::CodecError>,
+    types: PhantomData<fn(C)>,
+}
+
+/// [`CallOptions`] for functions that get the worker's own state; see [`Pool::state`](crate::Pool::state).
+#[must_use = "options do nothing without a call"]
+#[derive(Debug)]
+pub struct WithState<'a, S> {
+    options: CallOptions<'a>,
+    types: PhantomData<fn(S)>,
+}
+
+impl CallOptions<'_> {
+    fn call_one<A: Transfer, R: Transfer>(mut self, named: Named<A, R>, argument: &A, is_awaited: bool) -> Call<A, R> {
+        self.settings.is_awaited = is_awaited;
+        let mut call = Call::new(self.pool, named, 1, self.settings);
+        call.push(argument);
+        call.seal();
+        call
+    }
+
+    fn apply_named<A: Transfer, R: Transfer>(self, named: Named<A, R>, argument: &A) -> Result<R, TaskError> {
+        let mut call = self.call_one(named, argument, true);
+        call.wait(Want::All, Deadline::NEVER);
+        let mut result = Err(Failure::Terminated);
+        call.take(|_, end| result = end);
+        result.map_err(|failure| TaskError { index: 0, failure })
+    }
+
+    fn chunk_for(&self, len: usize) -> usize {
+        let default = || len.div_ceil(4 * self.pool.workers()).clamp(1, LARGEST_CHUNK);
+        self.chunksize.unwrap_or_else(default)
+    }
+
+    fn map_named<A: Transfer, R: Transfer>(
+        mut self,
+        named: Named<A, R>,
+        items: impl IntoIterator<Item = A>,
+    ) -> Result<Vec<R>, TaskError> {
+        let items = items.into_iter();
+        let (at_least, at_most) = items.size_hint();
+        // Where the number of items is not known it is counted first, as chunks depend on it; not where they do not.
+        if self.chunksize.is_none() && at_most != Some(at_least) {
+            let items: Vec<A> = items.collect();
+            return self.map_named(named, items);
+        }
+        let chunksize = self.chunk_for(at_least);
+        self.settings.is_bulk = self.on_progress.is_none();
+        let total = (at_most == Some(at_least)).then_some(at_least);
+        let call = Call::new(self.pool, named, chunksize, self.settings);
+        let mut map = Map { call, results: Vec::with_capacity(at_least), done: 0, total, error: None, is_over: false };
+        for item in items {
+            map.results.push(None);
+            map.call.push(&item);
+            if !map.call.has_room() {
+                map.call.wait(if self.on_progress.is_some() { Want::Next } else { Want::Room }, Deadline::NEVER);
+                map.take(&mut self.on_progress);
+            }
+        }
+        map.call.seal();
+        let want = if self.on_progress.is_some() { Want::Next } else { Want::All };
+        loop {
+            map.call.wait(want, Deadline::NEVER);
+            if map.take(&mut self.on_progress) == 0 {
+                break;
+            }
+        }
+        map.is_over = true;
+        match map.error.take() {
+            Some(error) => Err(error),
+            // All have ended, and none with an error, so every place is filled.
+            None => Ok(std::mem::take(&mut map.results).into_iter().flatten().collect()),
+        }
+    }
+
+    fn map_async_named<A: Transfer, R: Transfer + Send>(
+        self,
+        named: Named<A, R>,
+        items: impl IntoIterator<Item = A>,
+    ) -> AsyncResult<Vec<R>> {
+        let items: Vec<A> = items.into_iter().collect();
+        let chunksize = self.chunk_for(items.len());
+        let mut call = Call::new(self.pool, named, chunksize, self.settings);
+        items.iter().for_each(|item| call.push(item));
+        call.seal();
+        AsyncResult::many(call)
+    }
+}
+
+/// A `map` under way. When the caller's thread unwinds, what has not begun is not run.
+struct Map<A, R: Transfer> {
+    call: Call<A, R>,
+    results: Vec<Option<R>>,
+    done: usize,
+    total: Option<usize>,
+    error: Option<TaskError>,
+    is_over: bool,
+}
+
+impl<A, R: Transfer> Map<A, R> {
+    fn take(&mut self, on_progress: &mut Option<OnProgress<'_>>) -> u64 {
+        let left = self.call.take(|index, end| {
+            self.done += 1;
+            match end {
+                Ok(result) => {
+                    if let Some(place) = self.results.get_mut(index) {
+                        *place = Some(result);
+                    }
+                }
+                Err(failure) if self.error.as_ref().is_none_or(|first| index < first.index) => {
+                    self.error = Some(TaskError { index, failure });
+                }
+                Err(_) => {}
+            }
+        });
+        if let Some(see) = on_progress {
+            see(Progress { done: self.done, total: self.total });
+        }
+        left
+    }
+}
+
+impl<A, R: Transfer> Drop for Map<A, R> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.call.cancel();
+        }
+    }
+}
+
+/// The calls, for one kind of function.
+macro_rules! calls {
+    ($options:ty, [$($generic:tt)*], $function:ty, $self:ident => ($own:expr, $name:expr)) => {
+        impl<'a, $($generic)*> $options {
+            /// The function of `argument` in a worker; waits for the result.
+            ///
+            /// # Errors
+            /// [`TaskError`], with index 0.
+            pub fn apply<A: Transfer, R: Transfer>($self, function: $function, argument: A) -> Result<R, TaskError> {
+                let (options, named) = ($own, $name(function));
+                options.apply_named(named, &argument)
+            }
+
+            /// The function of `argument` in a worker, later.
+            pub fn apply_async<A: Transfer, R: Transfer + Send>($self, function: $function, argument: A) -> AsyncResult<R> {
+                let (options, named) = ($own, $name(function));
+                AsyncResult::single(options.call_one(named, &argument, false))
+            }
+
+            /// The function of all `items`; waits, and gives the results in the order of the items. Where no chunk size was
+            /// given, four chunks for each worker, of 2048 items at most.
+            ///
+            /// # Errors
+            /// The failed item of the lowest index, after all have ended.
+            pub fn map<A: Transfer, R: Transfer>(
+                $self,
+                function: $function,
+                items: impl IntoIterator<Item = A>,
+            ) -> Result<Vec<R>, TaskError> {
+                let (options, named) = ($own, $name(function));
+                options.map_named(named, items)
+            }
+
+            /// As `map`, later. All items are taken at once.
+            pub fn map_async<A: Transfer, R: Transfer + Send>(
+                $self,
+                function: $function,
+                items: impl IntoIterator<Item = A>,
+            ) -> AsyncResult<Vec<R>> {
+                let (options, named) = ($own, $name(function));
+                options.map_async_named(named, items)
+            }
+
+            /// The function of `items`, each result as soon as it and all before it have come. Reads ahead within a bound
+            /// (64 tasks for each worker, or as [`CallOptions::look_ahead`] says), so that `items` may be endless. An item is
+            /// a task of its own unless a chunk size was given.
+            pub fn imap<A: Transfer, R: Transfer, I: IntoIterator<Item = A>>(
+                $self,
+                function: $function,
+                items: I,
+            ) -> Imap<'a, I::IntoIter, A, R> {
+                let (options, named) = ($own, $name(function));
+                Imap::new(options.imap_unordered_named(named, items.into_iter()))
+            }
+
+            /// As `imap`, each result as it comes.
+            pub fn imap_unordered<A: Transfer, R: Transfer, I: IntoIterator<Item = A>>(
+                $self,
+                function: $function,
+                items: I,
+            ) -> ImapUnordered<'a, I::IntoIter, A, R> {
+                let (options, named) = ($own, $name(function));
+                options.imap_unordered_named(named, items.into_iter())
+            }
+        }
+    };
+}
+
+calls!(CallOptions<'a>, [], fn(A) -> R, self => (self, Named::plain));
+calls!(WithState<'a, S>, [S: 'static], fn(&mut S, A) -> R, self => (self.options, Named::stateful));
+calls!(WithContext<'a, C>, [C: Transfer], fn(&C, A) -> R, self => (
+    self.options,
+    |function| Named::contextual(function, self.context)
+));
+
+impl<'a> CallOptions<'a> {
+    /// The function of the two parts of each item, as [`CallOptions::map`]. For more than two, `map` with a pattern:
+    /// `|(a, b, c)| ...`.
+    ///
+    /// # Errors
+    /// The failed item of the lowest index, after all have ended.
+    pub fn starmap<A: Transfer, B: Transfer, R: Transfer>(
+        self,
+        function: fn(A, B) -> R,
+        items: impl IntoIterator<Item = (A, B)>,
+    ) -> Result<Vec<R>, TaskError> {
+        self.map_named(Named::star(function), items)
+    }
+
+    /// As [`CallOptions::starmap`], later.
+    pub fn starmap_async<A: Transfer, B: Transfer, R: Transfer + Send>(
+        self,
+        function: fn(A, B) -> R,
+        items: impl IntoIterator<Item = (A, B)>,
+    ) -> AsyncResult<Vec<R>> {
+        self.map_async_named(Named::star(function), items)
+    }
+
+    fn imap_unordered_named<A: Transfer, R: Transfer, I: Iterator<Item = A>>(
+        self,
+        named: Named<A, R>,
+        items: I,
+    ) -> ImapUnordered<'a, I, A, R> {
+        let window = self.imap_window();
+        let call = Call::new(self.pool, named, self.chunksize.unwrap_or(1), self.settings);
+        ImapUnordered::new(call, items, window, self.on_progress)
+    }
+}
