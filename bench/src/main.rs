@@ -1,10 +1,11 @@
-//! polyproc beside its peers: `cargo run --release -p polyproc-bench -- start|queue [--json FILE]`.
+//! polyproc beside its peers: `cargo run --release -p polyproc-bench -- start|queue|pool [--json FILE]`.
 
+mod pool;
 mod queue;
 mod start;
 mod table;
 
-const USAGE: &str = "usage: polyproc-bench start|queue [--json FILE]";
+const USAGE: &str = "usage: polyproc-bench start|queue|pool [--json FILE]";
 
 /// What was asked for: the case, its own arguments, and where JSON goes.
 struct Options {
@@ -48,6 +49,7 @@ fn run() -> i32 {
     let done = match options.case.as_str() {
         "start" => start::run(options.json.as_deref()),
         "queue" => queue::run(options.json.as_deref()),
+        "pool" => pool::run(options.json.as_deref()),
         // What `start` runs in processes of its own.
         "start-in" => start::run_in(&options.arguments),
         "start-fork" => start::run_fork(&options.arguments),

@@ -244,19 +244,23 @@ where
 /// Encodes a result.
 #[inline]
 pub(crate) fn answer<R: Serialize>(out: &mut Payload, result: &R) -> Verdict {
+    let start = out.head.len();
     match encode_to("the result", result, &mut out.head) {
         Ok(fds) => {
             out.fds = fds;
             Verdict::Returned
         }
-        Err(error) => raise(out, error),
+        Err(error) => {
+            out.head.truncate(start);
+            raise(out, error)
+        }
     }
 }
 
 /// Encodes an error in the place of a result.
 #[cold]
 pub(crate) fn raise(out: &mut Payload, error: CodecError) -> Verdict {
-    *out = encode("the error", &error).expect("three strings can be encoded");
+    encode_to("the error", &error, &mut out.head).expect("three strings can be encoded");
     Verdict::Raised
 }
 

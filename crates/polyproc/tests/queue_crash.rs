@@ -122,12 +122,17 @@ fn die_at(step: usize, times: u32, on_death: OnConsumerDeath) -> Result<bool, Bo
     Ok(died)
 }
 
+/// Those of queues come first.
+fn queue_steps() -> usize {
+    STEPS.iter().position(|step| *step == Step::ReturnMarked).expect("the last of them") + 1
+}
+
 #[test]
 fn a_death_at_any_step_loses_nothing() -> TestResult {
     let _clean = Clean::start();
     let mut reached = BTreeSet::new();
     for on_death in [OnConsumerDeath::Nothing, OnConsumerDeath::CountAsDone, OnConsumerDeath::PutBack] {
-        for step in 0..STEPS.len() {
+        for step in 0..queue_steps() {
             for times in (1..16).chain([23, 30]) {
                 if die_at(step, times, on_death)? {
                     reached.insert(step);
@@ -135,7 +140,7 @@ fn a_death_at_any_step_loses_nothing() -> TestResult {
             }
         }
     }
-    let missed: Vec<Step> = (0..STEPS.len()).filter(|step| !reached.contains(step)).map(|step| STEPS[step]).collect();
+    let missed: Vec<Step> = (0..queue_steps()).filter(|step| !reached.contains(step)).map(|step| STEPS[step]).collect();
     assert_eq!(missed, [Step::ReturnMarked], "the one that `a_returned_item_is_returned_again` comes to");
     Ok(())
 }

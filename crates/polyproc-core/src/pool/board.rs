@@ -7,7 +7,7 @@
 //! | 128 | 64 | head: how many tasks were taken | see `claim` |
 //! | 192 | 64 | tail: how many tasks were laid down | see `claim` |
 //! | 256 | 64 | [`Sleepers`]: workers without a task | see there |
-//! | 320 | 64 | spinner: 1 + the number of the one worker that looks again and again | a worker, from 0 and back; the parent, when that one died |
+//! | 320 | 64 | [`Lookers`]: workers without a task that look again and again | a worker, from 0 and back; the parent, when that one died |
 //! | 1024 | 256 | the segment's regions | see [`Segment`] |
 //! | 4096 | 4096 | the ring of slot numbers | the parent, before `tail` counts them |
 //! | 8192 | 262144 | [`Slot`]s | the parent, before their state says *queued*; of claims see `claim` |
@@ -42,6 +42,39 @@ shared! {
     struct Count { count: AtomicU64, }
 }
 
+/// So many workers look for tasks at a time; the others sleep.
+const LOOKERS: usize = 4;
+
+shared! {
+    /// Workers that look for tasks again and again, before they sleep: who lays down a task need not wake another one.
+    ///
+    /// | offset | bytes | field | who writes it, when |
+    /// |---|---|---|---|
+    /// | 0 | 8 each | 1 + the number of such a worker, 0 for none | the worker, when it begins to look and when it ends; the parent, when it died |
+    pub(super) struct Lookers { numbers: [AtomicU64; LOOKERS], }
+}
+
+impl Lookers {
+    /// A worker begins to look: as which of them; `None` when there are enough.
+    pub(super) fn enter(&self, worker: u32) -> Option<usize> {
+        let me = u64::from(worker) + 1;
+        self.numbers.iter().position(|place| place.compare_exchange(0, me, Ordering::SeqCst, Ordering::Relaxed).is_ok())
+    }
+
+    /// It looks no more, or died. It looks a last time after this.
+    pub(super) fn leave(&self, worker: u32) {
+        let me = u64::from(worker) + 1;
+        for place in &self.numbers {
+            let _ = place.compare_exchange(me, 0, Ordering::SeqCst, Ordering::Relaxed);
+        }
+    }
+
+    /// How many there are. To be called after a full barrier that comes after a task was laid down.
+    pub(super) fn count(&self) -> u64 {
+        self.numbers.iter().filter(|place| place.load(Ordering::Relaxed) != 0).count() as u64
+    }
+}
+
 shared! {
     struct Ring { numbers: [AtomicU32; SLOTS as usize], }
 }
@@ -58,7 +91,7 @@ shared! {
     /// | 32 | 8 | where the argument lies, 0 for behind this |
     /// | 40 | 8 | and how long it is |
     /// | 48 | 4 | how many items |
-    /// | 52 | 4 | [`LIMITED`], [`WITH_FDS`] |
+    /// | 52 | 4 | [`LIMITED`], [`WITH_FDS`], [`STEPWISE`] |
     struct Slot {
         state: AtomicU64,
         function: AtomicU64,
@@ -73,6 +106,8 @@ shared! {
 
 /// The items have a time limit: the worker says when it begins each.
 pub(super) const LIMITED: u32 = 1;
+/// The worker says which item it runs, and leaves the task when it is cut.
+pub(super) const STEPWISE: u32 = 4;
 /// Descriptors belong to the argument: the worker asks for them.
 pub(super) const WITH_FDS: u32 = 2;
 
@@ -123,8 +158,8 @@ impl Board {
         self.segment.fixed(256)
     }
 
-    pub(super) fn spinner(&self) -> &AtomicU64 {
-        &self.segment.fixed::<Count>(320).count
+    pub(super) fn lookers(&self) -> &Lookers {
+        self.segment.fixed(320)
     }
 
     pub(super) fn table(&self) -> Table<'_> {

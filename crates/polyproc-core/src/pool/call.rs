@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::TaskEnd;
 use super::driver::Driver;
 use super::scheduler::Priority;
+use super::stream::next_result;
 use super::task::Items;
 use crate::deadline::Deadline;
 use crate::frame::Payload;
@@ -49,8 +50,9 @@ pub struct Ends {
 
 #[derive(Debug)]
 pub(super) enum End {
-    /// A result, in the bytes of [`Ends`].
+    /// So many results from this one on, in the bytes of [`Ends`], as records.
     Returned {
+        count: u32,
         start: usize,
         len: usize,
     },
@@ -63,10 +65,11 @@ pub(super) enum End {
 pub type ItemEnd<'a> = Result<(&'a [u8], Vec<OwnedFd>), TaskEnd>;
 
 impl Ends {
-    pub(super) fn push_returned(&mut self, index: u64, result: &[u8]) {
+    /// Plain results, as [`take_results`](super::stream::take_results) gives them.
+    pub(super) fn push_returned(&mut self, index: u64, count: u32, results: &[u8]) {
         let start = self.bytes.len();
-        self.bytes.extend_from_slice(result);
-        self.list.push((index, End::Returned { start, len: result.len() }));
+        self.bytes.extend_from_slice(results);
+        self.list.push((index, End::Returned { count, start, len: results.len() }));
     }
 
     pub(super) fn push(&mut self, index: u64, end: End) {
@@ -83,8 +86,11 @@ impl Ends {
     pub fn drain(&mut self, mut see: impl FnMut(u64, ItemEnd<'_>)) {
         for (index, end) in self.list.drain(..) {
             match end {
-                End::Returned { start, len } => {
-                    see(index, Ok((self.bytes.get(start..start + len).unwrap_or_default(), Vec::new())));
+                End::Returned { count, start, len } => {
+                    let mut results = self.bytes.get(start..start + len).unwrap_or_default();
+                    for item in 0..u64::from(count) {
+                        see(index + item, Ok((next_result(&mut results).unwrap_or_default(), Vec::new())));
+                    }
                 }
                 End::Payload(payload) => see(index, Ok((&payload.head, payload.fds))),
                 End::Failed(end) => see(index, Err(*end)),
@@ -107,6 +113,8 @@ pub(super) struct FunctionAt {
 /// Why a call is ended before its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stop {
+    /// What runs may run on.
+    GivenUp,
     Cancelled,
     TimedOut,
 }
@@ -131,7 +139,7 @@ pub(super) struct State {
     pub(super) followers: u32,
     pub(super) parker: Arc<Parker>,
     pub(super) waker: Option<Waker>,
-    pub(super) then: Option<Box<dyn FnOnce() + Send>>,
+    pub(super) thens: Vec<Box<dyn FnOnce() + Send>>,
 }
 
 impl State {
@@ -186,8 +194,9 @@ pub struct Call {
 
 impl Call {
     /// Has workers run the function on items, numbered from `first` on, as one task. Descriptors belong to the first item.
-    pub fn submit(&self, first: u64, items: &Items, fds: Vec<OwnedFd>) {
-        self.driver.submit(self.key, first, items, fds);
+    /// When `is_loose`, items that have not begun after a moment may go to another worker.
+    pub fn submit(&self, first: u64, items: &Items, fds: Vec<OwnedFd>, is_loose: bool) {
+        self.driver.submit(self.key, first, items, fds, is_loose);
     }
 
     /// All has been submitted.
@@ -237,6 +246,11 @@ impl Call {
     /// What has not ended is taken back, or its worker killed.
     pub fn cancel(&self) {
         self.driver.cancel(self.key);
+    }
+
+    /// What no worker has taken is taken back; the rest runs on.
+    pub fn give_up(&self) {
+        self.driver.give_up(self.key);
     }
 
     /// Has the pool's thread for callbacks run `then` once all has ended.

@@ -6,19 +6,18 @@
 
 use std::time::Duration;
 
-use super::board::SLOTS;
 use super::call::{Call, End, Want};
 use super::doorbell::{ASLEEP, ASLEEP_UNTIL_LOW, AWAKE, AWAY, SPINNING};
 use super::driver::{At, Driver, Inner, Task};
 use super::scheduler::{Event, TaskId};
-use super::stream::{Body, Kind, LOGGED, Record, WITH_FDS, parse};
+use super::stream::{Body, Kind, LOGGED, Record, WITH_FDS, parse, take_results};
 use super::task::{TaskEnd, next_item};
 use super::watch::{Timer, after_backoff};
 use crate::deadline::Deadline;
 use crate::frame::Payload;
 use crate::prim::Ordering;
 use crate::process::Signal;
-use crate::robust::{HAS_SPARE_PROCESSOR, WaitError};
+use crate::robust::{HAS_SPARE_PROCESSOR, WaitError, look};
 use crate::shm::MemoryError;
 use crate::sys::futex;
 
@@ -72,14 +71,19 @@ impl Driver {
             if !leads {
                 let Some(state) = inner.calls.get_mut(call) else { return Step::Done };
                 state.followers += 1;
-                return Step::Follow(state.parker.ticket());
+                let ticket = state.parker.ticket();
+                if !doorbell.hurry() || !inner.is_anything_unread() {
+                    return Step::Follow(ticket);
+                }
+                self.collect(inner);
+                continue;
             }
             let how = if *may_spin && want == Want::Next && *HAS_SPARE_PROCESSOR {
                 SPINNING
             } else {
                 inner.way_to_sleep(want)
             };
-            let low = if inner.scheduler.waiting() > 0 || want == Want::Room { u64::from(SLOTS / 2) } else { 0 };
+            let low = if inner.scheduler.waiting() > 0 || want == Want::Room { inner.out_tasks() / 2 } else { 0 };
             self.board.low_water().store(low, Ordering::Relaxed);
             doorbell.set(how);
             inner.told.leader = false; // that is this thread itself
@@ -96,11 +100,11 @@ impl Driver {
         let doorbell = self.board.doorbell();
         if how == SPINNING {
             // Where nothing came, it goes on with sleeping.
-            self.spin.until(|| doorbell.has_rung(SPINNING));
+            look(false, || doorbell.has_rung(SPINNING));
             return Ok(());
         }
         if self.board.table().waiting() > 0 {
-            self.board.sleepers().wake_one(); // the worker that was looking may have been stopped
+            self.board.sleepers().wake_one(); // workers that were looking may have been stopped
         }
         match futex::wait(doorbell.word(), how, deadline.remaining().unwrap_or(SLICE).min(SLICE)) {
             futex::Wait::Interrupted => Err(WaitError::Interrupted),
@@ -121,9 +125,12 @@ impl Driver {
         }
     }
 
-    /// Has workers wake the pool's thread, unless somebody leads.
+    /// Has workers wake the pool's thread, unless somebody leads, or all who want results will come for them.
     pub(super) fn hand_over(&self, inner: &mut Inner) {
-        while inner.leader.is_none() {
+        if inner.leader.is_none() && inner.eager == 0 {
+            self.board.doorbell().set(AWAKE);
+        }
+        while inner.leader.is_none() && inner.eager > 0 {
             self.board.doorbell().set(AWAY);
             if !inner.is_anything_unread() {
                 return;
@@ -148,7 +155,10 @@ impl Driver {
         let mut read = worker.stream.read(&mut bytes);
         let mut rest = &bytes[..];
         while read.is_ok() && !rest.is_empty() {
-            read = parse(&mut rest).and_then(|record| self.on_record(inner, at, record));
+            self.take_results(inner, at, &mut rest);
+            if !rest.is_empty() {
+                read = parse(&mut rest).and_then(|record| self.on_record(inner, at, record));
+            }
         }
         if read.is_err()
             && let Some(worker) = &inner.workers[at]
@@ -157,6 +167,37 @@ impl Driver {
             let _ = worker.child.signal(Signal::KILL);
         }
         inner.scratch = bytes;
+    }
+
+    /// Takes the plain results off `bytes` that belong to the task that a worker is answering.
+    fn take_results(&self, inner: &mut Inner, at: usize, bytes: &mut &[u8]) {
+        let Some(id) = inner.workers[at].as_ref().and_then(|worker| worker.reading) else { return };
+        let Some(task) = inner.tasks.get_mut(id.0) else { return };
+        let (results, count) = take_results(bytes, task.count - task.done);
+        if count == 0 {
+            return;
+        }
+        let (call, index) = (task.call, task.first + u64::from(task.done));
+        task.done += count;
+        let is_over = task.done == task.count;
+        if let Some(state) = inner.calls.get_mut(call) {
+            state.ends.push_returned(index, count, results);
+        }
+        inner.ended(call, count.into());
+        if is_over {
+            self.finish(inner, at, id);
+        }
+    }
+
+    /// All items of a task have been answered.
+    fn finish(&self, inner: &mut Inner, at: usize, id: TaskId) {
+        if let Some(At::Out { slot, block, len, .. }) = inner.tasks.try_remove(id.0).map(|task| task.at) {
+            inner.free(&self.board, slot, block, len);
+        }
+        if let Some(worker) = &mut inner.workers[at] {
+            worker.reading = None;
+        }
+        self.handle(inner, Event::Ended(id));
     }
 
     fn on_record(&self, inner: &mut Inner, at: usize, record: Record<'_>) -> Result<(), MemoryError> {
@@ -169,29 +210,14 @@ impl Driver {
         let id = worker.reading.ok_or(MemoryError::Corrupt)?;
         let task = inner.tasks.get_mut(id.0).ok_or(MemoryError::Corrupt)?;
         let (call, index) = (task.call, task.first + u64::from(task.done));
-        match record {
-            Record { kind: Kind::Returned, flags: 0, body: Body::Bytes(bytes) } => {
-                if let Some(state) = inner.calls.get_mut(call) {
-                    state.ends.push_returned(index, bytes);
-                }
-                inner.ended(call, 1);
-            }
-            record => match self.end_of(inner, at, record)? {
-                End::Failed(end) if matches!(*end, TaskEnd::Panicked(_)) && self.try_again(inner, id) => {}
-                end => inner.end_item(call, index, end),
-            },
+        match self.end_of(inner, at, record)? {
+            End::Failed(end) if matches!(*end, TaskEnd::Panicked(_)) && self.try_again(inner, id) => {}
+            end => inner.end_item(call, index, end),
         }
         let task = inner.tasks.get_mut(id.0).ok_or(MemoryError::Corrupt)?;
         task.done += 1;
         if task.done >= task.count {
-            if let At::Out { slot, block, .. } = task.at {
-                inner.free(&self.board, slot, block);
-            }
-            inner.tasks.remove(id.0);
-            if let Some(worker) = &mut inner.workers[at] {
-                worker.reading = None;
-            }
-            self.handle(inner, Event::Ended(id));
+            self.finish(inner, at, id);
         }
         Ok(())
     }
@@ -230,7 +256,7 @@ impl Driver {
         let Some(call) = inner.calls.get(task.call) else { return false };
         let (priority, retries) = (call.settings.priority, call.settings.retries);
         let may = call.settings.retries_panics && task.panics < retries && call.stop.is_none();
-        let At::Out { slot, .. } = task.at else { return false };
+        let At::Out { slot, from, .. } = task.at else { return false };
         if !may || !task.fds.is_empty() {
             return false;
         }
@@ -240,26 +266,15 @@ impl Driver {
             return false;
         }
         let mut rest = &bytes[..];
-        let before = order.items.saturating_sub(task.count - task.done);
-        for _ in 0..before {
+        for _ in from..task.done {
             let _ = next_item(&mut rest);
         }
         let start = bytes.len() - rest.len();
         let Ok(item) = next_item(&mut rest) else { return false };
         let item = bytes[start..start + 4 + item.len()].to_vec();
         let (attempt, backoff) = (task.panics + 1, call.settings.backoff);
-        let task = Task {
-            call: task.call,
-            serial,
-            first: task.first + u64::from(task.done),
-            count: 1,
-            done: 0,
-            at: At::Waiting(item),
-            fds: Vec::new(),
-            lost_at: None,
-            loss: None,
-            panics: attempt,
-        };
+        let single = Task::single(task.call, serial, task.first + u64::from(task.done), item);
+        let task = Task { panics: attempt, ..single };
         let id = TaskId(inner.tasks.insert(task));
         self.handle(inner, Event::Resubmitted(id, priority, retries));
         inner.set_timer(after_backoff(backoff, attempt), Timer::Due { task: id, serial });
@@ -281,6 +296,7 @@ impl Inner {
     }
 
     fn way_to_sleep(&self, want: Want) -> u32 {
-        if want == Want::Next || self.eager > 0 { ASLEEP } else { ASLEEP_UNTIL_LOW }
+        let is_minded = self.eager > 0 || self.calls.iter().any(|(_, state)| state.followers > 0);
+        if want == Want::Next || is_minded { ASLEEP } else { ASLEEP_UNTIL_LOW }
     }
 }

@@ -44,6 +44,13 @@ impl Doorbell {
         os::fence(Ordering::SeqCst); // pairs with the one in `ring`
     }
 
+    /// The parent is to be woken for any result from now on. False when it is awake anyway, or would be.
+    pub(super) fn hurry(&self) -> bool {
+        let was = self.word.compare_exchange(ASLEEP_UNTIL_LOW, ASLEEP, Ordering::SeqCst, Ordering::Relaxed);
+        os::fence(Ordering::SeqCst); // pairs with the one in `ring`
+        was.is_ok()
+    }
+
     /// What the parent sleeps on.
     pub(super) fn word(&self) -> &super::AtomicU32 {
         &self.word

@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use slab::Slab;
 
-use super::board::{Board, FIRST_BLOCK, INLINE_LEN, LIMITED, Order, SLOTS, WITH_FDS};
+use super::board::{Board, FIRST_BLOCK, INLINE_LEN, LIMITED, Order, SLOTS, STEPWISE, WITH_FDS};
 use super::call::{self, CallSettings, End, FunctionAt, Parker, Stop};
 use super::callbacks::Callbacks;
 use super::doorbell;
@@ -27,10 +27,12 @@ use super::task::{Items, TaskEnd, Why, encode_function};
 use super::watch::{Timer, Timers};
 use crate::prim::{Ordering, fence};
 use crate::process::{Function, Signal, lock};
-use crate::robust::Spin;
 use crate::shm::{Blocks, Extent, MemoryError};
+use crate::sys::identity::process_id;
 use crate::sys::watch::{Bell, Watch};
 
+/// Of these there is room for more, as long as there are enough for all workers.
+const AHEAD_BYTES: u64 = 1 << 20;
 /// No more are woken for one event.
 const WOKEN_AT_ONCE: u32 = 256;
 
@@ -38,8 +40,8 @@ const WOKEN_AT_ONCE: u32 = 256;
 pub(super) enum At {
     /// Here.
     Waiting(Vec<u8>),
-    /// On the board.
-    Out { slot: u32, position: u64, block: Option<Extent> },
+    /// On the board, from the item on that was the first one left.
+    Out { slot: u32, position: u64, block: Option<Extent>, len: u64, from: u32 },
 }
 
 /// Some items of a call that go to a worker together.
@@ -62,6 +64,27 @@ pub(super) struct Task {
     pub(super) loss: Option<TaskEnd>,
     /// Attempts at its one item that ended in a panic.
     pub(super) panics: u32,
+    /// Items that have not begun may go to another worker.
+    pub(super) is_loose: bool,
+}
+
+impl Task {
+    /// One item, to be run for the first time.
+    pub(super) fn single(call: usize, serial: u64, index: u64, bytes: Vec<u8>) -> Self {
+        Self {
+            call,
+            serial,
+            first: index,
+            count: 1,
+            done: 0,
+            at: At::Waiting(bytes),
+            fds: Vec::new(),
+            lost_at: None,
+            loss: None,
+            panics: 0,
+            is_loose: false,
+        }
+    }
 }
 
 /// Whom to tell what, once the lock is released.
@@ -73,8 +96,6 @@ pub(super) struct Told {
     pub(super) logs: Vec<(u32, Vec<u8>)>,
     /// Tasks that were laid on the table.
     published: u32,
-    /// Their thread is going to wait for them, and will look after them before it sleeps.
-    awaited: bool,
     /// The thread that looks for results has some.
     pub(super) leader: bool,
     /// The pool's thread has something to do.
@@ -106,6 +127,8 @@ pub(super) struct Inner {
     /// The tasks in the slots of the board.
     pub(super) slots: Vec<Option<TaskId>>,
     free_slots: Vec<u32>,
+    /// Bytes of the arguments of tasks that are out.
+    out_bytes: u64,
     blocks: Blocks,
     functions: HashMap<(usize, usize), FunctionAt>,
     /// Contexts of calls that are over.
@@ -130,6 +153,10 @@ pub(super) struct Inner {
     pub(super) scratch: Vec<u8>,
     actions: Vec<Action>,
     pub(super) lost: u64,
+    /// A look at tasks whose items may go to other workers is to come.
+    pub(super) is_sharing: bool,
+    /// A look at workers that were not woken is to come.
+    pub(super) is_looking_after: bool,
     /// So many workers in a row died in their initializers.
     pub(super) unfit: usize,
 }
@@ -142,7 +169,6 @@ pub(super) struct Driver {
     /// Rung by workers, and by whoever has something for the pool's thread.
     pub(super) bell: Bell,
     pub(super) settings: PoolSettings,
-    pub(super) spin: Spin,
     pub(super) callbacks: Callbacks,
     /// The process that made it: in a copy of that process there is no thread behind it.
     pid: u32,
@@ -166,6 +192,7 @@ impl Driver {
             calls: Slab::new(),
             slots: vec![None; SLOTS as usize],
             free_slots: (0..SLOTS).rev().collect(),
+            out_bytes: 0,
             blocks: Blocks::new(FIRST_BLOCK),
             functions: HashMap::new(),
             orphans: Vec::new(),
@@ -183,6 +210,8 @@ impl Driver {
             scratch: Vec::new(),
             actions: Vec::new(),
             lost: 0,
+            is_sharing: false,
+            is_looking_after: false,
             unfit: 0,
         };
         Ok(Arc::new(Self {
@@ -191,15 +220,14 @@ impl Driver {
             watch,
             bell,
             settings,
-            spin: Spin::new(),
             callbacks: Callbacks::default(),
-            pid: std::process::id(),
+            pid: process_id(),
         }))
     }
 
     /// Whether this process has the thread behind it.
     pub(super) fn is_ours(&self) -> bool {
-        self.pid == std::process::id()
+        self.pid == process_id()
     }
 
     /// Runs `f` with the state, then tells whoever is to be told.
@@ -207,11 +235,11 @@ impl Driver {
         let mut inner = lock(&self.inner);
         let result = f(&mut inner);
         let published = std::mem::take(&mut inner.told.published);
+        let to_wake = if published > 0 { self.to_wake(&mut inner, published) } else { 0 };
         let told = (!inner.told.is_empty()).then(|| std::mem::take(&mut inner.told));
-        let awaited = std::mem::take(&mut inner.told.awaited);
         drop(inner);
-        if published > 0 {
-            self.wake_workers(published, awaited);
+        for _ in 0..to_wake {
+            self.board.sleepers().wake_one();
         }
         if let Some(told) = told {
             self.tell(told);
@@ -219,17 +247,19 @@ impl Driver {
         result
     }
 
-    /// So many tasks were laid on the table. One that is awaited goes to the worker that is looking, if there is one.
-    fn wake_workers(&self, published: u32, awaited: bool) {
-        if awaited && published == 1 {
-            fence(Ordering::SeqCst); // a worker that stops looking says so first, and then looks a last time
-            if self.board.spinner().load(Ordering::Relaxed) != 0 {
-                return;
-            }
+    /// How many workers to wake, when so many tasks were laid on the table: those that look for tasks find them by themselves.
+    fn to_wake(&self, inner: &mut Inner, published: u32) -> u32 {
+        fence(Ordering::SeqCst); // a worker that stops looking says so first, and then looks a last time
+        let looking = self.board.lookers().count();
+        if looking == 0 || self.board.table().waiting() > looking {
+            return published.min(WOKEN_AT_ONCE);
         }
-        for _ in 0..published.min(WOKEN_AT_ONCE) {
-            self.board.sleepers().wake_one();
+        // One that was stopped does not find them. A thread that waits for results looks after that before it sleeps.
+        if inner.eager > 0 && !inner.is_looking_after {
+            inner.is_looking_after = true;
+            inner.set_timer(super::watch::soon(), Timer::LookAfter);
         }
+        0
     }
 
     fn tell(&self, told: Told) {
@@ -277,7 +307,7 @@ impl Driver {
             let parker = Arc::<Parker>::default();
             let serial = inner.serial();
             let limit = settings.call_limit;
-            let is_eager = !settings.is_bulk;
+            let is_eager = !settings.is_bulk && !settings.is_awaited;
             inner.eager += usize::from(is_eager);
             let key = inner.calls.insert(call::State {
                 serial,
@@ -292,16 +322,19 @@ impl Driver {
                 followers: 0,
                 parker: Arc::clone(&parker),
                 waker: None,
-                then: None,
+                thens: Vec::new(),
             });
             if let Some(at) = limit.and_then(|limit| Instant::now().checked_add(limit)) {
                 inner.set_timer(at, Timer::Stop { call: key, serial, stop: Stop::TimedOut });
+            }
+            if is_eager {
+                self.hand_over(inner);
             }
             (key, parker)
         })
     }
 
-    pub(super) fn submit(&self, call: usize, first: u64, items: &Items, fds: Vec<OwnedFd>) {
+    pub(super) fn submit(&self, call: usize, first: u64, items: &Items, fds: Vec<OwnedFd>, is_loose: bool) {
         if items.count() == 0 {
             return;
         }
@@ -311,28 +344,17 @@ impl Driver {
             bytes.extend_from_slice(items.bytes());
             let Some(state) = inner.calls.get_mut(call) else { return };
             state.left += u64::from(items.count());
-            let (stop, awaited) = (state.stop, state.settings.is_awaited);
+            let stop = state.stop;
             let (priority, retries) = (state.settings.priority, state.settings.retries);
-            let task = Task {
-                call,
-                serial,
-                first,
-                count: items.count(),
-                done: 0,
-                at: At::Waiting(bytes),
-                fds,
-                lost_at: None,
-                loss: None,
-                panics: 0,
-            };
-            let id = TaskId(inner.tasks.insert(task));
+            let single = Task::single(call, serial, first, bytes);
+            let is_loose = is_loose && items.count() > 1;
+            let id = TaskId(inner.tasks.insert(Task { count: items.count(), fds, is_loose, ..single }));
             if let Some(stop) = stop {
                 return self.remove(inner, id, &stop_end(stop));
             }
             if !self.is_ours() {
                 return self.remove(inner, id, &TaskEnd::Terminated);
             }
-            inner.told.awaited = awaited;
             self.handle(inner, Event::Submitted(id, priority, retries));
         });
     }
@@ -341,11 +363,16 @@ impl Driver {
         self.with(|inner| self.stop(inner, call, Stop::Cancelled));
     }
 
+    pub(super) fn give_up(&self, call: usize) {
+        self.with(|inner| self.stop(inner, call, Stop::GivenUp));
+    }
+
     /// Ends what has not ended of a call. What a worker has taken and not begun cannot be stopped yet: a timer tries again.
     pub(super) fn stop(&self, inner: &mut Inner, call: usize, stop: Stop) {
         let Some(state) = inner.calls.get_mut(call) else { return };
         let serial = state.serial;
-        let stop = *state.stop.get_or_insert(stop);
+        let stop = state.stop.map_or(stop, |earlier| earlier.max(stop));
+        state.stop = Some(stop);
         let ids: Vec<_> = inner.tasks.iter().filter(|(_, task)| task.call == call).map(|(id, _)| TaskId(id)).collect();
         let mut is_left = false;
         for id in ids {
@@ -359,9 +386,9 @@ impl Driver {
                     if table.withdraw(slot, position) {
                         self.remove(inner, id, &stop_end(stop));
                         self.handle(inner, Event::Ended(id));
-                    } else if let Some(number) = table.holder(slot, position) {
+                    } else if let Some(number) = table.holder(slot, position).filter(|_| stop != Stop::GivenUp) {
                         let worker = inner.workers.iter_mut().flatten().find(|worker| worker.number == number);
-                        let cause = if stop == Stop::Cancelled { Cause::Cancelled } else { Cause::TimedOut };
+                        let cause = if stop == Stop::TimedOut { Cause::TimedOut } else { Cause::Cancelled };
                         is_left |= !worker.is_some_and(|worker| worker.doom(cause, Some(position)));
                     }
                 }
@@ -374,7 +401,7 @@ impl Driver {
 
     pub(super) fn then(&self, call: usize, then: Box<dyn FnOnce() + Send>) {
         self.with(|inner| match inner.calls.get_mut(call) {
-            Some(state) if !state.is_over() => state.then = Some(then),
+            Some(state) if !state.is_over() => state.thens.push(then),
             _ => inner.told.thens.push(then),
         });
     }
@@ -479,7 +506,7 @@ impl Driver {
             argument_at: block.map_or(0, |block| block.offset),
             argument_len: len,
             items: task.count - task.done,
-            flags: limited | if task.fds.is_empty() { 0 } else { WITH_FDS },
+            flags: limited | if task.fds.is_empty() { 0 } else { WITH_FDS } | if task.is_loose { STEPWISE } else { 0 },
         };
         let slot = inner.free_slots.pop().ok_or(MemoryError::Corrupt)?;
         let inline = if block.is_none() { &bytes[..] } else { &[] };
@@ -490,10 +517,16 @@ impl Driver {
         let mut used = std::mem::take(bytes);
         inner.slots[slot as usize] = Some(id);
         let position = self.board.table().publish(slot);
-        task.at = At::Out { slot, position, block };
+        task.at = At::Out { slot, position, block, len, from: task.done };
+        inner.out_bytes += len;
         inner.told.published += 1;
+        let is_loose = task.is_loose;
         if let Some(at) = call.settings.limit.and_then(|limit| Instant::now().checked_add(limit)) {
             inner.set_timer(at, Timer::Limit { slot, position });
+        }
+        if is_loose && !inner.is_sharing {
+            inner.is_sharing = true;
+            inner.set_timer(Instant::now() + super::watch::SHARE_PERIOD, Timer::Share);
         }
         if inner.spare.len() < 64 && used.capacity() <= 4096 {
             used.clear();
@@ -505,20 +538,19 @@ impl Driver {
     /// Takes a task that no worker has off the board; `skip` of its items that have not ended are left behind.
     pub(super) fn take_off(&self, inner: &mut Inner, id: TaskId, skip: u32) {
         let Some(task) = inner.tasks.get_mut(id.0) else { return };
-        let At::Out { slot, block, .. } = task.at else { return };
+        let At::Out { slot, block, len, from, .. } = task.at else { return };
         let mut bytes = Vec::new();
         // Only a process that went wild makes this fail: the items then fail to be decoded.
         if let Ok(order) = self.board.read(slot) {
             let _ = self.board.read_argument(slot, &order, &mut bytes);
-            let answered = order.items.saturating_sub(task.count - task.done);
             let mut rest = &bytes[..];
-            for _ in 0..answered + skip {
+            for _ in from..task.done + skip {
                 let _ = super::task::next_item(&mut rest);
             }
             bytes = rest.to_vec();
         }
         task.at = At::Waiting(bytes);
-        inner.free(&self.board, slot, block);
+        inner.free(&self.board, slot, block, len);
     }
 
     /// The item that ran is lost.
@@ -544,10 +576,10 @@ impl Driver {
     /// All items of a task that have not ended end so, and it is no more.
     pub(super) fn remove(&self, inner: &mut Inner, id: TaskId, end: &TaskEnd) {
         let Some(task) = inner.tasks.try_remove(id.0) else { return };
-        if let At::Out { slot, position, block } = task.at {
+        if let At::Out { slot, position, block, len, .. } = task.at {
             // A worker that has it goes on with it, unread, until it is killed.
             self.board.table().withdraw(slot, position);
-            inner.free(&self.board, slot, block);
+            inner.free(&self.board, slot, block, len);
         }
         for item in task.done..task.count {
             let end = End::Failed(Box::new(end.clone()));
@@ -559,7 +591,7 @@ impl Driver {
 /// How what was stopped ends.
 pub(super) fn stop_end(stop: Stop) -> TaskEnd {
     match stop {
-        Stop::Cancelled => TaskEnd::Cancelled,
+        Stop::GivenUp | Stop::Cancelled => TaskEnd::Cancelled,
         Stop::TimedOut => TaskEnd::TimedOut,
     }
 }
@@ -575,7 +607,8 @@ impl Inner {
     }
 
     /// The slot is free, and the block.
-    pub(super) fn free(&mut self, board: &Board, slot: u32, block: Option<Extent>) {
+    pub(super) fn free(&mut self, board: &Board, slot: u32, block: Option<Extent>, len: u64) {
+        self.out_bytes -= len;
         self.slots[slot as usize] = None;
         self.free_slots.push(slot);
         if let Some(block) = block {
@@ -609,7 +642,7 @@ impl Inner {
     /// Sees to what follows when a call is over.
     fn settle(&mut self, call: usize) {
         let Some(state) = self.calls.get_mut(call).filter(|state| state.is_over()) else { return };
-        self.told.thens.extend(state.then.take());
+        self.told.thens.append(&mut state.thens);
         self.told.wakers.extend(state.waker.take());
         self.eager -= usize::from(std::mem::take(&mut state.is_eager));
         if state.is_abandoned {
@@ -640,6 +673,12 @@ impl Inner {
     }
 
     pub(super) fn has_room(&self) -> bool {
-        self.scheduler.waiting() == 0 || !self.scheduler.is_open()
+        let is_small = self.out_bytes < AHEAD_BYTES || self.out_tasks() < 4 * self.scheduler.wanted() as u64;
+        self.scheduler.waiting() == 0 && is_small || !self.scheduler.is_open()
+    }
+
+    /// How many tasks are with the workers or ahead of them.
+    pub(super) fn out_tasks(&self) -> u64 {
+        self.slots.len() as u64 - self.free_slots.len() as u64
     }
 }

@@ -35,7 +35,8 @@ pub(super) const FIRST_BLOCK: u64 = RING + RING_LEN;
 const FIRST_REGION: u64 = 3 * 65536;
 /// Results up to this length go through the ring, larger ones through a block.
 pub(super) const INLINE_LEN: usize = 16384;
-const WORD_LEN: u64 = 8;
+/// Length of a record's word.
+pub(super) const WORD_LEN: usize = 8;
 
 /// What a record is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +81,29 @@ pub(super) enum Body<'a> {
         offset: u64,
         len: u64,
     },
+}
+
+/// Takes the first records off `bytes` that are plain results, at most `most` of them, as they stand; and their number.
+pub(super) fn take_results<'a>(bytes: &mut &'a [u8], most: u32) -> (&'a [u8], u32) {
+    let (mut len, mut count) = (0usize, 0);
+    while count < most
+        && let Some((word, _)) = bytes.get(len..).and_then(<[u8]>::split_first_chunk)
+        && let word = u64::from_le_bytes(*word)
+        && word & 0xff == Kind::Returned as u64
+        && let Some(end) = usize::try_from(word >> 8).ok().and_then(|body| len.checked_add(WORD_LEN)?.checked_add(body))
+        && end <= bytes.len()
+    {
+        len = end;
+        count += 1;
+    }
+    (bytes.split_off(..len).unwrap_or_default(), count)
+}
+
+/// Takes the first result off what [`take_results`] gave.
+pub(super) fn next_result<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let word = bytes.split_off(..WORD_LEN)?;
+    let len = usize::try_from(u64::from_le_bytes(word.try_into().ok()?) >> 8).ok()?;
+    bytes.split_off(..len)
 }
 
 /// Takes the first record off `bytes`.
@@ -139,14 +163,36 @@ pub(super) const IDLE: u64 = 0;
 /// The parent is about to kill it: it begins and ends nothing any more.
 pub(super) const DOOMED: u64 = 1;
 
-/// That an item of the task of a position runs. Only compared.
+/// The parent wants the items behind the one that runs: the worker is to leave the task then.
+const CUT: u64 = 1 << 19;
+
+/// That an item of the task of a position runs.
 pub(super) fn running(position: u64, item: u32) -> u64 {
-    position << 20 | (u64::from(item % 0xf_fff0) + 2)
+    position << 20 | u64::from(item.min(MOST_STEPS) + 2)
 }
+
+/// Tasks whose worker says which item it runs have fewer items than this.
+pub(super) const MOST_STEPS: u32 = (1 << 19) - 3;
 
 /// The position in what [`running`] gave.
 pub(super) fn running_position(current: u64) -> Option<u64> {
     (current > DOOMED).then_some(current >> 20)
+}
+
+/// The item in what [`running`] gave.
+#[expect(clippy::cast_possible_truncation, reason = "19 bits")]
+pub(super) fn running_item(current: u64) -> u32 {
+    ((current & (CUT - 1)) as u32).saturating_sub(2)
+}
+
+/// What [`running`] gave, cut.
+pub(super) fn cut(current: u64) -> u64 {
+    current | CUT
+}
+
+/// Whether the parent has cut it.
+pub(super) fn is_cut(current: u64) -> bool {
+    current > DOOMED && current & CUT != 0
 }
 
 /// What a worker is about; 0 while it is being set up.
@@ -224,32 +270,35 @@ impl Stream {
         if second.is_empty() { Ok(()) } else { self.segment.copy_in(RING, second) }
     }
 
-    /// Writes a record, if there is room. Bytes are no more than [`INLINE_LEN`].
-    fn write(&self, flags: u8, number: u64, bytes: &[u8]) -> Result<bool, MemoryError> {
-        let len = WORD_LEN + bytes.len() as u64;
-        if self.unread() + len > RING_LEN {
+    /// Writes a record, if there is room: eight bytes for the word, and no more than [`INLINE_LEN`] others.
+    fn write(&self, flags: u8, number: u64, record: &mut [u8]) -> Result<bool, MemoryError> {
+        let tail = self.tail().load(Ordering::Relaxed);
+        let len = record.len() as u64;
+        if tail.wrapping_sub(self.head().load(Ordering::Acquire)) + len > RING_LEN {
             return Ok(false);
         }
-        let tail = self.tail().load(Ordering::Relaxed);
-        self.copy_in(tail, &(number << 8 | u64::from(flags)).to_le_bytes())?;
-        self.copy_in(tail.wrapping_add(WORD_LEN), bytes)?;
+        let word = record.first_chunk_mut().ok_or(MemoryError::Corrupt)?;
+        *word = (number << 8 | u64::from(flags)).to_le_bytes();
+        self.copy_in(tail, record)?;
         self.tail().store(tail.wrapping_add(len), Ordering::Release); // pairs with the load in `read`
         Ok(true)
     }
 
     /// The worker begins a task. False when there is no room.
     pub(super) fn write_begin(&self, slot: u32) -> Result<bool, MemoryError> {
-        self.write(Kind::Begin as u8, slot.into(), &[])
+        self.write(Kind::Begin as u8, slot.into(), &mut [0; WORD_LEN])
     }
 
-    /// How an item ended. False when there is no room.
-    pub(super) fn write_end(&self, kind: Kind, flags: u8, bytes: &[u8]) -> Result<bool, MemoryError> {
-        self.write(kind as u8 | flags, bytes.len() as u64, bytes)
+    /// How an item ended: the bytes behind the first [`WORD_LEN`] of `record`. False when there is no room.
+    pub(super) fn write_end(&self, kind: Kind, flags: u8, record: &mut [u8]) -> Result<bool, MemoryError> {
+        self.write(kind as u8 | flags, (record.len() - WORD_LEN) as u64, record)
     }
 
     /// The same, with the bytes in a block.
     pub(super) fn write_end_in_block(&self, kind: Kind, flags: u8, offset: u64, len: u64) -> Result<bool, MemoryError> {
-        self.write(kind as u8 | IN_BLOCK | flags, len, &offset.to_le_bytes())
+        let mut record = [0; 2 * WORD_LEN];
+        record[WORD_LEN..].copy_from_slice(&offset.to_le_bytes());
+        self.write(kind as u8 | IN_BLOCK | flags, len, &mut record)
     }
 
     /// The parent takes all records there are, into `out`, which it empties first.
@@ -333,16 +382,17 @@ mod tests {
         let stream = Stream::new().expect("memory");
         let mut bytes = Vec::new();
         for round in 0..100_u64 {
-            let body: Vec<u8> = (0..=255).cycle().take(4000 + usize::try_from(round).expect("small") * 17).collect();
+            let mut body: Vec<u8> =
+                (0..=255).cycle().take(4000 + usize::try_from(round).expect("small") * 17).collect();
             assert!(stream.write_begin(9).expect("memory"));
-            assert!(stream.write_end(Kind::Returned, LOGGED, &body).expect("memory"));
+            assert!(stream.write_end(Kind::Returned, LOGGED, &mut body).expect("memory"));
             assert!(stream.write_end_in_block(Kind::Raised, 0, 77, 88).expect("memory"));
             stream.read(&mut bytes).expect("good records");
             let mut rest = &bytes[..];
             let begin = parse(&mut rest).expect("whole");
             assert_eq!((begin.kind, begin.body), (Kind::Begin, Body::Number(9)));
             let end = parse(&mut rest).expect("whole");
-            assert_eq!((end.kind, end.flags, end.body), (Kind::Returned, LOGGED, Body::Bytes(&body)));
+            assert_eq!((end.kind, end.flags, end.body), (Kind::Returned, LOGGED, Body::Bytes(&body[WORD_LEN..])));
             let block = parse(&mut rest).expect("whole");
             assert_eq!((block.kind, block.body), (Kind::Raised, Body::Block { offset: 77, len: 88 }));
             assert!(rest.is_empty());
@@ -350,12 +400,32 @@ mod tests {
     }
 
     #[test]
+    fn plain_results_are_taken_together() {
+        let stream = Stream::new().expect("memory");
+        for n in 0..5u8 {
+            assert!(stream.write_end(Kind::Returned, 0, &mut [n; WORD_LEN + 3]).expect("memory"));
+        }
+        assert!(stream.write_end(Kind::Raised, 0, &mut [9; WORD_LEN]).expect("memory"));
+        let mut bytes = Vec::new();
+        stream.read(&mut bytes).expect("good records");
+        let mut rest = &bytes[..];
+        assert_eq!(take_results(&mut rest, 2).1, 2);
+        let (mut results, count) = take_results(&mut rest, 100);
+        assert_eq!(count, 3);
+        for n in 2..5u8 {
+            assert_eq!(next_result(&mut results), Some(&[n; 3][..]));
+        }
+        assert_eq!((next_result(&mut results), take_results(&mut rest, 100).1), (None, 0));
+        assert_eq!(parse(&mut rest).map(|record| record.kind).ok(), Some(Kind::Raised));
+    }
+
+    #[test]
     fn a_full_ring_takes_nothing_and_blocks_come_back() {
         let stream = Stream::new().expect("memory");
-        while stream.write_end(Kind::Returned, 0, &[0; INLINE_LEN]).expect("memory") {}
+        while stream.write_end(Kind::Returned, 0, &mut [0; INLINE_LEN]).expect("memory") {}
         assert!(stream.unread() > RING_LEN - 2 * INLINE_LEN as u64);
         stream.read(&mut Vec::new()).expect("good records");
-        assert!(stream.write_end(Kind::Returned, 0, &[0; INLINE_LEN]).expect("memory"));
+        assert!(stream.write_end(Kind::Returned, 0, &mut [0; INLINE_LEN]).expect("memory"));
         for n in 0..RETURN_SLOTS as u64 {
             assert!(stream.give_back(n));
         }
@@ -369,6 +439,8 @@ mod tests {
         assert_eq!(running_position(running(5, 0)), Some(5));
         assert_ne!(running(5, 0), running(5, 1));
         assert!(running(0, 0) > DOOMED);
+        assert_eq!((running_item(running(5, 7)), running_item(cut(running(5, 7)))), (7, 7));
+        assert!(is_cut(cut(running(5, 7))) && !is_cut(running(5, MOST_STEPS)) && !is_cut(DOOMED));
         assert_eq!(running_position(IDLE), None);
     }
 }

@@ -9,11 +9,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::call::Stop;
-use super::driver::{At, Driver, Inner, stop_end};
+use super::driver::{At, Driver, Inner, Task, stop_end};
 use super::scheduler::{Event, Held, Hope, Place, TaskId};
 use super::staff::{Cause, Doom, Worker};
-use super::stream::{DOOMED, running_position};
-use super::task::{TaskEnd, Why, decode_unfit, tag};
+use super::stream::{DOOMED, cut, is_cut, running_item, running_position};
+use super::task::{TaskEnd, Why, decode_unfit, next_item, tag};
 use crate::conn::Message;
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
@@ -30,6 +30,8 @@ const GRACE: Duration = Duration::from_secs(1);
 const MEMORY_PERIOD: Duration = Duration::from_millis(20);
 /// So many workers in a row that die in their initializers mean that all will.
 const UNFIT_LIMIT: usize = 3;
+/// How long items wait at most behind one that takes long, while other workers have nothing to do.
+pub(super) const SHARE_PERIOD: Duration = Duration::from_millis(1);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 
 /// What is to be done at a time.
@@ -47,6 +49,10 @@ pub(super) enum Timer {
     Memory,
     /// A look at who has been idle for long.
     Idle,
+    /// A look at tasks whose items may go to other workers.
+    Share,
+    /// A look at tasks that no worker was woken for.
+    LookAfter,
     /// Workers that were told to end and have not.
     Kill,
 }
@@ -172,12 +178,78 @@ impl Driver {
                 }
                 inner.set_timer(Instant::now() + time, Timer::Idle);
             }
+            Timer::Share => self.share(inner),
+            Timer::LookAfter => {
+                inner.is_looking_after = false;
+                if self.board.table().waiting() > 0 {
+                    self.board.sleepers().wake_one();
+                    inner.is_looking_after = true;
+                    inner.set_timer(Instant::now() + SHARE_PERIOD, Timer::LookAfter);
+                }
+            }
             Timer::Kill => {
                 for worker in inner.workers.iter().flatten() {
                     // One that has ended takes none, which is as good.
                     let _ = worker.child.signal(Signal::KILL);
                 }
             }
+        }
+    }
+
+    /// Where workers have nothing to do, they get what others have not begun.
+    fn share(&self, inner: &mut Inner) {
+        inner.is_sharing = inner.tasks.iter().any(|(_, task)| task.is_loose && matches!(task.at, At::Out { .. }));
+        if !inner.is_sharing {
+            return;
+        }
+        inner.set_timer(Instant::now() + SHARE_PERIOD, Timer::Share);
+        let is_idle = |worker: &Worker| !worker.idle_for().is_zero();
+        let is_any_idle = self.board.lookers().count() > 0 || inner.workers.iter().flatten().any(is_idle);
+        if self.board.table().waiting() > 0 || !is_any_idle {
+            return;
+        }
+        for at in 0..inner.workers.len() {
+            self.cut(inner, at);
+        }
+    }
+
+    /// Takes from a worker what it has not begun of its task.
+    fn cut(&self, inner: &mut Inner, at: usize) {
+        self.read_worker(inner, at);
+        let Some(worker) = &inner.workers[at] else { return };
+        let Some(id) = worker.reading else { return };
+        let Some(task) = inner.tasks.get(id.0).filter(|task| task.is_loose) else { return };
+        let At::Out { slot, position, .. } = task.at else { return };
+        let current = &worker.stream.cell().current;
+        let now = current.load(Ordering::Acquire);
+        let Ok(order) = self.board.read(slot) else { return };
+        let kept = running_item(now) + 1;
+        let is_cuttable = running_position(now) == Some(position) && !is_cut(now) && kept < order.items;
+        // Release and Acquire: the worker, when it sees this, begins no further item.
+        if !is_cuttable || current.compare_exchange(now, cut(now), Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return;
+        }
+        let rest = order.items - kept;
+        let mut bytes = Vec::new();
+        // Only a process that went wild makes this fail: the items then fail to be decoded.
+        let _ = self.board.read_argument(slot, &order, &mut bytes);
+        let mut left = &bytes[..];
+        for _ in 0..kept {
+            let _ = next_item(&mut left);
+        }
+        let serial = inner.serial();
+        let Some(task) = inner.tasks.get_mut(id.0) else { return };
+        task.count -= rest;
+        let (call, end) = (task.call, task.first + u64::from(task.count));
+        let settings = inner.calls.get(call).map(|call| (call.settings.priority, call.settings.retries));
+        let Some((priority, retries)) = settings else { return };
+        for item in 0..rest {
+            let start = left;
+            let Ok(body) = next_item(&mut left) else { return };
+            let bytes = start[..4 + body.len()].to_vec();
+            let id = TaskId(inner.tasks.insert(Task::single(call, serial, end + u64::from(item), bytes)));
+            self.handle(inner, Event::Resubmitted(id, priority, retries));
+            self.handle(inner, Event::Due(id));
         }
     }
 
@@ -350,8 +422,7 @@ impl Driver {
     /// A worker is dead, and all that it wrote was read.
     fn bury(&self, inner: &mut Inner, place: Place, mut worker: Worker, status: ExitStatus) {
         worker.last_words.status = status;
-        let spinning = u64::from(worker.number) + 1;
-        let _ = self.board.spinner().compare_exchange(spinning, 0, Ordering::SeqCst, Ordering::Relaxed);
+        self.board.lookers().leave(worker.number);
         // It may have been woken for a task, and not have taken it.
         self.board.sleepers().rouse();
         let held = self.held(inner, &worker).and_then(|(id, position)| self.unfinished(inner, id, position, &worker));

@@ -3,20 +3,22 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use super::board::{Board, LIMITED, Order, WITH_FDS};
-use super::stream::{self, Cell, DOOMED, IDLE, INLINE_LEN, Kind, Phase, RING_LEN, Stream};
+use super::board::{Board, LIMITED, Order, STEPWISE, WITH_FDS};
+use super::stream::{self, Cell, IDLE, INLINE_LEN, Kind, Phase, RING_LEN, Stream, WORD_LEN};
 use super::task::{Setup, decode_function, next_item, tag};
 use crate::conn::Channel;
 use crate::deadline::Deadline;
 use crate::frame::{Context, Input, Payload, Verdict};
 use crate::prim::{AtomicBool, AtomicU64, Ordering};
 use crate::process::{Outcome, ResolvedFunction, panic};
-use crate::robust::{HAS_SPARE_PROCESSOR, Spin, WaitError};
+use crate::robust::{HAS_SPARE_PROCESSOR, WaitError, look};
 use crate::shm::{Blocks, Extent, MemoryError};
 use crate::sys::clock;
+use crate::sys::crash::{self, Step};
 use crate::sys::watch::Bell;
 
 /// How long a worker without a task sleeps before it looks for itself. No wake-up is lost but by a death, which the parent
@@ -66,11 +68,12 @@ struct Worker<'a> {
     /// How many items are left to run, where that is limited.
     left: Option<u64>,
     finalizer: Option<ResolvedFunction>,
-    known: HashMap<u64, Known>,
+    known: HashMap<u64, Rc<Known>>,
+    /// The function of the last task.
+    last: Option<(u64, Rc<Known>)>,
     blocks: Blocks,
     /// Large results that the parent has not read, by offset.
     lent: HashMap<u64, Extent>,
-    spin: Spin,
     /// Something was written since the parent was told.
     untold: bool,
     busy_since: u64,
@@ -123,9 +126,9 @@ impl<'a> Worker<'a> {
             left: (setup.max_tasks > 0).then_some(setup.max_tasks),
             finalizer,
             known: HashMap::new(),
+            last: None,
             blocks: Blocks::new(stream::FIRST_BLOCK),
             lent: HashMap::new(),
-            spin: Spin::new(),
             untold: false,
             busy_since: clock::monotonic_nanos(),
             argument: Vec::new(),
@@ -162,31 +165,34 @@ impl<'a> Worker<'a> {
                 return None;
             }
             if let Some(claimed) = self.board.table().claim(self.number) {
+                crash::point(Step::TaskClaimed);
                 self.tell(false);
                 return Some(claimed);
             }
             self.tell(true);
-            self.begin_idle();
             self.idle();
-            self.begin_busy();
         }
     }
 
     /// Waits until there may be something to do.
-    fn idle(&self) {
+    fn idle(&mut self) {
         let something = || self.board.table().waiting() > 0 || self.is_to_retire();
-        let spinner = self.board.spinner();
-        let me = u64::from(self.number) + 1;
-        if *HAS_SPARE_PROCESSOR && spinner.compare_exchange(0, me, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
-            let found = self.spin.until(something);
-            let _ = spinner.compare_exchange(me, 0, Ordering::SeqCst, Ordering::Relaxed);
+        let lookers = self.board.lookers();
+        if *HAS_SPARE_PROCESSOR && let Some(place) = lookers.enter(self.number) {
+            let found = look(place > 0, something);
+            lookers.leave(self.number);
             if found {
                 return;
             }
         }
-        let look = || Ok::<_, WaitError>(something().then_some(()));
+        self.begin_idle();
+        let look = || {
+            let something = self.board.table().waiting() > 0 || self.is_to_retire();
+            Ok::<_, WaitError>(something.then_some(()))
+        };
         // Signals and the end of the slice: look again.
         let _ = self.board.sleepers().wait(Deadline::after(SLICE), SLICE, look);
+        self.begin_busy();
     }
 
     fn begin_idle(&mut self) {
@@ -213,14 +219,23 @@ impl<'a> Worker<'a> {
                 || self.stream.unread() > RING_LEN / 2
         };
         self.untold = !self.board.doorbell().ring(is_low, || self.bell.ring());
+        crash::point(Step::ParentTold);
     }
 
-    /// Changes what the cell says that this worker runs. When the parent has doomed it, waits for the end.
-    fn declare(&self, from: u64, to: u64) {
-        if self.cell().current.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire) == Err(DOOMED) {
-            loop {
-                std::thread::park();
+    /// Changes what the cell says that this worker runs. False when the parent has cut the task; when it has doomed this
+    /// worker, waits for the end.
+    fn declare(&self, from: u64, to: u64) -> bool {
+        match self.cell().current.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => true,
+            Err(now) if stream::is_cut(now) => {
+                if to == IDLE {
+                    self.declare(now, IDLE);
+                }
+                false
             }
+            Err(_) => loop {
+                std::thread::park();
+            },
         }
     }
 
@@ -231,56 +246,76 @@ impl<'a> Worker<'a> {
         self.board.read_argument(slot, &order, &mut argument)?;
         let mut running = stream::running(position, 0);
         self.declare(IDLE, running);
+        crash::point(Step::TaskDeclared);
         self.write(|stream| stream.write_begin(slot))?;
+        crash::point(Step::TaskBegun);
         let mut fds = if order.flags & WITH_FDS != 0 { self.ask_for_fds(position) } else { Ok(Vec::new()) };
-        self.know(&order);
+        let known = self.know(&order);
+        let _quiet = panic::Quiet::new();
         let mut rest = &argument[..];
+        let mut ran = 0;
         for item in 0..order.items {
-            if order.flags & LIMITED != 0 {
-                self.cell().started.store(clock::monotonic_nanos(), Ordering::Relaxed);
+            if order.flags & (LIMITED | STEPWISE) != 0 {
+                if order.flags & LIMITED != 0 {
+                    self.cell().started.store(clock::monotonic_nanos(), Ordering::Relaxed);
+                }
                 let next = stream::running(position, item);
-                if item > 0 {
-                    self.declare(running, next);
+                if item > 0 && !self.declare(running, next) {
+                    break;
                 }
                 running = next;
             }
             let bytes = next_item(&mut rest).map_err(|_| MemoryError::Corrupt)?;
-            self.run_item(&order, bytes, std::mem::replace(&mut fds, Ok(Vec::new())))?;
+            self.run_item(&known, bytes, std::mem::replace(&mut fds, Ok(Vec::new())))?;
+            crash::point(Step::ItemAnswered);
+            ran += 1;
         }
-        count(&self.cell().items, order.items.into());
+        count(&self.cell().items, ran);
         count(&self.cell().bytes_in, argument.len() as u64);
         if let Some(left) = &mut self.left {
-            *left = left.saturating_sub(order.items.into());
+            *left = left.saturating_sub(ran);
         }
         self.untold = true;
         if argument.capacity() <= KEPT {
             self.argument = argument;
         }
         self.declare(running, IDLE);
+        crash::point(Step::TaskAnswered);
         Ok(())
     }
 
-    /// Finds the function of a task, unless it is known already.
-    fn know(&mut self, order: &Order) {
-        if self.known.contains_key(&order.function) {
-            return;
+    /// Finds the function of a task.
+    fn know(&mut self, order: &Order) -> Rc<Known> {
+        if let Some((_, known)) = self.last.as_ref().filter(|(id, _)| *id == order.function) {
+            return Rc::clone(known);
         }
+        let known = match self.known.get(&order.function) {
+            Some(known) => Rc::clone(known),
+            None => {
+                if self.known.len() >= KNOWN {
+                    self.known.clear();
+                }
+                let known = Rc::new(self.find(order));
+                self.known.insert(order.function, Rc::clone(&known));
+                known
+            }
+        };
+        self.last = Some((order.function, Rc::clone(&known)));
+        known
+    }
+
+    fn find(&self, order: &Order) -> Known {
         let mut bytes = Vec::new();
         let segment = self.board.segment();
         let read =
             segment.copy_out(order.function_at, order.function_len, &mut bytes).map_err(|error| error.to_string());
-        let decoded = read.and_then(|()| decode_function(&bytes).map_err(|error| error.to_string()));
-        let known = match decoded {
+        match read.and_then(|()| decode_function(&bytes).map_err(|error| error.to_string())) {
             Err(why) => Known { function: Err(why), context: Context::default() },
             Ok((function, context)) => Known {
                 function: function.resolve().map_err(|error| error.to_string()),
                 context: Context::new(context),
             },
-        };
-        if self.known.len() >= KNOWN {
-            self.known.clear();
         }
-        self.known.insert(order.function, known);
     }
 
     fn ask_for_fds(&self, position: u64) -> Result<Vec<OwnedFd>, String> {
@@ -292,66 +327,69 @@ impl<'a> Worker<'a> {
         ask().map_err(|error| format!("the argument's descriptors could not be received: {error}"))
     }
 
-    fn run_item(&mut self, order: &Order, bytes: &[u8], fds: Result<Vec<OwnedFd>, String>) -> Result<(), MemoryError> {
-        self.out.head.clear();
-        let known = self.known.get(&order.function).ok_or(MemoryError::Corrupt)?;
+    fn run_item(&mut self, known: &Known, bytes: &[u8], fds: Result<Vec<OwnedFd>, String>) -> Result<(), MemoryError> {
+        let mut out = std::mem::take(&mut self.out);
+        out.head.clear();
+        out.head.extend([0; WORD_LEN]); // of the record
         let kind = match (&known.function, fds) {
             (Err(why), _) => {
-                self.out.head.extend(why.as_bytes());
+                out.head.extend(why.as_bytes());
                 Kind::Refused
             }
             (_, Err(why)) => {
-                self.out.head.extend(why.into_bytes());
+                out.head.extend(why.into_bytes());
                 Kind::Refused
             }
             (Ok(function), Ok(fds)) => {
                 let input = Input { bytes, fds, context: &known.context };
-                let out = &mut self.out;
-                match panic::catch(true, || function.call(input, out)) {
+                match panic::catch_again(|| function.call(input, &mut out)) {
                     Ok(Verdict::Returned) => Kind::Returned,
                     Ok(Verdict::Raised) => Kind::Raised,
                     Err(panic) => {
-                        self.out = Payload::from(panic.encode());
+                        out = Payload::from([&[0; WORD_LEN][..], &panic.encode()].concat());
                         Kind::Panicked
                     }
                 }
             }
         };
-        self.answer(kind)
-    }
-
-    /// Writes how an item ended: `self.out`.
-    fn answer(&mut self, kind: Kind) -> Result<(), MemoryError> {
-        let fds = std::mem::take(&mut self.out.fds);
-        let mut flags = if LOGGED.swap(false, Ordering::AcqRel) { stream::LOGGED } else { 0 };
-        if !fds.is_empty() {
-            let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-            if let Err(error) = self.channel.send(tag::RESULT_FDS, &[], &borrowed) {
-                let why = format!("the result's descriptors could not be sent to the parent: {error}");
-                return self.write(|stream| stream.write_end(Kind::Refused, flags, why.as_bytes()));
-            }
-            flags |= stream::WITH_FDS;
-        }
-        let out = std::mem::take(&mut self.out);
-        let len = out.head.len();
-        count(&self.cell().bytes_out, len as u64);
-        if len <= INLINE_LEN {
-            self.write(|stream| stream.write_end(kind, flags, &out.head))?;
-        } else {
-            match self.lend(&out.head) {
-                Ok(offset) => {
-                    self.write(|stream| stream.write_end_in_block(kind, flags, offset, len as u64))?;
-                }
-                Err(error) => {
-                    let why = format!("there is no memory for the result ({len} bytes): {error}");
-                    self.write(|stream| stream.write_end(Kind::Refused, flags, why.as_bytes()))?;
-                }
-            }
+        crash::point(Step::ItemRun);
+        count(&self.cell().bytes_out, (out.head.len() - WORD_LEN) as u64);
+        let is_plain = out.fds.is_empty() && out.head.len() <= INLINE_LEN && !LOGGED.load(Ordering::Relaxed);
+        if !is_plain || !self.stream.write_end(kind, 0, &mut out.head)? {
+            self.answer(kind, &mut out)?;
         }
         if out.head.capacity() <= KEPT {
             self.out = out;
         }
         Ok(())
+    }
+
+    /// Writes how an item ended: what is behind the room for the record's word. Waits for room.
+    #[cold]
+    fn answer(&mut self, kind: Kind, out: &mut Payload) -> Result<(), MemoryError> {
+        let mut flags = if LOGGED.swap(false, Ordering::AcqRel) { stream::LOGGED } else { 0 };
+        let fds = std::mem::take(&mut out.fds);
+        if !fds.is_empty() {
+            let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            if let Err(error) = self.channel.send(tag::RESULT_FDS, &[], &borrowed) {
+                let why = format!("the result's descriptors could not be sent to the parent: {error}");
+                return self.refuse(flags, &why);
+            }
+            flags |= stream::WITH_FDS;
+        }
+        if out.head.len() <= INLINE_LEN {
+            return self.write(|stream| stream.write_end(kind, flags, &mut out.head));
+        }
+        let len = out.head.len() - WORD_LEN;
+        match self.lend(&out.head[WORD_LEN..]) {
+            Ok(offset) => self.write(|stream| stream.write_end_in_block(kind, flags, offset, len as u64)),
+            Err(error) => self.refuse(flags, &format!("there is no memory for the result ({len} bytes): {error}")),
+        }
+    }
+
+    fn refuse(&self, flags: u8, why: &str) -> Result<(), MemoryError> {
+        let mut record = [&[0; WORD_LEN][..], why.as_bytes()].concat();
+        self.write(|stream| stream.write_end(Kind::Refused, flags, &mut record))
     }
 
     /// Puts bytes in a block of its own.
@@ -366,7 +404,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Writes a record; waits for room.
-    fn write(&self, write: impl Fn(&Stream) -> Result<bool, MemoryError>) -> Result<(), MemoryError> {
+    fn write(&self, mut write: impl FnMut(&Stream) -> Result<bool, MemoryError>) -> Result<(), MemoryError> {
         while !write(&self.stream)? {
             self.board.doorbell().ring(|| true, || self.bell.ring());
             let has_room = || Ok::<_, WaitError>((self.stream.unread() <= RING_LEN / 2).then_some(()));

@@ -115,14 +115,35 @@ fn print(panic: &Panic) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
+/// While it lives, panics of this thread are not printed.
+pub(crate) struct Quiet {
+    printed: bool,
+}
+
+impl Quiet {
+    pub(crate) fn new() -> Self {
+        LAST.set(None);
+        Self { printed: PRINTS.replace(false) }
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        PRINTS.set(self.printed);
+    }
+}
+
 /// Runs `f` and gives its panic as a value, printed like std does unless `quietly`.
 pub(crate) fn catch<T>(quietly: bool, f: impl FnOnce() -> T) -> Result<T, Panic> {
     LAST.set(None);
-    let printed = PRINTS.replace(!quietly);
+    let _quiet = quietly.then(Quiet::new);
+    catch_again(f)
+}
+
+/// As [`catch`], for many calls in a row, the first of which comes after [`Quiet::new`].
+pub(crate) fn catch_again<T>(f: impl FnOnce() -> T) -> Result<T, Panic> {
     // Unwind safety: what `f` worked on is dropped with it or reported as failed.
-    let result = catch_unwind(AssertUnwindSafe(f));
-    PRINTS.set(printed);
-    result.map_err(|payload| {
+    catch_unwind(AssertUnwindSafe(f)).map_err(|payload| {
         let panic = LAST.take().unwrap_or_else(|| Panic::new(payload.as_ref()));
         // A payload whose own destructor panics must not unwind past this border.
         std::mem::forget(payload);

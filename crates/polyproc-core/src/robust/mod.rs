@@ -13,7 +13,7 @@ mod sleepers;
 mod spin;
 
 pub(crate) use mutex::Guard;
-pub(crate) use spin::{HAS_SPARE_PROCESSOR, Spin};
+pub(crate) use spin::{HAS_SPARE_PROCESSOR, Spin, look};
 
 use crate::prim::AtomicU32;
 use crate::sys::robust::RobustWord;

@@ -52,6 +52,31 @@ impl Spin {
     }
 }
 
+/// How long [`look`] looks, and for how long of that at nothing else.
+const LOOK_NANOS: u64 = 30_000;
+const STARE_NANOS: u64 = 5_000;
+
+/// Looks again until `found`. At first it does nothing else, unless `is_patient`; then it lets others run in between, who may
+/// have something to do on this processor: so it costs little but on idle processors.
+pub(crate) fn look(is_patient: bool, found: impl Fn() -> bool) -> bool {
+    let start = Instant::now();
+    loop {
+        for _ in 0..32 {
+            if found() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        let looked = start.elapsed();
+        if looked >= Duration::from_nanos(LOOK_NANOS) {
+            return false;
+        }
+        if is_patient || looked >= Duration::from_nanos(STARE_NANOS) {
+            std::thread::yield_now();
+        }
+    }
+}
+
 fn spin(time: Duration, found: impl Fn() -> bool) -> bool {
     let start = Instant::now();
     let mut pauses = 1;

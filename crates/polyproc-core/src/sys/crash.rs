@@ -33,6 +33,13 @@ steps! {
     DoneRecorded,
     DoneCounted,
     ReturnMarked,
+    TaskClaimed,
+    TaskDeclared,
+    TaskBegun,
+    ItemRun,
+    ItemAnswered,
+    TaskAnswered,
+    ParentTold,
 }
 
 #[cfg(feature = "crash-points")]

@@ -77,8 +77,8 @@ impl<A: 'static, B: 'static, R: 'static> Callable for Binary<A, B, R> {
 
 /// How bytes reach a function of type `F` and its result becomes bytes again: the codec of a face.
 pub trait Handler<F>: 'static {
-    /// Decodes `input`, calls `function`, and puts what it returned, or an error in the face's own encoding, in `out`, which
-    /// is empty before.
+    /// Decodes `input`, calls `function`, and puts what it returned, or an error in the face's own encoding, at the end of
+    /// `out.head`, and descriptors in `out.fds`.
     fn handle(function: F, input: Input<'_>, out: &mut Payload) -> Verdict;
 }
 

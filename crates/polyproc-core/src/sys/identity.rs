@@ -5,7 +5,37 @@ use std::io;
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::deadline::Deadline;
-use crate::prim::{AtomicU64, Ordering};
+use crate::prim::{AtomicU32, AtomicU64, Ordering};
+
+/// The id of this process, without a system call; also in a child that libc's `fork` made.
+pub(crate) fn process_id() -> u32 {
+    match PROCESS_ID.load(Ordering::Relaxed) {
+        0 => learn_process_id(),
+        known => known,
+    }
+}
+
+static PROCESS_ID: AtomicU32 = AtomicU32::new(0);
+
+#[cold]
+fn learn_process_id() -> u32 {
+    static WATCHED: AtomicU32 = AtomicU32::new(0);
+    let id = std::process::id();
+    if WATCHED.swap(1, Ordering::AcqRel) == 0 {
+        // SAFETY: the handler stores one word. Where there is no memory for it, nothing is remembered.
+        if unsafe { libc::pthread_atfork(None, None, Some(forget_process_id)) } != 0 {
+            WATCHED.store(0, Ordering::Release);
+            return id;
+        }
+    }
+    PROCESS_ID.store(id, Ordering::Relaxed);
+    id
+}
+
+/// This is a new process: what was known of the old one does not hold.
+pub(super) extern "C" fn forget_process_id() {
+    PROCESS_ID.store(0, Ordering::Relaxed);
+}
 
 /// A process: its id, and the low half of its start time (clock ticks since boot), since ids are used again.
 ///
@@ -27,7 +57,7 @@ impl Identity {
     /// This process.
     pub(crate) fn own() -> Self {
         static OWN: AtomicU64 = AtomicU64::new(0);
-        let pid = std::process::id();
+        let pid = process_id();
         let known = Self(OWN.load(Ordering::Relaxed));
         if known.pid() == pid {
             return known;

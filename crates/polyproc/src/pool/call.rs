@@ -3,6 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem;
+use std::time::{Duration, Instant};
 
 use polyproc_core::Deadline;
 use polyproc_core::pool::{self as core, Ends, ItemEnd, Items, Want};
@@ -19,6 +20,8 @@ pub(crate) struct Call<A, R> {
     /// `None` where the function cannot be named: then all items fail, so.
     core: Result<core::Call, Failure>,
     chunksize: usize,
+    /// Where items are tasks of their own: how many of them travel together.
+    batching: Option<Batching>,
     /// Items that are to go together.
     chunk: Items,
     /// How many items there were so far.
@@ -32,6 +35,41 @@ pub(crate) struct Call<A, R> {
 impl<A, R> fmt::Debug for Call<A, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Call").field("items", &self.count).finish_non_exhaustive()
+    }
+}
+
+/// Short tasks travel together, though each is a task of its own: so many as take about [`BATCH_TIME`].
+#[derive(Debug)]
+struct Batching {
+    workers: usize,
+    size: usize,
+    /// Since when how many have ended.
+    since: Instant,
+    ended: usize,
+}
+
+const BATCH_TIME: Duration = Duration::from_micros(30);
+const LARGEST_BATCH: usize = 64;
+/// So many tell how long they take.
+const SAMPLE: usize = 256;
+
+impl Batching {
+    fn new(workers: usize) -> Self {
+        Self { workers, size: 1, since: Instant::now(), ended: 0 }
+    }
+
+    /// Some more tasks have ended.
+    fn ended(&mut self, count: usize) {
+        self.ended += count;
+        if self.ended < SAMPLE {
+            return;
+        }
+        // Of one task, what it waited for its like included; not below a nanosecond.
+        let each = self.since.elapsed().as_nanos() * self.workers as u128 / self.ended as u128;
+        let fits = usize::try_from(BATCH_TIME.as_nanos() / each.max(1)).unwrap_or(LARGEST_BATCH);
+        // Twice as many at most: it grows by what was seen, and shrinks at once.
+        self.size = fits.clamp(1, LARGEST_BATCH).min(self.size * 2);
+        (self.since, self.ended) = (Instant::now(), 0);
     }
 }
 
@@ -50,6 +88,7 @@ impl<A: Transfer, R: Transfer> Call<A, R> {
         Self {
             core,
             chunksize,
+            batching: (chunksize == 1).then(|| Batching::new(pool.workers())),
             chunk: Items::new(),
             count: 0,
             failed: Vec::new(),
@@ -58,25 +97,28 @@ impl<A: Transfer, R: Transfer> Call<A, R> {
         }
     }
 
-    /// Adds an item; it goes to a worker with the rest of its chunk.
-    pub(crate) fn push(&mut self, item: &A) {
+    /// Adds an item; it goes to a worker with the rest of its chunk. True when that went.
+    pub(crate) fn push(&mut self, item: &A) -> bool {
         let index = self.count;
         self.count += 1;
         if let Err(failure) = &self.core {
-            return self.failed.push((index, failure.clone()));
+            self.failed.push((index, failure.clone()));
+            return true;
         }
         match self.chunk.push(|out| codec::encode_to("the argument", item, out)) {
             Ok(fds) if fds.is_empty() => {
-                if self.chunk.count() as usize >= self.chunksize || self.chunk.len_bytes() >= FULL_LEN_BYTES {
+                let is_full = self.chunk.count() as usize >= self.chunksize || self.chunk.len_bytes() >= FULL_LEN_BYTES;
+                if is_full {
                     self.submit(self.count);
                 }
+                return is_full;
             }
             // An item with handles is a task of its own.
             Ok(fds) => {
                 let item = self.chunk.split_off_last();
                 self.submit(index);
                 if let Ok(core) = &self.core {
-                    core.submit(index as u64, &item, fds);
+                    core.submit(index as u64, &item, fds, false);
                 }
             }
             Err(error) => {
@@ -84,12 +126,13 @@ impl<A: Transfer, R: Transfer> Call<A, R> {
                 self.failed.push((index, error.into()));
             }
         }
+        true
     }
 
     /// Hands on the chunk, the last item of which comes before `end`.
     fn submit(&mut self, end: usize) {
         if let Ok(core) = &self.core {
-            core.submit((end - self.chunk.count() as usize) as u64, &self.chunk, Vec::new());
+            core.submit((end - self.chunk.count() as usize) as u64, &self.chunk, Vec::new(), self.batching.is_some());
         }
         self.chunk.clear();
     }
@@ -139,13 +182,28 @@ impl<A, R: Transfer> Call<A, R> {
         }
         let Ok(core) = &self.core else { return 0 };
         let left = core.take(&mut self.ends);
-        self.ends.drain(|index, end| see(usize::try_from(index).unwrap_or(usize::MAX), decode(end)));
+        let mut count = 0;
+        self.ends.drain(|index, end| {
+            count += 1;
+            see(usize::try_from(index).unwrap_or(usize::MAX), decode(end));
+        });
+        if let Some(batching) = &mut self.batching {
+            batching.ended(count);
+            self.chunksize = batching.size;
+        }
         left
     }
 
     /// The engine's call, where there is one.
     pub(crate) fn core(&self) -> Option<&core::Call> {
         self.core.as_ref().ok()
+    }
+
+    /// What has not begun is not run.
+    pub(crate) fn give_up(&self) {
+        if let Ok(core) = &self.core {
+            core.give_up();
+        }
     }
 
     pub(crate) fn cancel(&self) {

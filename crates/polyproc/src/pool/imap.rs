@@ -11,7 +11,7 @@ use super::{Failure, TaskError};
 use crate::codec::Transfer;
 use crate::progress::Progress;
 
-/// The results of `imap_unordered` as they come: one for each item, in any order. Dropping it cancels what is under way.
+/// The results of `imap_unordered` as they come: one for each item, in any order. What has not begun when it is dropped is not run.
 pub struct ImapUnordered<'a, I, A, R: Transfer> {
     call: Call<A, R>,
     /// `None` once it has given its last item.
@@ -48,7 +48,7 @@ impl<'a, I: Iterator<Item = A>, A: Transfer, R: Transfer> ImapUnordered<'a, I, A
             && self.call.count() - self.taken < self.window
         {
             match items.next() {
-                Some(item) => self.call.push(&item),
+                Some(item) => _ = self.call.push(&item),
                 None => {
                     self.items = None;
                     return self.call.seal();
@@ -87,11 +87,11 @@ impl<I: Iterator<Item = A>, A: Transfer, R: Transfer> Iterator for ImapUnordered
 
 impl<I, A, R: Transfer> Drop for ImapUnordered<'_, I, A, R> {
     fn drop(&mut self) {
-        self.call.cancel();
+        self.call.give_up();
     }
 }
 
-/// The results of `imap`: one for each item, in the order of the items. Dropping it cancels what is under way.
+/// The results of `imap`: one for each item, in the order of the items. What has not begun when it is dropped is not run.
 pub struct Imap<'a, I, A, R: Transfer> {
     unordered: ImapUnordered<'a, I, A, R>,
     next: usize,

@@ -180,7 +180,7 @@ impl CallOptions<'_> {
 
     fn apply_named<A: Transfer, R: Transfer>(self, named: Named<A, R>, argument: &A) -> Result<R, TaskError> {
         let mut call = self.call_one(named, argument, true);
-        call.wait(Want::All, Deadline::NEVER);
+        call.wait(Want::Next, Deadline::NEVER);
         let mut result = Err(Failure::Terminated);
         call.take(|_, end| result = end);
         result.map_err(|failure| TaskError { index: 0, failure })
@@ -210,8 +210,7 @@ impl CallOptions<'_> {
         let mut map = Map { call, results: Vec::with_capacity(at_least), done: 0, total, error: None, is_over: false };
         for item in items {
             map.results.push(None);
-            map.call.push(&item);
-            if !map.call.has_room() {
+            if map.call.push(&item) && !map.call.has_room() {
                 map.call.wait(if self.on_progress.is_some() { Want::Next } else { Want::Room }, Deadline::NEVER);
                 map.take(&mut self.on_progress);
             }
@@ -240,7 +239,7 @@ impl CallOptions<'_> {
         let items: Vec<A> = items.into_iter().collect();
         let chunksize = self.chunk_for(items.len());
         let mut call = Call::new(self.pool, named, chunksize, self.settings);
-        items.iter().for_each(|item| call.push(item));
+        items.iter().for_each(|item| _ = call.push(item));
         call.seal();
         AsyncResult::many(call)
     }
@@ -282,7 +281,7 @@ impl<A, R: Transfer> Map<A, R> {
 impl<A, R: Transfer> Drop for Map<A, R> {
     fn drop(&mut self) {
         if !self.is_over {
-            self.call.cancel();
+            self.call.give_up();
         }
     }
 }

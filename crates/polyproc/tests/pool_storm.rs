@@ -1,0 +1,102 @@
+//! A storm of deaths: workers are killed at random, and every task still ends exactly once.
+//!
+//! `POLYPROC_STORM_ROUNDS` and `POLYPROC_STORM_TASKS` make it longer: the full one is 100 rounds of 100,000.
+
+mod support;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use polyproc::{Failure, Pool, active_children};
+use support::{Clean, TestResult};
+
+fn setting(name: &str, default: usize) -> usize {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Random numbers, the same in each run (xorshift, G. Marsaglia, 2003).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+}
+
+/// Kills a worker every few milliseconds until `over`; how many.
+fn kill(over: &AtomicBool, seed: u64) -> usize {
+    let (mut random, mut kills) = (Random(seed), 0);
+    while !over.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_micros(500 + random.below(3000)));
+        let workers = active_children();
+        if let Some(worker) = workers.get(usize::try_from(random.below(workers.len().max(1) as u64)).unwrap_or(0)) {
+            kills += usize::from(worker.kill().is_ok());
+        }
+    }
+    kills
+}
+
+fn work(x: u64) -> u64 {
+    // Some take longer, so that deaths find them running.
+    let end = if x.is_multiple_of(50) { 2000 } else { 10 };
+    (0..end).fold(x, |x, _| std::hint::black_box(x)) ^ 1
+}
+
+/// One storm; how many workers were killed, and how many items were lost.
+fn storm(round: u64, tasks: u64, retries: u32) -> Result<(usize, usize), Box<dyn std::error::Error>> {
+    let pool = Pool::new(3)?;
+    let over = AtomicBool::new(false);
+    let chunksize = [1, 1, 7, 100][usize::try_from(round % 4)?];
+    std::thread::scope(|scope| {
+        let killer = scope.spawn(|| kill(&over, round + 1));
+        let mut ended = vec![false; usize::try_from(tasks)?];
+        let mut lost = 0;
+        let options = || pool.chunksize(chunksize).retries(retries).backoff(Duration::from_micros(100));
+        if round % 3 == 0 && retries > 0 {
+            let results = options().map(work, 0..tasks)?;
+            assert!(results.iter().zip(0..).all(|(result, x)| *result == work(x)));
+            ended.fill(true);
+        } else {
+            // The index comes with the result, so that each is known.
+            for result in options().imap_unordered(|x: u64| (x, work(x)), 0..tasks) {
+                let index = match result {
+                    Ok((x, result)) => {
+                        assert_eq!(result, work(x));
+                        usize::try_from(x)?
+                    }
+                    Err(error) => {
+                        assert!(matches!(error.failure, Failure::WorkerLost(_)), "{error}");
+                        lost += 1;
+                        error.index
+                    }
+                };
+                assert!(!std::mem::replace(&mut ended[index], true), "item {index} ended twice");
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+        let kills = killer.join().expect("no panic");
+        assert!(ended.iter().all(|ended| *ended), "an item did not end");
+        assert!(lost <= kills, "{lost} items lost by {kills} kills");
+        assert!(retries == 0 || lost == 0, "{lost} items lost in spite of {retries} retries");
+        Ok((kills, lost))
+    })
+}
+
+#[test]
+fn every_task_ends_exactly_once() -> TestResult {
+    let _clean = Clean::start();
+    let (rounds, tasks) = (setting("POLYPROC_STORM_ROUNDS", 4), setting("POLYPROC_STORM_TASKS", 20_000));
+    for (what, retries) in [("no retries", 0), ("with retries", 1000)] {
+        let (mut kills, mut lost) = (0, 0);
+        for round in 0..rounds {
+            let (more_kills, more_lost) = storm(round as u64, tasks as u64, retries)?;
+            kills += more_kills;
+            lost += more_lost;
+        }
+        println!("{what}: {rounds} rounds of {tasks} tasks, {kills} workers killed, {lost} items lost");
+    }
+    Ok(())
+}
