@@ -1,7 +1,7 @@
 //! Counts the `unsafe` code below a folder, with one parser per worker process.
 //!
 //! ```text
-//! cargo run --release --example unsafe_audit -- [FOLDER] [--workers N] [--json]
+//! cargo run --release --example unsafe_audit -- [FOLDER] [--workers N] [--timeout SECONDS] [--memory MIB] [--json]
 //! ```
 //!
 //! Without a folder it reads the sources of this project's own dependencies, and four files beside this program that no
@@ -16,15 +16,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use polyproc::{Failure, Pool};
+use polyproc::{Failure, Pool, PoolBuilder};
 use serde::{Deserialize, Serialize};
 use syn::visit::{self, Visit};
 
-const USAGE: &str = "usage: unsafe_audit [FOLDER] [--workers N] [--json]
+const USAGE: &str = "usage: unsafe_audit [FOLDER] [--workers N] [--timeout SECONDS] [--memory MIB] [--json]
 
-  FOLDER        where to look for .rs files; default: the sources of this project's dependencies
-  --workers N   worker processes; default: one per processor
-  --json        print JSON instead of a table";
+  FOLDER             where to look for .rs files; default: the sources of this project's dependencies
+  --workers N        worker processes; default: one per processor
+  --timeout SECONDS  how long one file may take; default: 60
+  --memory MIB       how much memory a worker may take; default: 2048
+  --json             print JSON instead of a table";
 
 /// What is counted. Code inside macros is not parsed, so it does not count.
 #[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
@@ -80,22 +82,36 @@ fn audit(path: PathBuf) -> Result<Counts, String> {
     Ok(counts)
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Options {
     folder: Option<PathBuf>,
     workers: Option<usize>,
+    timeout: Duration,
+    memory_mib: u64,
     json: bool,
     help: bool,
 }
 
 fn parse_options() -> Result<Options, lexopt::Error> {
     use lexopt::prelude::*;
-    let mut options = Options::default();
+    let mut options = Options {
+        folder: None,
+        workers: None,
+        timeout: Duration::from_secs(60),
+        memory_mib: 2048,
+        json: false,
+        help: false,
+    };
     let mut arguments = lexopt::Parser::from_env();
     while let Some(argument) = arguments.next()? {
         match argument {
             Short('h') | Long("help") => options.help = true,
             Long("json") => options.json = true,
+            Long("timeout") => {
+                let seconds: f64 = arguments.value()?.parse()?;
+                options.timeout = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
+            }
+            Long("memory") => options.memory_mib = arguments.value()?.parse()?,
             Long("workers") => options.workers = Some(arguments.value()?.parse()?),
             Value(folder) if options.folder.is_none() => options.folder = Some(folder.into()),
             _ => return Err(argument.unexpected()),
@@ -175,9 +191,10 @@ struct Report {
     elapsed_seconds: f64,
 }
 
-fn run(files: &[(PathBuf, String)], workers: Option<usize>) -> Result<Report, Box<dyn std::error::Error>> {
+fn run(files: &[(PathBuf, String)], options: &Options) -> Result<Report, Box<dyn std::error::Error>> {
     let start = Instant::now();
-    let pool = Arc::new(Pool::new(workers)?);
+    let builder = Pool::builder().memory_limit(options.memory_mib << 20);
+    let pool = Arc::new(options.workers.into_iter().fold(builder, PoolBuilder::workers).build()?);
     let interrupted = Arc::new(AtomicBool::new(false));
     let (handlers_pool, handlers_flag) = (Arc::downgrade(&pool), Arc::clone(&interrupted));
     ctrlc::set_handler(move || {
@@ -194,7 +211,8 @@ fn run(files: &[(PathBuf, String)], workers: Option<usize>) -> Result<Report, Bo
     let mut report = Report { workers: pool.workers(), ..Report::default() };
     let mut done = vec![false; files.len()];
     let indexed = files.iter().map(|(path, _)| path.clone()).enumerate();
-    for result in pool.imap_unordered(|(index, path)| (index, audit(path)), indexed) {
+    let each = pool.options().timeout(options.timeout);
+    for result in each.imap_unordered(|(index, path)| (index, audit(path)), indexed) {
         if interrupted.load(Ordering::Relaxed) {
             break;
         }
@@ -223,6 +241,8 @@ fn run(files: &[(PathBuf, String)], workers: Option<usize>) -> Result<Report, Bo
 
 fn reason(failure: &Failure) -> String {
     match failure {
+        Failure::TimedOut => "took longer than it may".to_owned(),
+        Failure::OutOfMemory => "took more memory than it may".to_owned(),
         Failure::WorkerLost(death) => format!("ended the parser's process: {death}"),
         other => other.to_string(),
     }
@@ -278,12 +298,12 @@ fn main() -> ExitCode {
         eprintln!("unsafe_audit: {} is not a folder", folder.display());
         return ExitCode::from(2);
     }
-    let folders = options.folder.map_or_else(default_folders, |folder| vec![folder]);
+    let folders = options.folder.clone().map_or_else(default_folders, |folder| vec![folder]);
     let files: Vec<_> = folders.iter().flat_map(|folder| rust_files(folder)).collect();
     if files.is_empty() {
         eprintln!("unsafe_audit: there are no .rs files in {folders:?}");
     }
-    let report = match run(&files, options.workers) {
+    let report = match run(&files, &options) {
         Ok(report) => report,
         Err(error) => {
             eprintln!("unsafe_audit: {error}");

@@ -52,6 +52,17 @@ fn s4_pool_apply() {
     assert_eq!(run("s4_pool_apply").1, ["(0, 1, 2)", "{'a': 1, 'b': 2}", "123"]);
 }
 
+#[test]
+fn s5_pool_callback() {
+    let (_, mut lines) = run("s5_pool_callback");
+    lines.sort();
+    let twice = ["in testing", "sleeping...", "test returning..."].into_iter().flat_map(|line| [line, line]);
+    let mut expected: Vec<_> = ["", "", "", "123", "callbacking...", "pooling...", "return: 123"].into_iter().collect();
+    expected.extend(twice);
+    expected.sort_unstable();
+    assert_eq!(lines, expected);
+}
+
 /// Checks a program that maps over `0..numbers` and then over "abc"; returns the pid that ran each number.
 fn check_map(name: &str, numbers: u32, workers: usize) -> BTreeMap<u32, String> {
     let (parent, lines) = run(name);

@@ -29,7 +29,7 @@ fn still_works(pool: &Pool) -> TestResult {
 fn a_worker_killed_while_taking_running_or_answering() -> TestResult {
     let _clean = Clean::start();
     let first = STEPS.iter().position(|step| *step == Step::TaskClaimed).expect("a step of the pool");
-    for step in first..STEPS.len() {
+    for (at, step) in STEPS.iter().enumerate().skip(first) {
         for times in [1, 2, 5] {
             let pool = Pool::new(2)?;
             let arm = |(index, step, times): (usize, usize, u32)| {
@@ -39,24 +39,24 @@ fn a_worker_killed_while_taking_running_or_answering() -> TestResult {
                 index
             };
             let results: Vec<_> =
-                pool.chunksize(2).imap_unordered(arm, (0..40).map(|index| (index, step, times))).collect();
+                pool.chunksize(2).imap_unordered(arm, (0..40).map(|index| (index, at, times))).collect();
             let mut seen = BTreeMap::new();
             let mut lost = 0;
             for result in results {
                 let index = match result {
                     Ok(index) => index,
                     Err(error) => {
-                        assert!(matches!(error.failure, Failure::WorkerLost(_)), "{:?}: {error}", STEPS[step]);
+                        assert!(matches!(error.failure, Failure::WorkerLost(_)), "{step:?}: {error}");
                         lost += 1;
                         error.index
                     }
                 };
-                assert_eq!(seen.insert(index, ()), None, "{:?}: item {index} ended twice", STEPS[step]);
+                assert_eq!(seen.insert(index, ()), None, "{step:?}: item {index} ended twice");
             }
-            assert_eq!(seen.len(), 40, "{:?}", STEPS[step]);
-            assert!(lost <= 1, "{:?}: {lost} items lost for one death", STEPS[step]);
-            if matches!(STEPS[step], Step::TaskClaimed | Step::TaskAnswered | Step::ParentTold) {
-                assert_eq!(lost, 0, "{:?}: nothing ran", STEPS[step]);
+            assert_eq!(seen.len(), 40, "{step:?}");
+            assert!(lost <= 1, "{step:?}: {lost} items lost for one death");
+            if matches!(step, Step::TaskClaimed | Step::TaskAnswered | Step::ParentTold) {
+                assert_eq!(lost, 0, "{step:?}: nothing ran");
             }
             still_works(&pool)?;
         }
@@ -244,7 +244,7 @@ fn get_after_terminate_and_after_drop() -> TestResult {
     let Err(stuck) = stuck.get_timeout(Duration::from_millis(10)) else { panic!("it sleeps") };
     drop(pool);
     assert_eq!(done.get()?, 1);
-    for failure in [stuck.get().map(|()| ()), waiting.get().map(|_| ())] {
+    for failure in [stuck.get(), waiting.get().map(|_| ())] {
         assert!(matches!(failure, Err(error) if matches!(error.failure, Failure::Terminated)));
     }
     Ok(())

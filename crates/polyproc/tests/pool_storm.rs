@@ -41,7 +41,7 @@ fn kill(over: &AtomicBool, seed: u64) -> usize {
 
 fn work(x: u64) -> u64 {
     // Some take longer, so that deaths find them running.
-    let end = if x.is_multiple_of(50) { 2000 } else { 10 };
+    let end = if x.is_multiple_of(50) { 50_000 } else { 5_000 };
     (0..end).fold(x, |x, _| std::hint::black_box(x)) ^ 1
 }
 
@@ -50,12 +50,20 @@ fn storm(round: u64, tasks: u64, retries: u32) -> Result<(usize, usize), Box<dyn
     let pool = Pool::new(3)?;
     let over = AtomicBool::new(false);
     let chunksize = [1, 1, 7, 100][usize::try_from(round % 4)?];
+    /// Ends the killer, also when an assertion fails.
+    struct End<'a>(&'a AtomicBool);
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     std::thread::scope(|scope| {
+        let end = End(&over);
         let killer = scope.spawn(|| kill(&over, round + 1));
         let mut ended = vec![false; usize::try_from(tasks)?];
         let mut lost = 0;
         let options = || pool.chunksize(chunksize).retries(retries).backoff(Duration::from_micros(100));
-        if round % 3 == 0 && retries > 0 {
+        if round.is_multiple_of(3) && retries > 0 {
             let results = options().map(work, 0..tasks)?;
             assert!(results.iter().zip(0..).all(|(result, x)| *result == work(x)));
             ended.fill(true);
@@ -73,10 +81,13 @@ fn storm(round: u64, tasks: u64, retries: u32) -> Result<(usize, usize), Box<dyn
                         error.index
                     }
                 };
-                assert!(!std::mem::replace(&mut ended[index], true), "item {index} ended twice");
+                assert!(
+                    !std::mem::replace(&mut ended[index], true),
+                    "item {index} ended twice: round {round}, chunks of {chunksize}, {retries} retries, {lost} lost"
+                );
             }
         }
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         let kills = killer.join().expect("no panic");
         assert!(ended.iter().all(|ended| *ended), "an item did not end");
         assert!(lost <= kills, "{lost} items lost by {kills} kills");

@@ -11,7 +11,7 @@
 //! | 1024 | 256 | the segment's regions | see [`Segment`] |
 //! | 4096 | 4096 | the ring of slot numbers | the parent, before `tail` counts them |
 //! | 8192 | 262144 | [`Slot`]s | the parent, before their state says *queued*; of claims see `claim` |
-//! | 270336 | | functions and large arguments | the parent, before a slot speaks of them |
+//! | 270336 | | large arguments | the parent, before a slot speaks of them |
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -85,18 +85,14 @@ shared! {
     /// | offset | bytes | field |
     /// |---|---|---|
     /// | 0 | 8 | state: see `claim` |
-    /// | 8 | 8 | id of the function and its context |
-    /// | 16 | 8 | where their encoding lies in the file |
+    /// | 8 | 8 | id of the function: its name goes over channels, as it says what to run |
+    /// | 16 | 8 | where the argument lies, 0 for behind this |
     /// | 24 | 8 | and how long it is |
-    /// | 32 | 8 | where the argument lies, 0 for behind this |
-    /// | 40 | 8 | and how long it is |
-    /// | 48 | 4 | how many items |
-    /// | 52 | 4 | [`LIMITED`], [`WITH_FDS`], [`STEPWISE`] |
+    /// | 32 | 4 | how many items |
+    /// | 36 | 4 | [`LIMITED`], [`WITH_FDS`], [`STEPWISE`] |
     struct Slot {
         state: AtomicU64,
         function: AtomicU64,
-        function_at: AtomicU64,
-        function_len: AtomicU64,
         argument_at: AtomicU64,
         argument_len: AtomicU64,
         items: AtomicU32,
@@ -115,8 +111,6 @@ pub(super) const WITH_FDS: u32 = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Order {
     pub(super) function: u64,
-    pub(super) function_at: u64,
-    pub(super) function_len: u64,
     /// 0 when it lies in the slot.
     pub(super) argument_at: u64,
     pub(super) argument_len: u64,
@@ -175,8 +169,6 @@ impl Board {
         let slot = self.slot(number).ok_or(MemoryError::Corrupt)?;
         for (field, value) in [
             (&slot.function, order.function),
-            (&slot.function_at, order.function_at),
-            (&slot.function_len, order.function_len),
             (&slot.argument_at, order.argument_at),
             (&slot.argument_len, order.argument_len),
         ] {
@@ -193,8 +185,6 @@ impl Board {
         let load = |field: &AtomicU64| field.load(Ordering::Relaxed);
         Ok(Order {
             function: load(&slot.function),
-            function_at: load(&slot.function_at),
-            function_len: load(&slot.function_len),
             argument_at: load(&slot.argument_at),
             argument_len: load(&slot.argument_len),
             items: slot.items.load(Ordering::Relaxed),
@@ -288,15 +278,7 @@ mod tests {
         table.publish(0);
         table.number(0).store(SLOTS + 7, Ordering::Relaxed);
         assert_eq!(table.claim(1), None);
-        let order = Order {
-            function: 0,
-            function_at: 0,
-            function_len: 0,
-            argument_at: u64::MAX - 5,
-            argument_len: 100,
-            items: 1,
-            flags: 0,
-        };
+        let order = Order { function: 0, argument_at: u64::MAX - 5, argument_len: 100, items: 1, flags: 0 };
         assert!(board.read_argument(0, &order, &mut Vec::new()).is_err());
         assert!(
             board.read_argument(0, &Order { argument_at: 0, argument_len: 1 << 40, ..order }, &mut Vec::new()).is_err()

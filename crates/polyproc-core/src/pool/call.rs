@@ -15,7 +15,6 @@ use crate::frame::Payload;
 use crate::prim::{AtomicU32, Ordering};
 use crate::process::Signal;
 use crate::robust::WaitError;
-use crate::shm::Extent;
 use crate::sys::futex;
 
 /// How the tasks of a call are to be run.
@@ -100,15 +99,9 @@ impl Ends {
     }
 }
 
-/// A function as it lies on the board.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct FunctionAt {
-    pub(super) id: u64,
-    pub(super) extent: Extent,
-    pub(super) len: u64,
-    /// It goes when the call does.
-    pub(super) is_calls_own: bool,
-}
+/// A function, with its context, as tasks speak of it. Never used again for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct FunctionId(pub(super) u64);
 
 /// Why a call is ended before its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,7 +117,9 @@ pub(super) struct State {
     /// Never used again.
     pub(super) serial: u64,
     pub(super) settings: CallSettings,
-    pub(super) function: FunctionAt,
+    pub(super) function: FunctionId,
+    /// The function goes when the call does.
+    pub(super) has_context: bool,
     pub(super) ends: Ends,
     /// Items that were submitted and have not ended.
     pub(super) left: u64,

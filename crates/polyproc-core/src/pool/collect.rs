@@ -106,7 +106,7 @@ impl Driver {
         if self.board.table().waiting() > 0 {
             self.board.sleepers().wake_one(); // workers that were looking may have been stopped
         }
-        match futex::wait(doorbell.word(), how, deadline.remaining().unwrap_or(SLICE).min(SLICE)) {
+        match futex::wait(&doorbell.word, how, deadline.remaining().unwrap_or(SLICE).min(SLICE)) {
             futex::Wait::Interrupted => Err(WaitError::Interrupted),
             futex::Wait::Woken | futex::Wait::Again => Ok(()),
         }
@@ -190,7 +190,7 @@ impl Driver {
     }
 
     /// All items of a task have been answered.
-    fn finish(&self, inner: &mut Inner, at: usize, id: TaskId) {
+    pub(super) fn finish(&self, inner: &mut Inner, at: usize, id: TaskId) {
         if let Some(At::Out { slot, block, len, .. }) = inner.tasks.try_remove(id.0).map(|task| task.at) {
             inner.free(&self.board, slot, block, len);
         }

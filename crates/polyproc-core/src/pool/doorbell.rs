@@ -51,11 +51,6 @@ impl Doorbell {
         was.is_ok()
     }
 
-    /// What the parent sleeps on.
-    pub(super) fn word(&self) -> &super::AtomicU32 {
-        &self.word
-    }
-
     /// Whether a worker has rung since `what` was set.
     pub(super) fn has_rung(&self, what: u32) -> bool {
         self.word.load(Ordering::Acquire) != what

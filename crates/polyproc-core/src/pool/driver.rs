@@ -17,7 +17,7 @@ use std::time::Instant;
 use slab::Slab;
 
 use super::board::{Board, FIRST_BLOCK, INLINE_LEN, LIMITED, Order, SLOTS, STEPWISE, WITH_FDS};
-use super::call::{self, CallSettings, End, FunctionAt, Parker, Stop};
+use super::call::{self, CallSettings, End, FunctionId, Parker, Stop};
 use super::callbacks::Callbacks;
 use super::doorbell;
 use super::handle::{PoolError, PoolSettings};
@@ -130,9 +130,10 @@ pub(super) struct Inner {
     /// Bytes of the arguments of tasks that are out.
     out_bytes: u64,
     blocks: Blocks,
-    functions: HashMap<(usize, usize), FunctionAt>,
-    /// Contexts of calls that are over.
-    orphans: Vec<Extent>,
+    /// Functions without a context, by what tells them apart in this process.
+    functions: HashMap<(usize, usize), FunctionId>,
+    /// What workers are told of functions, when they ask.
+    pub(super) names: HashMap<FunctionId, Vec<u8>>,
     /// Vectors to be used again.
     spare: Vec<Vec<u8>>,
     next_serial: u64,
@@ -195,7 +196,7 @@ impl Driver {
             out_bytes: 0,
             blocks: Blocks::new(FIRST_BLOCK),
             functions: HashMap::new(),
-            orphans: Vec::new(),
+            names: HashMap::new(),
             spare: Vec::new(),
             next_serial: 0,
             workers: (0..workers).map(|_| None).collect(),
@@ -277,32 +278,8 @@ impl Driver {
         }
     }
 
-    /// Puts a function with its context on the board, unless it is there.
-    pub(super) fn function(
-        &self,
-        inner: &mut Inner,
-        key: (usize, usize),
-        function: &Function,
-        context: Option<Vec<u8>>,
-    ) -> Result<FunctionAt, MemoryError> {
-        for orphan in std::mem::take(&mut inner.orphans) {
-            inner.blocks.free(self.board.segment(), orphan);
-        }
-        let is_calls_own = context.is_some();
-        let bytes = encode_function(function, &context.unwrap_or_default());
-        let len = bytes.len() as u64;
-        let extent = inner.blocks.allocate(self.board.segment(), len)?;
-        self.board.segment().copy_in(extent.offset, &bytes)?;
-        let id = inner.serial();
-        let at = FunctionAt { id, extent, len, is_calls_own };
-        if !is_calls_own {
-            inner.functions.insert(key, at);
-        }
-        Ok(at)
-    }
-
     /// A new call; its key.
-    pub(super) fn open(&self, function: FunctionAt, settings: CallSettings) -> (usize, Arc<Parker>) {
+    pub(super) fn open(&self, function: FunctionId, has_context: bool, settings: CallSettings) -> (usize, Arc<Parker>) {
         self.with(|inner| {
             let parker = Arc::<Parker>::default();
             let serial = inner.serial();
@@ -313,6 +290,7 @@ impl Driver {
                 serial,
                 settings,
                 function,
+                has_context,
                 ends: call::Ends::default(),
                 left: 0,
                 is_sealed: false,
@@ -500,9 +478,7 @@ impl Driver {
         };
         let limited = call.settings.limit.map_or(0, |_| LIMITED);
         let order = Order {
-            function: call.function.id,
-            function_at: call.function.extent.offset,
-            function_len: call.function.len,
+            function: call.function.0,
             argument_at: block.map_or(0, |block| block.offset),
             argument_len: len,
             items: task.count - task.done,
@@ -602,8 +578,19 @@ impl Inner {
         self.next_serial
     }
 
-    pub(super) fn known_function(&self, key: (usize, usize)) -> Option<FunctionAt> {
+    /// A function that was called before, without a context.
+    pub(super) fn known_function(&self, key: (usize, usize)) -> Option<FunctionId> {
         self.functions.get(&key).copied()
+    }
+
+    /// A function that was not; with a context, for one call.
+    pub(super) fn new_function(&mut self, key: (usize, usize), name: &Function, context: Option<&[u8]>) -> FunctionId {
+        let id = FunctionId(self.serial());
+        self.names.insert(id, encode_function(name, context.unwrap_or_default()));
+        if context.is_none() {
+            self.functions.insert(key, id);
+        }
+        id
     }
 
     /// The slot is free, and the block.
@@ -646,9 +633,10 @@ impl Inner {
         self.told.wakers.extend(state.waker.take());
         self.eager -= usize::from(std::mem::take(&mut state.is_eager));
         if state.is_abandoned {
-            let function = state.function;
+            if state.has_context {
+                self.names.remove(&state.function);
+            }
             self.calls.remove(call);
-            self.orphans.extend(function.is_calls_own.then_some(function.extent));
         }
     }
 

@@ -13,7 +13,6 @@ use super::scheduler::Event;
 use super::staff::WorkerStats;
 use crate::frame::Payload;
 use crate::process::{EnvChange, Function, FunctionError, StartError, StartMethod, lock};
-use crate::shm::MemoryError;
 
 /// Called with a worker's process id and what it logged.
 pub type OnLog = Arc<dyn Fn(u32, &[u8]) + Send + Sync>;
@@ -91,18 +90,6 @@ pub enum PoolError {
     Os(io::Error),
 }
 
-/// Why a call could not be begun.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CallError {
-    /// The function has no name that a worker could find.
-    #[error(transparent)]
-    Function(#[from] FunctionError),
-    /// There is no memory for its name and context.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-}
-
 const MOST_WORKERS: usize = 1 << 16;
 
 /// Worker processes that run tasks. Dropping it terminates them.
@@ -157,23 +144,23 @@ impl Pool {
     /// with a context, that is sent to each worker once.
     ///
     /// # Errors
-    /// See [`CallError`].
+    /// What `name` fails with.
     pub fn call(
         &self,
         key: (usize, usize),
         name: impl FnOnce() -> Result<Function, FunctionError>,
-        context: Option<Vec<u8>>,
+        context: Option<&[u8]>,
         settings: CallSettings,
-    ) -> Result<Call, CallError> {
+    ) -> Result<Call, FunctionError> {
         let known = if context.is_none() { self.driver.with(|inner| inner.known_function(key)) } else { None };
         let function = match known {
             Some(function) => function,
             None => {
                 let name = name()?;
-                self.driver.with(|inner| self.driver.function(inner, key, &name, context))?
+                self.driver.with(|inner| inner.new_function(key, &name, context))
             }
         };
-        let (key, parker) = self.driver.open(function, settings);
+        let (key, parker) = self.driver.open(function, context.is_some(), settings);
         Ok(Call { driver: Arc::clone(&self.driver), key, parker })
     }
 

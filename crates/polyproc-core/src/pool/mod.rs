@@ -30,7 +30,7 @@ mod watch;
 mod worker;
 
 pub use call::{Call, CallSettings, Ends, ItemEnd, Want};
-pub use handle::{CallError, OnLog, Pool, PoolError, PoolSettings};
+pub use handle::{OnLog, Pool, PoolError, PoolSettings};
 pub use staff::WorkerStats;
 pub use task::{Ended, Items, TaskEnd, Why};
 pub use worker::log;

@@ -180,7 +180,6 @@ pub(super) fn running_position(current: u64) -> Option<u64> {
 }
 
 /// The item in what [`running`] gave.
-#[expect(clippy::cast_possible_truncation, reason = "19 bits")]
 pub(super) fn running_item(current: u64) -> u32 {
     ((current & (CUT - 1)) as u32).saturating_sub(2)
 }

@@ -6,6 +6,8 @@
 //! | UNFIT | from the worker, in its place: the initializer failed | tag of the outcome `u8`, outcome | |
 //! | NEED_FDS | from the worker | position `u64` | |
 //! | FDS | to the worker | empty | the argument's |
+//! | NEED_FUNCTION | from the worker | id `u64` | |
+//! | FUNCTION | to the worker | its name and context; empty when there is none | |
 //! | RESULT_FDS | from the worker, before the record of the result | empty | the result's |
 //! | LOG | from the worker | what a face logged | |
 
@@ -21,6 +23,8 @@ pub(super) mod tag {
     pub(in crate::pool) const FDS: u8 = 19;
     pub(in crate::pool) const RESULT_FDS: u8 = 20;
     pub(in crate::pool) const LOG: u8 = 21;
+    pub(in crate::pool) const NEED_FUNCTION: u8 = 22;
+    pub(in crate::pool) const FUNCTION: u8 = 23;
 }
 
 /// How an item of a task ended.
@@ -143,7 +147,7 @@ impl Setup {
     }
 }
 
-/// A function with its context, as it lies on the board: its encoded name, and the context's bytes.
+/// A function with its context, as a worker is told of it: its encoded name, and the context's bytes.
 pub(super) fn encode_function(function: &Function, context: &[u8]) -> Vec<u8> {
     let mut out = Writer::default();
     function.encode(&mut out);

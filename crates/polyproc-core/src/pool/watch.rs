@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::call::Stop;
+use super::call::{FunctionId, Stop};
 use super::driver::{At, Driver, Inner, Task, stop_end};
 use super::scheduler::{Event, Held, Hope, Place, TaskId};
 use super::staff::{Cause, Doom, Worker};
@@ -241,6 +241,9 @@ impl Driver {
         let Some(task) = inner.tasks.get_mut(id.0) else { return };
         task.count -= rest;
         let (call, end) = (task.call, task.first + u64::from(task.count));
+        if task.done == task.count {
+            self.finish(inner, at, id); // the item that ran has ended meanwhile
+        }
         let settings = inner.calls.get(call).map(|call| (call.settings.priority, call.settings.retries));
         let Some((priority, retries)) = settings else { return };
         for item in 0..rest {
@@ -394,6 +397,14 @@ impl Driver {
             tag::RESULT_FDS => worker.fds.push_back(Ok(message.payload.fds)),
             tag::LOG => inner.told.logs.push((worker.child.pid(), message.payload.head)),
             tag::NEED_FDS => self.send_fds(inner, at, &message.payload.head),
+            tag::NEED_FUNCTION => {
+                let id = message.payload.head.try_into().map(|id| FunctionId(u64::from_le_bytes(id)));
+                let name = id.ok().and_then(|id| inner.names.get(&id)).map_or(&[][..], Vec::as_slice);
+                // Without it the task fails there; a worker that is gone needs none.
+                if worker.child.channel().send(tag::FUNCTION, name, &[]).is_err() {
+                    let _ = worker.child.channel().send(tag::FUNCTION, &[], &[]);
+                }
+            }
             process::RETURNED..=process::STACK_OVERFLOW => {
                 // A malformed one says nothing.
                 let _ = worker.last_words.hear(message);

@@ -14,7 +14,7 @@ use crate::conn::Channel;
 use crate::deadline::Deadline;
 use crate::frame::{Context, Input, Payload, Verdict};
 use crate::prim::{AtomicBool, AtomicU64, Ordering};
-use crate::process::{Outcome, ResolvedFunction, panic};
+use crate::process::{Function, Outcome, ResolvedFunction, panic};
 use crate::robust::{HAS_SPARE_PROCESSOR, WaitError, look};
 use crate::shm::{Blocks, Extent, MemoryError};
 use crate::sys::clock;
@@ -24,8 +24,8 @@ use crate::sys::watch::Bell;
 /// How long a worker without a task sleeps before it looks for itself. No wake-up is lost but by a death, which the parent
 /// sees and then wakes everybody: this is for the case that it does not.
 const SLICE: Duration = Duration::from_secs(5);
-/// So many functions with their contexts are kept.
-const KNOWN: usize = 64;
+/// So many contexts are kept.
+const CONTEXTS: usize = 8;
 /// Memory above this is given back after use.
 const KEPT: usize = 4 << 20;
 
@@ -56,7 +56,7 @@ pub(crate) fn run(channel: &'static Channel, setup: Payload) -> Outcome {
 /// A function that was found, and what all its calls have in common.
 struct Known {
     function: Result<ResolvedFunction, String>,
-    context: Context,
+    context: Option<Context>,
 }
 
 struct Worker<'a> {
@@ -69,6 +69,7 @@ struct Worker<'a> {
     left: Option<u64>,
     finalizer: Option<ResolvedFunction>,
     known: HashMap<u64, Rc<Known>>,
+    no_context: Context,
     /// The function of the last task.
     last: Option<(u64, Rc<Known>)>,
     blocks: Blocks,
@@ -126,6 +127,7 @@ impl<'a> Worker<'a> {
             left: (setup.max_tasks > 0).then_some(setup.max_tasks),
             finalizer,
             known: HashMap::new(),
+            no_context: Context::default(),
             last: None,
             blocks: Blocks::new(stream::FIRST_BLOCK),
             lent: HashMap::new(),
@@ -292,10 +294,11 @@ impl<'a> Worker<'a> {
         let known = match self.known.get(&order.function) {
             Some(known) => Rc::clone(known),
             None => {
-                if self.known.len() >= KNOWN {
-                    self.known.clear();
+                // Contexts belong to calls, which end; functions without one are as many as the program has.
+                if self.known.values().filter(|known| known.context.is_some()).count() >= CONTEXTS {
+                    self.known.retain(|_, known| known.context.is_none());
                 }
-                let known = Rc::new(self.find(order));
+                let known = Rc::new(self.find(order.function));
                 self.known.insert(order.function, Rc::clone(&known));
                 known
             }
@@ -304,27 +307,34 @@ impl<'a> Worker<'a> {
         known
     }
 
-    fn find(&self, order: &Order) -> Known {
-        let mut bytes = Vec::new();
-        let segment = self.board.segment();
-        let read =
-            segment.copy_out(order.function_at, order.function_len, &mut bytes).map_err(|error| error.to_string());
-        match read.and_then(|()| decode_function(&bytes).map_err(|error| error.to_string())) {
-            Err(why) => Known { function: Err(why), context: Context::default() },
+    /// Asks the parent for a function. Only a channel of ours carries such names: they say what to run.
+    fn find(&self, id: u64) -> Known {
+        let ask = || -> io::Result<(Function, Vec<u8>)> {
+            Ok(decode_function(&self.ask(tag::NEED_FUNCTION, id, tag::FUNCTION)?.head)?)
+        };
+        match ask() {
+            Err(error) => {
+                let why = format!("the function could not be asked for: {error}");
+                Known { function: Err(why), context: None }
+            }
             Ok((function, context)) => Known {
                 function: function.resolve().map_err(|error| error.to_string()),
-                context: Context::new(context),
+                context: (!context.is_empty()).then(|| Context::new(context)),
             },
         }
     }
 
+    fn ask(&self, question: u8, number: u64, answer: u8) -> io::Result<Payload> {
+        self.channel.send(question, &number.to_le_bytes(), &[])?;
+        let message = self.channel.receive()?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        if message.tag == answer { Ok(message.payload) } else { Err(io::ErrorKind::InvalidData.into()) }
+    }
+
     fn ask_for_fds(&self, position: u64) -> Result<Vec<OwnedFd>, String> {
-        let ask = || -> io::Result<Vec<OwnedFd>> {
-            self.channel.send(tag::NEED_FDS, &position.to_le_bytes(), &[])?;
-            let answer = self.channel.receive()?.ok_or(io::ErrorKind::UnexpectedEof)?;
-            if answer.tag == tag::FDS { Ok(answer.payload.fds) } else { Err(io::ErrorKind::InvalidData.into()) }
-        };
-        ask().map_err(|error| format!("the argument's descriptors could not be received: {error}"))
+        let answer = self.ask(tag::NEED_FDS, position, tag::FDS);
+        answer
+            .map(|payload| payload.fds)
+            .map_err(|error| format!("the argument's descriptors could not be received: {error}"))
     }
 
     fn run_item(&mut self, known: &Known, bytes: &[u8], fds: Result<Vec<OwnedFd>, String>) -> Result<(), MemoryError> {
@@ -341,7 +351,7 @@ impl<'a> Worker<'a> {
                 Kind::Refused
             }
             (Ok(function), Ok(fds)) => {
-                let input = Input { bytes, fds, context: &known.context };
+                let input = Input { bytes, fds, context: known.context.as_ref().unwrap_or(&self.no_context) };
                 match panic::catch_again(|| function.call(input, &mut out)) {
                     Ok(Verdict::Returned) => Kind::Returned,
                     Ok(Verdict::Raised) => Kind::Raised,

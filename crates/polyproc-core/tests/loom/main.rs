@@ -1,4 +1,4 @@
-//! Models of the locks, of the waits and of the indices of queues: every order of steps of a few threads is tried.
+//! Models of the locks, of the waits, of the indices of queues, and of a pool's table and doorbell: every order of steps of a few threads is tried.
 //!
 //! The sources are the engine's own, compiled here a second time against a model of the system: a futex is a lock and a
 //! condition, without timeouts, so that a wake-up that could be lost is a deadlock, which the checker reports. A thread
@@ -15,6 +15,10 @@ use loom::thread;
 
 use os::{Deadline, Ordering, through_death};
 
+#[path = "../../src/pool/claim.rs"]
+mod claim;
+#[path = "../../src/pool/doorbell.rs"]
+mod doorbell;
 #[path = "../../src/queue/index.rs"]
 mod index;
 #[path = "../../src/robust/mutex.rs"]
@@ -72,6 +76,23 @@ struct Mutex {
 
 #[derive(Debug)]
 struct Sleepers {
+    word: FutexWord,
+}
+
+/// The table of a pool with two slots, as in `pool/board.rs`.
+struct Board {
+    head: AtomicU64,
+    tail: AtomicU64,
+    numbers: [AtomicU32; 2],
+    states: [AtomicU64; 2],
+}
+
+struct Table<'a> {
+    board: &'a Board,
+}
+
+/// How workers wake the parent of a pool.
+struct Doorbell {
     word: FutexWord,
 }
 
@@ -464,4 +485,115 @@ fn consumers_share_and_a_dead_producer_leaves_nothing() {
         let got: Vec<_> = [own, theirs, rest].into_iter().flatten().collect();
         assert_eq!(got, [5]);
     });
+}
+
+impl Board {
+    fn new() -> Self {
+        let (head, tail) = (AtomicU64::new(0), AtomicU64::new(0));
+        let numbers = [AtomicU32::new(0), AtomicU32::new(0)];
+        Self { head, tail, numbers, states: [AtomicU64::new(0), AtomicU64::new(0)] }
+    }
+
+    fn table(&self) -> Table<'_> {
+        Table { board: self }
+    }
+}
+
+impl<'a> Table<'a> {
+    fn head(&self) -> &'a AtomicU64 {
+        &self.board.head
+    }
+
+    fn tail(&self) -> &'a AtomicU64 {
+        &self.board.tail
+    }
+
+    fn slots(&self) -> u64 {
+        2
+    }
+
+    fn number(&self, position: u64) -> &'a AtomicU32 {
+        &self.board.numbers[usize::from(position % 2 == 1)]
+    }
+
+    fn state(&self, slot: u32) -> Option<&'a AtomicU64> {
+        self.board.states.get(slot as usize)
+    }
+}
+
+/// Two workers take tasks; the parent lays down two, takes the first back if it can, and uses its slot again.
+#[test]
+fn each_task_is_taken_once_and_none_is_passed_over() {
+    model(2, || {
+        let board = Arc::new(Board::new());
+        let first = board.table().publish(0);
+        let second = board.table().publish(1);
+        let workers: Vec<_> = (1..3)
+            .map(|worker| {
+                let board = board.clone();
+                thread::spawn(move || {
+                    let claimed = board.table().claim(worker);
+                    claimed.inspect(|(slot, position)| {
+                        assert_eq!(board.table().holder(*slot, *position), Some(worker), "the claim is the record");
+                    })
+                })
+            })
+            .collect();
+        let withdrawn = board.table().withdraw(0, first);
+        let third = withdrawn.then(|| board.table().publish(0));
+        let mut seen: Vec<_> = workers.into_iter().filter_map(|worker| worker.join().expect("no panic")).collect();
+        while let Some(claimed) = board.table().claim(9) {
+            seen.push(claimed);
+        }
+        seen.sort_unstable_by_key(|(_, position)| *position);
+        let expected: Vec<_> = match third {
+            Some(third) => vec![(1, second), (0, third)],
+            None => vec![(0, first), (1, second)],
+        };
+        assert_eq!(seen, expected);
+    });
+}
+
+/// A parent that looks for a result, says how it is to be woken, looks again, and sleeps; a worker that puts one down.
+#[test]
+fn the_parent_is_woken_for_a_result() {
+    for how in [doorbell::SPINNING, doorbell::ASLEEP, doorbell::ASLEEP_UNTIL_LOW, doorbell::AWAY] {
+        model(2, move || {
+            let shared = Arc::new((Doorbell { word: FutexWord::new() }, AtomicUsize::new(0), FutexWord::new()));
+            let workers: Vec<_> = (0..2)
+                .map(|_| {
+                    let shared = shared.clone();
+                    thread::spawn(move || {
+                        shared.1.fetch_add(1, Ordering::Release);
+                        let ring_driver = || {
+                            shared.2.fetch_add(1, Ordering::SeqCst);
+                            os::wake(&shared.2, 1);
+                        };
+                        assert!(shared.0.ring(|| true, ring_driver));
+                    })
+                })
+                .collect();
+            while shared.1.load(Ordering::Acquire) < 2 {
+                shared.0.set(how);
+                if shared.1.load(Ordering::Acquire) < 2 {
+                    match how {
+                        doorbell::SPINNING => {
+                            while !shared.0.has_rung(how) {
+                                thread::yield_now();
+                            }
+                        }
+                        // The eventfd stays readable until somebody reads it.
+                        doorbell::AWAY => {
+                            while shared.2.swap(0, Ordering::SeqCst) == 0 {
+                                os::wait(&shared.2, 0, std::time::Duration::from_secs(1));
+                            }
+                        }
+                        _ => _ = os::wait(&shared.0.word, how, std::time::Duration::from_secs(1)),
+                    }
+                }
+                shared.0.set(doorbell::AWAKE);
+            }
+            workers.into_iter().for_each(|worker| worker.join().expect("no panic"));
+        });
+    }
 }

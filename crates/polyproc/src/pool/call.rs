@@ -82,7 +82,7 @@ pub(crate) fn decode<R: Transfer>(end: ItemEnd<'_>) -> Result<R, Failure> {
 impl<A: Transfer, R: Transfer> Call<A, R> {
     pub(crate) fn new(pool: &core::Pool, named: Named<A, R>, chunksize: usize, settings: core::CallSettings) -> Self {
         let core = match named.context.transpose() {
-            Ok(context) => pool.call(named.key, named.name, context, settings).map_err(Failure::from),
+            Ok(context) => pool.call(named.key, named.name, context.as_deref(), settings).map_err(Failure::from),
             Err(error) => Err(error.into()),
         };
         Self {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use polyproc_core::pool::{CallError, Ended, TaskEnd, Why};
+use polyproc_core::pool::{Ended, TaskEnd, Why};
 use polyproc_core::process::{FunctionError, Panic, StartError};
 
 use crate::codec::{self, CodecError};
@@ -100,15 +100,6 @@ impl From<TaskEnd> for Failure {
                 Why::InitializerRaised(bytes) => NoWorkers::Codec(codec::raised(&bytes)),
                 Why::InitializerRefused(why) => NoWorkers::Refused(why),
             }),
-        }
-    }
-}
-
-impl From<CallError> for Failure {
-    fn from(error: CallError) -> Self {
-        match error {
-            CallError::Function(error) => Self::Function(error),
-            error => Self::Refused(error.to_string()),
         }
     }
 }
