@@ -71,13 +71,17 @@ impl Reactor {
             let idle = lock(&self.waiting).is_empty();
             let until = if idle { Deadline::NEVER } else { Deadline::after(registry::REFRESH) };
             self.watch.wait(&mut keys, until).expect("an epoll descriptor can be waited for");
-            if keys.is_empty() {
-                registry::refresh_all();
+            if !idle {
+                registry::refresh_if_due();
             }
             for key in &keys {
                 if *key == BELL {
                     self.bell.answer();
-                } else if let Some(waker) = lock(&self.waiting).get_mut(key).and_then(Option::take) {
+                    continue;
+                }
+                // Not under the lock: what is woken, or dropped by that, may come here itself.
+                let waker = lock(&self.waiting).get_mut(key).and_then(Option::take);
+                if let Some(waker) = waker {
                     waker.wake();
                 }
             }
@@ -105,13 +109,13 @@ impl Future for Readable<'_> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let reactor = Reactor::current()?;
         if let Some((_, key)) = &self.registered {
-            return match lock(&reactor.waiting).get_mut(key) {
-                Some(Some(waker)) => {
-                    waker.clone_from(context.waker());
-                    Poll::Pending
-                }
-                _ => Poll::Ready(Ok(())),
+            let new = context.waker().clone();
+            // The old one is dropped after the lock was released.
+            let old = match lock(&reactor.waiting).get_mut(key) {
+                Some(Some(waker)) => Some(std::mem::replace(waker, new)),
+                _ => None,
             };
+            return if old.is_some() { Poll::Pending } else { Poll::Ready(Ok(())) };
         }
         let own = self.fd.try_clone_to_owned()?;
         let key = reactor.next_key.fetch_add(1, Ordering::Relaxed);
@@ -121,7 +125,8 @@ impl Future for Readable<'_> {
             waiting.len() == 1
         };
         if let Err(error) = reactor.watch.add_once(&own, key) {
-            lock(&reactor.waiting).remove(&key);
+            let removed = lock(&reactor.waiting).remove(&key);
+            drop(removed); // after the lock
             return Poll::Ready(Err(error));
         }
         if is_first {
@@ -136,7 +141,8 @@ impl Drop for Readable<'_> {
     fn drop(&mut self) {
         if let (Some((fd, key)), Ok(reactor)) = (self.registered.take(), Reactor::current()) {
             reactor.watch.remove(fd.as_fd());
-            lock(&reactor.waiting).remove(&key);
+            let removed = lock(&reactor.waiting).remove(&key);
+            drop(removed); // after the lock
         }
     }
 }

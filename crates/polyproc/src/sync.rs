@@ -353,6 +353,9 @@ pub struct Condition {
 }
 handle!(Condition, core::Condition);
 
+/// How long a wait lasts for which there is no place.
+const MOMENT: Duration = Duration::from_millis(10);
+
 /// What a wait for a [`Condition`] gives: the guard, and whether there was a notification.
 pub type Waited<G> = Result<(G, bool), LockError<(G, bool)>>;
 
@@ -366,8 +369,16 @@ impl Condition {
     }
 
     fn wait_until<G: Held>(&self, guard: G, deadline: Deadline) -> Waited<G> {
-        // Without a place to wait in, it is as if somebody had notified: the caller looks again, as it has to anyway.
-        let Ok(ticket) = self.core.enter() else { return Ok((guard, true)) };
+        let Ok(ticket) = self.core.enter() else {
+            // Without a place to wait in, it is as if somebody had notified a little later: the caller looks again, as it has
+            // to anyway, and others had the lock meanwhile.
+            let depth = guard.release_all();
+            std::thread::sleep(deadline.remaining().unwrap_or(MOMENT).min(MOMENT));
+            return match guard.acquire_again(depth) {
+                Acquired::Released => Ok((guard, true)),
+                Acquired::OwnerDied => Err(LockError::OwnerDied((guard, true))),
+            };
+        };
         let depth = guard.release_all();
         let _ = through_signals(|| self.core.wait(&ticket, deadline));
         let acquired = guard.acquire_again(depth);

@@ -5,8 +5,8 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use polyproc::{
-    ConnectError, Connection, Event, GetError, JoinableQueue, Listener, Lock, Pool, Process, Queue, RecvError,
-    SendError, SharedBytes, SharedBytesMut, SharedMemory, connect, pipe, simplex_pipe, wait,
+    ConnectError, Connection, Event, GetError, JoinableQueue, Listener, Lock, Pool, Process, PutError, Queue,
+    RecvError, SendError, SharedBytes, SharedBytesMut, SharedMemory, connect, pipe, simplex_pipe, wait,
 };
 
 mod support;
@@ -186,6 +186,46 @@ fn handles_go_through_queues_pipes_and_pools() -> TestResult {
     assert!(Process::new(pass, (through.clone(), handles()?)).start()?.join()?);
     assert!(use_them(through.get()?));
     check()
+}
+
+/// A queue that is polled stays readable while something is in it, also when values with handles were taken; and what holds
+/// more handles than one message can is refused, not waited for.
+#[test]
+fn values_with_handles_do_not_silence_a_queue() -> TestResult {
+    let _clean = Clean::start();
+    let queue = Queue::new(0)?;
+    let readable = || polyproc::wait(&[&queue], Some(Duration::ZERO)).map(|ready| ready == [0]);
+    assert!(!readable()?);
+    queue.put(Vec::new())?;
+    queue.put(vec![Lock::new()?])?;
+    queue.put(Vec::new())?;
+    assert!(readable()?);
+    assert_eq!((queue.get()?.len(), queue.get()?.len()), (0, 1));
+    assert!(readable()?, "one is left");
+    assert_eq!(queue.get()?.len(), 0);
+    assert!(!readable()?);
+    let many: Vec<Lock> = (0..254).map(|_| Lock::new()).collect::<std::io::Result<_>>()?;
+    let Err(PutError::Failed(many, error)) = queue.put(many) else { return Err("it cannot go".into()) };
+    assert_eq!(many.len(), 254);
+    assert!(error.to_string().contains("254 descriptors"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn two_may_accept_and_one_gives_up_in_time() -> TestResult {
+    let _clean = Clean::start();
+    let path = scratch("two");
+    let listener = Listener::bind(path.to_str(), None)?;
+    let accepted = std::thread::scope(|scope| -> Result<usize, Box<dyn std::error::Error>> {
+        let accept = || listener.accept_timeout::<u8, u8>(Duration::from_millis(300)).is_ok();
+        let acceptors = [scope.spawn(accept), scope.spawn(accept)];
+        let connection: Connection<u8, u8> = connect(&path, None)?;
+        let accepted = acceptors.into_iter().filter_map(|acceptor| acceptor.join().ok()).filter(|ok| *ok).count();
+        drop(connection);
+        Ok(accepted)
+    })?;
+    assert_eq!(accepted, 1);
+    Ok(())
 }
 
 #[test]

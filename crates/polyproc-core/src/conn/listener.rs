@@ -108,10 +108,16 @@ impl Listener {
             io::ErrorKind::Interrupted => ConnectError::Interrupted,
             _ => ConnectError::Os { address: self.address.clone(), source },
         };
-        if !watch::is_readable(self.as_fd(), deadline).map_err(os)? {
-            return Err(os(io::ErrorKind::TimedOut.into()));
-        }
-        let connection = Connection::from(socket::accept(self.as_fd()).map_err(os)?);
+        let connection = loop {
+            if !watch::is_readable(self.as_fd(), deadline).map_err(os)? {
+                return Err(os(io::ErrorKind::TimedOut.into()));
+            }
+            match socket::accept(self.as_fd()) {
+                Ok(socket) => break Connection::from(socket),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {} // another one has accepted it
+                Err(error) => return Err(os(error)),
+            }
+        };
         if let Some(key) = &self.key {
             let until = Deadline::after(AUTH_TIME);
             auth::deliver_challenge(&connection, key, until)

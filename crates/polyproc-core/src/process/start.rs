@@ -407,10 +407,10 @@ pub fn active_children() -> Vec<Child> {
 /// [`io::ErrorKind::Interrupted`] when a signal handler ran.
 pub fn wait<Fd: AsFd>(fds: &[Fd], deadline: Deadline) -> io::Result<Vec<usize>> {
     loop {
+        registry::refresh_if_due();
         let ready = watch::readable(fds, deadline.or_sooner(registry::REFRESH))?;
         if !ready.is_empty() || deadline.has_passed() {
             return Ok(ready);
         }
-        registry::refresh_all();
     }
 }

@@ -94,10 +94,19 @@ impl Bell {
         self.drop_first();
     }
 
-    /// Takes all rings before the first descriptors.
-    pub(super) fn silence(&self) {
-        while let Ok(Next::Ring) = self.peek() {
-            self.drop_first();
+    /// Takes all rings before the first descriptors. False when there are descriptors.
+    pub(super) fn silence(&self) -> bool {
+        loop {
+            match self.peek() {
+                Ok(Next::Ring) => self.drop_first(),
+                Ok(Next::Nothing) => return true,
+                Ok(Next::Fds { .. }) | Err(_) => return false,
+            }
         }
+    }
+
+    /// Takes all there is. Under both locks, when no message is left: the descriptors are those of dead producers.
+    pub(super) fn clear(&self) {
+        while socket::receive(self.receiving.as_fd(), false).is_ok() {}
     }
 }

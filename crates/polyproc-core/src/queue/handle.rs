@@ -17,6 +17,7 @@ use crate::shm::arena::{Block, State};
 use crate::shm::registry::{self, Object};
 use crate::shm::{MemoryError, Segment};
 use crate::sys::crash::{self, Step};
+use crate::sys::socket::MAX_FDS;
 
 /// How long a sleeper sleeps at most before it looks for itself: what a wake-up that died costs where nobody reaps.
 const SLICE: Duration = Duration::from_millis(200);
@@ -201,6 +202,10 @@ impl Queue {
     /// See [`PutError`]. The message is not in the queue then.
     pub fn put(&self, bytes: &[u8], fds: &[BorrowedFd<'_>], deadline: Deadline) -> Result<(), PutError> {
         let ring = &self.0.ring;
+        if fds.len() > MAX_FDS {
+            let why = format!("{} descriptors in one message: at most {MAX_FDS} are possible", fds.len());
+            return Err(PutError::Descriptors(io::Error::new(io::ErrorKind::InvalidInput, why)));
+        }
         let on_death = task::on_death(ring);
         if on_death == OnConsumerDeath::PutBack && !fds.is_empty() {
             return Err(PutError::NotReturnable);

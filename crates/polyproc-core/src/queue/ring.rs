@@ -68,9 +68,9 @@ impl Ring {
     /// The producers' lock, with the blocks in order.
     #[inline(always)]
     pub(super) fn lock_put<E: From<WaitError> + From<MemoryError>>(&self, deadline: Deadline) -> Result<Guard<'_>, E> {
-        let guard = self.layout().put.lock.lock(deadline)?;
+        let mut guard = self.layout().put.lock.lock(deadline)?;
         if guard.owner_died {
-            self.mend_put()?;
+            guard.mend(|| self.mend_put())?;
         }
         crash::point(Step::PutLocked);
         Ok(guard)
@@ -79,9 +79,9 @@ impl Ring {
     /// The consumers' lock, with the blocks in order.
     #[inline(always)]
     pub(super) fn lock_get<E: From<WaitError> + From<MemoryError>>(&self, deadline: Deadline) -> Result<Guard<'_>, E> {
-        let guard = self.layout().get.lock.lock(deadline)?;
+        let mut guard = self.layout().get.lock.lock(deadline)?;
         if guard.owner_died {
-            self.mend_get()?;
+            guard.mend(|| self.mend_get())?;
         }
         crash::point(Step::GetLocked);
         Ok(guard)
@@ -229,7 +229,10 @@ impl Ring {
             return Err(MemoryError::Corrupt.into());
         }
         let fds = match with_fds {
-            true => self.bell.look_for(self.word(place.at.wrapping_add(8))?.load(Ordering::Relaxed))?,
+            true => {
+                let ticket = self.word(place.at.wrapping_add(8))?.load(Ordering::Relaxed);
+                self.bell.look_for(ticket).inspect_err(|_| self.ring_again())?
+            }
             false => None,
         };
         let block = match entry {
@@ -258,6 +261,9 @@ impl Ring {
         crash::point(Step::GetFreed);
         if fds.is_some() {
             self.bell.taken();
+        }
+        if with_fds {
+            self.ring_again();
         }
         self.silence();
         drop(guard);
@@ -289,6 +295,15 @@ impl Ring {
         }
     }
 
+    /// After descriptors were looked for, which takes the rings before them. Under the consumers' lock.
+    fn ring_again(&self) {
+        let layout = self.layout();
+        if layout.settings.polled.load(Ordering::Relaxed) != 0 && self.has_news() {
+            layout.polled.rung.store(1, Ordering::SeqCst);
+            self.bell.ring();
+        }
+    }
+
     /// Under the consumers' lock: the bell is silent when there is nothing.
     #[inline]
     fn silence(&self) {
@@ -297,7 +312,12 @@ impl Ring {
         if layout.settings.polled.load(Ordering::Relaxed) == 0 || ends || self.len() != 0 {
             return;
         }
-        self.bell.silence();
+        if !self.bell.silence()
+            && let Ok(_put) = self.lock_put::<PutError>(Deadline::PASSED)
+            && self.len() == 0
+        {
+            self.bell.clear();
+        }
         layout.polled.rung.store(0, Ordering::SeqCst);
         fence(Ordering::SeqCst); // whoever puts from here on sees that the bell does not ring
         if self.has_news() {
@@ -322,9 +342,12 @@ impl Ring {
     /// Rings where the ring was lost with the process that was to ring.
     pub(super) fn ring_if_silent(&self) {
         let [_, receiving] = self.bell.ends();
-        if self.has_news() && !crate::sys::watch::is_readable(receiving, Deadline::PASSED).unwrap_or(true) {
-            self.layout().polled.rung.store(1, Ordering::SeqCst);
-            self.bell.ring();
+        if !crate::sys::watch::is_readable(receiving, Deadline::PASSED).unwrap_or(true) {
+            self.layout().polled.rung.store(0, Ordering::SeqCst);
+            fence(Ordering::SeqCst); // whoever puts from here on sees that the bell does not ring
+            if self.has_news() {
+                self.ring_once();
+            }
         }
     }
 }

@@ -187,6 +187,9 @@ pub(super) fn reclaim(ring: &Ring) -> Result<(), MemoryError> {
     if owners.is_empty() {
         return Ok(());
     }
+    if !arena.is_available() {
+        return Ok(()); // somebody was stopped in there: the next one tries again
+    }
     // Under this lock nobody else takes blocks from the dead, so what belongs to one stays as it is. Whoever reaps comes
     // here, and must not wait for ever for a process that was stopped holding it: the next one tries again.
     let guard = match ring.lock_get::<GetError>(Deadline::PASSED) {

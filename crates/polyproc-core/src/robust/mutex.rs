@@ -25,6 +25,17 @@ pub(crate) struct Guard<'a> {
     outer: Outer,
     /// The previous owner died while it held the lock: what the lock guards may be half changed.
     pub(crate) owner_died: bool,
+    /// It still is.
+    is_broken: bool,
+}
+
+impl Guard<'_> {
+    /// Repairs what the dead owner left; if that fails, the next owner is told of the death again.
+    pub(crate) fn mend<E>(&mut self, repair: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        let mended = repair();
+        self.is_broken = mended.is_err();
+        mended
+    }
 }
 
 impl Mutex {
@@ -42,7 +53,7 @@ impl Mutex {
             if free { false } else { self.lock_slowly(me.tid(), deadline).inspect_err(|_| me.settle())? };
         let outer = me.link(&self.robust);
         me.settle();
-        Ok(Guard { mutex: self, me, outer, owner_died })
+        Ok(Guard { mutex: self, me, outer, owner_died, is_broken: false })
     }
 
     #[cold]
@@ -91,7 +102,8 @@ impl Drop for Guard<'_> {
         self.me.announce(robust);
         self.me.unlink(&self.outer);
         // Release pairs with the Acquire of the next owner. SeqCst, for `os::fence_after_unlock`.
-        if robust.word.swap(0, Ordering::SeqCst) & WAITERS != 0 {
+        let free = if self.is_broken { OWNER_DIED } else { 0 };
+        if robust.word.swap(free, Ordering::SeqCst) & WAITERS != 0 {
             os::wake(&robust.word, 1);
         }
         self.me.settle();

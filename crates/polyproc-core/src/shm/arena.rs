@@ -174,11 +174,19 @@ impl<'a> Arena<'a> {
 
     /// The lists are whole while the guard lives.
     pub(crate) fn lock(&self) -> Result<Guard<'a>, MemoryError> {
-        let guard = through_signals(|| self.header.lock.lock(Deadline::NEVER));
+        let mut guard = through_signals(|| self.header.lock.lock(Deadline::NEVER));
         if guard.owner_died {
-            self.rebuild()?;
+            guard.mend(|| self.rebuild())?;
         }
         Ok(guard)
+    }
+
+    /// Whether the lock can be had soon: nobody was stopped while holding it.
+    pub(crate) fn is_available(&self) -> bool {
+        match self.header.lock.lock(Deadline::PASSED) {
+            Ok(mut guard) if guard.owner_died => guard.mend(|| self.rebuild()).is_ok(),
+            taken => taken.is_ok(),
+        }
     }
 
     /// Makes the lists anew from the records.
@@ -225,7 +233,10 @@ impl<'a> Arena<'a> {
         let table = (number / FIRST_TABLE + 1).ilog2();
         let start = self.header.tables.get(table as usize).ok_or(MemoryError::Corrupt)?;
         if start.load(Ordering::Relaxed) == 0 {
-            start.store(self.place((FIRST_TABLE << table) * RECORD)?, Ordering::Release);
+            let len = (FIRST_TABLE << table) * RECORD;
+            let at = self.place(len)?;
+            self.segment.reserve(at, len)?;
+            start.store(at, Ordering::Release);
         }
         let record = self.record(block)?;
         record.offset.store(self.place(capacity)?, Ordering::Relaxed);
@@ -269,9 +280,12 @@ impl<'a> Arena<'a> {
                 None => self.header.count.store(u64::from(block.0) + 1, Ordering::Release),
             }
         }
-        if !is_warm && let Err(error) = self.segment.reserve(record.offset(), capacity) {
-            self.free(block)?;
-            return Err(error.into());
+        if !is_warm {
+            if let Err(error) = self.segment.reserve(record.offset(), capacity) {
+                self.free(block)?;
+                return Err(error.into());
+            }
+            record.is_warm.store(1, Ordering::Relaxed);
         }
         Ok(block)
     }
@@ -279,12 +293,15 @@ impl<'a> Arena<'a> {
     /// Gives a block of this process back.
     pub(crate) fn free(&self, block: Block) -> Result<(), MemoryError> {
         let record = self.record(block)?;
-        let stays_warm = record.capacity() < PAGED
-            || self.header.warm.load(Ordering::Relaxed).saturating_add(record.capacity()) <= WARM_LIMIT;
-        if !stays_warm {
+        let may_stay = || {
+            record.capacity() < PAGED
+                || self.header.warm.load(Ordering::Relaxed).saturating_add(record.capacity()) <= WARM_LIMIT
+        };
+        // Warm is what was reserved, and not released: a death before either leaves it cold.
+        if record.is_warm.load(Ordering::Relaxed) != 0 && !may_stay() {
+            record.is_warm.store(0, Ordering::Relaxed);
             self.segment.release(record.offset(), record.capacity());
         }
-        record.is_warm.store(stays_warm.into(), Ordering::Relaxed);
         let _guard = self.lock()?;
         self.free_locked(block)
     }

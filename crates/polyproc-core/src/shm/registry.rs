@@ -9,7 +9,8 @@ use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use crate::prim::{AtomicPtr, Ordering};
+use crate::prim::{AtomicPtr, AtomicU64, Ordering};
+use crate::sys::clock;
 
 /// An object in shared memory, as this process sees it.
 pub(crate) trait Object: Any + Send + Sync {
@@ -84,9 +85,14 @@ pub(crate) fn rouse_all() {
     for_each(|object| object.rouse());
 }
 
-/// For who polls descriptors: to be called every [`REFRESH`].
-pub(crate) fn refresh_all() {
-    for_each(|object| object.refresh());
+/// For who polls descriptors: to be called at least every [`REFRESH`], and does something that often.
+pub(crate) fn refresh_if_due() {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let (now, last) = (clock::monotonic_nanos(), LAST.load(Ordering::Relaxed));
+    let is_due = Duration::from_nanos(now.saturating_sub(last)) >= REFRESH;
+    if is_due && LAST.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+        for_each(|object| object.refresh());
+    }
 }
 
 /// How long a lost ring stays lost where nobody reaps.

@@ -135,8 +135,12 @@ impl Segment {
     }
 
     /// Whether `offset` and `len` bytes from there are in one region.
-    fn is_whole(&self, offset: u64, len: u64) -> bool {
-        self.holding(offset, len).is_ok()
+    fn is_whole(&self, offset: u64, len: u64) -> Result<bool, MemoryError> {
+        match self.holding(offset, len) {
+            Ok(_) => Ok(true),
+            Err(MemoryError::Corrupt) => Ok(false),
+            Err(error) => Err(error), // it may be, but this process cannot map it
+        }
     }
 
     /// Where `len` bytes can go behind all that is `used`, in one region; the file grows when it must. To be called under the
@@ -147,11 +151,11 @@ impl Segment {
     pub(crate) fn place(&self, used: u64, len: u64) -> Result<u64, MemoryError> {
         let align = if len >= PAGED { PAGED } else { 64 };
         let start = used.checked_next_multiple_of(align).ok_or(MemoryError::Corrupt)?;
-        if self.is_whole(start, len) {
+        if self.is_whole(start, len)? {
             return Ok(start);
         }
         let start = self.add_region(len)?;
-        if self.is_whole(start, len) { Ok(start) } else { Err(MemoryError::Corrupt) }
+        if self.is_whole(start, len)? { Ok(start) } else { Err(MemoryError::Corrupt) }
     }
 
     /// Adds a region with room for `len` bytes and gives its start.

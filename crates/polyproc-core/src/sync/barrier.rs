@@ -177,8 +177,7 @@ impl Barrier {
             Err(WaitError::TimedOut) => {
                 let mutex = self.mutex();
                 if waiter.state() == Waiting::Waits {
-                    drop(mutex);
-                    self.abort();
+                    self.abort_locked(mutex);
                 }
             }
             Ok(_) => {}
@@ -210,7 +209,11 @@ impl Barrier {
 
     /// Breaks the barrier: all who wait, and who come, are told so, until it is reset.
     pub fn abort(&self) {
-        let mutex = self.mutex();
+        self.abort_locked(self.mutex());
+    }
+
+    /// In the same section in which it was found that there is a reason.
+    fn abort_locked(&self, mutex: Guard<'_>) {
         self.0.state().phase.store(BROKEN, Ordering::Relaxed);
         self.mark(Waiting::Broken, |_| true);
         drop(mutex);
@@ -246,9 +249,8 @@ impl Barrier {
                 waiter.set(Waiting::Free);
             }
         }
-        drop(mutex);
         if breaks {
-            self.abort(); // marks the dead one's place as well, which the next look frees
+            self.abort_locked(mutex); // marks the dead one's place as well, which the next look frees
         }
     }
 }

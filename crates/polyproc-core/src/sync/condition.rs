@@ -41,7 +41,16 @@ impl Condition {
     /// # Errors
     /// [`TooManyWaiters`].
     pub fn enter(&self) -> Result<Ticket, TooManyWaiters> {
+        {
+            let _mutex = self.mutex();
+            if let Ok(place) = self.0.enlist(0) {
+                return Ok(Ticket(place));
+            }
+        }
+        // The dead may fill it.
+        let dead = self.0.dead();
         let _mutex = self.mutex();
+        self.bury(&dead);
         self.0.enlist(0).map(Ticket)
     }
 

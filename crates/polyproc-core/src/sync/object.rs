@@ -204,6 +204,10 @@ impl Object {
         if at >= MOST_WAITERS {
             return Err(TooManyWaiters);
         }
+        // A page of places at a time: without memory for it, a write there would end the process.
+        if at == used && at.is_multiple_of(64) && self.0.reserve(WAITERS + u64::from(at) * 64, 4096).is_err() {
+            return Err(TooManyWaiters);
+        }
         let ticket = state.ticket.load(Ordering::Relaxed).wrapping_add(1);
         state.ticket.store(ticket, Ordering::Relaxed);
         let waiter = self.waiter(at);

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::deadline::Deadline;
@@ -62,7 +63,7 @@ impl Identity {
         if known.pid() == pid {
             return known;
         }
-        let own = Self::new(pid, start_time(pid).unwrap_or(0)); // 0 without /proc, for others too
+        let own = Self::new(pid, start_time(pid).unwrap_or(0)); // 0 where it cannot be learnt
         OWN.store(own.0, Ordering::Relaxed);
         own
     }
@@ -76,6 +77,10 @@ impl Identity {
         self.0 as u32
     }
 
+    fn start(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
     /// Whether it has ended. A zombie has. What cannot be known counts as living.
     pub(crate) fn is_dead(self) -> bool {
         if self == Self::own() {
@@ -83,10 +88,12 @@ impl Identity {
         }
         let Some(pid) = i32::try_from(self.pid()).ok().and_then(Pid::from_raw) else { return true };
         match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
-            Err(error) => error == rustix::io::Errno::SRCH,
+            // The last two: the number is that of a thread or of a group by now, and no process's.
+            Err(error) => matches!(error, Errno::SRCH | Errno::INVAL | Errno::NOENT),
             Ok(pidfd) => {
                 let ended = super::watch::is_readable(std::os::fd::AsFd::as_fd(&pidfd), Deadline::PASSED);
-                ended.unwrap_or(false) || start_time(self.pid()).is_ok_and(|start| Self::new(self.pid(), start) != self)
+                let is_another = |start| self.start() != 0 && start != self.start(); // 0 where it could not be learnt
+                ended.unwrap_or(false) || start_time(self.pid()).is_ok_and(is_another)
             }
         }
     }

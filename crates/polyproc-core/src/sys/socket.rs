@@ -119,6 +119,8 @@ pub(crate) fn unnamed_address() -> UnixAddress {
 /// A socket that listens at a path, or at an abstract name, of at most `backlog` connections.
 pub(crate) fn listen(address: &UnixAddress, backlog: i32) -> io::Result<OwnedFd> {
     let socket = new()?;
+    // Several may accept: who comes too late waits on by its own rules.
+    rustix::io::ioctl_fionbio(&socket, true)?;
     rustix::net::bind(&socket, address)?;
     rustix::net::listen(&socket, backlog)?;
     Ok(socket)
