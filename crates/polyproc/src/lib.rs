@@ -21,7 +21,9 @@
 //! | `p.sentinel`, `connection.wait` | [`Child`] as a descriptor, [`wait`] |
 //! | `current_process()`, `parent_process()`, `active_children()` | the same |
 //! | `set_forkserver_preload` | [`set_forkserver_preload`] |
-//! | `Pool(n)`, `apply`, `map`, `imap_unordered` | [`Pool`] and the same |
+//! | `Pool(n)`, `apply`, `map`, `imap`, `starmap_async` and the rest | [`Pool`] and the same |
+//! | `AsyncResult` | [`AsyncResult`], also a future |
+//! | `Pool(initializer=f, initargs=a)` | [`Pool::builder`], [`PoolBuilder::initializer`] |
 //! | `Queue(n)`, `JoinableQueue(n)`, `SimpleQueue()` | [`Queue::new`]`(n)`, [`JoinableQueue`], [`SimpleQueue`] |
 //! | `Lock()`, `RLock()`, `Semaphore(n)`, `Condition()`, `Event()`, `Barrier(n)` | [`Lock`] and the same |
 //! | `Pipe()`, `Pipe(duplex=False)` | [`pipe`], [`simplex_pipe`] |
