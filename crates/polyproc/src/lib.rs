@@ -42,6 +42,8 @@
 mod codec;
 mod connection;
 mod current;
+#[cfg(feature = "log")]
+mod logging;
 mod memory;
 mod pool;
 mod process;

@@ -215,11 +215,13 @@ impl Call {
 
     /// Takes the results that have come; `ends` is empty before. Gives the number of items that have not ended.
     pub fn take(&self, ends: &mut Ends) -> u64 {
-        self.driver.with(|inner| {
+        let left = self.driver.with(|inner| {
             let Some(state) = inner.calls.get_mut(self.key) else { return 0 };
             std::mem::swap(&mut state.ends, ends);
             state.left
-        })
+        });
+        self.driver.deliver_logs(); // another thread may be about to
+        left
     }
 
     /// Whether all was submitted and has ended.

@@ -8,6 +8,7 @@
 //! | `collect` | results, and the threads that wait for them |
 //! | `watch` | the pool's thread: deaths, times, starts |
 
+use std::cell::Cell;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
@@ -93,7 +94,8 @@ pub(super) struct Told {
     parkers: Vec<Arc<Parker>>,
     wakers: Vec<Waker>,
     thens: Vec<Box<dyn FnOnce() + Send>>,
-    pub(super) logs: Vec<(u32, Vec<u8>)>,
+    /// Workers have logged something.
+    pub(super) logs: bool,
     /// Tasks that were laid on the table.
     published: u32,
     /// The thread that looks for results has some.
@@ -113,7 +115,7 @@ impl Told {
         self.parkers.is_empty()
             && self.wakers.is_empty()
             && self.thens.is_empty()
-            && self.logs.is_empty()
+            && !self.logs
             && !self.leader
             && !self.driver
     }
@@ -171,6 +173,9 @@ pub(super) struct Driver {
     pub(super) bell: Bell,
     pub(super) settings: PoolSettings,
     pub(super) callbacks: Callbacks,
+    /// What workers logged, in order, and whose turn it is to hand it on.
+    pub(super) logs: Mutex<VecDeque<(u32, Vec<u8>)>>,
+    log_turn: Mutex<()>,
     /// The process that made it: in a copy of that process there is no thread behind it.
     pid: u32,
 }
@@ -222,6 +227,8 @@ impl Driver {
             bell,
             settings,
             callbacks: Callbacks::default(),
+            logs: Mutex::default(),
+            log_turn: Mutex::default(),
             pid: process_id(),
         }))
     }
@@ -263,9 +270,26 @@ impl Driver {
         0
     }
 
+    /// Hands on what workers logged. When this returns, all that came before is handed on, by whichever thread.
+    pub(super) fn deliver_logs(&self) {
+        thread_local! {
+            static DELIVERS: Cell<bool> = const { Cell::new(false) };
+        }
+        let Some(on_log) = &self.settings.on_log else { return };
+        if DELIVERS.replace(true) {
+            return; // what it calls has come here
+        }
+        let turn = lock(&self.log_turn);
+        while let Some((pid, record)) = { lock(&self.logs).pop_front() } {
+            on_log(pid, &record);
+        }
+        drop(turn);
+        DELIVERS.set(false);
+    }
+
     fn tell(&self, told: Told) {
-        if let Some(on_log) = &self.settings.on_log {
-            told.logs.iter().for_each(|(pid, record)| on_log(*pid, record));
+        if told.logs {
+            self.deliver_logs();
         }
         told.parkers.iter().for_each(|parker| parker.unpark());
         told.wakers.into_iter().for_each(Waker::wake);

@@ -18,7 +18,7 @@ use crate::conn::Message;
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
 use crate::process::outcome::tag as process;
-use crate::process::{ExitStatus, Outcome, Signal, StartError, State};
+use crate::process::{ExitStatus, Outcome, Signal, StartError, State, lock};
 use crate::sys::watch::Watch;
 use crate::sys::{clock, priority, signal};
 
@@ -395,7 +395,10 @@ impl Driver {
                 }
             }
             tag::RESULT_FDS => worker.fds.push_back(Ok(message.payload.fds)),
-            tag::LOG => inner.told.logs.push((worker.child.pid(), message.payload.head)),
+            tag::LOG => {
+                lock(&self.logs).push_back((worker.child.pid(), message.payload.head));
+                inner.told.logs = true;
+            }
             tag::NEED_FDS => self.send_fds(inner, at, &message.payload.head),
             tag::NEED_FUNCTION => {
                 let id = message.payload.head.try_into().map(|id| FunctionId(u64::from_le_bytes(id)));

@@ -6,10 +6,13 @@ use std::marker::PhantomData;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
+use polyproc_core::Payload;
 use polyproc_core::pool::{self as core, PoolError, PoolSettings};
 use polyproc_core::process::{EnvChange, Function, StartMethod};
 
 use super::Pool;
+#[cfg(feature = "log")]
+use super::function::InitialiseLogging;
 use super::function::{Finish, Initialise};
 use crate::codec::{self, Transfer};
 
@@ -19,7 +22,28 @@ pub struct PoolBuilder<S = ()> {
     settings: PoolSettings,
     /// What went wrong already.
     error: Option<PoolError>,
+    /// What workers run first, once it is known whether they log to this process.
+    initializer: Option<Initializer>,
+    forwards_logs: bool,
     state: PhantomData<fn() -> S>,
+}
+
+type Initializer = Box<dyn FnOnce(bool) -> Result<(Function, Payload), PoolError>>;
+
+/// An initializer with its argument, for workers that log to their parent or do not.
+fn initialiser<A: Transfer, T: 'static>(
+    function: fn(A) -> T,
+    argument: Payload,
+    logs: bool,
+) -> Result<(Function, Payload), PoolError> {
+    #[cfg(feature = "log")]
+    if logs {
+        let head = [&[crate::logging::level()], &argument.head[..]].concat();
+        let name = Function::new::<fn(A) -> T, InitialiseLogging>(function)?;
+        return Ok((name, Payload { head, ..argument }));
+    }
+    debug_assert!(!logs, "without the feature nobody asks for it");
+    Ok((Function::new::<fn(A) -> T, Initialise>(function)?, argument))
 }
 
 impl<S> fmt::Debug for PoolBuilder<S> {
@@ -30,7 +54,13 @@ impl<S> fmt::Debug for PoolBuilder<S> {
 
 impl PoolBuilder {
     pub(crate) fn new() -> Self {
-        Self { settings: PoolSettings::default(), error: None, state: PhantomData }
+        Self {
+            settings: PoolSettings::default(),
+            error: None,
+            initializer: None,
+            forwards_logs: false,
+            state: PhantomData,
+        }
     }
 }
 
@@ -65,12 +95,26 @@ impl<S: 'static> PoolBuilder<S> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn initializer<A: Transfer, T: 'static>(mut self, function: fn(A) -> T, argument: A) -> PoolBuilder<T> {
-        match (Function::new::<fn(A) -> T, Initialise>(function), codec::encode("the argument", &argument)) {
-            (Ok(function), Ok(argument)) => self.settings.initializer = Some((function, argument)),
-            (Err(error), _) => self.error = Some(error.into()),
-            (_, Err(error)) => self.error = Some(PoolError::Argument(error.into())),
+        match codec::encode("the argument", &argument) {
+            Ok(argument) => self.initializer = Some(Box::new(move |logs| initialiser(function, argument, logs))),
+            Err(error) => self.error = Some(PoolError::Argument(error.into())),
         }
-        PoolBuilder { settings: self.settings, error: self.error, state: PhantomData }
+        PoolBuilder {
+            settings: self.settings,
+            error: self.error,
+            initializer: self.initializer,
+            forwards_logs: self.forwards_logs,
+            state: PhantomData,
+        }
+    }
+
+    /// What workers log with the crate `log` goes to this process's logger, at its present level: in the order in which one
+    /// worker logged it, and before the result of its task is seen. Workers have no other logger then.
+    #[cfg(feature = "log")]
+    pub fn forward_logs(mut self) -> Self {
+        self.forwards_logs = true;
+        self.settings.on_log = Some(crate::logging::on_log());
+        self
     }
 
     /// Each worker calls `function` with its state after its last task, unless it is killed ([`Pool::terminate`] kills).
@@ -131,9 +175,16 @@ impl<S: 'static> PoolBuilder<S> {
     /// # Errors
     /// See [`PoolError`]; nothing is left running then.
     pub fn build(self) -> Result<Pool<S>, PoolError> {
-        match self.error {
-            Some(error) => Err(error),
-            None => Ok(Pool { core: core::Pool::new(self.settings)?, state: PhantomData }),
-        }
+        let mut settings = self.settings;
+        settings.initializer = match (self.error, self.initializer) {
+            (Some(error), _) => return Err(error),
+            (None, Some(initializer)) => Some(initializer(self.forwards_logs)?),
+            (None, None) if self.forwards_logs => {
+                let nothing = codec::encode("the argument", &()).map_err(|error| PoolError::Argument(error.into()))?;
+                Some(initialiser::<(), ()>(|()| (), nothing, true)?)
+            }
+            (None, None) => None,
+        };
+        Ok(Pool { core: core::Pool::new(settings)?, state: PhantomData })
     }
 }

@@ -77,6 +77,20 @@ impl<A: Transfer, S: 'static> Handler<fn(A) -> S> for Initialise {
     }
 }
 
+/// As [`Initialise`], in a worker that logs to its parent at the level of the first byte.
+#[cfg(feature = "log")]
+pub(crate) enum InitialiseLogging {}
+
+#[cfg(feature = "log")]
+impl<A: Transfer, S: 'static> Handler<fn(A) -> S> for InitialiseLogging {
+    fn handle(function: fn(A) -> S, mut input: Input<'_>, out: &mut Payload) -> Verdict {
+        if let Some(level) = input.bytes.split_off_first() {
+            crate::logging::install(*level);
+        }
+        Initialise::handle(function, input, out)
+    }
+}
+
 impl<S: 'static> Handler<fn(S)> for Finish {
     fn handle(function: fn(S), _: Input<'_>, _: &mut Payload) -> Verdict {
         let state = STATE.take().or_else(|| Some(Box::new(())));

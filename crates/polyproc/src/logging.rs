@@ -1,0 +1,79 @@
+//! What workers log, in the parent's logger.
+
+use std::sync::Arc;
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use polyproc_core::pool::{self as core, OnLog};
+use serde::{Deserialize, Serialize};
+
+/// A record on its way.
+#[derive(Serialize, Deserialize)]
+struct Travelling<'a> {
+    /// From 1, error, to 5, trace.
+    level: u8,
+    target: &'a str,
+    text: String,
+    module: Option<&'a str>,
+    file: Option<&'a str>,
+    line: Option<u32>,
+}
+
+/// A worker's logger: it hands everything to the parent.
+struct Forward;
+
+impl Log for Forward {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let travelling = Travelling {
+            level: record.level() as u8,
+            target: record.target(),
+            text: record.args().to_string(),
+            module: record.module_path(),
+            file: record.file(),
+            line: record.line(),
+        };
+        if let Ok(bytes) = postcard::to_stdvec(&travelling) {
+            // Fails when the parent is gone: nobody is left to read it.
+            let _ = core::log(&bytes);
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// The level that workers are to log at: that of this process.
+pub(crate) fn level() -> u8 {
+    log::max_level() as u8
+}
+
+/// In a worker: logs to the parent from now on, unless the program has a logger here already.
+pub(crate) fn install(level: u8) {
+    let filter = LevelFilter::iter().find(|filter| *filter as u8 == level).unwrap_or(LevelFilter::Off);
+    if log::set_logger(&Forward).is_ok() {
+        log::set_max_level(filter);
+    }
+}
+
+/// In the parent: logs what a worker did.
+pub(crate) fn on_log() -> OnLog {
+    Arc::new(|_, bytes| {
+        let Ok(record) = postcard::from_bytes::<Travelling<'_>>(bytes) else { return };
+        let Some(level) = Level::iter().find(|level| *level as u8 == record.level) else { return };
+        log::logger().log(
+            &Record::builder()
+                .args(format_args!("{}", record.text))
+                .level(level)
+                .target(record.target)
+                .module_path(record.module)
+                .file(record.file)
+                .line(record.line)
+                .build(),
+        );
+    })
+}
