@@ -61,7 +61,7 @@ pub use current::{
     set_daemon_grace,
 };
 pub use memory::{OutOfBounds, SharedBytes, SharedBytesMut, SharedMemory};
-pub use polyproc_core::pool::PoolError;
+pub use polyproc_core::pool::{Ended, PoolError, PoolEvent};
 pub use polyproc_core::process::{
     ExitStatus, ForkWithThreads, FunctionError, Panic, Signal, StartError, StartMethod, Stdio, init, set_executable,
 };

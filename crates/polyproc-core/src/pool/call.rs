@@ -1,5 +1,6 @@
 //! [`Call`]: the tasks of one call of the user's, and how they ended.
 
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::task::Waker;
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use super::TaskEnd;
 use super::driver::Driver;
+use super::handle::OnLog;
 use super::scheduler::Priority;
 use super::stream::next_result;
 use super::task::Items;
@@ -18,7 +20,7 @@ use crate::robust::WaitError;
 use crate::sys::futex;
 
 /// How the tasks of a call are to be run.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct CallSettings {
     /// How many times an item is tried again whose worker was lost.
     pub retries: u32,
@@ -38,6 +40,19 @@ pub struct CallSettings {
     pub is_awaited: bool,
     /// Somebody waits for all results together, and need not be woken for each.
     pub is_bulk: bool,
+    /// Called with what the call's tasks log, in the place of the pool's.
+    pub on_log: Option<OnLog>,
+}
+
+impl fmt::Debug for CallSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CallSettings")
+            .field("retries", &self.retries)
+            .field("limit", &self.limit)
+            .field("call_limit", &self.call_limit)
+            .field("priority", &self.priority)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Results that have come, each with the number of its item.

@@ -21,12 +21,12 @@ use super::board::{Board, FIRST_BLOCK, INLINE_LEN, LIMITED, Order, SLOTS, STEPWI
 use super::call::{self, CallSettings, End, FunctionId, Parker, Stop};
 use super::callbacks::Callbacks;
 use super::doorbell;
-use super::handle::{PoolError, PoolSettings};
+use super::handle::{OnLog, PoolError, PoolSettings};
 use super::scheduler::{Action, Event, Loss, Place, Scheduler, TaskId};
 use super::staff::{Cause, Worker};
-use super::task::{Items, TaskEnd, Why, encode_function};
+use super::task::{Items, PoolEvent, TaskEnd, Why, encode_function};
 use super::watch::{Timer, Timers};
-use crate::prim::{Ordering, fence};
+use crate::prim::{AtomicBool, Ordering, fence};
 use crate::process::{Function, Signal, lock};
 use crate::shm::{Blocks, Extent, MemoryError};
 use crate::sys::identity::process_id;
@@ -88,12 +88,22 @@ impl Task {
     }
 }
 
+/// What a worker logged.
+pub(super) struct Logged {
+    pub(super) pid: u32,
+    pub(super) record: Vec<u8>,
+    /// That of the call whose task logged it.
+    pub(super) on_log: Option<OnLog>,
+}
+
 /// Whom to tell what, once the lock is released.
 #[derive(Default)]
 pub(super) struct Told {
     parkers: Vec<Arc<Parker>>,
     wakers: Vec<Waker>,
     thens: Vec<Box<dyn FnOnce() + Send>>,
+    /// What happened to workers.
+    pub(super) events: Vec<PoolEvent>,
     /// Workers have logged something.
     pub(super) logs: bool,
     /// Tasks that were laid on the table.
@@ -116,6 +126,7 @@ impl Told {
             && self.wakers.is_empty()
             && self.thens.is_empty()
             && !self.logs
+            && self.events.is_empty()
             && !self.leader
             && !self.driver
     }
@@ -174,7 +185,9 @@ pub(super) struct Driver {
     pub(super) settings: PoolSettings,
     pub(super) callbacks: Callbacks,
     /// What workers logged, in order, and whose turn it is to hand it on.
-    pub(super) logs: Mutex<VecDeque<(u32, Vec<u8>)>>,
+    pub(super) logs: Mutex<VecDeque<Logged>>,
+    /// There ever were any.
+    pub(super) has_logs: AtomicBool,
     log_turn: Mutex<()>,
     /// The process that made it: in a copy of that process there is no thread behind it.
     pid: u32,
@@ -228,6 +241,7 @@ impl Driver {
             settings,
             callbacks: Callbacks::default(),
             logs: Mutex::default(),
+            has_logs: AtomicBool::new(false),
             log_turn: Mutex::default(),
             pid: process_id(),
         }))
@@ -275,13 +289,14 @@ impl Driver {
         thread_local! {
             static DELIVERS: Cell<bool> = const { Cell::new(false) };
         }
-        let Some(on_log) = &self.settings.on_log else { return };
-        if DELIVERS.replace(true) {
+        if !self.has_logs.load(Ordering::Acquire) || DELIVERS.replace(true) {
             return; // what it calls has come here
         }
         let turn = lock(&self.log_turn);
-        while let Some((pid, record)) = { lock(&self.logs).pop_front() } {
-            on_log(pid, &record);
+        while let Some(Logged { pid, record, on_log }) = { lock(&self.logs).pop_front() } {
+            if let Some(on_log) = on_log.as_ref().or(self.settings.on_log.as_ref()) {
+                on_log(pid, &record);
+            }
         }
         drop(turn);
         DELIVERS.set(false);
@@ -290,6 +305,9 @@ impl Driver {
     fn tell(&self, told: Told) {
         if told.logs {
             self.deliver_logs();
+        }
+        if let Some(on_event) = &self.settings.on_event {
+            told.events.iter().for_each(|event| on_event(event));
         }
         told.parkers.iter().for_each(|parker| parker.unpark());
         told.wakers.into_iter().for_each(Waker::wake);
@@ -459,6 +477,8 @@ impl Driver {
             Action::Lose(id) => events.push_back(self.lose(inner, id)),
             Action::Delay(id, attempt) => {
                 let Some(task) = inner.tasks.get(id.0) else { return };
+                let index = task.first + u64::from(task.done);
+                inner.told.events.push(PoolEvent::ItemRetried { index, attempts: attempt });
                 let backoff = inner.calls.get(task.call).map_or_else(Default::default, |call| call.settings.backoff);
                 let serial = task.serial;
                 inner.set_timer(super::watch::after_backoff(backoff, attempt), Timer::Due { task: id, serial });
@@ -565,6 +585,7 @@ impl Driver {
             *bytes = rest.to_vec();
         }
         let is_last = task.done == task.count;
+        inner.told.events.push(PoolEvent::ItemLost { index });
         inner.end_item(call, index, End::Failed(Box::new(end)));
         if is_last {
             inner.tasks.remove(id.0);

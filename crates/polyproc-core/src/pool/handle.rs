@@ -11,11 +11,15 @@ use super::call::{Call, CallSettings};
 use super::driver::Driver;
 use super::scheduler::Event;
 use super::staff::WorkerStats;
+use super::task::PoolEvent;
 use crate::frame::Payload;
 use crate::process::{EnvChange, Function, FunctionError, StartError, StartMethod, lock};
 
 /// Called with a worker's process id and what it logged.
 pub type OnLog = Arc<dyn Fn(u32, &[u8]) + Send + Sync>;
+
+/// Called with what happens to workers, by whichever thread sees it.
+pub type OnEvent = Arc<dyn Fn(&PoolEvent) + Send + Sync>;
 
 /// What a pool is to be.
 #[derive(Default)]
@@ -42,8 +46,10 @@ pub struct PoolSettings {
     pub memory_limit: Option<u64>,
     /// Workers end when there has been nothing to do for so long.
     pub retire_idle: Option<Duration>,
-    /// See [`log`](super::log).
+    /// See [`log`](super::log); for what no call has a place of its own for.
     pub on_log: Option<OnLog>,
+    /// Is told what happens to workers.
+    pub on_event: Option<OnEvent>,
 }
 
 impl fmt::Debug for PoolSettings {

@@ -30,9 +30,9 @@ mod watch;
 mod worker;
 
 pub use call::{Call, CallSettings, Ends, ItemEnd, Want};
-pub use handle::{OnLog, Pool, PoolError, PoolSettings};
+pub use handle::{OnEvent, OnLog, Pool, PoolError, PoolSettings};
 pub use staff::WorkerStats;
-pub use task::{Ended, Items, TaskEnd, Why};
+pub use task::{Ended, Items, PoolEvent, TaskEnd, Why};
 pub use worker::log;
 pub(crate) use worker::run as run_worker;
 

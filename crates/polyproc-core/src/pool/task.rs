@@ -9,7 +9,7 @@
 //! | NEED_FUNCTION | from the worker | id `u64` | |
 //! | FUNCTION | to the worker | its name and context; empty when there is none | |
 //! | RESULT_FDS | from the worker, before the record of the result | empty | the result's |
-//! | LOG | from the worker | what a face logged | |
+//! | LOG | from the worker | the position of its task `u64`, what a face logged | |
 
 use super::stream::Kind;
 use crate::frame::Payload;
@@ -63,6 +63,46 @@ impl From<&Ending> for Ended {
     fn from(ending: &Ending) -> Self {
         Self { status: ending.status, stack_overflow: ending.stack_overflow }
     }
+}
+
+/// Something that happened to a pool's workers.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum PoolEvent {
+    /// A worker process was started.
+    WorkerStarted {
+        /// Its process id.
+        pid: u32,
+    },
+    /// It takes tasks from now on.
+    WorkerReady {
+        /// Its process id.
+        pid: u32,
+    },
+    /// It has ended: told to, or not.
+    WorkerEnded {
+        /// Its process id.
+        pid: u32,
+        /// How.
+        ended: Ended,
+    },
+    /// One could not be started.
+    WorkerNotStarted {
+        /// Why.
+        error: std::sync::Arc<StartError>,
+    },
+    /// An item was lost with its worker, and is going to be tried again.
+    ItemRetried {
+        /// Its number in its call.
+        index: u64,
+        /// How many attempts there were.
+        attempts: u32,
+    },
+    /// An item was lost with its worker, or its worker was killed for it.
+    ItemLost {
+        /// Its number in its call.
+        index: u64,
+    },
 }
 
 /// Why a pool has no workers.

@@ -9,11 +9,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::call::{FunctionId, Stop};
-use super::driver::{At, Driver, Inner, Task, stop_end};
+use super::driver::{At, Driver, Inner, Logged, Task, stop_end};
 use super::scheduler::{Event, Held, Hope, Place, TaskId};
 use super::staff::{Cause, Doom, Worker};
 use super::stream::{DOOMED, cut, is_cut, running_item, running_position};
-use super::task::{TaskEnd, Why, decode_unfit, next_item, tag};
+use super::task::{PoolEvent, TaskEnd, Why, decode_unfit, next_item, tag};
 use crate::conn::Message;
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
@@ -301,7 +301,9 @@ impl Driver {
             self.with(|inner| {
                 let hope = if is_passing(&error) { Hope::Some } else { Hope::None };
                 inner.on_arrival.remove(&place);
-                inner.why = Some(Why::Start(Arc::new(error)));
+                let error = Arc::new(error);
+                inner.told.events.push(PoolEvent::WorkerNotStarted { error: Arc::clone(&error) });
+                inner.why = Some(Why::Start(error));
                 self.handle(inner, Event::NotStarted(place, hope));
             });
         }
@@ -329,6 +331,7 @@ impl Driver {
             return Err(StartError::Os { doing: "watching a worker", source });
         }
         self.with(|inner| {
+            inner.told.events.push(PoolEvent::WorkerStarted { pid: worker.child.pid() });
             if let Some(action) = inner.on_arrival.remove(&place) {
                 self.end_worker(&worker, action);
             }
@@ -385,6 +388,7 @@ impl Driver {
         let Some(worker) = &mut inner.workers[at] else { return };
         match message.tag {
             tag::READY => {
+                inner.told.events.push(PoolEvent::WorkerReady { pid: worker.child.pid() });
                 inner.unfit = 0;
                 self.handle(inner, Event::Ready(Place(at)));
             }
@@ -396,8 +400,8 @@ impl Driver {
             }
             tag::RESULT_FDS => worker.fds.push_back(Ok(message.payload.fds)),
             tag::LOG => {
-                lock(&self.logs).push_back((worker.child.pid(), message.payload.head));
-                inner.told.logs = true;
+                let pid = worker.child.pid();
+                self.on_log_message(inner, pid, message.payload.head);
             }
             tag::NEED_FDS => self.send_fds(inner, at, &message.payload.head),
             tag::NEED_FUNCTION => {
@@ -414,6 +418,20 @@ impl Driver {
             }
             _ => {}
         }
+    }
+
+    /// A worker logged something: the position of its task, and what.
+    fn on_log_message(&self, inner: &mut Inner, pid: u32, mut record: Vec<u8>) {
+        let Some(position) = record.split_first_chunk().map(|(position, _)| u64::from_le_bytes(*position)) else {
+            return;
+        };
+        record.drain(..8);
+        let is_its = |task: &Task| matches!(task.at, At::Out { position: at, .. } if at == position);
+        let task = inner.tasks.iter().find(|(_, task)| is_its(task)).map(|(_, task)| task.call);
+        let on_log = task.and_then(|call| inner.calls.get(call)).and_then(|call| call.settings.on_log.clone());
+        lock(&self.logs).push_back(Logged { pid, record, on_log });
+        self.has_logs.store(true, Ordering::Release);
+        inner.told.logs = true;
     }
 
     /// The worker needs the descriptors of the argument of the task that it has.
@@ -436,6 +454,8 @@ impl Driver {
     /// A worker is dead, and all that it wrote was read.
     fn bury(&self, inner: &mut Inner, place: Place, mut worker: Worker, status: ExitStatus) {
         worker.last_words.status = status;
+        let (pid, ended) = (worker.child.pid(), (&worker.last_words).into());
+        inner.told.events.push(PoolEvent::WorkerEnded { pid, ended });
         self.board.lookers().leave(worker.number);
         // It may have been woken for a task, and not have taken it.
         self.board.sleepers().rouse();

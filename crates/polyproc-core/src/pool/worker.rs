@@ -31,13 +31,16 @@ const KEPT: usize = 4 << 20;
 
 /// Where [`log`] sends to.
 static CHANNEL: OnceLock<&'static Channel> = OnceLock::new();
+/// The position of the task that runs, or ran last.
+static POSITION: AtomicU64 = AtomicU64::new(u64::MAX);
 /// Something was logged since the last item ended.
 static LOGGED: AtomicBool = AtomicBool::new(false);
 
 /// In a worker: has the parent's [`on_log`](super::PoolSettings::on_log) called with `record`, before the result of the task
 /// that runs is seen. False in any other process, or when the parent is gone.
 pub fn log(record: &[u8]) -> bool {
-    let sent = CHANNEL.get().is_some_and(|channel| channel.send(tag::LOG, record, &[]).is_ok());
+    let head = || [&POSITION.load(Ordering::Relaxed).to_le_bytes(), record].concat();
+    let sent = CHANNEL.get().is_some_and(|channel| channel.send(tag::LOG, &head(), &[]).is_ok());
     if sent {
         LOGGED.store(true, Ordering::Release);
     }
@@ -248,6 +251,7 @@ impl<'a> Worker<'a> {
         self.board.read_argument(slot, &order, &mut argument)?;
         let mut running = stream::running(position, 0);
         self.declare(IDLE, running);
+        POSITION.store(position, Ordering::Relaxed);
         crash::point(Step::TaskDeclared);
         self.write(|stream| stream.write_begin(slot))?;
         crash::point(Step::TaskBegun);

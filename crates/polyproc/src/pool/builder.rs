@@ -4,10 +4,11 @@ use std::ffi::OsString;
 use std::fmt;
 use std::marker::PhantomData;
 use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::time::Duration;
 
 use polyproc_core::Payload;
-use polyproc_core::pool::{self as core, PoolError, PoolSettings};
+use polyproc_core::pool::{self as core, PoolError, PoolEvent, PoolSettings};
 use polyproc_core::process::{EnvChange, Function, StartMethod};
 
 use super::Pool;
@@ -167,6 +168,13 @@ impl<S: 'static> PoolBuilder<S> {
     /// Workers end when they have had nothing to do for so long, and start again when there is something.
     pub fn retire_idle(mut self, time: Duration) -> Self {
         self.settings.retire_idle = Some(time);
+        self
+    }
+
+    /// Calls `see` when workers start, get ready, end, or cannot be started, and when items are lost or tried again; on
+    /// whichever thread sees it, so it should be quick.
+    pub fn on_event(mut self, see: impl Fn(&PoolEvent) + Send + Sync + 'static) -> Self {
+        self.settings.on_event = Some(Arc::new(see));
         self
     }
 
