@@ -42,6 +42,7 @@
 mod codec;
 mod connection;
 mod current;
+mod forward;
 #[cfg(feature = "log")]
 mod logging;
 mod memory;
@@ -50,6 +51,8 @@ mod process;
 mod progress;
 mod queue;
 mod sync;
+#[cfg(feature = "tracing")]
+mod traces;
 
 pub use codec::{CodecError, Transfer, TransferError};
 pub use connection::{

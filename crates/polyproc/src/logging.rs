@@ -1,9 +1,7 @@
 //! What workers log, in the parent's logger.
 
-use std::sync::Arc;
-
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use polyproc_core::pool::{self as core, OnLog};
+use polyproc_core::pool as core;
 use serde::{Deserialize, Serialize};
 
 /// A record on its way.
@@ -38,7 +36,7 @@ impl Log for Forward {
             file: record.file(),
             line: record.line(),
         };
-        if let Ok(bytes) = postcard::to_stdvec(&travelling) {
+        if let Ok(bytes) = postcard::to_extend(&travelling, vec![LOG]) {
             // Fails when the parent is gone: nobody is left to read it.
             let _ = core::log(&bytes);
         }
@@ -46,6 +44,9 @@ impl Log for Forward {
 
     fn flush(&self) {}
 }
+
+/// The first byte of what is sent.
+pub(crate) const LOG: u8 = 0;
 
 /// The level that workers are to log at: that of this process.
 pub(crate) fn level() -> u8 {
@@ -61,19 +62,17 @@ pub(crate) fn install(level: u8) {
 }
 
 /// In the parent: logs what a worker did.
-pub(crate) fn on_log() -> OnLog {
-    Arc::new(|_, bytes| {
-        let Ok(record) = postcard::from_bytes::<Travelling<'_>>(bytes) else { return };
-        let Some(level) = Level::iter().find(|level| *level as u8 == record.level) else { return };
-        log::logger().log(
-            &Record::builder()
-                .args(format_args!("{}", record.text))
-                .level(level)
-                .target(record.target)
-                .module_path(record.module)
-                .file(record.file)
-                .line(record.line)
-                .build(),
-        );
-    })
+pub(crate) fn receive(bytes: &[u8]) {
+    let Ok(record) = postcard::from_bytes::<Travelling<'_>>(bytes) else { return };
+    let Some(level) = Level::iter().find(|level| *level as u8 == record.level) else { return };
+    log::logger().log(
+        &Record::builder()
+            .args(format_args!("{}", record.text))
+            .level(level)
+            .target(record.target)
+            .module_path(record.module)
+            .file(record.file)
+            .line(record.line)
+            .build(),
+    );
 }

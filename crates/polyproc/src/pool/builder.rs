@@ -12,10 +12,9 @@ use polyproc_core::pool::{self as core, PoolError, PoolEvent, PoolSettings};
 use polyproc_core::process::{EnvChange, Function, StartMethod};
 
 use super::Pool;
-#[cfg(feature = "log")]
-use super::function::InitialiseLogging;
-use super::function::{Finish, Initialise};
+use super::function::{Finish, Initialise, InitialiseForwarding};
 use crate::codec::{self, Transfer};
+use crate::forward::{self, Forwarded};
 
 /// What a pool is to be; see [`Pool::builder`].
 #[must_use = "a builder does nothing until `build`"]
@@ -25,25 +24,23 @@ pub struct PoolBuilder<S = ()> {
     error: Option<PoolError>,
     /// What workers run first, once it is known whether they log to this process.
     initializer: Option<Initializer>,
-    forwards_logs: bool,
+    forwarded: Forwarded,
     state: PhantomData<fn() -> S>,
 }
 
-type Initializer = Box<dyn FnOnce(bool) -> Result<(Function, Payload), PoolError>>;
+type Initializer = Box<dyn FnOnce(Forwarded) -> Result<(Function, Payload), PoolError>>;
 
-/// An initializer with its argument, for workers that log to their parent or do not.
+/// An initializer with its argument, for workers that forward what they log, or do not.
 fn initialiser<A: Transfer, T: 'static>(
     function: fn(A) -> T,
     argument: Payload,
-    logs: bool,
+    forwarded: Forwarded,
 ) -> Result<(Function, Payload), PoolError> {
-    #[cfg(feature = "log")]
-    if logs {
-        let head = [&[crate::logging::level()], &argument.head[..]].concat();
-        let name = Function::new::<fn(A) -> T, InitialiseLogging>(function)?;
+    if forwarded.any() {
+        let head = [&forwarded.levels()[..], &argument.head].concat();
+        let name = Function::new::<fn(A) -> T, InitialiseForwarding>(function)?;
         return Ok((name, Payload { head, ..argument }));
     }
-    debug_assert!(!logs, "without the feature nobody asks for it");
     Ok((Function::new::<fn(A) -> T, Initialise>(function)?, argument))
 }
 
@@ -59,7 +56,7 @@ impl PoolBuilder {
             settings: PoolSettings::default(),
             error: None,
             initializer: None,
-            forwards_logs: false,
+            forwarded: Forwarded::default(),
             state: PhantomData,
         }
     }
@@ -97,14 +94,16 @@ impl<S: 'static> PoolBuilder<S> {
     /// ```
     pub fn initializer<A: Transfer, T: 'static>(mut self, function: fn(A) -> T, argument: A) -> PoolBuilder<T> {
         match codec::encode("the argument", &argument) {
-            Ok(argument) => self.initializer = Some(Box::new(move |logs| initialiser(function, argument, logs))),
+            Ok(argument) => {
+                self.initializer = Some(Box::new(move |forwarded| initialiser(function, argument, forwarded)))
+            }
             Err(error) => self.error = Some(PoolError::Argument(error.into())),
         }
         PoolBuilder {
             settings: self.settings,
             error: self.error,
             initializer: self.initializer,
-            forwards_logs: self.forwards_logs,
+            forwarded: self.forwarded,
             state: PhantomData,
         }
     }
@@ -113,8 +112,16 @@ impl<S: 'static> PoolBuilder<S> {
     /// worker logged it, and before the result of its task is seen. Workers have no other logger then.
     #[cfg(feature = "log")]
     pub fn forward_logs(mut self) -> Self {
-        self.forwards_logs = true;
-        self.settings.on_log = Some(crate::logging::on_log());
+        self.forwarded.logs = true;
+        self
+    }
+
+    /// What workers trace with the crate `tracing` goes to this process's subscriber, at its present level: in the order in which
+    /// one worker traced it, before the result of its task is seen, and inside the span in which the call was made. Its fields
+    /// are `message`, `worker` (the process id), `fields` and `spans` (the worker's own, as text).
+    #[cfg(feature = "tracing")]
+    pub fn forward_traces(mut self) -> Self {
+        self.forwarded.traces = true;
         self
     }
 
@@ -186,13 +193,21 @@ impl<S: 'static> PoolBuilder<S> {
         let mut settings = self.settings;
         settings.initializer = match (self.error, self.initializer) {
             (Some(error), _) => return Err(error),
-            (None, Some(initializer)) => Some(initializer(self.forwards_logs)?),
-            (None, None) if self.forwards_logs => {
+            (None, Some(initializer)) => Some(initializer(self.forwarded)?),
+            (None, None) if self.forwarded.any() => {
                 let nothing = codec::encode("the argument", &()).map_err(|error| PoolError::Argument(error.into()))?;
-                Some(initialiser::<(), ()>(|()| (), nothing, true)?)
+                Some(initialiser::<(), ()>(|()| (), nothing, self.forwarded)?)
             }
             (None, None) => None,
         };
-        Ok(Pool { core: core::Pool::new(settings)?, state: PhantomData })
+        if self.forwarded.any() {
+            settings.on_log = Some(forward::on_log());
+        }
+        #[cfg(feature = "tracing")]
+        {
+            settings.on_event = Some(crate::traces::on_event(settings.on_event.take()));
+        }
+        let traces = self.forwarded.traces;
+        Ok(Pool { core: core::Pool::new(settings)?, traces, state: PhantomData })
     }
 }

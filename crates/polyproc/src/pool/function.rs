@@ -77,15 +77,14 @@ impl<A: Transfer, S: 'static> Handler<fn(A) -> S> for Initialise {
     }
 }
 
-/// As [`Initialise`], in a worker that logs to its parent at the level of the first byte.
-#[cfg(feature = "log")]
-pub(crate) enum InitialiseLogging {}
+/// As [`Initialise`], in a worker that logs to its parent at the levels of the first bytes.
+pub(crate) enum InitialiseForwarding {}
 
-#[cfg(feature = "log")]
-impl<A: Transfer, S: 'static> Handler<fn(A) -> S> for InitialiseLogging {
+impl<A: Transfer, S: 'static> Handler<fn(A) -> S> for InitialiseForwarding {
     fn handle(function: fn(A) -> S, mut input: Input<'_>, out: &mut Payload) -> Verdict {
-        if let Some(level) = input.bytes.split_off_first() {
-            crate::logging::install(*level);
+        if let Some((levels, rest)) = input.bytes.split_first_chunk() {
+            crate::forward::install(*levels);
+            input.bytes = rest;
         }
         Initialise::handle(function, input, out)
     }

@@ -68,11 +68,15 @@ impl<'a, I: Iterator<Item = A>, A: Transfer, R: Transfer> ImapUnordered<'a, I, A
             self.call.take(|index, end| self.ready.push_back((index, end)));
         }
         self.taken += 1;
-        let (done, total) = (self.taken, self.total);
+        self.ready.pop_front()
+    }
+
+    /// So many results were given on.
+    fn tell_progress(&mut self, done: usize) {
+        let total = self.total;
         if let Some(see) = &mut self.on_progress {
             see(Progress { done, total });
         }
-        self.ready.pop_front()
     }
 }
 
@@ -81,6 +85,7 @@ impl<I: Iterator<Item = A>, A: Transfer, R: Transfer> Iterator for ImapUnordered
 
     fn next(&mut self) -> Option<Self::Item> {
         let (index, end) = self.next_with_index()?;
+        self.tell_progress(self.taken);
         Some(end.map_err(|failure| TaskError { index, failure }))
     }
 }
@@ -130,6 +135,7 @@ impl<I: Iterator<Item = A>, A: Transfer, R: Transfer> Iterator for Imap<'_, I, A
             self.early.insert(found, end);
         };
         self.next += 1;
+        self.unordered.tell_progress(self.next);
         Some(end.map_err(|failure| TaskError { index, failure }))
     }
 }

@@ -50,6 +50,8 @@ pub use stats::{PoolStats, WorkerStats};
 #[derive(Debug)]
 pub struct Pool<S = ()> {
     core: core::Pool,
+    /// What workers trace goes where a call is made.
+    traces: bool,
     state: PhantomData<fn() -> S>,
 }
 
@@ -91,7 +93,7 @@ impl<S: 'static> Pool<S> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn options(&self) -> CallOptions<'_> {
-        CallOptions::new(&self.core)
+        CallOptions::new(&self.core, self.traces)
     }
 
     /// Calls of functions that get the worker's state, which [`PoolBuilder::initializer`] made there.

@@ -40,8 +40,9 @@ impl fmt::Debug for CallOptions<'_> {
 }
 
 impl<'a> CallOptions<'a> {
-    pub(crate) fn new(pool: &'a core::Pool) -> Self {
-        let settings = CallSettings { backoff: Duration::from_millis(10), ..CallSettings::default() };
+    pub(crate) fn new(pool: &'a core::Pool, traces: bool) -> Self {
+        let on_log = traces.then(crate::forward::on_log);
+        let settings = CallSettings { backoff: Duration::from_millis(10), on_log, ..CallSettings::default() };
         Self { pool, chunksize: None, look_ahead: None, settings, on_progress: None }
     }
 

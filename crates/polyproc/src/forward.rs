@@ -1,0 +1,62 @@
+//! What workers log and trace goes to the parent: each record begins with a byte that says which of the two it is.
+
+use std::sync::Arc;
+
+use polyproc_core::pool::OnLog;
+
+/// Which of the two a pool forwards.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Forwarded {
+    pub(crate) logs: bool,
+    pub(crate) traces: bool,
+}
+
+impl Forwarded {
+    pub(crate) fn any(self) -> bool {
+        self.logs || self.traces
+    }
+
+    /// The levels of both, for [`install`].
+    pub(crate) fn levels(self) -> [u8; 2] {
+        #[cfg_attr(
+            not(all(feature = "log", feature = "tracing")),
+            expect(unused_mut, reason = "each feature sets its own")
+        )]
+        let mut levels = [0; 2];
+        #[cfg(feature = "log")]
+        if self.logs {
+            levels[0] = crate::logging::level();
+        }
+        #[cfg(feature = "tracing")]
+        if self.traces {
+            levels[1] = crate::traces::level();
+        }
+        levels
+    }
+}
+
+/// In a worker: hands what is logged and traced to the parent from now on.
+pub(crate) fn install([logs, traces]: [u8; 2]) {
+    #[cfg(feature = "log")]
+    if logs > 0 {
+        crate::logging::install(logs);
+    }
+    #[cfg(feature = "tracing")]
+    if traces > 0 {
+        crate::traces::install(traces);
+    }
+    let _ = (logs, traces); // where a feature is missing
+}
+
+/// In the parent: where a worker's records go; traces into the span that is entered now.
+pub(crate) fn on_log() -> OnLog {
+    #[cfg(feature = "tracing")]
+    let span = tracing::Span::current();
+    Arc::new(move |pid, bytes| match bytes.split_first() {
+        #[cfg(feature = "log")]
+        Some((&crate::logging::LOG, record)) => crate::logging::receive(record),
+        #[cfg(feature = "tracing")]
+        Some((&crate::traces::TRACE, record)) => crate::traces::receive(pid, record, Some(&span)),
+        _ => _ = pid,
+    })
+}

@@ -1,0 +1,130 @@
+//! What workers trace arrives in the parent's subscriber, inside the span of the call; and pools trace what happens to workers.
+#![cfg(feature = "tracing")]
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use polyproc::Pool;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_core::span::Current;
+
+/// An event: level, target, the span it came in, its fields.
+type Kept = (Level, String, Option<String>, HashMap<String, String>);
+
+struct Keep {
+    next: AtomicU64,
+    spans: Mutex<HashMap<u64, &'static Metadata<'static>>>,
+}
+
+static KEPT: Mutex<Vec<Kept>> = Mutex::new(Vec::new());
+
+thread_local! {
+    static INSIDE: std::cell::RefCell<Vec<u64>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+#[derive(Default)]
+struct Fields(HashMap<String, String>);
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.0.insert(field.name().to_owned(), format!("{value:?}"));
+    }
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name().to_owned(), value.to_owned());
+    }
+}
+
+impl Subscriber for Keep {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= Level::DEBUG
+    }
+    fn max_level_hint(&self) -> Option<tracing::level_filters::LevelFilter> {
+        Some(tracing::level_filters::LevelFilter::DEBUG)
+    }
+    fn new_span(&self, span: &Attributes<'_>) -> Id {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        self.spans.lock().expect("not poisoned").insert(id, span.metadata());
+        Id::from_u64(id)
+    }
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn event(&self, event: &Event<'_>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let inside = INSIDE.with_borrow(|inside| inside.last().copied());
+        let name = |id| Some(self.spans.lock().expect("not poisoned").get(&id)?.name().to_owned());
+        let span = inside.and_then(name);
+        let metadata = event.metadata();
+        KEPT.lock().expect("not poisoned").push((*metadata.level(), metadata.target().to_owned(), span, fields.0));
+    }
+    fn current_span(&self) -> Current {
+        let inside = INSIDE.with_borrow(|inside| inside.last().copied());
+        let metadata = |id| Some(*self.spans.lock().expect("not poisoned").get(&id)?);
+        match inside.and_then(|id| Some((id, metadata(id)?))) {
+            Some((id, metadata)) => Current::new(Id::from_u64(id), metadata),
+            None => Current::none(),
+        }
+    }
+    fn enter(&self, span: &Id) {
+        INSIDE.with_borrow_mut(|inside| inside.push(span.into_u64()));
+    }
+    fn exit(&self, _: &Id) {
+        INSIDE.with_borrow_mut(|inside| inside.pop());
+    }
+}
+
+fn work(x: u64) -> u64 {
+    let outer = tracing::info_span!("outer", x);
+    let _outer = outer.enter();
+    tracing::info!(target: "work", answer = x + 1, "half way");
+    tracing::trace!("not at this level");
+    tracing::debug_span!("inner").in_scope(|| tracing::debug!(target: "work", "done"));
+    x
+}
+
+fn kept(target: &str) -> Vec<Kept> {
+    let mut kept = KEPT.lock().expect("not poisoned");
+    let (wanted, rest) = std::mem::take(&mut *kept).into_iter().partition(|(_, of, _, _)| of == target);
+    *kept = rest;
+    wanted
+}
+
+#[test]
+fn events_come_in_order_inside_the_span_of_the_call() -> Result<(), Box<dyn std::error::Error>> {
+    tracing::subscriber::set_global_default(Keep { next: AtomicU64::new(1), spans: Mutex::default() })?;
+    let pool = Pool::builder().workers(2).forward_traces().build()?;
+    for x in 0..20 {
+        let call = tracing::info_span!("call");
+        assert_eq!(call.in_scope(|| pool.apply(work, x))?, x);
+        let events = kept("work");
+        let [(Level::INFO, _, Some(in_call), first), (Level::DEBUG, _, Some(in_call_too), second)] = &events[..] else {
+            panic!("{events:?}")
+        };
+        assert_eq!((in_call.as_str(), in_call_too.as_str()), ("call", "call"));
+        assert_eq!(
+            (first["message"].as_str(), first["fields"].as_str()),
+            ("half way", format!("answer={}", x + 1).as_str())
+        );
+        assert_eq!(
+            (first["spans"].as_str(), second["spans"].as_str()),
+            (format!("outer{{x={x}}}").as_str(), format!("outer{{x={x}}}:inner").as_str())
+        );
+        assert_eq!(first["worker"], second["worker"]);
+    }
+    let lost: Result<(), _> = pool.apply(|()| std::process::abort(), ());
+    assert!(lost.is_err());
+    pool.close();
+    pool.join()?;
+    let told: Vec<_> =
+        kept("polyproc::traces").into_iter().map(|(level, _, _, fields)| (level, fields["message"].clone())).collect();
+    let count = |level, text: &str| told.iter().filter(|(of, message)| *of == level && message == text).count();
+    assert!(count(Level::DEBUG, "a worker was started") >= 2, "{told:?}");
+    assert_eq!(count(Level::WARN, "a worker has died"), 1, "{told:?}");
+    assert_eq!(count(Level::WARN, "an item was lost with its worker"), 1, "{told:?}");
+    assert!(count(Level::DEBUG, "a worker has ended") >= 1, "{told:?}");
+    Ok(())
+}
