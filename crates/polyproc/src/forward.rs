@@ -16,23 +16,24 @@ impl Forwarded {
         self.logs || self.traces
     }
 
-    /// The levels of both, for [`install`].
+    /// The levels of both, for [`install`]; 0 where nobody listens.
     pub(crate) fn levels(self) -> [u8; 2] {
-        #[cfg_attr(
-            not(all(feature = "log", feature = "tracing")),
-            expect(unused_mut, reason = "each feature sets its own")
-        )]
-        let mut levels = [0; 2];
-        #[cfg(feature = "log")]
-        if self.logs {
-            levels[0] = crate::logging::level();
-        }
-        #[cfg(feature = "tracing")]
-        if self.traces {
-            levels[1] = crate::traces::level();
-        }
-        levels
+        [if self.logs { log_level() } else { 0 }, if self.traces { trace_level() } else { 0 }]
     }
+}
+
+fn log_level() -> u8 {
+    #[cfg(feature = "log")]
+    return crate::logging::level();
+    #[cfg(not(feature = "log"))]
+    return 0;
+}
+
+fn trace_level() -> u8 {
+    #[cfg(feature = "tracing")]
+    return crate::traces::level();
+    #[cfg(not(feature = "tracing"))]
+    return 0;
 }
 
 /// In a worker: hands what is logged and traced to the parent from now on.
