@@ -16,7 +16,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::{Doorbell, Table};
+use super::{Count, Doorbell, Table};
 use crate::prim::{AtomicU32, AtomicU64, Ordering};
 use crate::robust::Sleepers;
 use crate::shm::{MemoryError, Segment};
@@ -36,11 +36,6 @@ pub(super) const FIRST_BLOCK: u64 = FIRST_SLOT + SLOTS as u64 * SLOT_LEN;
 const FIRST_REGION: u64 = 5 * 65536;
 const _: () = assert!(FIRST_BLOCK < FIRST_REGION && size_of::<Slot>() as u64 == INLINE);
 const _: () = assert!(INLINE + INLINE_LEN as u64 == SLOT_LEN);
-
-shared! {
-    /// A count that many processes look at.
-    struct Count { count: AtomicU64, }
-}
 
 /// So many workers look for tasks at a time; the others sleep.
 const LOOKERS: usize = 4;

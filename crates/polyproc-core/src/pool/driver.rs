@@ -4,7 +4,8 @@
 //!
 //! | file | what of it |
 //! |---|---|
-//! | `driver` | the state; tasks in and out |
+//! | `driver` | the state; calls |
+//! | `act` | what the scheduler decides, done |
 //! | `collect` | results, and the threads that wait for them |
 //! | `watch` | the pool's thread: deaths, times, starts |
 
@@ -17,18 +18,18 @@ use std::time::Instant;
 
 use slab::Slab;
 
-use super::board::{Board, FIRST_BLOCK, INLINE_LEN, LIMITED, Order, SLOTS, STEPWISE, WITH_FDS};
+use super::board::{Board, FIRST_BLOCK, SLOTS};
 use super::call::{self, CallSettings, End, FunctionId, Parker, Stop};
 use super::callbacks::Callbacks;
 use super::doorbell;
 use super::handle::{OnLog, PoolError, PoolSettings};
-use super::scheduler::{Action, Event, Loss, Place, Scheduler, TaskId};
+use super::scheduler::{Action, Event, Place, Scheduler, TaskId};
 use super::staff::{Cause, Worker};
 use super::task::{Items, PoolEvent, TaskEnd, Why, encode_function};
 use super::watch::{Timer, Timers};
 use crate::prim::{AtomicBool, Ordering, fence};
-use crate::process::{Function, Signal, lock};
-use crate::shm::{Blocks, Extent, MemoryError};
+use crate::process::{Function, lock};
+use crate::shm::{Blocks, Extent};
 use crate::sys::identity::process_id;
 use crate::sys::watch::{Bell, Watch};
 
@@ -107,7 +108,7 @@ pub(super) struct Told {
     /// Workers have logged something.
     pub(super) logs: bool,
     /// Tasks that were laid on the table.
-    published: u32,
+    pub(super) published: u32,
     /// The thread that looks for results has some.
     pub(super) leader: bool,
     /// The pool's thread has something to do.
@@ -139,16 +140,16 @@ pub(super) struct Inner {
     pub(super) calls: Slab<call::State>,
     /// The tasks in the slots of the board.
     pub(super) slots: Vec<Option<TaskId>>,
-    free_slots: Vec<u32>,
+    pub(super) free_slots: Vec<u32>,
     /// Bytes of the arguments of tasks that are out.
-    out_bytes: u64,
-    blocks: Blocks,
+    pub(super) out_bytes: u64,
+    pub(super) blocks: Blocks,
     /// Functions without a context, by what tells them apart in this process.
     functions: HashMap<(usize, usize), FunctionId>,
     /// What workers are told of functions, when they ask.
     pub(super) names: HashMap<FunctionId, Vec<u8>>,
     /// Vectors to be used again.
-    spare: Vec<Vec<u8>>,
+    pub(super) spare: Vec<Vec<u8>>,
     next_serial: u64,
     pub(super) workers: Vec<Option<Worker>>,
     pub(super) next_number: u32,
@@ -165,7 +166,7 @@ pub(super) struct Inner {
     /// Why there are no workers.
     pub(super) why: Option<Why>,
     pub(super) scratch: Vec<u8>,
-    actions: Vec<Action>,
+    pub(super) actions: Vec<Action>,
     pub(super) lost: u64,
     /// A look at tasks whose items may go to other workers is to come.
     pub(super) is_sharing: bool,
@@ -424,188 +425,6 @@ impl Driver {
             Some(state) if !state.is_over() => state.thens.push(then),
             _ => inner.told.thens.push(then),
         });
-    }
-
-    /// Lets the scheduler decide, and does it.
-    pub(super) fn handle(&self, inner: &mut Inner, event: Event) {
-        let mut actions = std::mem::take(&mut inner.actions);
-        let mut events = VecDeque::new();
-        inner.scheduler.on(event, &mut actions);
-        loop {
-            for action in actions.drain(..) {
-                self.act(inner, action, &mut events);
-            }
-            let Some(event) = events.pop_front() else { break };
-            inner.scheduler.on(event, &mut actions);
-        }
-        inner.actions = actions; // its memory is used again
-    }
-
-    fn act(&self, inner: &mut Inner, action: Action, events: &mut VecDeque<Event>) {
-        match action {
-            Action::Publish(id) => {
-                if let Err(error) = self.publish(inner, id) {
-                    let why = format!("there is no memory for the argument: {error}");
-                    self.remove(inner, id, &TaskEnd::Refused(why));
-                    events.push_back(Event::Ended(id));
-                }
-            }
-            Action::MakeWay(priority) => {
-                let is_less =
-                    |task: &Task| inner.calls.get(task.call).is_some_and(|call| call.settings.priority < priority);
-                let out = inner.tasks.iter().filter(|(_, task)| is_less(task)).filter_map(|(id, task)| match task.at {
-                    At::Out { slot, position, .. } => Some((position, slot, TaskId(id))),
-                    At::Waiting(_) => None,
-                });
-                let mut out: Vec<_> = out.collect();
-                out.sort_unstable();
-                for (position, slot, id) in out.into_iter().rev() {
-                    if self.board.table().withdraw(slot, position) {
-                        self.take_off(inner, id, 0);
-                        inner.scheduler.on(Event::Withdrawn(id), &mut Vec::new());
-                    }
-                }
-                events.push_back(Event::WayMade);
-            }
-            Action::Fail(id, loss) => {
-                let end = match (loss, &inner.why) {
-                    (Loss::NoWorkers, Some(why)) => TaskEnd::NoWorkers(why.clone()),
-                    _ => TaskEnd::Terminated,
-                };
-                self.remove(inner, id, &end);
-            }
-            Action::Lose(id) => events.push_back(self.lose(inner, id)),
-            Action::Delay(id, attempt) => {
-                let Some(task) = inner.tasks.get(id.0) else { return };
-                let index = task.first + u64::from(task.done);
-                inner.told.events.push(PoolEvent::ItemRetried { index, attempts: attempt });
-                let backoff = inner.calls.get(task.call).map_or_else(Default::default, |call| call.settings.backoff);
-                let serial = task.serial;
-                inner.set_timer(super::watch::after_backoff(backoff, attempt), Timer::Due { task: id, serial });
-            }
-            Action::Start(place) => {
-                inner.to_start.push_back(place);
-                inner.told.driver = true;
-            }
-            Action::StartLater(place, failures) => {
-                inner.set_timer(super::watch::after_failed_starts(failures), Timer::Start(place));
-            }
-            Action::Retire(place) | Action::Kill(place) => match &inner.workers.get(place.0) {
-                Some(Some(worker)) => self.end_worker(worker, action),
-                _ => _ = inner.on_arrival.insert(place, action),
-            },
-        }
-    }
-
-    /// Retires or kills.
-    pub(super) fn end_worker(&self, worker: &Worker, action: Action) {
-        if matches!(action, Action::Kill(_)) {
-            // A worker that may not be signalled any more sees the end of its channel.
-            if worker.child.signal(Signal::TERMINATE).is_err() {
-                worker.child.channel().shut_down();
-            }
-        } else {
-            worker.stream.cell().retire.store(1, Ordering::Release);
-            self.board.sleepers().rouse();
-        }
-    }
-
-    /// Lays a task on the table.
-    fn publish(&self, inner: &mut Inner, id: TaskId) -> Result<(), MemoryError> {
-        let Some(task) = inner.tasks.get_mut(id.0) else { return Ok(()) };
-        let At::Waiting(bytes) = &mut task.at else { return Ok(()) };
-        let Some(call) = inner.calls.get(task.call) else { return Ok(()) };
-        let len = bytes.len() as u64;
-        let block = match bytes.len() {
-            ..=INLINE_LEN => None,
-            _ => Some(inner.blocks.allocate(self.board.segment(), len)?),
-        };
-        let limited = call.settings.limit.map_or(0, |_| LIMITED);
-        let order = Order {
-            function: call.function.0,
-            argument_at: block.map_or(0, |block| block.offset),
-            argument_len: len,
-            items: task.count - task.done,
-            flags: limited | if task.fds.is_empty() { 0 } else { WITH_FDS } | if task.is_loose { STEPWISE } else { 0 },
-        };
-        let slot = inner.free_slots.pop().ok_or(MemoryError::Corrupt)?;
-        let inline = if block.is_none() { &bytes[..] } else { &[] };
-        self.board.write(slot, &order, inline)?;
-        if let Some(block) = block {
-            self.board.segment().copy_in(block.offset, bytes)?;
-        }
-        let mut used = std::mem::take(bytes);
-        inner.slots[slot as usize] = Some(id);
-        let position = self.board.table().publish(slot);
-        task.at = At::Out { slot, position, block, len, from: task.done };
-        inner.out_bytes += len;
-        inner.told.published += 1;
-        let is_loose = task.is_loose;
-        if let Some(at) = call.settings.limit.and_then(|limit| Instant::now().checked_add(limit)) {
-            inner.set_timer(at, Timer::Limit { slot, position });
-        }
-        if is_loose && !inner.is_sharing {
-            inner.is_sharing = true;
-            inner.set_timer(Instant::now() + super::watch::SHARE_PERIOD, Timer::Share);
-        }
-        if inner.spare.len() < 64 && used.capacity() <= 4096 {
-            used.clear();
-            inner.spare.push(used);
-        }
-        Ok(())
-    }
-
-    /// Takes a task that no worker has off the board; `skip` of its items that have not ended are left behind.
-    pub(super) fn take_off(&self, inner: &mut Inner, id: TaskId, skip: u32) {
-        let Some(task) = inner.tasks.get_mut(id.0) else { return };
-        let At::Out { slot, block, len, from, .. } = task.at else { return };
-        let mut bytes = Vec::new();
-        // Only a process that went wild makes this fail: the items then fail to be decoded.
-        if let Ok(order) = self.board.read(slot) {
-            let _ = self.board.read_argument(slot, &order, &mut bytes);
-            let mut rest = &bytes[..];
-            for _ in from..task.done + skip {
-                let _ = super::task::next_item(&mut rest);
-            }
-            bytes = rest.to_vec();
-        }
-        task.at = At::Waiting(bytes);
-        inner.free(&self.board, slot, block, len);
-    }
-
-    /// The item that ran is lost.
-    fn lose(&self, inner: &mut Inner, id: TaskId) -> Event {
-        let Some(task) = inner.tasks.get_mut(id.0) else { return Event::Ended(id) };
-        let end = task.loss.take().unwrap_or(TaskEnd::Terminated);
-        let (call, index) = (task.call, task.first + u64::from(task.done));
-        task.done += 1;
-        if let At::Waiting(bytes) = &mut task.at {
-            let mut rest = &bytes[..];
-            let _ = super::task::next_item(&mut rest);
-            *bytes = rest.to_vec();
-        }
-        let is_last = task.done == task.count;
-        inner.told.events.push(PoolEvent::ItemLost { index });
-        inner.end_item(call, index, End::Failed(Box::new(end)));
-        if is_last {
-            inner.tasks.remove(id.0);
-            return Event::Ended(id);
-        }
-        Event::Requeued(id)
-    }
-
-    /// All items of a task that have not ended end so, and it is no more.
-    pub(super) fn remove(&self, inner: &mut Inner, id: TaskId, end: &TaskEnd) {
-        let Some(task) = inner.tasks.try_remove(id.0) else { return };
-        if let At::Out { slot, position, block, len, .. } = task.at {
-            // A worker that has it goes on with it, unread, until it is killed.
-            self.board.table().withdraw(slot, position);
-            inner.free(&self.board, slot, block, len);
-        }
-        for item in task.done..task.count {
-            let end = End::Failed(Box::new(end.clone()));
-            inner.end_item(task.call, task.first + u64::from(item), end);
-        }
     }
 }
 

@@ -8,12 +8,13 @@
 //! | `stream` | one worker's memory: what it does, and how its results come back |
 //! | `doorbell` | how workers wake the parent |
 //! | `worker` | the child's loop |
-//! | `driver`, `collect`, `watch` | the parent: tasks in and out, results, deaths and times |
+//! | `driver`, `act`, `collect`, `watch` | the parent: its state, what the scheduler decides, results, deaths and times |
 //! | `staff` | a worker as the parent sees it |
 //! | `callbacks` | the thread for callbacks |
 //! | `call`, `handle` | [`Call`] and [`Pool`], what the faces use |
 //! | `task` | how a task ends, and messages |
 
+mod act;
 mod board;
 mod call;
 mod callbacks;
@@ -39,7 +40,7 @@ pub(crate) use worker::run as run_worker;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use task::decode_any;
 
-use crate::prim::AtomicU32;
+use crate::prim::{AtomicU32, AtomicU64};
 use crate::sys::shared::shared;
 
 /// What the table and the doorbell need of the system.
@@ -52,6 +53,11 @@ mod os {
 #[derive(Debug, Clone, Copy)]
 struct Table<'a> {
     board: &'a board::Board,
+}
+
+shared! {
+    /// A count that several processes look at.
+    struct Count { count: AtomicU64, }
 }
 
 shared! {

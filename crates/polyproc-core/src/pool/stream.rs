@@ -19,6 +19,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use super::Count;
 use crate::prim::{AtomicU32, AtomicU64, Ordering};
 use crate::robust::Sleepers;
 use crate::shm::{MemoryError, Segment};
@@ -201,10 +202,6 @@ pub(super) enum Phase {
     Initialising = 1,
     Idle = 2,
     Busy = 3,
-}
-
-shared! {
-    struct Count { count: AtomicU64, }
 }
 
 shared! {

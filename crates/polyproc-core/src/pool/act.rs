@@ -1,0 +1,199 @@
+//! What the scheduler decides, done: tasks onto the table and off it, workers told.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use super::board::{INLINE_LEN, LIMITED, Order, STEPWISE, WITH_FDS};
+use super::call::End;
+use super::driver::{At, Driver, Inner, Task};
+use super::scheduler::{Action, Event, Loss, TaskId};
+use super::staff::Worker;
+use super::task::{PoolEvent, TaskEnd, next_item};
+use super::watch::{SHARE_PERIOD, Timer, after_backoff, after_failed_starts};
+use crate::prim::Ordering;
+use crate::process::Signal;
+use crate::shm::MemoryError;
+
+impl Driver {
+    /// Lets the scheduler decide, and does it.
+    pub(super) fn handle(&self, inner: &mut Inner, event: Event) {
+        let mut actions = std::mem::take(&mut inner.actions);
+        let mut events = VecDeque::new();
+        inner.scheduler.on(event, &mut actions);
+        loop {
+            for action in actions.drain(..) {
+                self.act(inner, action, &mut events);
+            }
+            let Some(event) = events.pop_front() else { break };
+            inner.scheduler.on(event, &mut actions);
+        }
+        inner.actions = actions; // its memory is used again
+    }
+
+    fn act(&self, inner: &mut Inner, action: Action, events: &mut VecDeque<Event>) {
+        match action {
+            Action::Publish(id) => {
+                if let Err(error) = self.publish(inner, id) {
+                    let why = format!("there is no memory for the argument: {error}");
+                    self.remove(inner, id, &TaskEnd::Refused(why));
+                    events.push_back(Event::Ended(id));
+                }
+            }
+            Action::MakeWay(priority) => {
+                let is_less =
+                    |task: &Task| inner.calls.get(task.call).is_some_and(|call| call.settings.priority < priority);
+                let out = inner.tasks.iter().filter(|(_, task)| is_less(task)).filter_map(|(id, task)| match task.at {
+                    At::Out { slot, position, .. } => Some((position, slot, TaskId(id))),
+                    At::Waiting(_) => None,
+                });
+                let mut out: Vec<_> = out.collect();
+                out.sort_unstable();
+                for (position, slot, id) in out.into_iter().rev() {
+                    if self.board.table().withdraw(slot, position) {
+                        self.take_off(inner, id, 0);
+                        inner.scheduler.on(Event::Withdrawn(id), &mut Vec::new());
+                    }
+                }
+                events.push_back(Event::WayMade);
+            }
+            Action::Fail(id, loss) => {
+                let end = match (loss, &inner.why) {
+                    (Loss::NoWorkers, Some(why)) => TaskEnd::NoWorkers(why.clone()),
+                    _ => TaskEnd::Terminated,
+                };
+                self.remove(inner, id, &end);
+            }
+            Action::Lose(id) => events.push_back(self.lose(inner, id)),
+            Action::Delay(id, attempt) => {
+                let Some(task) = inner.tasks.get(id.0) else { return };
+                let index = task.first + u64::from(task.done);
+                inner.told.events.push(PoolEvent::ItemRetried { index, attempts: attempt });
+                let backoff = inner.calls.get(task.call).map_or_else(Default::default, |call| call.settings.backoff);
+                let serial = task.serial;
+                inner.set_timer(after_backoff(backoff, attempt), Timer::Due { task: id, serial });
+            }
+            Action::Start(place) => {
+                inner.to_start.push_back(place);
+                inner.told.driver = true;
+            }
+            Action::StartLater(place, failures) => {
+                inner.set_timer(after_failed_starts(failures), Timer::Start(place));
+            }
+            Action::Retire(place) | Action::Kill(place) => match &inner.workers.get(place.0) {
+                Some(Some(worker)) => self.end_worker(worker, action),
+                _ => _ = inner.on_arrival.insert(place, action),
+            },
+        }
+    }
+
+    /// Retires or kills.
+    pub(super) fn end_worker(&self, worker: &Worker, action: Action) {
+        if matches!(action, Action::Kill(_)) {
+            // A worker that may not be signalled any more sees the end of its channel.
+            if worker.child.signal(Signal::TERMINATE).is_err() {
+                worker.child.channel().shut_down();
+            }
+        } else {
+            worker.stream.cell().retire.store(1, Ordering::Release);
+            self.board.sleepers().rouse();
+        }
+    }
+
+    /// Lays a task on the table.
+    fn publish(&self, inner: &mut Inner, id: TaskId) -> Result<(), MemoryError> {
+        let Some(task) = inner.tasks.get_mut(id.0) else { return Ok(()) };
+        let At::Waiting(bytes) = &mut task.at else { return Ok(()) };
+        let Some(call) = inner.calls.get(task.call) else { return Ok(()) };
+        let len = bytes.len() as u64;
+        let block = match bytes.len() {
+            ..=INLINE_LEN => None,
+            _ => Some(inner.blocks.allocate(self.board.segment(), len)?),
+        };
+        let limited = call.settings.limit.map_or(0, |_| LIMITED);
+        let order = Order {
+            function: call.function.0,
+            argument_at: block.map_or(0, |block| block.offset),
+            argument_len: len,
+            items: task.count - task.done,
+            flags: limited | if task.fds.is_empty() { 0 } else { WITH_FDS } | if task.is_loose { STEPWISE } else { 0 },
+        };
+        let slot = inner.free_slots.pop().ok_or(MemoryError::Corrupt)?;
+        let inline = if block.is_none() { &bytes[..] } else { &[] };
+        self.board.write(slot, &order, inline)?;
+        if let Some(block) = block {
+            self.board.segment().copy_in(block.offset, bytes)?;
+        }
+        let mut used = std::mem::take(bytes);
+        inner.slots[slot as usize] = Some(id);
+        let position = self.board.table().publish(slot);
+        task.at = At::Out { slot, position, block, len, from: task.done };
+        inner.out_bytes += len;
+        inner.told.published += 1;
+        let is_loose = task.is_loose;
+        if let Some(at) = call.settings.limit.and_then(|limit| Instant::now().checked_add(limit)) {
+            inner.set_timer(at, Timer::Limit { slot, position });
+        }
+        if is_loose && !inner.is_sharing {
+            inner.is_sharing = true;
+            inner.set_timer(Instant::now() + SHARE_PERIOD, Timer::Share);
+        }
+        if inner.spare.len() < 64 && used.capacity() <= 4096 {
+            used.clear();
+            inner.spare.push(used);
+        }
+        Ok(())
+    }
+
+    /// Takes a task that no worker has off the board; `skip` of its items that have not ended are left behind.
+    pub(super) fn take_off(&self, inner: &mut Inner, id: TaskId, skip: u32) {
+        let Some(task) = inner.tasks.get_mut(id.0) else { return };
+        let At::Out { slot, block, len, from, .. } = task.at else { return };
+        let mut bytes = Vec::new();
+        // Only a process that went wild makes this fail: the items then fail to be decoded.
+        if let Ok(order) = self.board.read(slot) {
+            let _ = self.board.read_argument(slot, &order, &mut bytes);
+            let mut rest = &bytes[..];
+            for _ in from..task.done + skip {
+                let _ = next_item(&mut rest);
+            }
+            bytes = rest.to_vec();
+        }
+        task.at = At::Waiting(bytes);
+        inner.free(&self.board, slot, block, len);
+    }
+
+    /// The item that ran is lost.
+    fn lose(&self, inner: &mut Inner, id: TaskId) -> Event {
+        let Some(task) = inner.tasks.get_mut(id.0) else { return Event::Ended(id) };
+        let end = task.loss.take().unwrap_or(TaskEnd::Terminated);
+        let (call, index) = (task.call, task.first + u64::from(task.done));
+        task.done += 1;
+        if let At::Waiting(bytes) = &mut task.at {
+            let mut rest = &bytes[..];
+            let _ = next_item(&mut rest);
+            *bytes = rest.to_vec();
+        }
+        let is_last = task.done == task.count;
+        inner.told.events.push(PoolEvent::ItemLost { index });
+        inner.end_item(call, index, End::Failed(Box::new(end)));
+        if is_last {
+            inner.tasks.remove(id.0);
+            return Event::Ended(id);
+        }
+        Event::Requeued(id)
+    }
+
+    /// All items of a task that have not ended end so, and it is no more.
+    pub(super) fn remove(&self, inner: &mut Inner, id: TaskId, end: &TaskEnd) {
+        let Some(task) = inner.tasks.try_remove(id.0) else { return };
+        if let At::Out { slot, position, block, len, .. } = task.at {
+            // A worker that has it goes on with it, unread, until it is killed.
+            self.board.table().withdraw(slot, position);
+            inner.free(&self.board, slot, block, len);
+        }
+        for item in task.done..task.count {
+            let end = End::Failed(Box::new(end.clone()));
+            inner.end_item(task.call, task.first + u64::from(item), end);
+        }
+    }
+}
