@@ -1,8 +1,9 @@
 //! What workers trace, in the parent's subscriber; and what happens to workers, as events of its own.
 //!
 //! A worker's subscriber writes each event as text, with the spans around it. The parent gives it to its own subscriber as
-//! an event of the same level, target and name, inside the span in which the call was made. Its fields are `message`,
-//! `worker` (a process id), `fields` and `spans`: the names of a worker's fields are not known here when this is compiled.
+//! an event of the same level, target and name, inside a span `call`, which is inside the one in which the call was made
+//! and lasts as long as the call; what happens to workers is inside a span `pool`. The event's fields are `message`, `worker`
+//! (a process id), `fields` and `spans`: the names of a worker's fields are not known here when this is compiled.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -246,10 +247,11 @@ pub(crate) fn receive(pid: u32, bytes: &[u8], span: Option<&Span>) {
     }
 }
 
-/// What happens to workers, as events; then `more`.
+/// What happens to workers, as events inside the span that is entered now; then `more`.
 pub(crate) fn on_event(more: Option<OnEvent>) -> OnEvent {
+    let span = Span::current();
     Arc::new(move |event| {
-        match event {
+        span.in_scope(|| match event {
             PoolEvent::WorkerStarted { pid } => tracing::debug!(worker = pid, "a worker was started"),
             PoolEvent::WorkerReady { pid } => tracing::debug!(worker = pid, "a worker takes tasks"),
             PoolEvent::WorkerEnded { pid, ended } if ended.status.exit_code() == Some(0) => {
@@ -264,7 +266,7 @@ pub(crate) fn on_event(more: Option<OnEvent>) -> OnEvent {
             }
             PoolEvent::ItemLost { index } => tracing::warn!(index, "an item was lost with its worker"),
             _ => {}
-        }
+        });
         if let Some(more) = &more {
             more(event);
         }

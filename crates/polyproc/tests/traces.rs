@@ -12,18 +12,22 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_core::span::Current;
 
-/// An event: level, target, the span it came in, its fields.
-type Kept = (Level, String, Option<String>, HashMap<String, String>);
+/// An event: level, target, the spans it came in, its fields.
+type Kept = (Level, String, String, HashMap<String, String>);
 
 struct Keep {
     next: AtomicU64,
-    spans: Mutex<HashMap<u64, &'static Metadata<'static>>>,
+    spans: Mutex<HashMap<u64, (&'static Metadata<'static>, Option<u64>)>>,
 }
 
 static KEPT: Mutex<Vec<Kept>> = Mutex::new(Vec::new());
 
 thread_local! {
     static INSIDE: std::cell::RefCell<Vec<u64>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+fn inside() -> Option<u64> {
+    INSIDE.with_borrow(|inside| inside.last().copied())
 }
 
 #[derive(Default)]
@@ -47,7 +51,7 @@ impl Subscriber for Keep {
     }
     fn new_span(&self, span: &Attributes<'_>) -> Id {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.spans.lock().expect("not poisoned").insert(id, span.metadata());
+        self.spans.lock().expect("not poisoned").insert(id, (span.metadata(), inside()));
         Id::from_u64(id)
     }
     fn record(&self, _: &Id, _: &Record<'_>) {}
@@ -55,16 +59,24 @@ impl Subscriber for Keep {
     fn event(&self, event: &Event<'_>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
-        let inside = INSIDE.with_borrow(|inside| inside.last().copied());
-        let name = |id| Some(self.spans.lock().expect("not poisoned").get(&id)?.name().to_owned());
-        let span = inside.and_then(name);
+        let spans = self.spans.lock().expect("not poisoned");
+        let mut path = Vec::new();
+        let mut at = inside();
+        while let Some((metadata, parent)) = at.and_then(|id| spans.get(&id)) {
+            path.insert(0, metadata.name());
+            at = *parent;
+        }
         let metadata = event.metadata();
-        KEPT.lock().expect("not poisoned").push((*metadata.level(), metadata.target().to_owned(), span, fields.0));
+        KEPT.lock().expect("not poisoned").push((
+            *metadata.level(),
+            metadata.target().to_owned(),
+            path.join("/"),
+            fields.0,
+        ));
     }
     fn current_span(&self) -> Current {
-        let inside = INSIDE.with_borrow(|inside| inside.last().copied());
-        let metadata = |id| Some(*self.spans.lock().expect("not poisoned").get(&id)?);
-        match inside.and_then(|id| Some((id, metadata(id)?))) {
+        let metadata = |id| Some(self.spans.lock().expect("not poisoned").get(&id)?.0);
+        match inside().and_then(|id| Some((id, metadata(id)?))) {
             Some((id, metadata)) => Current::new(Id::from_u64(id), metadata),
             None => Current::none(),
         }
@@ -98,13 +110,13 @@ fn events_come_in_order_inside_the_span_of_the_call() -> Result<(), Box<dyn std:
     tracing::subscriber::set_global_default(Keep { next: AtomicU64::new(1), spans: Mutex::default() })?;
     let pool = Pool::builder().workers(2).forward_traces().build()?;
     for x in 0..20 {
-        let call = tracing::info_span!("call");
-        assert_eq!(call.in_scope(|| pool.apply(work, x))?, x);
+        let mine = tracing::info_span!("mine");
+        assert_eq!(mine.in_scope(|| pool.apply(work, x))?, x);
         let events = kept("work");
-        let [(Level::INFO, _, Some(in_call), first), (Level::DEBUG, _, Some(in_call_too), second)] = &events[..] else {
+        let [(Level::INFO, _, in_call, first), (Level::DEBUG, _, in_call_too, second)] = &events[..] else {
             panic!("{events:?}")
         };
-        assert_eq!((in_call.as_str(), in_call_too.as_str()), ("call", "call"));
+        assert_eq!((in_call.as_str(), in_call_too.as_str()), ("mine/call", "mine/call"));
         assert_eq!(
             (first["message"].as_str(), first["fields"].as_str()),
             ("half way", format!("answer={}", x + 1).as_str())
@@ -119,8 +131,9 @@ fn events_come_in_order_inside_the_span_of_the_call() -> Result<(), Box<dyn std:
     assert!(lost.is_err());
     pool.close();
     pool.join()?;
-    let told: Vec<_> =
-        kept("polyproc::traces").into_iter().map(|(level, _, _, fields)| (level, fields["message"].clone())).collect();
+    let told = kept("polyproc::traces");
+    assert!(told.iter().all(|(_, _, spans, _)| spans == "pool"), "{told:?}");
+    let told: Vec<_> = told.into_iter().map(|(level, _, _, fields)| (level, fields["message"].clone())).collect();
     let count = |level, text: &str| told.iter().filter(|(of, message)| *of == level && message == text).count();
     assert!(count(Level::DEBUG, "a worker was started") >= 2, "{told:?}");
     assert_eq!(count(Level::WARN, "a worker has died"), 1, "{told:?}");

@@ -203,9 +203,9 @@ pub struct Call {
 }
 
 impl Call {
-    /// Has workers run the function on items, numbered from `first` on, as one task. Descriptors belong to the first item.
+    /// Has workers run the function on items, numbered from `first` on, as one task; takes them out of `items`. Descriptors belong to the first item.
     /// When `is_loose`, items that have not begun after a moment may go to another worker.
-    pub fn submit(&self, first: u64, items: &Items, fds: Vec<OwnedFd>, is_loose: bool) {
+    pub fn submit(&self, first: u64, items: &mut Items, fds: Vec<OwnedFd>, is_loose: bool) {
         self.driver.submit(self.key, first, items, fds, is_loose);
     }
 

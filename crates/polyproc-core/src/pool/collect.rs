@@ -270,8 +270,10 @@ impl Driver {
             let _ = next_item(&mut rest);
         }
         let start = bytes.len() - rest.len();
-        let Ok(item) = next_item(&mut rest) else { return false };
-        let item = bytes[start..start + 4 + item.len()].to_vec();
+        if next_item(&mut rest).is_err() {
+            return false;
+        }
+        let item = bytes[start..bytes.len() - rest.len()].to_vec();
         let (attempt, backoff) = (task.panics + 1, call.settings.backoff);
         let single = Task::single(task.call, serial, task.first + u64::from(task.done), item);
         let task = Task { panics: attempt, ..single };

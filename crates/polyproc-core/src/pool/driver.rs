@@ -355,21 +355,21 @@ impl Driver {
         })
     }
 
-    pub(super) fn submit(&self, call: usize, first: u64, items: &Items, fds: Vec<OwnedFd>, is_loose: bool) {
-        if items.count() == 0 {
+    pub(super) fn submit(&self, call: usize, first: u64, items: &mut Items, fds: Vec<OwnedFd>, is_loose: bool) {
+        let count = items.count();
+        if count == 0 {
             return;
         }
         self.with(|inner| {
             let serial = inner.serial();
-            let mut bytes = inner.spare.pop().unwrap_or_default();
-            bytes.extend_from_slice(items.bytes());
+            let bytes = items.take(inner.spare.pop().unwrap_or_default());
             let Some(state) = inner.calls.get_mut(call) else { return };
-            state.left += u64::from(items.count());
+            state.left += u64::from(count);
             let stop = state.stop;
             let (priority, retries) = (state.settings.priority, state.settings.retries);
             let single = Task::single(call, serial, first, bytes);
-            let is_loose = is_loose && items.count() > 1;
-            let id = TaskId(inner.tasks.insert(Task { count: items.count(), fds, is_loose, ..single }));
+            let is_loose = is_loose && count > 1;
+            let id = TaskId(inner.tasks.insert(Task { count, fds, is_loose, ..single }));
             if let Some(stop) = stop {
                 return self.remove(inner, id, &stop_end(stop));
             }

@@ -200,7 +200,10 @@ pub(super) fn decode_function(bytes: &[u8]) -> Result<(Function, Vec<u8>), WireE
     Ok((Function::decode(&mut from)?, from.rest().to_vec()))
 }
 
-/// A task's items: each a length `u32` and so many bytes.
+/// Bytes of an item's length.
+const LEN_LEN: usize = 8;
+
+/// A task's items: each a length `u64` and so many bytes.
 #[derive(Debug, Default)]
 pub struct Items {
     bytes: Vec<u8>,
@@ -220,16 +223,13 @@ impl Items {
     ///
     /// # Errors
     /// What `encode` fails with; nothing is added then.
-    ///
-    /// # Panics
-    /// When one item is 4 GiB or more.
     pub fn push<T, E>(&mut self, encode: impl FnOnce(&mut Vec<u8>) -> Result<T, E>) -> Result<T, E> {
         let start = self.bytes.len();
-        self.bytes.extend([0; 4]);
+        self.bytes.extend([0; LEN_LEN]);
         match encode(&mut self.bytes) {
             Ok(with) => {
-                let len = u32::try_from(self.bytes.len() - start - 4).expect("an item below 4 GiB");
-                self.bytes[start..start + 4].copy_from_slice(&len.to_le_bytes());
+                let len = (self.bytes.len() - start - LEN_LEN) as u64;
+                self.bytes[start..start + LEN_LEN].copy_from_slice(&len.to_le_bytes());
                 self.count += 1;
                 self.last = start;
                 Ok(with)
@@ -261,20 +261,17 @@ impl Items {
         Self { count: u32::from(!bytes.is_empty()), last: 0, bytes }
     }
 
-    /// Takes them all out; the memory is used again.
-    pub fn clear(&mut self) {
-        self.bytes.clear();
+    /// Takes them all out; there is room for others in `spare`.
+    pub(super) fn take(&mut self, spare: Vec<u8>) -> Vec<u8> {
         (self.count, self.last) = (0, 0);
-    }
-
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes
+        std::mem::replace(&mut self.bytes, spare)
     }
 }
 
 /// Takes the first item off `bytes`.
 pub(super) fn next_item<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8], WireError> {
-    let len = bytes.split_off(..4).and_then(|len| len.try_into().ok()).map(u32::from_le_bytes).ok_or(WireError)?;
+    let len =
+        bytes.split_off(..LEN_LEN).and_then(|len| len.try_into().ok()).map(u64::from_le_bytes).ok_or(WireError)?;
     bytes.split_off(..usize::try_from(len).map_err(|_| WireError)?).ok_or(WireError)
 }
 
@@ -317,7 +314,7 @@ mod tests {
             }),
             Err("no")
         );
-        let mut rest = items.bytes();
+        let mut rest = &items.bytes[..];
         let mut next = || next_item(&mut rest);
         assert_eq!(
             (next(), next(), next(), next()),

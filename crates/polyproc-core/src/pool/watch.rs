@@ -248,8 +248,10 @@ impl Driver {
         let Some((priority, retries)) = settings else { return };
         for item in 0..rest {
             let start = left;
-            let Ok(body) = next_item(&mut left) else { return };
-            let bytes = start[..4 + body.len()].to_vec();
+            if next_item(&mut left).is_err() {
+                return;
+            }
+            let bytes = start[..start.len() - left.len()].to_vec();
             let id = TaskId(inner.tasks.insert(Task::single(call, serial, end + u64::from(item), bytes)));
             self.handle(inner, Event::Resubmitted(id, priority, retries));
             self.handle(inner, Event::Due(id));

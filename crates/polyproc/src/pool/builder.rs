@@ -200,6 +200,8 @@ impl<S: 'static> PoolBuilder<S> {
             }
             (None, None) => None,
         };
+        #[cfg(feature = "tracing")]
+        let _inside = tracing::debug_span!("pool", name = settings.name.as_deref()).or_current().entered();
         if self.forwarded.any() {
             settings.on_log = Some(forward::on_log());
         }

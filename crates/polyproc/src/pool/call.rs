@@ -115,10 +115,10 @@ impl<A: Transfer, R: Transfer> Call<A, R> {
             }
             // An item with handles is a task of its own.
             Ok(fds) => {
-                let item = self.chunk.split_off_last();
+                let mut item = self.chunk.split_off_last();
                 self.submit(index);
                 if let Ok(core) = &self.core {
-                    core.submit(index as u64, &item, fds, false);
+                    core.submit(index as u64, &mut item, fds, false);
                 }
             }
             Err(error) => {
@@ -132,9 +132,9 @@ impl<A: Transfer, R: Transfer> Call<A, R> {
     /// Hands on the chunk, the last item of which comes before `end`.
     fn submit(&mut self, end: usize) {
         if let Ok(core) = &self.core {
-            core.submit((end - self.chunk.count() as usize) as u64, &self.chunk, Vec::new(), self.batching.is_some());
+            let first = (end - self.chunk.count() as usize) as u64;
+            core.submit(first, &mut self.chunk, Vec::new(), self.batching.is_some());
         }
-        self.chunk.clear();
     }
 
     /// Hands on what is left of the last chunk.

@@ -41,7 +41,11 @@ impl fmt::Debug for CallOptions<'_> {
 
 impl<'a> CallOptions<'a> {
     pub(crate) fn new(pool: &'a core::Pool, traces: bool) -> Self {
-        let on_log = traces.then(crate::forward::on_log);
+        let on_log = traces.then(|| {
+            #[cfg(feature = "tracing")]
+            let _inside = tracing::debug_span!("call").or_current().entered();
+            crate::forward::on_log()
+        });
         let settings = CallSettings { backoff: Duration::from_millis(10), on_log, ..CallSettings::default() };
         Self { pool, chunksize: None, look_ahead: None, settings, on_progress: None }
     }
