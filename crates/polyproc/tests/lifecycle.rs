@@ -142,6 +142,37 @@ fn the_death_of_the_program_takes_daemons_workers_and_the_forkserver_along() {
     }
 }
 
+/// As a terminal sends it: to the whole group. The program ends by the signal (130, a shell says); the workers say nothing.
+#[test]
+fn ctrl_c_ends_the_program_and_its_workers_without_a_word() {
+    use std::os::unix::process::{CommandExt, ExitStatusExt};
+    let mut command = support::program("program_with_busy_workers");
+    let mut program = command.env("POLYPROC_TEST_PROGRAM", "1").process_group(0).spawn().expect("it can be started");
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(program.stdout.take().expect("piped")));
+    let workers: BTreeSet<u32> = (0..2).map(|_| line_after(&mut lines, "worker ").parse().expect("a pid")).collect();
+    let group = format!("-{}", program.id());
+    let kill = std::process::Command::new("kill").args(["-2", "--", &group]).status().expect("kill(1)");
+    assert!(kill.success());
+    let output = program.wait_with_output().expect("it was started here");
+    assert_eq!((output.status.signal(), String::from_utf8_lossy(&output.stderr)), (Some(2), "".into()));
+    wait_until(|| workers.iter().all(|pid| is_gone(*pid)));
+    lines.for_each(drop); // nobody keeps the output open
+}
+
+#[test]
+#[ignore = "a program, run by ctrl_c_ends_the_program_and_its_workers_without_a_word"]
+fn program_with_busy_workers() -> TestResult {
+    assert!(is_program());
+    let work = |_: u32| {
+        // One write: lines of two workers do not mix.
+        let line = format!("worker {}\n", std::process::id());
+        std::io::Write::write_all(&mut std::io::stdout(), line.as_bytes()).expect("a pipe");
+        sleep_for_ever(());
+    };
+    Pool::new(2)?.map(work, 0..1000)?;
+    Ok(())
+}
+
 #[test]
 #[ignore = "a program, run by the_death_of_the_program_takes_daemons_workers_and_the_forkserver_along"]
 fn program_with_everything() -> TestResult {
