@@ -452,7 +452,7 @@ pub fn wait<S: AsFd>(sentinels: &[S], timeout: Option<Duration>) -> io::Result<V
 /// ```
 pub fn set_forkserver_preload<A: Transfer>(function: fn(A), argument: A) -> Result<(), StartError> {
     match call(function, &argument)? {
-        Job::Call(function, input) => core::set_preload(function, input),
+        Job::Call(function, input) => core::set_preload(Some((function, input))),
         Job::Closure(_) => unreachable!("`call` names a function"),
     }
     Ok(())

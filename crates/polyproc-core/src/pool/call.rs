@@ -273,6 +273,9 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        self.driver.with(|inner| inner.abandon(self.key));
+        // In a copy of the process nobody may ever release the lock.
+        if self.driver.is_ours() {
+            self.driver.with(|inner| inner.abandon(self.key));
+        }
     }
 }

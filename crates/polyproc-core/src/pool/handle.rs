@@ -13,7 +13,7 @@ use super::scheduler::Event;
 use super::staff::WorkerStats;
 use super::task::PoolEvent;
 use crate::frame::Payload;
-use crate::process::{EnvChange, Function, FunctionError, StartError, StartMethod, lock};
+use crate::process::{EnvChange, ForkWithThreads, Function, FunctionError, StartError, StartMethod, lock};
 
 /// Called with a worker's process id and what it logged.
 pub type OnLog = Arc<dyn Fn(u32, &[u8]) + Send + Sync>;
@@ -26,8 +26,10 @@ pub type OnEvent = Arc<dyn Fn(&PoolEvent) + Send + Sync>;
 pub struct PoolSettings {
     /// How many workers; `None` for one per processor that this process may use.
     pub workers: Option<usize>,
-    /// How workers are started; not [`StartMethod::Fork`], as a pool replaces its workers from a thread.
+    /// How workers are started.
     pub method: StartMethod,
+    /// For [`StartMethod::Fork`]: a pool replaces its workers from a thread, while others run.
+    pub fork_with_threads: Option<ForkWithThreads>,
     /// What the names of its workers begin with; `None` for `PoolWorker`.
     pub name: Option<String>,
     /// Changes to the environment of workers.
@@ -116,7 +118,7 @@ impl Pool {
             None => std::thread::available_parallelism().map_err(PoolError::CpuCount)?.get(),
         };
         check(workers)?;
-        if settings.method == StartMethod::Fork {
+        if settings.method == StartMethod::Fork && settings.fork_with_threads.is_none() {
             return Err(PoolError::Fork);
         }
         let driver = Driver::new(workers, settings)?;

@@ -109,9 +109,10 @@ impl Worker {
             daemon: true,
             method: settings.method,
             env: settings.env.clone(),
+            fork_with_threads: settings.fork_with_threads,
             ..Settings::default()
         };
-        let child = start_worker(process, &Payload { head: setup.encode(), fds })?;
+        let child = start_worker(process, Payload { head: setup.encode(), fds })?;
         Ok(Self {
             child,
             key,

@@ -46,6 +46,13 @@ pub(crate) fn run(channel: Channel) -> io::Result<Infallible> {
     end(&outcome, channel)
 }
 
+/// What a fork runs.
+pub(super) enum Forked<'a> {
+    Call(Box<dyn FnOnce() -> Result<Payload, Payload> + 'a>),
+    /// The loop of a pool's worker.
+    Worker(Payload),
+}
+
 /// Runs this process, which is a fork of its parent's memory, and ends it.
 pub(crate) fn run_forked(
     who: Current,
@@ -54,7 +61,7 @@ pub(crate) fn run_forked(
     current_dir: Option<&OsStr>,
     stdio: &[Option<OwnedFd>; 3],
     channel: Channel,
-    job: impl FnOnce() -> Result<Payload, Payload>,
+    job: Forked<'_>,
 ) -> ! {
     match life {
         Some(life) if who.bound => die_with_parent(life.die_with_parent()),
@@ -64,9 +71,13 @@ pub(crate) fn run_forked(
     signal::report_overflow_to(channel.as_fd());
     let channel = panic::report_to(channel);
     panic::install_hook(true);
-    let outcome = match set_up(who, env, current_dir, stdio) {
-        Err(why) => Outcome::Refused(why),
-        Ok(()) => outcome_of(job),
+    let outcome = match (set_up(who, env, current_dir, stdio), job) {
+        (Err(why), _) => Outcome::Refused(why),
+        (Ok(()), Forked::Call(job)) => outcome_of(job),
+        (Ok(()), Forked::Worker(input)) => match signal::leave_sigint_to_parent() {
+            Ok(()) => crate::pool::run_worker(channel, input),
+            Err(error) => Outcome::Refused(format!("could not leave SIGINT to the parent: {error}")),
+        },
     };
     end(&outcome, channel)
 }
@@ -74,11 +85,7 @@ pub(crate) fn run_forked(
 /// Reports and ends, as Python's processes do: standard output is flushed, children are ended or joined, but `atexit(3)`
 /// handlers and static destructors, which a copied process shares with the one it was copied from, do not run.
 fn end(outcome: &Outcome, channel: &Channel) -> ! {
-    let code = report(outcome, channel);
-    super::exit::end_children();
-    // What cannot be written any more is lost, as at any exit.
-    let _ = io::stdout().flush();
-    clone::exit_now(code)
+    super::exit::leave(report(outcome, channel))
 }
 
 fn parent_pid(who: &Current) -> u32 {

@@ -1,6 +1,6 @@
 //! The end of the program: daemons are told to go, the others are waited for. (Python's `multiprocessing.util._exit_function`.)
 
-use std::io;
+use std::io::{self, Write as _};
 use std::panic::catch_unwind;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::state::State;
 use super::{Child, Signal};
 use crate::deadline::Deadline;
 use crate::prim::{AtomicBool, AtomicU64, Ordering};
-use crate::sys::bootstrap;
+use crate::sys::{bootstrap, clone};
 
 /// Milliseconds.
 static GRACE: AtomicU64 = AtomicU64::new(5_000);
@@ -57,6 +57,15 @@ pub(super) fn end_children() {
             join(&left, Deadline::NEVER);
         }
     }
+}
+
+/// Ends this process, a child, with an exit code of its own, and without a word to its parent: as after the return of its
+/// function, its children are ended or joined, and `atexit(3)` handlers do not run.
+pub fn leave(code: i32) -> ! {
+    end_children();
+    // What cannot be written any more is lost, as at any exit.
+    let _ = io::stdout().flush();
+    clone::exit_now(code)
 }
 
 /// Waits for the child's end; false when that cannot be done, or not in time.

@@ -2,6 +2,7 @@
 //!
 //! | file | what it does |
 //! |---|---|
+//! | `host` | programs that load the engine as a library |
 //! | `settings` | what a process is to be: name, daemon, streams, environment |
 //! | `start` | the three start methods |
 //! | `order` | what a new process is told, and its wire format |
@@ -22,6 +23,7 @@ mod current;
 mod enter;
 mod exit;
 mod forkserver;
+mod host;
 mod order;
 pub(crate) mod outcome;
 pub(crate) mod panic;
@@ -37,7 +39,8 @@ pub use crate::sys::function::{Binary, Callable, Function, Handler};
 pub use crate::sys::image::FunctionError;
 pub use child::{Child, Ending};
 pub use current::{Current, Parent, current};
-pub use exit::set_daemon_grace;
+pub use exit::{leave, set_daemon_grace};
+pub use host::{AroundFork, set_around_fork, set_program};
 pub use outcome::Outcome;
 pub use panic::Panic;
 pub use settings::{EnvChange, ForkWithThreads, Settings, StartMethod, Stdio};

@@ -12,11 +12,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use super::child::Facts;
+use super::enter::Forked;
 use super::forkserver::{Request, tell};
 use super::order::{EnvDelta, Order, Work};
 use super::state::lock;
 use super::{
     Child, Current, EnvChange, Function, FunctionError, Parent, Settings, StartMethod, State, Stdio, current, enter,
+    host,
 };
 use crate::conn::Channel;
 use crate::deadline::Deadline;
@@ -126,9 +128,10 @@ pub fn set_executable(path: impl Into<OsString>) {
 }
 
 /// A function that runs once in the fork server; what it leaves in memory is shared by all processes made from then on.
-pub fn set_preload(function: Function, input: Payload) {
+/// None takes that back.
+pub fn set_preload(preload: Option<(Function, Payload)>) {
     let state = State::current();
-    *lock(&state.preload) = Some((function, input));
+    *lock(&state.preload) = preload;
     lock(&state.forkserver).retire(state); // the next one starts with the new function
 }
 
@@ -140,17 +143,24 @@ pub fn start(settings: Settings, job: Job<'_>) -> Result<Child, StartError> {
     let state = State::current();
     let who = who(state, &settings, "Process");
     match (settings.method, job) {
-        (StartMethod::Fork, job) => fork(state, who, settings, job),
+        (StartMethod::Fork, Job::Closure(closure)) => fork(state, who, settings, Forked::Call(closure)),
+        (StartMethod::Fork, Job::Call(function, input)) => {
+            let function = function.resolve()?;
+            fork(state, who, settings, Forked::Call(Box::new(move || function.call_once(input))))
+        }
         (_, Job::Closure(_)) => Err(StartError::ClosureNeedsFork),
         (_, Job::Call(function, input)) => start_program(state, who, settings, Work::Call(function), &input),
     }
 }
 
 /// Starts a pool's worker: it runs [`crate::pool::run_worker`] with `input`.
-pub(crate) fn start_worker(settings: Settings, input: &Payload) -> Result<Child, StartError> {
+pub(crate) fn start_worker(settings: Settings, input: Payload) -> Result<Child, StartError> {
     let state = State::current();
     let who = who(state, &settings, "PoolWorker");
-    start_program(state, who, settings, Work::Pool, input)
+    match settings.method {
+        StartMethod::Fork => fork(state, who, settings, Forked::Worker(input)),
+        _ => start_program(state, who, settings, Work::Pool, &input),
+    }
 }
 
 fn who(state: &State, settings: &Settings, kind: &str) -> Current {
@@ -225,8 +235,12 @@ pub(super) fn execute(
         return Err(StartError::NotInitialised);
     }
     env.push(role.token());
-    let path = lock(&EXECUTABLE).clone().unwrap_or_else(|| "/proc/self/exe".into());
-    let program = exec::Program { path, argv: std::env::args_os().collect(), env, fds };
+    let (path, argv) = match host::program() {
+        Some(argv) => (argv[0].clone(), argv),
+        None => ("/proc/self/exe".into(), std::env::args_os().collect()),
+    };
+    let path = lock(&EXECUTABLE).clone().unwrap_or(path);
+    let program = exec::Program { path, argv, env, fds };
     let pid = state.supervisor()?.exec(program).map_err(os("executing the program anew"))?;
     known(state, pid, channel, StartMethod::Spawn)
 }
@@ -239,23 +253,18 @@ fn known(state: &'static State, pid: u32, channel: Channel, method: StartMethod)
     Ok(child)
 }
 
-fn fork(state: &'static State, who: Current, settings: Settings, job: Job<'_>) -> Result<Child, StartError> {
+fn fork(state: &'static State, who: Current, settings: Settings, job: Forked<'_>) -> Result<Child, StartError> {
     if state.exiting.load(Ordering::Relaxed) {
         return Err(StartError::Exiting);
     }
-    let job: Box<dyn FnOnce() -> Result<Payload, Payload>> = match job {
-        Job::Closure(closure) => closure,
-        Job::Call(function, input) => {
-            let function = function.resolve()?;
-            Box::new(move || function.call_once(input))
-        }
-    };
     state.supervisor()?; // before threads are counted: this one is ours
-    let own = state.own_threads.load(Ordering::Relaxed);
-    let threads = clone::settled_thread_count(own + 1).map_err(os("counting threads in /proc/self/task"))?;
-    let count = threads.saturating_sub(own);
-    if count > 1 && settings.fork_with_threads.is_none() {
-        return Err(StartError::Threads { count });
+    if settings.fork_with_threads.is_none() {
+        let own = state.own_threads.load(Ordering::Relaxed);
+        let threads = clone::settled_thread_count(own + 1).map_err(os("counting threads in /proc/self/task"))?;
+        let count = threads.saturating_sub(own);
+        if count > 1 {
+            return Err(StartError::Threads { count });
+        }
     }
     let _starting = lock(&state.starting);
     let env = delta(&std::env::vars_os().collect::<Vec<_>>(), &environment(&settings.env)?);
@@ -271,7 +280,7 @@ fn fork(state: &'static State, who: Current, settings: Settings, job: Job<'_>) -
     // that no other thread holds it then and the child can flush its own.
     let mut stdout = io::stdout().lock();
     let _ = stdout.flush();
-    let copied = clone::fork();
+    let copied = host::copy(clone::fork);
     drop(stdout);
     match copied.map_err(os("fork"))? {
         Copied::Child => {

@@ -66,7 +66,7 @@ pub(crate) fn serve(parent_pid: u32, channel: &Channel, cell: &PidCell) -> io::R
     channel.send(tag::READY, &[], &[])?;
     while let Some(mut request) = channel.receive()? {
         let Some(theirs) = request.payload.fds.pop() else { return Err(WireError.into()) };
-        match maker.make(cell) {
+        match super::host::copy(|| maker.make(cell)) {
             Ok(Copied::Parent((pid, pidfd))) => channel.send(tag::MADE, &pid.to_le_bytes(), &[pidfd.as_fd()])?,
             Err(error) => channel.send(tag::NO_CLONE, &encode_errno(&error), &[])?,
             Ok(Copied::Child) => {

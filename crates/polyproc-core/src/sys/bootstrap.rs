@@ -54,9 +54,14 @@ pub(crate) fn is_in_place() -> bool {
     IN_PLACE.load(Ordering::Relaxed)
 }
 
+/// This program comes to [`init`] when it is started as a child.
+pub(crate) fn set_in_place() {
+    IN_PLACE.store(true, Ordering::Relaxed);
+}
+
 /// Runs this process as the child it was started as, and then never returns; returns at once in any other process.
 pub fn init() {
-    IN_PLACE.store(true, Ordering::Relaxed);
+    set_in_place();
     take_over(|| {});
 }
 

@@ -1,0 +1,52 @@
+//! Programs whose `main` is not ours: an interpreter that has loaded the engine as a library.
+//!
+//! Such a program says how it is executed anew ([`set_program`]), so that it comes to [`init`](super::init), and wraps the
+//! copies that are made of it ([`set_around_fork`]).
+
+use std::ffi::OsString;
+use std::io;
+use std::sync::{Mutex, OnceLock};
+
+use super::state::lock;
+use crate::sys::bootstrap;
+use crate::sys::clone::Copied;
+
+/// Makes a copy by calling what it is given, once; that returns true in the child.
+pub type AroundFork = fn(&mut dyn FnMut() -> bool);
+
+static AROUND_FORK: OnceLock<AroundFork> = OnceLock::new();
+static PROGRAM: Mutex<Option<Vec<OsString>>> = Mutex::new(None);
+
+/// Has every copy of a process of this program, by `fork` and in the fork server, made inside `around`: what must be done
+/// before and after a fork in all programs of this kind. The first call counts.
+pub fn set_around_fork(around: AroundFork) {
+    let _ = AROUND_FORK.set(around);
+}
+
+/// What `spawn` and the fork server execute: a program, and its arguments, its own name first. It must call
+/// [`init`](super::init) before it does anything else, and be the same build. Takes effect at the next start of either.
+///
+/// # Panics
+/// When `argv` is empty.
+pub fn set_program(argv: Vec<OsString>) {
+    assert!(!argv.is_empty(), "a program has a name");
+    bootstrap::set_in_place();
+    *lock(&PROGRAM) = Some(argv);
+}
+
+/// What [`set_program`] was given.
+pub(super) fn program() -> Option<Vec<OsString>> {
+    lock(&PROGRAM).clone()
+}
+
+/// Makes a copy of this process as the program wants it.
+pub(super) fn copy<T>(make: impl FnOnce() -> io::Result<Copied<T>>) -> io::Result<Copied<T>> {
+    let Some(around) = AROUND_FORK.get() else { return make() };
+    let mut make = Some(make);
+    let mut made = None;
+    around(&mut || {
+        made = make.take().map(|make| make());
+        matches!(made, Some(Ok(Copied::Child)))
+    });
+    made.unwrap_or_else(|| Err(io::Error::other("the program did not let a copy be made")))
+}

@@ -1,0 +1,182 @@
+//! Processes: `Popen` in `python/polyproc/popen_*.py` is made of these.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+
+use polyproc_core::process::{self, ExitStatus, Handler, Job, Settings, Signal, StartError, StartMethod};
+use polyproc_core::{Input, Payload, Verdict};
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::{sys, time};
+
+pyo3::create_exception!(
+    _polyproc,
+    PreloadError,
+    PyRuntimeError,
+    "What was to be preloaded made the fork server fail, or left threads running in it."
+);
+
+fn error(error: StartError) -> PyErr {
+    match error {
+        StartError::Os { doing, source } => match source.raw_os_error() {
+            Some(errno) => PyOSError::new_err((errno, format!("{doing} failed: {source}"))),
+            None => PyOSError::new_err(format!("{doing} failed: {source}")),
+        },
+        StartError::Preload { .. } => PreloadError::new_err(error.to_string()),
+        _ => PyRuntimeError::new_err(error.to_string()),
+    }
+}
+
+pub(crate) fn method(name: &str) -> PyResult<StartMethod> {
+    match name {
+        "forkserver" => Ok(StartMethod::Forkserver),
+        "spawn" => Ok(StartMethod::Spawn),
+        "fork" => Ok(StartMethod::Fork),
+        _ => Err(PyValueError::new_err(format!("cannot find context for {name:?}"))),
+    }
+}
+
+/// The exit code as Python has it; 255 where it is not known.
+fn exit_code(status: ExitStatus) -> i32 {
+    status.exit_code().unwrap_or(255)
+}
+
+/// A process that this one started.
+#[derive(Debug)]
+#[pyclass(frozen, module = "polyproc._polyproc")]
+struct Child(process::Child);
+
+#[pymethods]
+impl Child {
+    #[getter]
+    fn pid(&self) -> u32 {
+        self.0.pid()
+    }
+
+    /// A descriptor that is readable once the process has ended; it belongs to this object.
+    fn fileno(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+
+    /// The exit code, or `None` while it runs.
+    fn poll(&self) -> PyResult<Option<i32>> {
+        Ok(self.0.try_wait()?.map(exit_code))
+    }
+
+    /// Waits for its end; the exit code, or `None` when the time was over first.
+    #[pyo3(signature = (timeout=None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<i32>> {
+        let deadline = time::deadline(timeout);
+        Ok(time::wait(py, || self.0.wait(deadline))??.map(exit_code))
+    }
+
+    fn send_signal(&self, number: i32) -> PyResult<()> {
+        Ok(self.0.signal(Signal::new(number))?)
+    }
+}
+
+/// Calls `polyproc._child.NAME(data, fds)`.
+fn call(name: &str, input: Input<'_>) -> PyResult<i32> {
+    Python::attach(|py| {
+        let data = PyBytes::new(py, input.bytes);
+        let code = py.import("polyproc._child")?.call_method1(name, (data, sys::hand_over(input.fds)));
+        let code = code.inspect_err(|error| error.print(py))?;
+        code.extract()
+    })
+}
+
+/// What a new process runs.
+enum Run {}
+
+impl Handler<fn()> for Run {
+    fn handle(_: fn(), input: Input<'_>, _: &mut Payload) -> Verdict {
+        process::leave(call("run", input).unwrap_or(1))
+    }
+}
+
+/// What the fork server runs.
+enum Preload {}
+
+impl Handler<fn()> for Preload {
+    fn handle(_: fn(), input: Input<'_>, _: &mut Payload) -> Verdict {
+        match call("preload", input) {
+            Ok(_) => Verdict::Returned,
+            Err(_) => Verdict::Raised,
+        }
+    }
+}
+
+fn function<H: Handler<fn()>>() -> PyResult<process::Function> {
+    process::Function::new::<fn(), H>(|| ()).map_err(|error| PyRuntimeError::new_err(error.to_string()))
+}
+
+fn payload(data: &[u8], fds: &[RawFd]) -> PyResult<Payload> {
+    Ok(Payload { head: data.to_vec(), fds: fds.iter().map(|fd| sys::duplicate(*fd)).collect::<Result<_, _>>()? })
+}
+
+/// Starts a process that runs `polyproc._child.run(data, fds)`.
+#[pyfunction]
+fn start(py: Python<'_>, method: &str, name: String, daemon: bool, data: &[u8], fds: Vec<RawFd>) -> PyResult<Child> {
+    let settings = Settings { name: Some(name), daemon, method: self::method(method)?, ..Settings::default() };
+    let (run, payload) = (function::<Run>()?, payload(data, &fds)?);
+    py.detach(|| process::start(settings, Job::Call(run, payload))).map(Child).map_err(error)
+}
+
+/// Starts a copy of this process that runs `run()`, which gives its exit code.
+#[pyfunction]
+fn fork(py: Python<'_>, name: String, daemon: bool, run: Py<PyAny>) -> PyResult<Child> {
+    let fork_with_threads = Some(sys::fork_with_threads());
+    let settings =
+        Settings { name: Some(name), daemon, method: StartMethod::Fork, fork_with_threads, ..Settings::default() };
+    let run = || {
+        let code = Python::attach(|py| run.call0(py).inspect_err(|error| error.print(py))?.extract::<i32>(py));
+        process::leave(code.unwrap_or(1))
+    };
+    py.detach(|| process::start(settings, Job::Closure(Box::new(run)))).map(Child).map_err(error)
+}
+
+/// The fork server runs `polyproc._child.preload(data, [])` once, before it makes processes; with `None`, nothing.
+#[pyfunction]
+#[pyo3(signature = (data))]
+fn set_preload(py: Python<'_>, data: Option<&[u8]>) -> PyResult<()> {
+    let preload = data.map(|data| PyResult::Ok((function::<Preload>()?, Payload::from(data.to_vec())))).transpose()?;
+    py.detach(|| process::set_preload(preload));
+    Ok(())
+}
+
+/// What is executed for `spawn` and the fork server: `argv[0]` is the program. It must call [`init`].
+#[pyfunction]
+fn set_program(argv: Vec<OsString>) -> PyResult<()> {
+    if argv.is_empty() {
+        return Err(PyValueError::new_err("a program has a name"));
+    }
+    process::set_program(argv);
+    Ok(())
+}
+
+/// Runs this process as the child it was started as, and then never returns; returns at once in any other process.
+#[pyfunction]
+fn init() {
+    process::init();
+}
+
+/// The environment as the system has it, which `os.environ` may not know of in a new process.
+#[pyfunction]
+fn environ(py: Python<'_>) -> Vec<(Bound<'_, PyBytes>, Bound<'_, PyBytes>)> {
+    let bytes = |text: &OsString| PyBytes::new(py, text.as_bytes());
+    std::env::vars_os().map(|(name, value)| (bytes(&name), bytes(&value))).collect()
+}
+
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Child>()?;
+    module.add("PreloadError", module.py().get_type::<PreloadError>())?;
+    module.add_function(wrap_pyfunction!(start, module)?)?;
+    module.add_function(wrap_pyfunction!(fork, module)?)?;
+    module.add_function(wrap_pyfunction!(set_preload, module)?)?;
+    module.add_function(wrap_pyfunction!(set_program, module)?)?;
+    module.add_function(wrap_pyfunction!(init, module)?)?;
+    module.add_function(wrap_pyfunction!(environ, module)?)
+}

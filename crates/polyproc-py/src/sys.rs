@@ -1,0 +1,49 @@
+//! Every `unsafe` block of the binding.
+#![expect(unsafe_code, reason = "the fence: what needs unsafe code is in this module")]
+
+use std::io;
+use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+
+use polyproc_core::process::{self, ForkWithThreads};
+use pyo3::prelude::*;
+
+/// Has copies of this process made as `os.fork` makes them: with the interpreter's locks held, and `os.register_at_fork`
+/// functions called.
+pub(crate) fn wrap_forks() {
+    process::set_around_fork(|copy| {
+        Python::attach(|_| {
+            // SAFETY: this thread is attached to the interpreter, and what is between the calls does not call into it.
+            unsafe { pyo3::ffi::PyOS_BeforeFork() };
+            if copy() {
+                // SAFETY: this is the child, in the thread that called the function above.
+                unsafe { pyo3::ffi::PyOS_AfterFork_Child() };
+            } else {
+                // SAFETY: this is the parent, as above.
+                unsafe { pyo3::ffi::PyOS_AfterFork_Parent() };
+            }
+        });
+    });
+}
+
+/// The word that a fork of a threaded interpreter is sound.
+///
+/// Python's `fork` is the user's choice by name, and `os.fork` gives it in the same way: the interpreter's locks are held
+/// over the fork and made anew in the child. What other threads hold in native code is the user's to know.
+pub(crate) fn fork_with_threads() -> ForkWithThreads {
+    // SAFETY: as above.
+    unsafe { ForkWithThreads::new() }
+}
+
+/// A copy of a descriptor of the interpreter's.
+pub(crate) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a file descriptor is not negative"));
+    }
+    // SAFETY: the number is not -1; where it is not open, the system call says so.
+    unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()
+}
+
+/// Numbers of descriptors that Python code owns from now on.
+pub(crate) fn hand_over(fds: Vec<OwnedFd>) -> Vec<RawFd> {
+    fds.into_iter().map(IntoRawFd::into_raw_fd).collect()
+}

@@ -1,0 +1,48 @@
+//! Python's seconds, and waits that let signals through.
+
+use std::io;
+use std::time::Duration;
+
+use polyproc_core::{Deadline, WaitError};
+use pyo3::prelude::*;
+
+/// `None` is never; what is below 0 is now.
+pub(crate) fn deadline(seconds: Option<f64>) -> Deadline {
+    match seconds {
+        None => Deadline::NEVER,
+        Some(seconds) if seconds > 0.0 => {
+            Deadline::after(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+        }
+        Some(_) => Deadline::PASSED,
+    }
+}
+
+/// A wait's error that means: a signal handler is to run, then wait again.
+pub(crate) trait Interrupted {
+    fn is_interrupted(&self) -> bool;
+}
+
+impl Interrupted for io::Error {
+    fn is_interrupted(&self) -> bool {
+        self.kind() == io::ErrorKind::Interrupted
+    }
+}
+
+impl Interrupted for WaitError {
+    fn is_interrupted(&self) -> bool {
+        matches!(self, Self::Interrupted)
+    }
+}
+
+/// Waits without the interpreter; runs signal handlers whenever one is due.
+pub(crate) fn wait<T: Send, E: Interrupted + Send>(
+    py: Python<'_>,
+    mut wait: impl FnMut() -> Result<T, E> + Send,
+) -> PyResult<Result<T, E>> {
+    loop {
+        match py.detach(&mut wait) {
+            Err(error) if error.is_interrupted() => py.check_signals()?,
+            done => return Ok(done),
+        }
+    }
+}

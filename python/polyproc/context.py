@@ -1,0 +1,190 @@
+"""Contexts: the public functions, bound to a start method. As in `multiprocessing`; the default is ``forkserver``."""
+
+import os
+from multiprocessing import context as _standard
+from multiprocessing.context import (
+    AuthenticationError,
+    BufferTooShort,
+    ProcessError,
+    TimeoutError,
+    assert_spawning,
+    get_spawning_popen,
+    set_spawning_popen,
+)
+
+from . import process, reduction
+
+__all__ = ()
+
+
+class BaseContext(_standard.BaseContext):
+    def Manager(self):
+        """Returns a manager associated with a running server process.
+
+        The managers methods such as `Lock()`, `Condition()` and `Queue()`
+        can be used to create shared objects.
+        """
+        from .managers import SyncManager
+
+        manager = SyncManager(ctx=self.get_context())
+        manager.start()
+        return manager
+
+    def set_executable(self, executable):
+        """Sets the Python that runs child processes instead of `sys.executable`, but for `fork`."""
+        from .spawn import set_executable
+
+        set_executable(executable)
+
+    def set_forkserver_preload(self, module_names):
+        """Sets the modules that the fork server imports before it makes processes, which then share them.
+
+        A module that cannot be imported is left out. The main module is preloaded in any case.
+        """
+        from .forkserver import set_forkserver_preload
+
+        set_forkserver_preload(module_names)
+
+    def get_context(self, method=None):
+        if method is None:
+            return self
+        try:
+            return _concrete_contexts[method]
+        except KeyError:
+            raise ValueError(f"cannot find context for {method!r}") from None
+
+    @property
+    def reducer(self):
+        """Controls how objects will be reduced to a form that can be shared with other processes."""
+        return globals().get("reduction")
+
+    @reducer.setter
+    def reducer(self, reduction):
+        globals()["reduction"] = reduction
+
+
+class _Process(process.BaseProcess):
+    """What all start methods have in common. Unlike the standard library's, daemonic processes may have children."""
+
+    def start(self):
+        """Start child process"""
+        self._check_closed()
+        assert self._popen is None, "cannot start a process twice"
+        assert self._parent_pid == os.getpid(), "can only start a process object created by current process"
+        process._cleanup()
+        self._popen = self._Popen(self)
+        self._sentinel = self._popen.sentinel
+        del self._target, self._args, self._kwargs  # they may hold this object
+        process._children.add(self)
+
+    def _bootstrap(self, parent_sentinel=None):
+        if self._start_method is not None:
+            _force_start_method(self._start_method)
+        return super()._bootstrap(parent_sentinel)
+
+
+class Process(_Process):
+    _start_method = None
+
+    @staticmethod
+    def _Popen(process_obj):
+        return _default_context.get_context().Process._Popen(process_obj)
+
+    @staticmethod
+    def _after_fork():
+        return _default_context.get_context().Process._after_fork()
+
+
+class DefaultContext(BaseContext):
+    Process = Process
+
+    def __init__(self, context):
+        self._default_context = context
+        self._actual_context = None
+
+    def get_context(self, method=None):
+        if method is not None:
+            return super().get_context(method)
+        if self._actual_context is None:
+            self._actual_context = self._default_context
+        return self._actual_context
+
+    def set_start_method(self, method, force=False):
+        if self._actual_context is not None and not force:
+            raise RuntimeError("context has already been set")
+        if method is None and force:
+            self._actual_context = None
+            return
+        self._actual_context = self.get_context(method)
+
+    def get_start_method(self, allow_none=False):
+        if self._actual_context is None:
+            if allow_none:
+                return None
+            self._actual_context = self._default_context
+        return self._actual_context._name
+
+    def get_all_start_methods(self):
+        """Returns a list of the supported start methods, default first."""
+        return ["forkserver", "fork", "spawn"]
+
+
+class ForkProcess(_Process):
+    _start_method = "fork"
+
+    @staticmethod
+    def _Popen(process_obj):
+        from .popen_fork import Popen
+
+        return Popen(process_obj)
+
+
+class SpawnProcess(_Process):
+    _start_method = "spawn"
+
+    @staticmethod
+    def _Popen(process_obj):
+        from .popen_spawn_posix import Popen
+
+        return Popen(process_obj)
+
+    @staticmethod
+    def _after_fork():
+        pass  # it is a new program
+
+
+class ForkServerProcess(_Process):
+    _start_method = "forkserver"
+
+    @staticmethod
+    def _Popen(process_obj):
+        from .popen_forkserver import Popen
+
+        return Popen(process_obj)
+
+
+class ForkContext(BaseContext):
+    _name = "fork"
+    Process = ForkProcess
+
+
+class SpawnContext(BaseContext):
+    _name = "spawn"
+    Process = SpawnProcess
+
+
+class ForkServerContext(BaseContext):
+    _name = "forkserver"
+    Process = ForkServerProcess
+
+
+_concrete_contexts = {
+    "fork": ForkContext(),
+    "spawn": SpawnContext(),
+    "forkserver": ForkServerContext(),
+}
+_default_context = DefaultContext(_concrete_contexts["forkserver"])
+
+
+def _force_start_method(method):
+    _default_context._actual_context = _concrete_contexts[method]

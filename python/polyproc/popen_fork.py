@@ -1,0 +1,63 @@
+"""Processes by `fork`; and what all three start methods have in common."""
+
+import os
+import signal
+
+from . import _polyproc, process, util
+
+__all__ = ["Popen"]
+
+
+class Popen:
+    """A started process, as `multiprocessing`'s process objects use it."""
+
+    method = "fork"
+
+    def __init__(self, process_obj):
+        util._flush_std_streams()
+        self.finalizer = None
+        self._child = self._launch(process_obj)
+        self.pid = self._child.pid
+        self.sentinel = self._child.fileno()
+        self.returncode = None
+
+    def _launch(self, process_obj):
+        from ._child import bootstrap
+
+        parent = os.getpid()
+        return _polyproc.fork(process_obj.name, process_obj.daemon, lambda: bootstrap(process_obj, parent))
+
+    def duplicate_for_child(self, fd):
+        """The number that the new process has `fd` under."""
+        return fd
+
+    def poll(self, flag=os.WNOHANG):
+        """The exit code, negative for a signal; `None` while it runs. Waits, unless `flag` says otherwise."""
+        if self.returncode is None:
+            try:
+                self.returncode = self._child.poll() if flag & os.WNOHANG else self._child.wait()
+            except ChildProcessError:
+                return None  # it is the child of another process: of one that this one is a copy of
+        return self.returncode
+
+    def wait(self, timeout=None):
+        """Waits for its end; `None` when `timeout` seconds were over first."""
+        if self.returncode is None:
+            self.returncode = self._child.wait(timeout)
+        return self.returncode
+
+    def _send_signal(self, number):
+        if self.returncode is None:
+            self._child.send_signal(number)
+
+    def interrupt(self):
+        self._send_signal(signal.SIGINT)
+
+    def terminate(self):
+        self._send_signal(signal.SIGTERM)
+
+    def kill(self):
+        self._send_signal(signal.SIGKILL)
+
+    def close(self):
+        self._child = None

@@ -1,0 +1,13 @@
+"""Processes by `spawn`."""
+
+from . import _polyproc, popen_forkserver, spawn
+
+__all__ = ["Popen"]
+
+
+class Popen(popen_forkserver.Popen):
+    method = "spawn"
+
+    def _start(self, process_obj, data, preparation):
+        spawn.set_program()
+        return _polyproc.start("spawn", process_obj.name, process_obj.daemon, data, self._fds)
