@@ -10,6 +10,7 @@ import threading
 import traceback
 
 from . import _polyproc, forkserver, process, spawn, util
+from ._carry import arriving
 
 # Older versions of `_bootstrap` do what is registered to be done at the end by themselves.
 _ENDS_ITSELF = "_exit_function" in process.BaseProcess._bootstrap.__code__.co_names
@@ -39,14 +40,15 @@ def preload(data, fds):
 
 def run(data, fds):
     """In a new process: gives its exit code."""
-    forkserver._inherited_fds = fds
+    forkserver._inherited_fds = list(fds)
     _refresh_environ()
     stream = io.BytesIO(data)
     process.current_process()._inheriting = True
     try:
         try:
-            spawn.prepare(pickle.load(stream))
-            process_obj = pickle.load(stream)
+            with arriving(fds):
+                spawn.prepare(pickle.load(stream))
+                process_obj = pickle.load(stream)
         finally:
             del process.current_process()._inheriting
     except SystemExit as error:

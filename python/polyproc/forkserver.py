@@ -28,10 +28,6 @@ def get_inherited_fds():
     return _inherited_fds
 
 
-def get_inherited_fd(place):
-    return _inherited_fds[place]
-
-
 def start(preparation, name, daemon, data, fds):
     """Starts a process that runs `_child.run(data, fds)`."""
     _prepare(preparation)

@@ -27,10 +27,6 @@ class Popen:
         parent = os.getpid()
         return _polyproc.fork(process_obj.name, process_obj.daemon, lambda: bootstrap(process_obj, parent))
 
-    def duplicate_for_child(self, fd):
-        """The number that the new process has `fd` under."""
-        return fd
-
     def poll(self, flag=os.WNOHANG):
         """The exit code, negative for a signal; `None` while it runs. Waits, unless `flag` says otherwise."""
         if self.returncode is None:

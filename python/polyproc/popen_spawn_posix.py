@@ -1,6 +1,6 @@
 """Processes by `spawn`."""
 
-from . import _polyproc, popen_forkserver, spawn
+from . import _polyproc, popen_forkserver
 
 __all__ = ["Popen"]
 
@@ -8,6 +8,5 @@ __all__ = ["Popen"]
 class Popen(popen_forkserver.Popen):
     method = "spawn"
 
-    def _start(self, process_obj, data, preparation):
-        spawn.set_program()
-        return _polyproc.start("spawn", process_obj.name, process_obj.daemon, data, self._fds)
+    def _start(self, process_obj, preparation, data, fds):
+        return _polyproc.start("spawn", process_obj.name, process_obj.daemon, data, fds)

@@ -1,6 +1,120 @@
-"""The standard library's `multiprocessing.queues`, the very module."""
+"""Queues in shared memory: what `put` has returned for is in the queue, whoever is killed.
 
-import sys
-from multiprocessing import queues
+As in `multiprocessing`, with no thread behind them: `put` puts, so that items are there when it returns, a value that cannot
+be pickled raises there and then, and nothing is left to be joined at exit.
+"""
 
-sys.modules[__name__] = queues
+import types
+from queue import Empty, Full
+
+from . import _polyproc, context
+from .synchronize import SEM_VALUE_MAX
+
+__all__ = ["Queue", "SimpleQueue", "JoinableQueue"]
+
+
+class _End:
+    """A queue as what `multiprocessing.connection.wait` waits for."""
+
+    def __init__(self, queue):
+        self._queue = queue
+        self.closed = False
+
+    def fileno(self):
+        if self.closed:
+            raise OSError("handle is closed")
+        return self._queue._fileno()
+
+    def poll(self, timeout=0.0):
+        return not self._queue.empty()
+
+    def close(self):
+        self.closed = True
+
+
+class _Queue(_polyproc.Queue):
+    """What the three kinds have in common."""
+
+    def __getstate__(self):
+        context.assert_spawning(self)
+        carrier = context.get_spawning_popen()
+        return [carrier.DupFd(carrier.duplicate_for_child(fd)) for fd in self._fds()]
+
+    def __setstate__(self, state):
+        self._rebuild_from([dup_fd.detach() for dup_fd in state])
+
+    def __reduce__(self):
+        return _rebuild, (type(self), self.__getstate__())
+
+    def _rebuild_from(self, fds):
+        import os
+
+        try:
+            self._rebuild(fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        self._set_up()
+
+    def _set_up(self):
+        self._reader, self._writer = _End(self), _End(self)
+
+    def _put_failed(self, error, obj):
+        raise error
+
+    __class_getitem__ = classmethod(types.GenericAlias)
+
+
+def _rebuild(kind, state):
+    queue = kind.__new__(kind)
+    queue.__setstate__(state)
+    return queue
+
+
+class Queue(_Queue):
+    def __init__(self, maxsize=0, *, ctx):
+        self._init(max(maxsize, 0))
+        self._maxsize = maxsize if maxsize > 0 else SEM_VALUE_MAX
+        self._set_up()
+
+    def __getstate__(self):
+        return self._maxsize, super().__getstate__()
+
+    def __setstate__(self, state):
+        self._maxsize, fds = state
+        super().__setstate__(fds)
+
+    def _put_failed(self, error, obj):
+        """A class that wants to hear of values that cannot be pickled does so in its own way."""
+        if type(self)._on_queue_feeder_error is Queue._on_queue_feeder_error:
+            raise error
+        self._on_queue_feeder_error(error, obj)
+
+    @staticmethod
+    def _on_queue_feeder_error(e, obj):
+        """As in `multiprocessing`: to be overridden."""
+        import traceback
+
+        traceback.print_exception(type(e), e, e.__traceback__)
+
+    def join_thread(self):
+        """Returns at once, as there is no thread."""
+        assert self._closed, f"Queue {self!r} not closed"
+
+    def cancel_join_thread(self):
+        """Does nothing, as there is no thread."""
+
+
+class JoinableQueue(Queue):
+    """A queue that counts the items that are not done."""
+
+
+class SimpleQueue(_Queue):
+    def __init__(self, *, ctx):
+        self._init(0)
+        self._set_up()
+
+    def close(self):
+        self._reader.close()
+        self._writer.close()
+        super().close()

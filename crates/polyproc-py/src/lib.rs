@@ -1,6 +1,10 @@
 //! `_polyproc`: the engine for Python. It converts, the engine decides; `python/polyproc/` has the classes that users see.
 
+mod buffer;
+mod codec;
 mod process;
+mod queue;
+mod sync;
 mod sys;
 mod time;
 
@@ -9,5 +13,7 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 fn _polyproc(module: &Bound<'_, PyModule>) -> PyResult<()> {
     sys::wrap_forks();
-    process::register(module)
+    process::register(module)?;
+    sync::register(module)?;
+    queue::register(module)
 }

@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use polyproc_core::sync::{self as core, Acquired, Owner, Turn};
+use polyproc_core::sync::{self as core, Acquired, Holder, Owner, Turn};
 pub use polyproc_core::sync::{BarrierError, OverRelease, ReleaseError, TooManyWaiters};
 use polyproc_core::{Deadline, WaitError};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -99,7 +99,7 @@ macro_rules! lock {
 
         impl Held for $guard<'_> {
             fn release_all(&self) -> u32 {
-                let depth = self.lock.core.depth().max(1);
+                let depth = if let Holder::ThisThread(depth) = self.lock.core.holder() { depth } else { 1 };
                 (0..depth).for_each(|_| _ = self.lock.core.release($owner));
                 depth
             }

@@ -78,6 +78,13 @@ impl Condition {
         notified
     }
 
+    /// How many wait and have not been notified.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        let _mutex = self.mutex();
+        self.0.waiters().filter(|waiter| waiter.state() == Waiting::Waits).count()
+    }
+
     /// Those who wait, in the order in which they came.
     fn in_order(&self) -> Vec<&Waiter> {
         let mut waiting: Vec<_> = self.0.waiters().filter(|waiter| waiter.state() == Waiting::Waits).collect();

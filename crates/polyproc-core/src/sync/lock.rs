@@ -21,6 +21,19 @@ pub enum Owner {
     Thread,
 }
 
+/// Who holds a lock, as a thread sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// It is free.
+    Nobody,
+    /// The thread that asks took it last, and, as [`Owner::Thread`], holds it so often.
+    ThisThread(u32),
+    /// Another thread of the same process.
+    AnotherThread,
+    /// Another process, which may be dead.
+    AnotherProcess,
+}
+
 /// How a lock was acquired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
@@ -127,14 +140,17 @@ impl Lock {
         Ok(())
     }
 
-    /// How often the calling thread holds it, as [`Owner::Thread`].
+    /// Who holds it just now, as the calling thread sees it.
     #[must_use]
-    pub fn depth(&self) -> u32 {
+    pub fn holder(&self) -> Holder {
         let state = self.0.state();
         let _mutex = self.mutex();
-        let is_own = state.owner.load(Ordering::Relaxed) == Identity::own().bits()
-            && state.thread.load(Ordering::Relaxed) == crate::sys::thread_id();
-        if is_own { state.count.load(Ordering::Relaxed) } else { 0 }
+        match state.owner.load(Ordering::Relaxed) {
+            0 => Holder::Nobody,
+            owner if owner != Identity::own().bits() => Holder::AnotherProcess,
+            _ if state.thread.load(Ordering::Relaxed) != crate::sys::thread_id() => Holder::AnotherThread,
+            _ => Holder::ThisThread(state.count.load(Ordering::Relaxed)),
+        }
     }
 
     /// Whether somebody holds it.

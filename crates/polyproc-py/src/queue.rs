@@ -1,0 +1,208 @@
+//! Queues: what the classes of `python/polyproc/queues.py` are made of.
+
+use std::cell::Cell;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use polyproc_core::queue::{self, GetError, PutError, QueueSettings};
+use polyproc_core::{Deadline, WaitError};
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyTuple};
+
+use crate::time::{self, Interrupted};
+use crate::{codec, sys};
+
+impl Interrupted for PutError {
+    fn is_interrupted(&self) -> bool {
+        matches!(self, Self::Interrupted)
+    }
+}
+
+impl Interrupted for GetError {
+    fn is_interrupted(&self) -> bool {
+        matches!(self, Self::Interrupted)
+    }
+}
+
+thread_local! {
+    /// Memory for messages, to be used again.
+    static BYTES: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// More is given back.
+const KEPT: usize = 1 << 20;
+
+/// Runs `use_it` with memory for a message.
+fn with_bytes<T>(use_it: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    let mut bytes = BYTES.take();
+    bytes.clear();
+    let result = use_it(&mut bytes);
+    if bytes.capacity() <= KEPT {
+        BYTES.set(bytes);
+    }
+    result
+}
+
+/// `queue.Empty` or `queue.Full`.
+fn queue_error(py: Python<'_>, class: &'static PyOnceLock<Py<PyAny>>, name: &str) -> PyErr {
+    let class = class.get_or_try_init(py, || Ok::<_, PyErr>(py.import("queue")?.getattr(name)?.into()));
+    match class.and_then(|class| class.bind(py).call0()) {
+        Ok(error) => PyErr::from_value(error),
+        Err(error) => error,
+    }
+}
+
+/// A queue. Its subclasses call `_init`, or `_rebuild`, once.
+#[derive(Debug, Default)]
+#[pyclass(frozen, subclass, weakref, module = "polyproc._polyproc")]
+struct Queue {
+    queue: OnceLock<queue::Queue>,
+    /// In this process.
+    closed: AtomicBool,
+}
+
+impl Queue {
+    fn queue(&self) -> PyResult<&queue::Queue> {
+        self.queue.get().ok_or_else(|| PyRuntimeError::new_err("the queue's __init__ was not called"))
+    }
+
+    fn set(&self, queue: queue::Queue) -> PyResult<()> {
+        self.queue.set(queue).map_err(|_| PyRuntimeError::new_err("the queue's __init__ was called twice"))
+    }
+
+    fn open(slf: &Bound<'_, Self>) -> PyResult<()> {
+        if slf.get().closed.load(Ordering::Relaxed) {
+            return Err(PyValueError::new_err(format!("Queue {} is closed", slf.repr()?)));
+        }
+        Ok(())
+    }
+}
+
+#[pymethods]
+impl Queue {
+    #[new]
+    #[pyo3(signature = (*_args, **_kwargs))]
+    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
+        Self::default()
+    }
+
+    /// Makes it a new queue of at most `maxsize` items; 0 is any number.
+    fn _init(&self, maxsize: u64) -> PyResult<()> {
+        self.set(queue::Queue::new(QueueSettings { maxsize, ..QueueSettings::default() })?)
+    }
+
+    /// Makes it the queue of these descriptors.
+    fn _rebuild(&self, fds: [RawFd; 3]) -> PyResult<()> {
+        let [a, b, c] = fds.map(sys::duplicate);
+        self.set(queue::Queue::from_fds([a?, b?, c?])?)
+    }
+
+    /// The descriptors that make it another process's too.
+    fn _fds(&self) -> PyResult<[RawFd; 3]> {
+        Ok(self.queue()?.fds().map(|fd| fd.as_raw_fd()))
+    }
+
+    /// Puts an item; once this has returned, it is in the queue, whoever dies.
+    #[pyo3(signature = (obj, block=true, timeout=None))]
+    fn put(slf: &Bound<'_, Self>, obj: &Bound<'_, PyAny>, block: bool, timeout: Option<f64>) -> PyResult<()> {
+        static FULL: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        let (py, this) = (slf.py(), slf.get());
+        Self::open(slf)?;
+        let queue = this.queue()?;
+        with_bytes(|bytes| {
+            let mut fds = Vec::new();
+            if let Err(error) = codec::encode(obj, bytes, &mut fds) {
+                return slf.call_method1("_put_failed", (error, obj)).map(drop);
+            }
+            let fds = codec::borrowed(&fds);
+            let mut put = queue.put(bytes, &fds, Deadline::PASSED);
+            if block && matches!(put, Err(PutError::Full | PutError::Interrupted)) {
+                let deadline = time::deadline(timeout);
+                put = time::wait(py, || queue.put(bytes, &fds, deadline))?;
+            }
+            match put {
+                Ok(()) => Ok(()),
+                Err(PutError::Full) => Err(queue_error(py, &FULL, "Full")),
+                Err(error) => Err(PyOSError::new_err(error.to_string())),
+            }
+        })
+    }
+
+    #[pyo3(signature = (block=true, timeout=None))]
+    fn get<'py>(slf: &Bound<'py, Self>, block: bool, timeout: Option<f64>) -> PyResult<Bound<'py, PyAny>> {
+        static EMPTY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        let (py, this) = (slf.py(), slf.get());
+        Self::open(slf)?;
+        let queue = this.queue()?;
+        with_bytes(|bytes| {
+            let mut fds: Vec<OwnedFd> = Vec::new();
+            let mut got = queue.get(bytes, &mut fds, Deadline::PASSED);
+            if block && matches!(got, Err(GetError::Empty | GetError::Interrupted)) {
+                let deadline = time::deadline(timeout);
+                got = time::wait(py, || queue.get(bytes, &mut fds, deadline))?;
+            }
+            match got {
+                Ok(()) => codec::decode(py, bytes, fds),
+                Err(GetError::Empty) => Err(queue_error(py, &EMPTY, "Empty")),
+                Err(error) => Err(PyOSError::new_err(error.to_string())),
+            }
+        })
+    }
+
+    fn put_nowait(slf: &Bound<'_, Self>, obj: &Bound<'_, PyAny>) -> PyResult<()> {
+        slf.call_method1("put", (obj, false)).map(drop)
+    }
+
+    fn get_nowait<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        slf.call_method1("get", (false,))
+    }
+
+    /// How many items wait.
+    fn qsize(&self) -> PyResult<u64> {
+        Ok(self.queue()?.len())
+    }
+
+    fn empty(&self) -> PyResult<bool> {
+        Ok(self.queue()?.is_empty())
+    }
+
+    fn full(&self) -> PyResult<bool> {
+        let queue = self.queue()?;
+        Ok(queue.maxsize() > 0 && queue.len() >= queue.maxsize())
+    }
+
+    /// One item that was taken is done.
+    fn task_done(&self) -> PyResult<()> {
+        self.queue()?.task_done().map_err(|_| PyValueError::new_err("task_done() called too many times"))
+    }
+
+    /// Waits until all items that were put are done.
+    fn join(&self, py: Python<'_>) -> PyResult<()> {
+        let queue = self.queue()?;
+        match time::wait(py, || queue.join(Deadline::NEVER))? {
+            Ok(()) | Err(WaitError::TimedOut | WaitError::Interrupted) => Ok(()),
+        }
+    }
+
+    /// This process puts and takes no more.
+    fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+
+    #[getter]
+    fn _closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    /// A descriptor that is readable while there are items; it may be so when there are none, too.
+    fn _fileno(&self) -> PyResult<RawFd> {
+        Ok(self.queue()?.as_fd().as_raw_fd())
+    }
+}
+
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Queue>()
+}

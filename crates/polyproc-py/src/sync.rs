@@ -1,0 +1,380 @@
+//! Locks, semaphores, conditions, events, barriers: what the classes of `python/polyproc/synchronize.py` are made of.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::{Mutex, PoisonError};
+
+use polyproc_core::sync::{self, Acquired, BarrierError, Holder, Owner, ReleaseError, TooManyWaiters, Turn};
+use polyproc_core::{Deadline, WaitError};
+use pyo3::exceptions::{PyAssertionError, PyOSError, PyRuntimeError, PyRuntimeWarning, PyValueError};
+use pyo3::prelude::*;
+
+use crate::sys;
+use crate::time::{self, Interrupted};
+
+/// The kinds of [`SemLock`], numbered as in `_multiprocessing`.
+const RECURSIVE_MUTEX: i32 = 0;
+const SEMAPHORE: i32 = 1;
+/// Ours: a lock that is no semaphore of one.
+const LOCK: i32 = 2;
+/// The largest value of a semaphore, as POSIX has it on Linux.
+const SEM_VALUE_MAX: u64 = i32::MAX as u64;
+
+#[derive(Debug)]
+enum Shared {
+    Lock(sync::Lock, Owner),
+    Semaphore(sync::Semaphore),
+}
+
+/// A lock or a semaphore, with the methods of `_multiprocessing.SemLock`.
+#[derive(Debug)]
+#[pyclass(frozen, module = "polyproc._polyproc")]
+struct SemLock {
+    shared: Shared,
+    #[pyo3(get)]
+    kind: i32,
+    #[pyo3(get)]
+    maxvalue: u64,
+}
+
+impl SemLock {
+    fn take(&self, deadline: Deadline) -> Result<Acquired, WaitError> {
+        match &self.shared {
+            Shared::Lock(lock, owner) => lock.acquire(*owner, deadline),
+            Shared::Semaphore(semaphore) => semaphore.acquire(deadline).map(|()| Acquired::Released),
+        }
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        match &self.shared {
+            Shared::Lock(lock, _) => lock.as_fd(),
+            Shared::Semaphore(semaphore) => semaphore.as_fd(),
+        }
+    }
+
+    fn holder(&self) -> Holder {
+        match &self.shared {
+            Shared::Lock(lock, _) => lock.holder(),
+            Shared::Semaphore(_) => Holder::Nobody,
+        }
+    }
+}
+
+fn owner_died(py: Python<'_>) -> PyResult<()> {
+    let text = c"the process that held this lock died: what the lock protects may be half changed";
+    PyErr::warn(py, &py.get_type::<PyRuntimeWarning>(), text, 1)
+}
+
+#[pymethods]
+impl SemLock {
+    #[classattr]
+    #[pyo3(name = "SEM_VALUE_MAX")]
+    const MAX: u64 = SEM_VALUE_MAX;
+
+    #[new]
+    fn new(kind: i32, value: i64, maxvalue: u64) -> PyResult<Self> {
+        let value = u64::try_from(value)
+            .ok()
+            .filter(|value| *value <= maxvalue.min(SEM_VALUE_MAX))
+            .ok_or_else(|| PyOSError::new_err((22, "Invalid argument")))?; // EINVAL, as sem_open(3)
+        let shared = match kind {
+            RECURSIVE_MUTEX => Shared::Lock(sync::Lock::new()?, Owner::Thread),
+            LOCK => Shared::Lock(sync::Lock::new()?, Owner::Process),
+            SEMAPHORE => Shared::Semaphore(sync::Semaphore::new(value, maxvalue)?),
+            _ => return Err(PyValueError::new_err("unrecognized kind")),
+        };
+        Ok(Self { shared, kind, maxvalue })
+    }
+
+    /// The same one, by a descriptor of it.
+    #[staticmethod]
+    fn _rebuild(fd: RawFd, kind: i32, maxvalue: u64) -> PyResult<Self> {
+        let fd = sys::duplicate(fd)?;
+        let shared = match kind {
+            RECURSIVE_MUTEX => Shared::Lock(sync::Lock::from_fd(fd)?, Owner::Thread),
+            LOCK => Shared::Lock(sync::Lock::from_fd(fd)?, Owner::Process),
+            _ => Shared::Semaphore(sync::Semaphore::from_fd(fd)?),
+        };
+        Ok(Self { shared, kind, maxvalue })
+    }
+
+    /// The descriptor that makes it another process's too.
+    #[getter]
+    fn handle(&self) -> RawFd {
+        self.fd().as_raw_fd()
+    }
+
+    /// It has none: nothing of it is left behind when the last process that has it ends.
+    #[getter]
+    fn name(&self) -> Option<&str> {
+        None
+    }
+
+    #[pyo3(signature = (block=true, timeout=None))]
+    fn acquire(&self, py: Python<'_>, block: bool, timeout: Option<f64>) -> PyResult<bool> {
+        let mut acquired = self.take(Deadline::PASSED);
+        if block && matches!(acquired, Err(WaitError::TimedOut)) {
+            let deadline = time::deadline(timeout);
+            acquired = time::wait(py, || self.take(deadline))?;
+        }
+        match acquired {
+            Ok(Acquired::Released) => Ok(true),
+            Ok(Acquired::OwnerDied) => owner_died(py).map(|()| true),
+            Err(_) => Ok(false),
+        }
+    }
+
+    fn release(&self) -> PyResult<()> {
+        let too_often = || PyValueError::new_err("semaphore or lock released too many times");
+        match &self.shared {
+            Shared::Semaphore(semaphore) => semaphore.release(1).map_err(|_| too_often()),
+            Shared::Lock(lock, owner) => lock.release(*owner).map_err(|error| match (owner, error) {
+                (Owner::Process, _) => too_often(),
+                (Owner::Thread, ReleaseError::NotHeld | ReleaseError::NotOwner) => {
+                    PyAssertionError::new_err("attempt to release recursive lock not owned by thread")
+                }
+            }),
+        }
+    }
+
+    fn __enter__(&self, py: Python<'_>) -> PyResult<bool> {
+        self.acquire(py, true, None)
+    }
+
+    #[pyo3(signature = (*_error))]
+    fn __exit__(&self, _error: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.release()
+    }
+
+    /// How often this process holds it.
+    fn _count(&self) -> u32 {
+        match self.holder() {
+            Holder::ThisThread(count) => count,
+            Holder::AnotherThread => 1,
+            Holder::Nobody | Holder::AnotherProcess => 0,
+        }
+    }
+
+    fn _is_mine(&self) -> bool {
+        matches!(self.holder(), Holder::ThisThread(_))
+    }
+
+    fn _get_value(&self) -> u64 {
+        match &self.shared {
+            Shared::Lock(lock, _) => u64::from(!lock.is_locked()),
+            Shared::Semaphore(semaphore) => semaphore.value(),
+        }
+    }
+
+    fn _is_zero(&self) -> bool {
+        self._get_value() == 0
+    }
+
+    fn _after_fork(&self) {}
+}
+
+fn too_many(error: TooManyWaiters) -> PyErr {
+    PyRuntimeError::new_err(error.to_string())
+}
+
+/// A condition without its lock.
+#[derive(Debug)]
+#[pyclass(frozen, module = "polyproc._polyproc")]
+struct Condition(sync::Condition);
+
+/// A place among those who wait for a condition.
+#[derive(Debug)]
+#[pyclass(frozen, module = "polyproc._polyproc")]
+struct Ticket {
+    condition: sync::Condition,
+    ticket: Mutex<Option<sync::Ticket>>,
+}
+
+#[pymethods]
+impl Condition {
+    #[new]
+    fn new() -> PyResult<Self> {
+        Ok(Self(sync::Condition::new()?))
+    }
+
+    #[staticmethod]
+    fn _rebuild(fd: RawFd) -> PyResult<Self> {
+        Ok(Self(sync::Condition::from_fd(sys::duplicate(fd)?)?))
+    }
+
+    #[getter]
+    fn handle(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+
+    /// From now on this thread counts as waiting; its lock may be released.
+    fn enter(&self) -> PyResult<Ticket> {
+        let ticket = Mutex::new(Some(self.0.enter().map_err(too_many)?));
+        Ok(Ticket { condition: self.0.clone(), ticket })
+    }
+
+    fn notify(&self, count: usize) {
+        self.0.notify(count);
+    }
+
+    fn waiting(&self) -> usize {
+        self.0.waiting()
+    }
+}
+
+#[pymethods]
+impl Ticket {
+    /// Waits until it is notified, and gives the place back, however that ends. True when it was notified.
+    #[pyo3(signature = (timeout=None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        let Some(ticket) = self.ticket.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return Err(PyRuntimeError::new_err("a ticket is good for one wait"));
+        };
+        let deadline = time::deadline(timeout);
+        let waited = time::wait(py, || self.condition.wait(&ticket, deadline));
+        let notified = self.condition.leave(ticket);
+        waited.map(|_| notified)
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            self.condition.leave(ticket);
+        }
+    }
+}
+
+#[derive(Debug)]
+#[pyclass(frozen, module = "polyproc._polyproc")]
+struct Event(sync::Event);
+
+#[pymethods]
+impl Event {
+    #[new]
+    fn new() -> PyResult<Self> {
+        Ok(Self(sync::Event::new()?))
+    }
+
+    #[staticmethod]
+    fn _rebuild(fd: RawFd) -> PyResult<Self> {
+        Ok(Self(sync::Event::from_fd(sys::duplicate(fd)?)?))
+    }
+
+    #[getter]
+    fn handle(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.is_set()
+    }
+
+    fn set(&self) {
+        self.0.set();
+    }
+
+    fn clear(&self) {
+        self.0.clear();
+    }
+
+    #[pyo3(signature = (timeout=None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        if self.0.is_set() {
+            return Ok(true);
+        }
+        let deadline = time::deadline(timeout);
+        Ok(time::wait(py, || self.0.wait(deadline))?.is_ok())
+    }
+}
+
+impl Interrupted for BarrierError {
+    fn is_interrupted(&self) -> bool {
+        matches!(self, Self::Interrupted)
+    }
+}
+
+#[derive(Debug)]
+#[pyclass(frozen, module = "polyproc._polyproc")]
+struct Barrier(sync::Barrier);
+
+fn broken(py: Python<'_>, error: BarrierError) -> PyErr {
+    match error {
+        BarrierError::TooManyWaiters(error) => too_many(error),
+        _ => match py.import("threading").and_then(|module| module.getattr("BrokenBarrierError")?.call0()) {
+            Ok(error) => PyErr::from_value(error),
+            Err(error) => error,
+        },
+    }
+}
+
+#[pymethods]
+impl Barrier {
+    #[new]
+    fn new(parties: usize) -> PyResult<Self> {
+        Ok(Self(sync::Barrier::new(parties)?))
+    }
+
+    #[staticmethod]
+    fn _rebuild(fd: RawFd) -> PyResult<Self> {
+        Ok(Self(sync::Barrier::from_fd(sys::duplicate(fd)?)?))
+    }
+
+    #[getter]
+    fn handle(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+
+    #[getter]
+    fn parties(&self) -> usize {
+        self.0.parties()
+    }
+
+    #[getter]
+    fn n_waiting(&self) -> usize {
+        self.0.n_waiting()
+    }
+
+    #[getter]
+    fn broken(&self) -> bool {
+        self.0.is_broken()
+    }
+
+    fn reset(&self) {
+        self.0.reset();
+    }
+
+    fn abort(&self) {
+        self.0.abort();
+    }
+
+    /// Waits for the others; the last one runs `action` first. Gives this one's number.
+    #[pyo3(signature = (timeout=None, action=None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>, action: Option<Bound<'_, PyAny>>) -> PyResult<usize> {
+        let deadline = time::deadline(timeout);
+        let turn = time::wait(py, || self.0.come(deadline))?.map_err(|error| broken(py, error))?;
+        if let Turn::Last { index } = turn {
+            if let Some(action) = action {
+                action.call0().inspect_err(|_| self.0.abort())?;
+            }
+            return self.0.release().map(|()| index).map_err(|error| broken(py, error));
+        }
+        let waited = time::wait(py, || self.0.wait(&turn, deadline));
+        if waited.is_err() {
+            // A signal handler raised: this party goes, which breaks the barrier.
+            self.0.abort();
+            let _ = self.0.wait(&turn, Deadline::PASSED); // gives the place back
+        }
+        waited?.map_err(|error| broken(py, error))
+    }
+}
+
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("RECURSIVE_MUTEX", RECURSIVE_MUTEX)?;
+    module.add("SEMAPHORE", SEMAPHORE)?;
+    module.add("LOCK", LOCK)?;
+    module.add_class::<SemLock>()?;
+    module.add_class::<Condition>()?;
+    module.add_class::<Ticket>()?;
+    module.add_class::<Event>()?;
+    module.add_class::<Barrier>()
+}
