@@ -69,13 +69,30 @@ class arriving:
                 os.close(fd)
 
 
-def dumps(obj):
-    """The pickle of a value, and the descriptors that it speaks of, which belong to what is in the value."""
+def dumps(*values):
+    """The pickles of values, one after the other, and the descriptors that they speak of, which belong to what is in them."""
     carrier = Carrier()
     data = io.BytesIO()
     with carrying(carrier):
-        reduction.ForkingPickler(data, 5).dump(obj)
-    return data.getbuffer(), carrier.fds
+        for value in values:
+            reduction.ForkingPickler(data, 5).dump(value)
+    return data.getvalue(), carrier.fds
+
+
+def dumps_task(*values):
+    """As `dumps`, for functions and their arguments: what pickle refuses goes through cloudpickle, where that is installed."""
+    try:
+        return dumps(*values)
+    except Exception:
+        try:
+            import cloudpickle
+        except ImportError:
+            cloudpickle = None
+        if cloudpickle is None:
+            raise
+        carrier = Carrier()
+        with carrying(carrier):
+            return b"".join(cloudpickle.dumps(value, protocol=5) for value in values), carrier.fds
 
 
 def loads(data, fds):

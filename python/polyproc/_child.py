@@ -3,14 +3,15 @@
 import atexit
 import gc
 import io
+import itertools
 import os
 import pickle
 import sys
 import threading
 import traceback
 
-from . import _polyproc, forkserver, process, spawn, util
-from ._carry import arriving
+from . import _polyproc, context, forkserver, process, spawn, util
+from ._carry import arriving, dumps
 
 # Older versions of `_bootstrap` do what is registered to be done at the end by themselves.
 _ENDS_ITSELF = "_exit_function" in process.BaseProcess._bootstrap.__code__.co_names
@@ -71,6 +72,72 @@ def bootstrap(process_obj, parent_pid):
     finally:
         atexit._run_exitfuncs()
         util._flush_std_streams()
+
+
+def begin_worker(data, fds, name):
+    """In a pool's worker, before its first task."""
+    _refresh_environ()
+    inheriting = process.current_process()
+    inheriting._inheriting = True
+    try:
+        with arriving(fds):
+            preparation, who, initializer = _load_setup(data)
+    finally:
+        del inheriting._inheriting
+    identity, parent_name, parent_pid, method = who
+    worker = context._concrete_contexts[method].Process(name=name, daemon=True)
+    worker._identity = (*identity, int(name.rpartition("-")[2]))
+    worker._parent_name, worker._parent_pid = parent_name, parent_pid
+    context._force_start_method(method)
+    util._close_stdin()
+    process._process_counter = itertools.count(1)
+    process._children = set()
+    process._current_process = worker
+    process._parent_process = process._ParentProcess(parent_name, parent_pid, _parent_sentinel(parent_pid))
+    threading.main_thread()._set_native_id()
+    worker._after_fork()
+    atexit._clear()
+    atexit.register(util._exit_function)
+    # What a task prints is seen even if its worker is killed.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)
+    function, args = initializer
+    if function is not None:
+        function(*args)
+
+
+def _load_setup(data):
+    """What `Pool._start` sent: how to prepare, who this is, the initializer and its arguments."""
+    stream = io.BytesIO(data)
+    preparation = pickle.load(stream)
+    if preparation is not None:
+        spawn.prepare(preparation)
+    who, initializer = pickle.load(stream)
+    if preparation is None:
+        initializer = sys.modules["polyproc.pool"]._initializers[initializer]
+    return preparation, who, initializer
+
+
+def end_worker():
+    """In a pool's worker, after its last task."""
+    atexit._run_exitfuncs()
+    util._flush_std_streams()
+
+
+def wrap_error(error):
+    """The traceback of what a task raised, as text, and a pickle of the exception."""
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    from .pool import MaybeEncodingError, TaskExited
+
+    if not isinstance(error, Exception):
+        error = TaskExited(f"the task raised {error!r}, which is not for its caller")
+    try:
+        pickle, fds = dumps(error)
+        if fds:
+            raise ValueError("it holds handles")
+    except Exception as reason:
+        pickle, _ = dumps(MaybeEncodingError(reason, error))
+    return text, pickle
 
 
 def _parent_sentinel(parent_pid):

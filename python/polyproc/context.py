@@ -78,6 +78,12 @@ class BaseContext(_standard.BaseContext):
 
         return SimpleQueue(ctx=self.get_context())
 
+    def Pool(self, processes=None, initializer=None, initargs=(), maxtasksperchild=None, **options):
+        """Returns a process pool object."""
+        from .pool import Pool
+
+        return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context(), **options)
+
     def Manager(self):
         """Returns a manager associated with a running server process.
 

@@ -28,15 +28,15 @@ def get_inherited_fds():
     return _inherited_fds
 
 
-def start(preparation, name, daemon, data, fds):
-    """Starts a process that runs `_child.run(data, fds)`."""
+def with_preload(preparation, start):
+    """Calls `start`, which needs a fork server."""
     _prepare(preparation)
     try:
-        return _polyproc.start("forkserver", name, daemon, data, fds)
+        return start()
     except _polyproc.PreloadError:
         # The main module raises when it is imported, or starts threads: then each process imports it by itself.
         _set_preload(None)
-        return _polyproc.start("forkserver", name, daemon, data, fds)
+        return start()
 
 
 def _prepare(preparation):

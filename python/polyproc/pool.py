@@ -1,6 +1,333 @@
-"""The standard library's `multiprocessing.pool`, the very module."""
+"""Pools of processes, on the engine's own: nothing hangs, whatever dies.
 
-import sys
-from multiprocessing import pool
+As in `multiprocessing`, and:
 
-sys.modules[__name__] = pool
+- a worker that dies fails the task that it ran, with `WorkerLost`, and is replaced; with ``retries=`` the task is run again;
+- ``timeout=`` ends a task that takes too long, and `cancel()` one that nobody wants; ``memory_limit=`` one that takes too much;
+- a function or arguments that pickle refuses go through cloudpickle, where that is installed;
+- an initializer that raises makes all tasks fail with `NoWorkers`, at once;
+- `imap` and `imap_unordered` read ahead within a bound (``max_pending=``); what they have not read when the pool is closed
+  is read by `join`.
+"""
+
+import asyncio
+import concurrent.futures
+import itertools
+import os
+import types
+import warnings
+from multiprocessing import util
+from multiprocessing.pool import (
+    CLOSE,
+    INIT,
+    RUN,
+    TERMINATE,
+    MaybeEncodingError,
+    RemoteTraceback,
+    ThreadPool,
+    mapstar,
+    starmapstar,
+)
+
+from . import TimeoutError, _carry, _polyproc, context, get_context, process, spawn
+
+__all__ = ["Pool", "ThreadPool"]
+
+
+# Initializers of pools whose workers are forks, which find them here.
+_initializers = {}
+_numbers = itertools.count()
+
+
+class PoolError(Exception):
+    """A task gave no result, for a reason that is not its own."""
+
+
+class WorkerLost(PoolError):
+    """The worker died while it ran the task."""
+
+
+class OutOfMemory(PoolError, MemoryError):
+    """The worker used more memory than it was allowed to while it ran the task, and was killed."""
+
+
+class TaskTimeout(PoolError, TimeoutError):
+    """The task took longer than it was allowed to, and its worker was killed."""
+
+
+class TaskCancelled(PoolError, concurrent.futures.CancelledError):
+    """The task was cancelled."""
+
+
+class TaskExited(PoolError):
+    """The task raised `SystemExit` or another exception that is no `Exception`. The worker lives on."""
+
+
+class PoolTerminated(PoolError):
+    """The pool was terminated, or closed, before the task ended."""
+
+
+class NoWorkers(PoolError):
+    """No worker could be made fit for tasks: the initializer raised, or workers do not start."""
+
+
+def _rebuild_error(text, pickle):
+    """The exception that a task raised, as a `RemoteTraceback` tells."""
+    try:
+        error = _carry.loads(pickle, [])
+    except Exception as reason:
+        error = RuntimeError(f"the task raised an exception that cannot be rebuilt here: {reason!r}")
+    error.__cause__ = RemoteTraceback(f'\n"""\n{text}"""')
+    return error
+
+
+class ApplyResult:
+    """What comes of a call, later. It can be awaited, too."""
+
+    def __init__(self, pool, outcome, callback=None, error_callback=None):
+        self._pool = pool
+        self._outcome = outcome
+        if callback is not None or error_callback is not None:
+            outcome.then(callback, error_callback)
+
+    def ready(self):
+        return self._outcome.ready()
+
+    def successful(self):
+        if not self.ready():
+            raise ValueError(f"{self!r} not ready")
+        try:
+            self._outcome.result()
+        except BaseException:
+            return False
+        return True
+
+    def wait(self, timeout=None):
+        self._outcome.wait(timeout)
+
+    def get(self, timeout=None):
+        if not self._outcome.wait(timeout):
+            raise TimeoutError
+        (value,) = self._outcome.result()
+        return value
+
+    def cancel(self):
+        """Takes back what has not been run, and ends the workers that run the rest; `get` then raises `TaskCancelled`."""
+        self._outcome.cancel()
+
+    def __await__(self):
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(None, self.get).__await__()
+
+    __class_getitem__ = classmethod(types.GenericAlias)
+
+
+AsyncResult = ApplyResult
+
+
+class MapResult(ApplyResult):
+    """What comes of a map, later."""
+
+
+class IMapIterator:
+    """Results one by one."""
+
+    def __init__(self, results):
+        self._results = results
+
+    def __iter__(self):
+        return self
+
+    def next(self, timeout=None):
+        found = self._results.next(timeout)
+        if found is None:
+            raise StopIteration
+        if not found:
+            raise TimeoutError
+        return found[0]
+
+    def __next__(self):
+        return self.next()
+
+
+class IMapUnorderedIterator(IMapIterator):
+    """Results one by one, as they come."""
+
+
+def _limits(timeout, retries):
+    return None if timeout is None and not retries else (timeout, retries)
+
+
+class Pool:
+    """Worker processes that run tasks. ``memory_limit`` is how many bytes of its own a worker may have."""
+
+    _wrap_exception = True
+
+    def __init__(
+        self,
+        processes=None,
+        initializer=None,
+        initargs=(),
+        maxtasksperchild=None,
+        context=None,
+        *,
+        memory_limit=None,
+    ):
+        self._state = INIT
+        self._ctx = context or get_context()
+        if processes is None:
+            processes = len(os.sched_getaffinity(0))
+        if processes < 1:
+            raise ValueError("Number of processes must be at least 1")
+        if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0):
+            raise ValueError("maxtasksperchild must be a positive int or None")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        self._processes = processes
+        self._imaps = set()
+        self._pool_of_engine = self._start(processes, (initializer, initargs), (maxtasksperchild, memory_limit))
+        self._terminate = util.Finalize(self, Pool._terminate_engine, (self._pool_of_engine,), exitpriority=15)
+        self._state = RUN
+
+    def _start(self, processes, initializer, limits):
+        method = self._ctx.get_start_method()
+        name = type(self._ctx.Process()).__name__.replace("Process", "PoolWorker")
+        me = process.current_process()
+        who = (me._identity, me.name, os.getpid(), method)
+        util._flush_std_streams()
+        if method == "fork":
+            # The workers find it in their copy of this process.
+            key = next(_numbers)
+            _initializers[key] = initializer
+            return _polyproc.Pool(method, processes, name, _carry.dumps(None, (who, key)), limits)
+        preparation = spawn.get_preparation_data(name)
+        setup = _carry.dumps_task(preparation, (who, initializer))
+        spawn.set_program()
+        if method == "spawn":
+            return _polyproc.Pool(method, processes, name, setup, limits)
+        from . import forkserver
+
+        return forkserver.with_preload(
+            preparation, lambda: _polyproc.Pool(method, processes, name, setup, limits)
+        )
+
+    @staticmethod
+    def _terminate_engine(engine):
+        engine.terminate()
+        engine.join()
+
+    def __del__(self, _warn=warnings.warn, RUN=RUN):
+        if self._state == RUN:
+            _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
+
+    def __repr__(self):
+        kind = type(self)
+        return f"<{kind.__module__}.{kind.__qualname__} state={self._state} pool_size={self._processes}>"
+
+    def _check_running(self):
+        if self._state != RUN:
+            raise ValueError("Pool not running")
+
+    def apply(self, func, args=(), kwds={}, *, timeout=None, retries=0):
+        """Equivalent of `func(*args, **kwds)`. Pool must be running."""
+        self._check_running()
+        return self._pool_of_engine.apply(func, tuple(args), kwds, _limits(timeout, retries))
+
+    def apply_async(
+        self, func, args=(), kwds={}, callback=None, error_callback=None, *, timeout=None, retries=0
+    ):
+        """Asynchronous version of `apply()`."""
+        self._check_running()
+        outcome = self._pool_of_engine.apply_async(func, tuple(args), kwds, _limits(timeout, retries))
+        return ApplyResult(self, outcome, callback, error_callback)
+
+    def map(self, func, iterable, chunksize=None, *, timeout=None, retries=0):
+        """Applies `func` to each element in `iterable`, collecting the results in a list that is returned."""
+        return self._map_async(func, iterable, False, chunksize, None, None, timeout, retries).get()
+
+    def starmap(self, func, iterable, chunksize=None, *, timeout=None, retries=0):
+        """Like `map()`, but each element is unpacked as the arguments."""
+        return self._map_async(func, iterable, True, chunksize, None, None, timeout, retries).get()
+
+    def map_async(
+        self, func, iterable, chunksize=None, callback=None, error_callback=None, *, timeout=None, retries=0
+    ):
+        """Asynchronous version of `map()`."""
+        return self._map_async(func, iterable, False, chunksize, callback, error_callback, timeout, retries)
+
+    def starmap_async(
+        self, func, iterable, chunksize=None, callback=None, error_callback=None, *, timeout=None, retries=0
+    ):
+        """Asynchronous version of `starmap()`."""
+        return self._map_async(func, iterable, True, chunksize, callback, error_callback, timeout, retries)
+
+    def _map_async(self, func, iterable, star, chunksize, callback, error_callback, timeout, retries):
+        self._check_running()
+        values = iterable if type(iterable) is list else list(iterable)
+        if chunksize is None:
+            chunksize = -(-len(values) // (self._processes * 4))
+        elif chunksize < 1:
+            raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
+        outcome = self._pool_of_engine.map_async(func, values, chunksize, star, _limits(timeout, retries))
+        return MapResult(self, outcome, callback, error_callback)
+
+    def imap(self, func, iterable, chunksize=1, *, max_pending=None, timeout=None, retries=0):
+        """Equivalent of `map()`, with the results one by one. At most `max_pending` tasks are under way or not taken."""
+        return self._imap(IMapIterator, func, iterable, chunksize, max_pending, timeout, retries)
+
+    def imap_unordered(self, func, iterable, chunksize=1, *, max_pending=None, timeout=None, retries=0):
+        """Like `imap()`, with the results in the order in which they come."""
+        return self._imap(IMapUnorderedIterator, func, iterable, chunksize, max_pending, timeout, retries)
+
+    def _imap(self, kind, func, iterable, chunksize, max_pending, timeout, retries):
+        self._check_running()
+        if chunksize < 1:
+            raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
+        ahead = max_pending or 512 * self._processes
+        engine = self._pool_of_engine
+        results = engine.imap(
+            func, iter(iterable), chunksize, kind is IMapIterator, ahead, _limits(timeout, retries)
+        )
+        self._imaps = {imap for imap in self._imaps if not imap.is_fed()}
+        if not results.is_fed():
+            self._imaps.add(results)
+        results = kind(results)
+        return results if chunksize == 1 else (item for chunk in results for item in chunk)
+
+    def resize(self, processes):
+        """Keeps so many workers from now on."""
+        self._pool_of_engine.resize(processes)
+        self._processes = processes
+
+    def close(self):
+        util.debug("closing pool")
+        if self._state == RUN:
+            self._state = CLOSE
+            if not self._imaps:
+                self._pool_of_engine.close()
+
+    def terminate(self):
+        util.debug("terminating pool")
+        self._state = TERMINATE
+        self._terminate()
+
+    def join(self):
+        util.debug("joining pool")
+        if self._state == RUN:
+            raise ValueError("Pool is still running")
+        if self._state not in (CLOSE, TERMINATE):
+            raise ValueError("In unknown state")
+        while self._imaps:
+            self._imaps.pop().drain()
+        self._pool_of_engine.close()
+        self._pool_of_engine.join()
+
+    def __reduce__(self):
+        raise NotImplementedError("pool objects cannot be passed between processes or pickled")
+
+    def __enter__(self):
+        self._check_running()
+        return self
+
+    def __exit__(self, exc_type, exc_val, exc_tb):
+        self.terminate()

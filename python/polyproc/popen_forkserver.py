@@ -2,7 +2,7 @@
 
 import io
 
-from . import forkserver, popen_fork, reduction, spawn
+from . import _polyproc, forkserver, popen_fork, reduction, spawn
 from ._carry import Carrier, carrying
 
 __all__ = ["Popen"]
@@ -21,4 +21,5 @@ class Popen(popen_fork.Popen):
         return self._start(process_obj, preparation, data.getvalue(), carrier.fds)
 
     def _start(self, process_obj, preparation, data, fds):
-        return forkserver.start(preparation, process_obj.name, process_obj.daemon, data, fds)
+        who = process_obj.name, process_obj.daemon
+        return forkserver.with_preload(preparation, lambda: _polyproc.start("forkserver", *who, data, fds))

@@ -2,10 +2,15 @@
 
 mod buffer;
 mod codec;
+mod failure;
+mod imap;
+mod outcome;
+mod pool;
 mod process;
 mod queue;
 mod sync;
 mod sys;
+mod task;
 mod time;
 
 use pyo3::prelude::*;
@@ -15,5 +20,6 @@ fn _polyproc(module: &Bound<'_, PyModule>) -> PyResult<()> {
     sys::wrap_forks();
     process::register(module)?;
     sync::register(module)?;
-    queue::register(module)
+    queue::register(module)?;
+    pool::register(module)
 }

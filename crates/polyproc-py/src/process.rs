@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 
-use polyproc_core::process::{self, ExitStatus, Handler, Job, Settings, Signal, StartError, StartMethod};
+use polyproc_core::process::{self, ExitStatus, Function, Handler, Job, Settings, Signal, StartError, StartMethod};
 use polyproc_core::{Input, Payload, Verdict};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -19,7 +19,7 @@ pyo3::create_exception!(
     "What was to be preloaded made the fork server fail, or left threads running in it."
 );
 
-fn error(error: StartError) -> PyErr {
+pub(crate) fn error(error: StartError) -> PyErr {
     match error {
         StartError::Os { doing, source } => match source.raw_os_error() {
             Some(errno) => PyOSError::new_err((errno, format!("{doing} failed: {source}"))),
@@ -109,11 +109,12 @@ impl Handler<fn()> for Preload {
     }
 }
 
-fn function<H: Handler<fn()>>() -> PyResult<process::Function> {
-    process::Function::new::<fn(), H>(|| ()).map_err(|error| PyRuntimeError::new_err(error.to_string()))
+/// The name of a function of ours that new processes run.
+pub(crate) fn function<H: Handler<fn()>>() -> PyResult<Function> {
+    Function::new::<fn(), H>(|| ()).map_err(|error| PyRuntimeError::new_err(error.to_string()))
 }
 
-fn payload(data: &[u8], fds: &[RawFd]) -> PyResult<Payload> {
+pub(crate) fn payload(data: &[u8], fds: &[RawFd]) -> PyResult<Payload> {
     Ok(Payload { head: data.to_vec(), fds: fds.iter().map(|fd| sys::duplicate(*fd)).collect::<Result<_, _>>()? })
 }
 

@@ -1,6 +1,5 @@
 //! Queues: what the classes of `python/polyproc/queues.py` are made of.
 
-use std::cell::Cell;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,8 +11,9 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 
+use crate::codec::{self, What};
+use crate::sys;
 use crate::time::{self, Interrupted};
-use crate::{codec, sys};
 
 impl Interrupted for PutError {
     fn is_interrupted(&self) -> bool {
@@ -25,25 +25,6 @@ impl Interrupted for GetError {
     fn is_interrupted(&self) -> bool {
         matches!(self, Self::Interrupted)
     }
-}
-
-thread_local! {
-    /// Memory for messages, to be used again.
-    static BYTES: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-}
-
-/// More is given back.
-const KEPT: usize = 1 << 20;
-
-/// Runs `use_it` with memory for a message.
-fn with_bytes<T>(use_it: impl FnOnce(&mut Vec<u8>) -> T) -> T {
-    let mut bytes = BYTES.take();
-    bytes.clear();
-    let result = use_it(&mut bytes);
-    if bytes.capacity() <= KEPT {
-        BYTES.set(bytes);
-    }
-    result
 }
 
 /// `queue.Empty` or `queue.Full`.
@@ -112,9 +93,9 @@ impl Queue {
         let (py, this) = (slf.py(), slf.get());
         Self::open(slf)?;
         let queue = this.queue()?;
-        with_bytes(|bytes| {
+        codec::with_memory(|bytes| {
             let mut fds = Vec::new();
-            if let Err(error) = codec::encode(obj, bytes, &mut fds) {
+            if let Err(error) = codec::encode(obj, What::Value, bytes, &mut fds) {
                 return slf.call_method1("_put_failed", (error, obj)).map(drop);
             }
             let fds = codec::borrowed(&fds);
@@ -137,7 +118,7 @@ impl Queue {
         let (py, this) = (slf.py(), slf.get());
         Self::open(slf)?;
         let queue = this.queue()?;
-        with_bytes(|bytes| {
+        codec::with_memory(|bytes| {
             let mut fds: Vec<OwnedFd> = Vec::new();
             let mut got = queue.get(bytes, &mut fds, Deadline::PASSED);
             if block && matches!(got, Err(GetError::Empty | GetError::Interrupted)) {
@@ -145,7 +126,7 @@ impl Queue {
                 got = time::wait(py, || queue.get(bytes, &mut fds, deadline))?;
             }
             match got {
-                Ok(()) => codec::decode(py, bytes, fds),
+                Ok(()) => codec::decode_message(py, bytes, fds),
                 Err(GetError::Empty) => Err(queue_error(py, &EMPTY, "Empty")),
                 Err(error) => Err(PyOSError::new_err(error.to_string())),
             }

@@ -449,11 +449,17 @@ impl Inner {
 
     /// A function that was not; with a context, for one call.
     pub(super) fn new_function(&mut self, key: (usize, usize), name: &Function, context: Option<&[u8]>) -> FunctionId {
-        let id = FunctionId(self.serial());
-        self.names.insert(id, encode_function(name, context.unwrap_or_default()));
+        let id = self.register(name, context.unwrap_or_default());
         if context.is_none() {
             self.functions.insert(key, id);
         }
+        id
+    }
+
+    /// A function that workers may ask for.
+    pub(super) fn register(&mut self, name: &Function, context: &[u8]) -> FunctionId {
+        let id = FunctionId(self.serial());
+        self.names.insert(id, encode_function(name, context));
         id
     }
 

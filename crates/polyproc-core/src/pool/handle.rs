@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::call::{Call, CallSettings};
+use super::call::{Call, CallSettings, FunctionId};
 use super::driver::Driver;
 use super::scheduler::Event;
 use super::staff::WorkerStats;
@@ -100,6 +100,10 @@ pub enum PoolError {
 
 const MOST_WORKERS: usize = 1 << 16;
 
+/// A function that a pool knows; see [`Pool::register`].
+#[derive(Debug, Clone, Copy)]
+pub struct Registered(FunctionId);
+
 /// Worker processes that run tasks. Dropping it terminates them.
 #[derive(Debug)]
 pub struct Pool {
@@ -170,6 +174,19 @@ impl Pool {
         };
         let (key, parker) = self.driver.open(function, context.is_some(), settings);
         Ok(Call { driver: Arc::clone(&self.driver), key, parker })
+    }
+
+    /// Names a function for many calls, with a context that is sent to each worker once. It is known as long as the pool is.
+    #[must_use]
+    pub fn register(&self, function: &Function, context: &[u8]) -> Registered {
+        Registered(self.driver.with(|inner| inner.register(function, context)))
+    }
+
+    /// As [`Pool::call`], of a function that was registered.
+    #[must_use]
+    pub fn call_registered(&self, function: Registered, settings: CallSettings) -> Call {
+        let (key, parker) = self.driver.open(function.0, false, settings);
+        Call { driver: Arc::clone(&self.driver), key, parker }
     }
 
     /// Whether it takes tasks: it was neither closed nor terminated, and has workers or hopes for some.

@@ -22,6 +22,7 @@ mod claim;
 mod collect;
 mod doorbell;
 mod driver;
+mod feed;
 mod handle;
 mod scheduler;
 mod staff;
@@ -31,7 +32,8 @@ mod watch;
 mod worker;
 
 pub use call::{Call, CallSettings, Ends, ItemEnd, Want};
-pub use handle::{OnEvent, OnLog, Pool, PoolError, PoolSettings};
+pub use feed::Feed;
+pub use handle::{OnEvent, OnLog, Pool, PoolError, PoolSettings, Registered};
 pub use staff::WorkerStats;
 pub use task::{Ended, Items, PoolEvent, TaskEnd, Why};
 pub use worker::log;

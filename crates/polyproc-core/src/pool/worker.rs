@@ -25,7 +25,7 @@ use crate::sys::watch::Bell;
 /// sees and then wakes everybody: this is for the case that it does not.
 const SLICE: Duration = Duration::from_secs(5);
 /// So many contexts are kept.
-const CONTEXTS: usize = 8;
+const CONTEXTS: usize = 64;
 /// Memory above this is given back after use.
 const KEPT: usize = 4 << 20;
 

@@ -1,0 +1,149 @@
+//! [`Feed`]: the items of a call, in chunks.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use super::call::{Call, Ends, ItemEnd};
+use super::task::Items;
+
+/// Arguments of a task above this are not joined by another item.
+const FULL_LEN_BYTES: usize = 64 << 10;
+
+/// A call that takes its items one by one, and gives chunks of them to workers.
+#[derive(Debug)]
+pub struct Feed {
+    call: Call,
+    chunksize: usize,
+    /// Where items are tasks of their own: how many of them travel together.
+    batching: Option<Batching>,
+    /// Items that are to go together.
+    chunk: Items,
+    /// How many items there were so far.
+    count: usize,
+    ends: Ends,
+}
+
+/// Short tasks travel together, though each is a task of its own: so many as take about [`BATCH_TIME`].
+#[derive(Debug)]
+struct Batching {
+    workers: usize,
+    size: usize,
+    /// Since when how many have ended.
+    since: Instant,
+    ended: usize,
+}
+
+const BATCH_TIME: Duration = Duration::from_micros(30);
+const LARGEST_BATCH: usize = 64;
+/// So many tell how long they take.
+const SAMPLE: usize = 256;
+
+impl Batching {
+    fn new(workers: usize) -> Self {
+        Self { workers, size: 1, since: Instant::now(), ended: 0 }
+    }
+
+    /// Some more tasks have ended.
+    fn ended(&mut self, count: usize) {
+        self.ended += count;
+        if self.ended < SAMPLE {
+            return;
+        }
+        // Of one task, what it waited for its like included; not below a nanosecond.
+        let each = self.since.elapsed().as_nanos() * self.workers as u128 / self.ended as u128;
+        let fits = usize::try_from(BATCH_TIME.as_nanos() / each.max(1)).unwrap_or(LARGEST_BATCH);
+        // Twice as many at most: it grows by what was seen, and shrinks at once.
+        self.size = fits.clamp(1, LARGEST_BATCH).min(self.size * 2);
+        (self.since, self.ended) = (Instant::now(), 0);
+    }
+}
+
+impl Feed {
+    /// Chunks of `chunksize` items, for so many workers. Where that is 1, short tasks travel together all the same.
+    #[must_use]
+    pub fn new(call: Call, chunksize: usize, workers: usize) -> Self {
+        let batching = (chunksize == 1).then(|| Batching::new(workers));
+        Self { call, chunksize, batching, chunk: Items::new(), count: 0, ends: Ends::default() }
+    }
+
+    /// Adds an item, which `encode` puts at the end of the bytes that it is given, with its descriptors; it goes to a worker
+    /// with the rest of its chunk. True when that went. An item that cannot be encoded counts all the same.
+    ///
+    /// # Errors
+    /// What `encode` fails with.
+    pub fn push<E>(&mut self, encode: impl FnOnce(&mut Vec<u8>) -> Result<Vec<OwnedFd>, E>) -> Result<bool, E> {
+        let index = self.count;
+        self.count += 1;
+        match self.chunk.push(encode) {
+            Ok(fds) if fds.is_empty() => {
+                let is_full = self.chunk.count() as usize >= self.chunksize || self.chunk.len_bytes() >= FULL_LEN_BYTES;
+                if is_full {
+                    self.submit(self.count);
+                }
+                Ok(is_full)
+            }
+            // An item with handles is a task of its own.
+            Ok(fds) => {
+                let mut item = self.chunk.split_off_last();
+                self.submit(index);
+                self.call.submit(index as u64, &mut item, fds, false);
+                Ok(true)
+            }
+            Err(error) => {
+                self.submit(index);
+                Err(error)
+            }
+        }
+    }
+
+    /// Hands on the chunk, the last item of which comes before `end`.
+    fn submit(&mut self, end: usize) {
+        let first = (end - self.chunk.count() as usize) as u64;
+        self.call.submit(first, &mut self.chunk, Vec::new(), self.batching.is_some());
+    }
+
+    /// Hands on what is left of the last chunk.
+    pub fn flush(&mut self) {
+        self.submit(self.count);
+    }
+
+    /// There are no more items.
+    pub fn seal(&mut self) {
+        self.flush();
+        self.call.seal();
+    }
+
+    /// How many items there were so far.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The call.
+    #[must_use]
+    pub fn call(&self) -> &Call {
+        &self.call
+    }
+
+    /// The call, of which all is submitted.
+    #[must_use]
+    pub fn into_call(mut self) -> Call {
+        self.seal();
+        self.call
+    }
+
+    /// Takes the results that have come. Gives how many of the submitted items have not ended.
+    pub fn take(&mut self, mut see: impl FnMut(u64, ItemEnd<'_>)) -> u64 {
+        let left = self.call.take(&mut self.ends);
+        let mut count = 0;
+        self.ends.drain(|index, end| {
+            count += 1;
+            see(index, end);
+        });
+        if let Some(batching) = &mut self.batching {
+            batching.ended(count);
+            self.chunksize = batching.size;
+        }
+        left
+    }
+}

@@ -1,0 +1,75 @@
+//! Why tasks give no results, as exceptions of `polyproc.pool`.
+
+use polyproc_core::WaitError;
+use polyproc_core::pool::{ItemEnd, PoolError, TaskEnd, Why};
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+
+use crate::codec::Source;
+use crate::task::raised;
+
+/// An exception class of `polyproc.pool`, with its argument.
+fn pool_error(py: Python<'_>, name: &str, text: String) -> PyErr {
+    let error = py.import("polyproc.pool").and_then(|module| module.getattr(name)?.call1((text,)));
+    error.map_or_else(|error| error, PyErr::from_value)
+}
+
+/// Why a task gave no result, in Python's terms.
+pub(crate) fn failure(py: Python<'_>, end: TaskEnd) -> PyErr {
+    let lost = |text| pool_error(py, "WorkerLost", text);
+    match end {
+        TaskEnd::Raised(bytes) => raised(py, &bytes),
+        TaskEnd::Panicked(panic) => PyRuntimeError::new_err(panic.to_string()),
+        TaskEnd::Refused(why) => PyRuntimeError::new_err(format!("the task could not be run: {why}")),
+        TaskEnd::WorkerLost(ended) => {
+            let overflow = if ended.stack_overflow { ", its stack overflowed" } else { "" };
+            lost(format!("the worker was lost while it ran the task: {}{overflow}", ended.status))
+        }
+        TaskEnd::TimedOut => {
+            pool_error(py, "TaskTimeout", "the task ran out of time, and its worker was killed".to_owned())
+        }
+        TaskEnd::OutOfMemory => {
+            pool_error(py, "OutOfMemory", "the task used more memory than a worker may, which was killed".to_owned())
+        }
+        TaskEnd::Cancelled => pool_error(py, "TaskCancelled", "the task was cancelled".to_owned()),
+        TaskEnd::Terminated => {
+            pool_error(py, "PoolTerminated", "the pool was terminated, or closed, before the task ended".to_owned())
+        }
+        TaskEnd::NoWorkers(why) => {
+            let (text, cause) = match why {
+                Why::Start(error) => (error.to_string(), None),
+                Why::Died(ended) => (format!("they die before they take a task: {}", ended.status), None),
+                Why::InitializerPanicked(panic) => (panic.to_string(), None),
+                Why::InitializerRaised(bytes) => {
+                    let error = raised(py, &bytes);
+                    (format!("the initializer failed: {error}"), Some(error))
+                }
+                Why::InitializerRefused(why) => (why, None),
+            };
+            let error = pool_error(py, "NoWorkers", format!("the pool has no workers: {text}"));
+            error.set_cause(py, cause);
+            error
+        }
+    }
+}
+
+/// Why there is no pool.
+pub(crate) fn refused(error: PoolError) -> PyErr {
+    match error {
+        PoolError::Start(error) => crate::process::error(error),
+        error => PyRuntimeError::new_err(error.to_string()),
+    }
+}
+
+/// A wait without a deadline ended without what it waited for.
+pub(crate) fn gave_up(error: WaitError) -> PyErr {
+    PyRuntimeError::new_err(error.to_string())
+}
+
+/// A result, or why there is none.
+pub(crate) fn value(py: Python<'_>, end: ItemEnd<'_>) -> PyResult<Py<PyAny>> {
+    match end {
+        Ok((bytes, fds)) => Source::new(bytes, fds).decode(py).map(Bound::unbind),
+        Err(end) => Err(failure(py, end)),
+    }
+}

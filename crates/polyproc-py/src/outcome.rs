@@ -1,0 +1,165 @@
+//! [`Outcome`]: what comes of a call, later.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use polyproc_core::Deadline;
+use polyproc_core::pool::{Call, Ends, TaskEnd, Want};
+use pyo3::prelude::*;
+use pyo3::sync::MutexExt;
+use pyo3::types::PyList;
+
+use crate::failure::{failure, gave_up, value};
+use crate::time;
+
+/// How long a wait for a callback lasts until signal handlers are run.
+const MOMENT: Duration = Duration::from_millis(50);
+
+/// What is made of the results of so many items.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Shape {
+    /// The one result.
+    One,
+    /// A list of them.
+    Each(usize),
+    /// One list of the lists that they are.
+    Lists(usize),
+}
+
+/// What comes of a call, once all of it has ended.
+#[derive(Debug)]
+#[pyclass(frozen, module = "polyproc._polyproc")]
+pub(crate) struct Outcome {
+    call: Call,
+    shape: Shape,
+    result: Mutex<Option<PyResult<Py<PyAny>>>>,
+    /// A callback is to run before anybody sees the result.
+    is_to_call: Mutex<bool>,
+    called: Condvar,
+}
+
+impl Outcome {
+    pub(crate) fn new(call: Call, shape: Shape) -> Self {
+        Self { call, shape, result: Mutex::default(), is_to_call: Mutex::default(), called: Condvar::new() }
+    }
+
+    fn is_to_call(&self, py: Python<'_>) -> MutexGuard<'_, bool> {
+        self.is_to_call.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The result, when all has ended.
+    fn gather(&self, py: Python<'_>) -> Option<PyResult<Py<PyAny>>> {
+        let mut result = self.result.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
+        if result.is_none() {
+            if !self.call.is_over() {
+                return None;
+            }
+            *result = Some(self.take(py));
+        }
+        result.as_ref().map(|result| match result {
+            Ok(value) => Ok(value.clone_ref(py)),
+            Err(error) => Err(error.clone_ref(py)),
+        })
+    }
+
+    fn take(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let count = match self.shape {
+            Shape::One => 1,
+            Shape::Each(count) | Shape::Lists(count) => count,
+        };
+        let mut pieces: Vec<_> = (0..count).map(|_| None).collect();
+        let mut failed: Option<(u64, PyErr)> = None;
+        let mut ends = Ends::default();
+        self.call.take(&mut ends);
+        ends.drain(|index, end| match value(py, end) {
+            Ok(value) => {
+                if let Some(piece) = usize::try_from(index).ok().and_then(|index| pieces.get_mut(index)) {
+                    *piece = Some(value);
+                }
+            }
+            Err(error) if failed.as_ref().is_none_or(|(first, _)| index < *first) => failed = Some((index, error)),
+            Err(_) => {}
+        });
+        if let Some((_, error)) = failed {
+            return Err(error);
+        }
+        let missing = || failure(py, TaskEnd::Terminated);
+        let mut pieces = pieces.into_iter().map(|piece| piece.ok_or_else(missing));
+        match self.shape {
+            Shape::One => pieces.next().unwrap_or_else(|| Err(missing())),
+            Shape::Each(_) => Ok(PyList::new(py, pieces.collect::<PyResult<Vec<_>>>()?)?.into_any().unbind()),
+            Shape::Lists(_) => {
+                let whole = PyList::empty(py);
+                for piece in pieces {
+                    whole.call_method1("extend", (piece?,))?;
+                }
+                Ok(whole.into_any().unbind())
+            }
+        }
+    }
+}
+
+#[pymethods]
+impl Outcome {
+    /// Has `callback(value)` or `error_callback(error)` called by the pool's own thread before the result is seen.
+    fn then(slf: &Bound<'_, Self>, callback: Option<Py<PyAny>>, error_callback: Option<Py<PyAny>>) {
+        let this = slf.get();
+        *this.is_to_call(slf.py()) = true;
+        let own = slf.clone().unbind();
+        this.call.then(move || {
+            Python::attach(|py| {
+                let this = own.get();
+                let called = match this.gather(py) {
+                    Some(Ok(value)) => callback.map(|callback| callback.call1(py, (value,))),
+                    Some(Err(error)) => error_callback.map(|callback| callback.call1(py, (error.value(py),))),
+                    None => None,
+                };
+                if let Some(Err(error)) = called {
+                    error.print(py);
+                }
+                *this.is_to_call(py) = false;
+                this.called.notify_all();
+            });
+        });
+    }
+
+    /// Waits until all has ended, and the callback has run; false when the time was over first.
+    #[pyo3(signature = (timeout=None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        let deadline = time::deadline(timeout);
+        if !time::wait(py, || self.call.wait(Want::All, deadline))?.or_else(|error| match deadline {
+            Deadline::NEVER => Err(gave_up(error)),
+            _ => Ok(false),
+        })? {
+            return Ok(false);
+        }
+        while *self.is_to_call(py) {
+            if deadline.has_passed() {
+                return Ok(false);
+            }
+            py.detach(|| {
+                let guard = self.is_to_call.lock().unwrap_or_else(PoisonError::into_inner);
+                if *guard {
+                    // Again after a moment: a signal handler may be due.
+                    let _ = self.called.wait_timeout(guard, MOMENT);
+                }
+            });
+            py.check_signals()?;
+        }
+        Ok(true)
+    }
+
+    fn ready(&self, py: Python<'_>) -> bool {
+        self.call.is_over() && !*self.is_to_call(py)
+    }
+
+    /// The result; raises what the task raised. `None` in a tuple of none when it is not there.
+    fn result(&self, py: Python<'_>) -> PyResult<Option<(Py<PyAny>,)>> {
+        Ok(self.gather(py).transpose()?.map(|value| (value,)))
+    }
+
+    /// What has not ended is taken back, or its worker killed.
+    fn cancel(&self, py: Python<'_>) {
+        py.detach(|| self.call.cancel());
+    }
+}

@@ -1,0 +1,234 @@
+//! Pools: what `python/polyproc/pool.py` is made of.
+
+use std::collections::HashMap;
+use std::num::NonZeroU64;
+use std::os::fd::RawFd;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use polyproc_core::Deadline;
+use polyproc_core::pool::{self, CallSettings, Feed, PoolSettings, Registered, TaskEnd, Want};
+use polyproc_core::process::StartMethod;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::sync::MutexExt;
+use pyo3::types::{PyDict, PyFunction, PyIterator, PyList, PyTuple, PyType};
+
+use crate::codec::{self, What};
+use crate::failure::{failure, gave_up, refused, value};
+use crate::imap::Imap;
+use crate::outcome::{Outcome, Shape};
+use crate::process::{function, payload};
+use crate::task::{Begin, Finish, Inline, Task, Tasks};
+use crate::{sys, time};
+
+/// So many functions are kept by a pool.
+const FUNCTIONS: usize = 256;
+
+/// A pool of processes.
+#[derive(Debug)]
+#[pyclass(frozen, module = "polyproc._polyproc")]
+struct Pool {
+    pool: pool::Pool,
+    /// Those that are pickled by name, by their addresses.
+    functions: Mutex<HashMap<usize, (Py<PyAny>, Registered)>>,
+}
+
+/// Whether a function's pickle is its name, and so the same every time.
+fn is_named(function: &Bound<'_, PyAny>) -> bool {
+    if function.is_exact_instance_of::<PyType>() {
+        return true;
+    }
+    let name = || function.getattr("__qualname__")?.extract::<String>();
+    function.is_exact_instance_of::<PyFunction>() && name().is_ok_and(|name| !name.contains('<'))
+}
+
+impl Pool {
+    fn tasks(&self, func: &Bound<'_, PyAny>, chunksize: usize, settings: CallSettings) -> PyResult<Tasks> {
+        let py = func.py();
+        let tasks = |call, prefix, fds| Tasks { feed: Feed::new(call, chunksize, self.pool.workers()), prefix, fds };
+        let plain = |call| tasks(call, Vec::new(), Vec::new());
+        let (is_named, key) = (is_named(func), func.as_ptr() as usize);
+        let known = self.functions.lock_py_attached(py).map(|known| known.get(&key).map(|(_, registered)| *registered));
+        if let Some(registered) = known.ok().flatten().filter(|_| is_named) {
+            return Ok(plain(self.pool.call_registered(registered, settings)));
+        }
+        let (mut bytes, mut fds) = (Vec::new(), Vec::new());
+        codec::encode(func, What::Task, &mut bytes, &mut fds)?;
+        if !fds.is_empty() {
+            let registered = self.pool.register(&function::<Inline>()?, &[]);
+            let call = self.pool.call_registered(registered, settings);
+            return Ok(tasks(call, bytes, fds));
+        }
+        if is_named
+            && let Ok(mut functions) = self.functions.lock_py_attached(py)
+            && functions.len() < FUNCTIONS
+        {
+            let registered = self.pool.register(&function::<Task>()?, &bytes);
+            functions.insert(key, (func.clone().unbind(), registered));
+            return Ok(plain(self.pool.call_registered(registered, settings)));
+        }
+        let task = function::<Task>()?;
+        let call = self.pool.call((0, 0), || Ok(task), Some(&bytes), settings);
+        call.map(plain).map_err(|error| PyRuntimeError::new_err(error.to_string()))
+    }
+
+    fn check_open(&self) -> PyResult<()> {
+        if self.pool.is_open() { Ok(()) } else { Err(PyValueError::new_err("Pool not running")) }
+    }
+}
+
+/// How long a task may take, in seconds, and how often one whose worker was lost is tried again.
+type Limits = (Option<f64>, u32);
+
+fn settings(limits: Option<Limits>) -> CallSettings {
+    let (timeout, retries) = limits.unwrap_or_default();
+    let limit = timeout.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
+    CallSettings { limit, retries, backoff: Duration::from_millis(10), ..CallSettings::default() }
+}
+
+#[pymethods]
+impl Pool {
+    /// Starts the workers, which call `polyproc._child.begin_worker(*setup, name)` first. `limits` are
+    /// how many tasks a worker runs, and how many bytes it may have.
+    #[new]
+    fn new(
+        py: Python<'_>,
+        method: &str,
+        processes: usize,
+        name: String,
+        setup: (PyBackedBytes, Vec<RawFd>),
+        limits: (Option<NonZeroU64>, Option<u64>),
+    ) -> PyResult<Self> {
+        let method = crate::process::method(method)?;
+        let settings = PoolSettings {
+            workers: Some(processes),
+            method,
+            fork_with_threads: (method == StartMethod::Fork).then(sys::fork_with_threads),
+            name: Some(name),
+            initializer: Some((function::<Begin>()?, payload(&setup.0, &setup.1)?)),
+            finalizer: Some(function::<Finish>()?),
+            max_tasks_per_child: limits.0,
+            memory_limit: limits.1,
+            ..PoolSettings::default()
+        };
+        let pool = py.detach(|| pool::Pool::new(settings)).map_err(refused)?;
+        Ok(Self { pool, functions: Mutex::default() })
+    }
+
+    /// `func(*args, **kwds)` in a worker.
+    #[pyo3(signature = (func, args, kwds, limits=None))]
+    fn apply(
+        &self,
+        func: &Bound<'_, PyAny>,
+        args: &Bound<'_, PyTuple>,
+        kwds: &Bound<'_, PyDict>,
+        limits: Option<Limits>,
+    ) -> PyResult<Py<PyAny>> {
+        let py = func.py();
+        self.check_open()?;
+        let settings = CallSettings { is_awaited: true, ..settings(limits) };
+        let mut tasks = self.tasks(func, 1, settings)?;
+        tasks.push_call(args, kwds)?;
+        tasks.feed.seal();
+        time::wait(py, || tasks.feed.call().wait(Want::Next, Deadline::NEVER))?.map_err(gave_up)?;
+        let mut result = None;
+        tasks.feed.take(|_, end| result = Some(value(py, end)));
+        result.unwrap_or_else(|| Err(failure(py, TaskEnd::Terminated)))
+    }
+
+    /// As [`Pool::apply`], later.
+    #[pyo3(signature = (func, args, kwds, limits=None))]
+    fn apply_async(
+        &self,
+        func: &Bound<'_, PyAny>,
+        args: &Bound<'_, PyTuple>,
+        kwds: &Bound<'_, PyDict>,
+        limits: Option<Limits>,
+    ) -> PyResult<Outcome> {
+        self.check_open()?;
+        let mut tasks = self.tasks(func, 1, settings(limits))?;
+        tasks.push_call(args, kwds)?;
+        Ok(Outcome::new(tasks.feed.into_call(), Shape::One))
+    }
+
+    /// `func` of all values, later.
+    #[pyo3(signature = (func, values, chunksize, star, limits=None))]
+    fn map_async(
+        &self,
+        func: &Bound<'_, PyAny>,
+        values: &Bound<'_, PyList>,
+        chunksize: usize,
+        star: bool,
+        limits: Option<Limits>,
+    ) -> PyResult<Outcome> {
+        self.check_open()?;
+        let chunksize = chunksize.max(1);
+        // Where each value is to have its own fate, it is an item; else a chunk is one.
+        let is_each = limits.is_some() || chunksize == 1;
+        let mut tasks =
+            self.tasks(func, if is_each { chunksize } else { 1 }, CallSettings { is_bulk: true, ..settings(limits) })?;
+        if is_each {
+            values.iter().try_for_each(|value| tasks.push_value(star, &value))?;
+        } else {
+            for start in (0..values.len()).step_by(chunksize) {
+                tasks.push_values(star, &values.get_slice(start, start + chunksize))?;
+            }
+        }
+        let items = tasks.feed.count();
+        Ok(Outcome::new(tasks.feed.into_call(), if is_each { Shape::Each(items) } else { Shape::Lists(items) }))
+    }
+
+    /// `func` of what an iterator gives, one by one, in order or not.
+    #[pyo3(signature = (func, items, chunksize, ordered, ahead, limits=None))]
+    fn imap(
+        &self,
+        func: &Bound<'_, PyAny>,
+        items: &Bound<'_, PyIterator>,
+        chunksize: usize,
+        ordered: bool,
+        ahead: usize,
+        limits: Option<Limits>,
+    ) -> PyResult<Imap> {
+        self.check_open()?;
+        let tasks = self.tasks(func, 1, settings(limits))?;
+        Ok(Imap::new(tasks, items, chunksize, ordered, ahead))
+    }
+
+    fn is_open(&self) -> bool {
+        self.pool.is_open()
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.pool.close());
+    }
+
+    fn terminate(&self, py: Python<'_>) {
+        py.detach(|| self.pool.terminate());
+    }
+
+    fn join(&self, py: Python<'_>) {
+        py.detach(|| self.pool.join());
+    }
+
+    /// How many workers it keeps.
+    fn workers(&self) -> usize {
+        self.pool.workers()
+    }
+
+    fn resize(&self, py: Python<'_>, processes: usize) -> PyResult<()> {
+        py.detach(|| self.pool.resize(processes)).map_err(|error| PyValueError::new_err(error.to_string()))
+    }
+
+    /// The process ids of its workers.
+    fn pids(&self) -> Vec<u32> {
+        self.pool.stats().iter().map(|worker| worker.pid).collect()
+    }
+}
+
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Pool>()?;
+    module.add_class::<Outcome>()?;
+    module.add_class::<Imap>()
+}

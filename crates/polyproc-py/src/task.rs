@@ -1,0 +1,208 @@
+//! What a pool's worker does, and the forms of tasks.
+//!
+//! A task's function is its context; or, where that speaks of descriptors, stands before each item. An item is a byte that
+//! says what it is, then, as values of `codec`:
+//!
+//! | byte | then | result |
+//! |---|---|---|
+//! | CALL | a tuple of arguments, a dict of keyword arguments | what the function returned |
+//! | ONE | an argument | what the function returned |
+//! | STAR_ONE | a tuple, or anything else to iterate over, of arguments | what the function returned |
+//! | MANY, STAR_MANY | a list of what ONE or STAR_ONE has | a list of what the function returned for each |
+//!
+//! An error is its traceback as text, and a pickle of the exception.
+
+use std::os::fd::OwnedFd;
+
+use polyproc_core::pool::Feed;
+use polyproc_core::process::{self, Handler};
+use polyproc_core::{Input, Payload, Verdict};
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
+
+use crate::codec::{self, Source, What};
+use crate::sys;
+
+const CALL: u8 = 0;
+const ONE: u8 = 1;
+const STAR_ONE: u8 = 2;
+const MANY: u8 = 3;
+const STAR_MANY: u8 = 4;
+
+/// A call that takes its items.
+pub(crate) struct Tasks {
+    pub(crate) feed: Feed,
+    /// What stands before each item, and its descriptors.
+    pub(crate) prefix: Vec<u8>,
+    pub(crate) fds: Vec<OwnedFd>,
+}
+
+impl Tasks {
+    fn push(&mut self, kind: u8, encode: impl FnOnce(&mut Vec<u8>, &mut Vec<OwnedFd>) -> PyResult<()>) -> PyResult<()> {
+        let (prefix, own) = (&self.prefix, &self.fds);
+        let pushed = self.feed.push(|out| {
+            let mut fds = own.iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>()?;
+            out.extend(prefix);
+            out.push(kind);
+            encode(out, &mut fds)?;
+            PyResult::Ok(fds)
+        });
+        pushed.map(drop)
+    }
+
+    /// The arguments of a call.
+    pub(crate) fn push_call(&mut self, args: &Bound<'_, PyTuple>, kwds: &Bound<'_, PyDict>) -> PyResult<()> {
+        self.push(CALL, |out, fds| {
+            codec::encode(args, What::Task, out, fds)?;
+            codec::encode(kwds, What::Task, out, fds)
+        })
+    }
+
+    /// One argument, or, with `star`, the arguments.
+    pub(crate) fn push_value(&mut self, star: bool, value: &Bound<'_, PyAny>) -> PyResult<()> {
+        let kind = if star { STAR_ONE } else { ONE };
+        self.push(kind, |out, fds| codec::encode(value, What::Task, out, fds))
+    }
+
+    /// Many in one task, whose result is a list.
+    pub(crate) fn push_values(&mut self, star: bool, values: &Bound<'_, PyList>) -> PyResult<()> {
+        let kind = if star { STAR_MANY } else { MANY };
+        self.push(kind, |out, fds| codec::encode_all(values, What::Task, out, fds))
+    }
+}
+
+/// A task whose function is the context.
+pub(crate) enum Task {}
+
+impl Handler<fn()> for Task {
+    fn handle(_: fn(), input: Input<'_>, out: &mut Payload) -> Verdict {
+        Python::attach(|py| {
+            let decode = |bytes: &[u8]| Source::new(bytes, Vec::new()).decode(py).map(Bound::unbind);
+            let ran = match input.context.get_or_decode(decode) {
+                Ok(Some(function)) => run(function.bind(py), Source::new(input.bytes, input.fds), out),
+                Ok(None) => Err(PyRuntimeError::new_err("the function is no function")),
+                Err(error) => Err(error),
+            };
+            answer(py, ran, out)
+        })
+    }
+}
+
+/// A task with its function.
+pub(crate) enum Inline {}
+
+impl Handler<fn()> for Inline {
+    fn handle(_: fn(), input: Input<'_>, out: &mut Payload) -> Verdict {
+        Python::attach(|py| {
+            let mut source = Source::new(input.bytes, input.fds);
+            let ran = source.decode(py).and_then(|function| run(&function, source, out));
+            answer(py, ran, out)
+        })
+    }
+}
+
+fn answer(py: Python<'_>, ran: PyResult<()>, out: &mut Payload) -> Verdict {
+    let Err(error) = ran else { return Verdict::Returned };
+    let wrapped = wrap(py, &error);
+    let (text, pickle) = wrapped.unwrap_or_else(|_| (error.to_string(), Vec::new()));
+    out.head.extend((text.len() as u64).to_le_bytes());
+    out.head.extend(text.into_bytes());
+    out.head.extend(pickle);
+    Verdict::Raised
+}
+
+/// The traceback of an error, and its pickle.
+fn wrap(py: Python<'_>, error: &PyErr) -> PyResult<(String, Vec<u8>)> {
+    py.import("polyproc._child")?.call_method1("wrap_error", (error.value(py),))?.extract()
+}
+
+/// The error that [`answer`] wrote.
+pub(crate) fn raised(py: Python<'_>, bytes: &[u8]) -> PyErr {
+    let parts = bytes
+        .split_first_chunk()
+        .and_then(|(len, rest)| rest.split_at_checked(usize::try_from(u64::from_le_bytes(*len)).ok()?));
+    let Some((text, pickle)) = parts else { return PyRuntimeError::new_err("a task failed, and its error was lost") };
+    let (text, pickle) = (PyString::new(py, &String::from_utf8_lossy(text)), PyBytes::new(py, pickle));
+    let rebuilt = py.import("polyproc.pool").and_then(|module| module.call_method1("_rebuild_error", (text, pickle)));
+    rebuilt.map_or_else(|error| error, PyErr::from_value)
+}
+
+/// Calls a function with one argument, or, with `star`, with all that the value gives.
+fn call<'py>(function: &Bound<'py, PyAny>, star: bool, value: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    if !star {
+        return function.call1((value,));
+    }
+    match value.cast_into::<PyTuple>() {
+        Ok(args) => function.call1(args),
+        Err(other) => {
+            let args: Vec<_> = other.into_inner().try_iter()?.collect::<PyResult<_>>()?;
+            function.call1(PyTuple::new(function.py(), args)?)
+        }
+    }
+}
+
+/// Runs one item. On failure nothing is left in `out`.
+fn run(function: &Bound<'_, PyAny>, mut source: Source<'_>, out: &mut Payload) -> PyResult<()> {
+    let py = function.py();
+    let kind = source.byte()?;
+    let (start, mut fds) = (out.head.len(), Vec::new());
+    let (result, is_list) = match kind {
+        CALL => {
+            let (args, kwds) = (source.decode(py)?, source.decode(py)?);
+            (function.call(args.cast::<PyTuple>()?, kwds.cast::<PyDict>().ok())?, false)
+        }
+        ONE | STAR_ONE => (call(function, kind == STAR_ONE, source.decode(py)?)?, false),
+        _ => {
+            let results = PyList::empty(py);
+            for value in source.decode(py)?.cast_into::<PyList>()? {
+                results.append(call(function, kind == STAR_MANY, value)?)?;
+            }
+            (results.into_any(), true)
+        }
+    };
+    let encoded = match result.cast::<PyList>() {
+        Ok(results) if is_list => codec::encode_all(results, What::Value, &mut out.head, &mut fds),
+        _ => codec::encode(&result, What::Value, &mut out.head, &mut fds),
+    };
+    if let Err(error) = encoded {
+        out.head.truncate(start);
+        let class = py.import("polyproc.pool")?.getattr("MaybeEncodingError")?;
+        return Err(PyErr::from_value(class.call1((error.value(py), result))?));
+    }
+    out.fds = fds;
+    Ok(())
+}
+
+/// Before the first task: `polyproc._child.begin_worker(data, fds, name)`.
+pub(crate) enum Begin {}
+
+impl Handler<fn()> for Begin {
+    fn handle(_: fn(), input: Input<'_>, out: &mut Payload) -> Verdict {
+        Python::attach(|py| {
+            let begin = || {
+                let data = PyBytes::new(py, input.bytes);
+                let name = process::current().name;
+                py.import("polyproc._child")?.call_method1("begin_worker", (data, sys::hand_over(input.fds), name))?;
+                PyResult::Ok(())
+            };
+            let begun = begin();
+            answer(py, begun, out)
+        })
+    }
+}
+
+/// After the last task: `polyproc._child.end_worker()`.
+pub(crate) enum Finish {}
+
+impl Handler<fn()> for Finish {
+    fn handle(_: fn(), _: Input<'_>, _: &mut Payload) -> Verdict {
+        Python::attach(|py| {
+            let ended = py.import("polyproc._child").and_then(|module| module.call_method0("end_worker"));
+            if let Err(error) = ended {
+                error.print(py);
+            }
+        });
+        Verdict::Returned
+    }
+}
