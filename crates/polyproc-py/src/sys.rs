@@ -17,6 +17,9 @@ pub(crate) fn wrap_forks() {
             if copy() {
                 // SAFETY: this is the child, in the thread that called the function above.
                 unsafe { pyo3::ffi::PyOS_AfterFork_Child() };
+                // What a thread of ours was attached with is now the main thread's state, which must not go when it detaches.
+                // SAFETY: this thread is attached; that there is no release is the point.
+                unsafe { pyo3::ffi::PyGILState_Ensure() };
             } else {
                 // SAFETY: this is the parent, as above.
                 unsafe { pyo3::ffi::PyOS_AfterFork_Parent() };
