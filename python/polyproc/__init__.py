@@ -19,11 +19,30 @@ if "__main__" in sys.modules:
     sys.modules["__mp_main__"] = sys.modules["__main__"]
 
 
+
 def install() -> None:
-    """Makes ``import multiprocessing`` mean polyproc from now on, for code that one cannot edit.
+    """Makes ``import multiprocessing`` mean polyproc from now on, here and in processes started from here.
 
-    Modules that have imported it already keep what they have.
+    For code that one cannot edit. Modules that have imported it already keep what they have.
     """
-    from . import _install
+    import importlib
+    import pkgutil
 
-    _install.install()
+    ours = sys.modules[__name__]
+    names = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
+    # All of them first: they import the standard library's.
+    modules = {name: importlib.import_module(f"{__name__}.{name}") for name in names if name != "popen_spawn_win32"}
+    sys.modules["multiprocessing"] = ours
+    for name, module in modules.items():
+        sys.modules[f"multiprocessing.{name}"] = module
+
+
+def __getattr__(name):
+    if name == "ProcessPoolExecutor":
+        from .executor import ProcessPoolExecutor
+
+        return ProcessPoolExecutor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ += ["install", "ProcessPoolExecutor"]

@@ -18,6 +18,12 @@ __all__ = ()
 
 
 class BaseContext(_standard.BaseContext):
+    def Pipe(self, duplex=True):
+        """Returns two connection objects connected by a pipe."""
+        from .connection import Pipe
+
+        return Pipe(duplex)
+
     def Lock(self):
         """Returns a non-recursive lock object."""
         from .synchronize import Lock
@@ -192,7 +198,7 @@ class DefaultContext(BaseContext):
 
     def get_all_start_methods(self):
         """Returns a list of the supported start methods, default first."""
-        return ["forkserver", "fork", "spawn"]
+        return ["forkserver", "spawn", "fork"]
 
 
 class ForkProcess(_Process):

@@ -44,7 +44,7 @@ def _prepare(preparation):
     main = [preparation.get(key) for key in ("init_main_from_name", "init_main_from_path")]
     wanted = (os.getpid(), (main, _preload_modules))
     if _prepared != wanted:
-        keys = ("sys_path", "sys_argv", "orig_dir", "dir", "init_main_from_name", "init_main_from_path")
+        keys = ("sys_path", "sys_argv", "orig_dir", "dir", "init_main_from_name", "init_main_from_path", "polyproc")
         _set_preload({key: preparation[key] for key in keys if key in preparation})
         _prepared = wanted
 
@@ -53,8 +53,19 @@ def _set_preload(preparation):
     _polyproc.set_preload(pickle.dumps((preparation, _preload_modules)))
 
 
-def ensure_running():
-    """Does nothing: the fork server is started when it is needed, and anew when somebody has killed it."""
+class ForkServer:
+    """The fork server by the names that `multiprocessing` has for it."""
+
+    def ensure_running(self):
+        """Does nothing: the fork server is started when it is needed, and anew when somebody has killed it."""
+
+    @property
+    def _forkserver_pid(self):
+        return _polyproc.forkserver_pid()
+
+
+_forkserver = ForkServer()
+ensure_running = _forkserver.ensure_running
 
 
 def connect_to_new_process(fds):

@@ -10,7 +10,6 @@ As in `multiprocessing`, and:
   is read by `join`.
 """
 
-import asyncio
 import concurrent.futures
 import itertools
 import os
@@ -29,7 +28,7 @@ from multiprocessing.pool import (
     starmapstar,
 )
 
-from . import TimeoutError, _carry, _polyproc, context, get_context, process, spawn
+from . import TimeoutError, _carry, _polyproc, context, get_context, process, resource_tracker, spawn
 
 __all__ = ["Pool", "ThreadPool"]
 
@@ -115,9 +114,25 @@ class ApplyResult:
         """Takes back what has not been run, and ends the workers that run the rest; `get` then raises `TaskCancelled`."""
         self._outcome.cancel()
 
+    def _take_back(self):
+        """Takes back what no worker has begun with; whether that was all of it."""
+        return self._outcome.take_back()
+
     def __await__(self):
+        import asyncio
+
         loop = asyncio.get_running_loop()
-        return loop.run_in_executor(None, self.get).__await__()
+        future = loop.create_future()
+
+        def settle(set_outcome, value):
+            if not future.done():
+                set_outcome(value)
+
+        def when_over(set_outcome):
+            return lambda value: loop.call_soon_threadsafe(settle, set_outcome, value)
+
+        self._outcome.then(when_over(future.set_result), when_over(future.set_exception))
+        return future.__await__()
 
     __class_getitem__ = classmethod(types.GenericAlias)
 
@@ -152,6 +167,23 @@ class IMapIterator:
 
 class IMapUnorderedIterator(IMapIterator):
     """Results one by one, as they come."""
+
+
+class _Singles(IMapIterator):
+    """Results one by one, each in a list."""
+
+    def next(self, timeout=None):
+        return [super().next(timeout)]
+
+
+class _Worker:
+    """A worker that runs."""
+
+    def __init__(self, pid):
+        self.pid = pid
+
+    def is_alive(self):
+        return os.path.exists(f"/proc/{self.pid}")
 
 
 def _limits(timeout, retries):
@@ -197,6 +229,7 @@ class Pool:
         util._flush_std_streams()
         if method == "fork":
             # The workers find it in their copy of this process.
+            resource_tracker.share()
             key = next(_numbers)
             _initializers[key] = initializer
             return _polyproc.Pool(method, processes, name, _carry.dumps(None, (who, key)), limits)
@@ -283,16 +316,27 @@ class Pool:
         self._check_running()
         if chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
+        limits = _limits(timeout, retries)
+        results = kind(self._read_ahead(func, iterable, chunksize, kind is IMapIterator, max_pending, limits))
+        return results if chunksize == 1 else (item for chunk in results for item in chunk)
+
+    def _imap_chunks(self, func, iterable, chunksize, max_pending):
+        """`imap`, with lists of results, and of the class that has `next(timeout)`."""
+        results = self._read_ahead(func, iterable, chunksize, True, max_pending, None)
+        return IMapIterator(results) if chunksize > 1 else _Singles(results)
+
+    def _read_ahead(self, func, iterable, chunksize, ordered, max_pending, limits):
         ahead = max_pending or 512 * self._processes
-        engine = self._pool_of_engine
-        results = engine.imap(
-            func, iter(iterable), chunksize, kind is IMapIterator, ahead, _limits(timeout, retries)
-        )
+        results = self._pool_of_engine.imap(func, iter(iterable), chunksize, ordered, ahead, limits)
         self._imaps = {imap for imap in self._imaps if not imap.is_fed()}
         if not results.is_fed():
             self._imaps.add(results)
-        results = kind(results)
-        return results if chunksize == 1 else (item for chunk in results for item in chunk)
+        return results
+
+    @property
+    def _pool(self):
+        """The workers, for those who look for their process ids."""
+        return [_Worker(pid) for pid in self._pool_of_engine.pids()]
 
     def resize(self, processes):
         """Keeps so many workers from now on."""

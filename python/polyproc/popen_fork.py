@@ -3,7 +3,7 @@
 import os
 import signal
 
-from . import _polyproc, process, util
+from . import _polyproc, resource_tracker, util
 
 __all__ = ["Popen"]
 
@@ -24,6 +24,7 @@ class Popen:
     def _launch(self, process_obj):
         from ._child import bootstrap
 
+        resource_tracker.share()
         parent = os.getpid()
         return _polyproc.fork(process_obj.name, process_obj.daemon, lambda: bootstrap(process_obj, parent))
 

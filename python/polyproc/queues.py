@@ -28,6 +28,9 @@ class _End:
     def poll(self, timeout=0.0):
         return not self._queue.empty()
 
+    def recv(self):
+        return self._queue.get()
+
     def close(self):
         self.closed = True
 

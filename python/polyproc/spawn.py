@@ -37,15 +37,23 @@ set_program.last = None
 
 def get_preparation_data(name):
     """What a new process must know of this one before it can unpickle a process object."""
+    from . import resource_tracker
+
     data = _standard.get_preparation_data(name)
-    data["polyproc_start_method"] = context._default_context.get_start_method()
+    data["polyproc"] = {
+        "start_method": context._default_context.get_start_method(),
+        "is_installed": sys.modules["multiprocessing"] is sys.modules["polyproc"],
+    }
+    data["polyproc_tracker"] = resource_tracker._resource_tracker
     return data
 
 
 def prepare(data):
     """Makes this process ready to unpickle a process object."""
-    if "polyproc_start_method" in data:
-        context._default_context.set_start_method(data.pop("polyproc_start_method"), force=True)
+    own = data.pop("polyproc")
+    context._default_context.set_start_method(own["start_method"], force=True)
+    if own["is_installed"]:
+        sys.modules["polyproc"].install()
     _standard.prepare(data)
 
 

@@ -29,7 +29,11 @@ PATIENCE = 90
 
 def write_tests(folder, module):
     """The tests with the module's name replaced, as modules that child processes can import."""
-    source = pathlib.Path(importlib.util.find_spec("test._test_multiprocessing").origin).read_text()
+    origin = pathlib.Path(importlib.util.find_spec("test._test_multiprocessing").origin)
+    for program in origin.parent.glob("mp_*.py"):
+        text = re.sub(r"(?<![\w.])multiprocessing\b", module, program.read_text())
+        (folder / program.name).write_text(text)
+    source = origin.read_text()
     source = source.replace("test._test_multiprocessing", "_tests_of_all")
     source = source.replace("test.test_multiprocessing_", "tests_of_")
     # Not `_multiprocessing`, which is the interpreter's own extension.

@@ -2,6 +2,7 @@
 
 mod buffer;
 mod codec;
+mod connection;
 mod failure;
 mod imap;
 mod outcome;
@@ -21,5 +22,6 @@ fn _polyproc(module: &Bound<'_, PyModule>) -> PyResult<()> {
     process::register(module)?;
     sync::register(module)?;
     queue::register(module)?;
+    connection::register(module)?;
     pool::register(module)
 }

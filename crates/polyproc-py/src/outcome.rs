@@ -158,6 +158,16 @@ impl Outcome {
         Ok(self.gather(py).transpose()?.map(|value| (value,)))
     }
 
+    /// Takes back what no worker has begun with; whether that was all of it.
+    fn take_back(&self, py: Python<'_>) -> bool {
+        py.detach(|| self.call.give_up());
+        let cancelled = || py.import("polyproc.pool")?.getattr("TaskCancelled");
+        match (self.gather(py), cancelled()) {
+            (Some(Err(error)), Ok(class)) => error.is_instance(py, &class),
+            _ => false,
+        }
+    }
+
     /// What has not ended is taken back, or its worker killed.
     fn cancel(&self, py: Python<'_>) {
         py.detach(|| self.call.cancel());

@@ -148,6 +148,12 @@ fn set_preload(py: Python<'_>, data: Option<&[u8]>) -> PyResult<()> {
     Ok(())
 }
 
+/// The process id of the fork server, if one runs.
+#[pyfunction]
+fn forkserver_pid(py: Python<'_>) -> Option<u32> {
+    py.detach(process::forkserver_pid)
+}
+
 /// What is executed for `spawn` and the fork server: `argv[0]` is the program. It must call [`init`].
 #[pyfunction]
 fn set_program(argv: Vec<OsString>) -> PyResult<()> {
@@ -177,6 +183,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(start, module)?)?;
     module.add_function(wrap_pyfunction!(fork, module)?)?;
     module.add_function(wrap_pyfunction!(set_preload, module)?)?;
+    module.add_function(wrap_pyfunction!(forkserver_pid, module)?)?;
     module.add_function(wrap_pyfunction!(set_program, module)?)?;
     module.add_function(wrap_pyfunction!(init, module)?)?;
     module.add_function(wrap_pyfunction!(environ, module)?)

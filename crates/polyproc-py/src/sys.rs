@@ -2,8 +2,10 @@
 #![expect(unsafe_code, reason = "the fence: what needs unsafe code is in this module")]
 
 use std::io;
-use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
+use polyproc_core::conn::Connection;
 use polyproc_core::process::{self, ForkWithThreads};
 use pyo3::prelude::*;
 
@@ -44,6 +46,15 @@ pub(crate) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: the number is not -1; where it is not open, the system call says so.
     unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()
+}
+
+/// A connection that Python code owns, for one call.
+pub(crate) fn connection(fd: RawFd) -> io::Result<ManuallyDrop<Connection>> {
+    if fd < 0 {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a file descriptor is not negative"));
+    }
+    // SAFETY: the number is not -1; it is never closed by way of this, and where it is not open, system calls say so.
+    Ok(ManuallyDrop::new(Connection::from(unsafe { OwnedFd::from_raw_fd(fd) })))
 }
 
 /// Numbers of descriptors that Python code owns from now on.

@@ -114,7 +114,8 @@ fn answer(py: Python<'_>, ran: PyResult<()>, out: &mut Payload) -> Verdict {
 
 /// The traceback of an error, and its pickle.
 fn wrap(py: Python<'_>, error: &PyErr) -> PyResult<(String, Vec<u8>)> {
-    py.import("polyproc._child")?.call_method1("wrap_error", (error.value(py),))?.extract()
+    let error = error.clone_ref(py).into_value(py); // with its traceback
+    py.import("polyproc._child")?.call_method1("wrap_error", (error,))?.extract()
 }
 
 /// The error that [`answer`] wrote.

@@ -120,6 +120,13 @@ impl Forkserver {
         }))
     }
 
+    pub(super) fn pid(&self) -> Option<u32> {
+        match self {
+            Self::Running(server) => Some(server.zygote.pid()),
+            Self::NotStarted | Self::Refused => None,
+        }
+    }
+
     /// Ends the zygote, which has nothing to lose; the next start makes another.
     pub(super) fn retire(&mut self, state: &'static State) {
         if let Self::Running(mut server) = std::mem::take(self) {

@@ -44,7 +44,7 @@ pub use host::{AroundFork, set_around_fork, set_program};
 pub use outcome::Outcome;
 pub use panic::Panic;
 pub use settings::{EnvChange, ForkWithThreads, Settings, StartMethod, Stdio};
-pub use start::{Job, StartError, active_children, set_executable, set_preload, start, wait};
+pub use start::{Job, StartError, active_children, forkserver_pid, set_executable, set_preload, start, wait};
 pub use status::{ExitStatus, Signal};
 
 pub(crate) use crate::sys::function::Resolved as ResolvedFunction;

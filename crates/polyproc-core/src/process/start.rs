@@ -135,6 +135,12 @@ pub fn set_preload(preload: Option<(Function, Payload)>) {
     lock(&state.forkserver).retire(state); // the next one starts with the new function
 }
 
+/// The process id of this process's fork server, if one runs.
+#[must_use]
+pub fn forkserver_pid() -> Option<u32> {
+    lock(&State::current().forkserver).pid()
+}
+
 /// Starts a process that runs `job`.
 ///
 /// # Errors

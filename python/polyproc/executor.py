@@ -1,0 +1,149 @@
+"""`concurrent.futures.ProcessPoolExecutor` on the engine's pool: a worker that dies fails the one future that it ran, with a
+`BrokenProcessPool` that is a `WorkerLost`, too, and the executor goes on."""
+
+import atexit
+import functools
+import threading
+import time
+from concurrent.futures import Executor, Future, TimeoutError, wait
+from concurrent.futures.process import BrokenProcessPool
+
+from . import context
+from .pool import NoWorkers, Pool, TaskCancelled, WorkerLost
+
+__all__ = ["ProcessPoolExecutor"]
+
+# Futures that are not done: work that was submitted is done before the program ends.
+_pending = set()
+
+
+class _WorkerLost(WorkerLost, BrokenProcessPool):
+    """A worker died while it ran a call."""
+
+
+class _NoWorkers(NoWorkers, BrokenProcessPool):
+    """The initializer raised, or workers do not start."""
+
+
+def _as_of_executor(error):
+    for kind in (_WorkerLost, _NoWorkers):
+        if type(error) is kind.__bases__[0]:
+            broken = kind(*error.args)
+            broken.__cause__ = error.__cause__
+            return broken
+    return error
+
+
+class _Future(Future):
+    _result_of_pool = None
+
+    def cancel(self):
+        """Takes the call back, unless a worker has begun with it."""
+        if not self.done() and not self._result_of_pool._take_back():
+            return False
+        return super().cancel()
+
+    def _succeed(self, value):
+        _pending.discard(self)
+        if self.set_running_or_notify_cancel():
+            self.set_result(value)
+
+    def _fail(self, error):
+        _pending.discard(self)
+        if isinstance(error, TaskCancelled):
+            super().cancel()
+        if self.set_running_or_notify_cancel():
+            self.set_exception(_as_of_executor(error))
+
+
+class ProcessPoolExecutor(Executor):
+    """Runs calls in worker processes. Options are those of `polyproc.pool.Pool`."""
+
+    def __init__(
+        self,
+        max_workers=None,
+        mp_context=None,
+        initializer=None,
+        initargs=(),
+        *,
+        max_tasks_per_child=None,
+        **options,
+    ):
+        if max_workers is not None and max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        self._pool = Pool(max_workers, initializer, initargs, max_tasks_per_child, mp_context, **options)
+        self._is_shut = False
+        self._lock = threading.Lock()
+
+    def submit(self, fn, /, *args, **kwargs):
+        future = _Future()
+        with self._lock:
+            self._check_running()
+            _pending.add(future)
+            try:
+                future._result_of_pool = self._pool.apply_async(fn, args, kwargs)
+            except BaseException:
+                _pending.discard(future)
+                raise
+        future._result_of_pool._outcome.then(future._succeed, future._fail)
+        return future
+
+    submit.__doc__ = Executor.submit.__doc__
+
+    def map(self, fn, *iterables, timeout=None, chunksize=1, buffersize=None):
+        """Gives an iterator of ``fn`` of what the iterables give, in order.
+
+        Args:
+            timeout: seconds after which the iterator raises `TimeoutError` instead.
+            chunksize: how many calls go to a worker at once.
+            buffersize: how many calls may be under way or not taken; what the iterables give is read no further.
+        """
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        with self._lock:
+            self._check_running()
+            results = self._pool._imap_chunks(
+                functools.partial(_call, fn), zip(*iterables), chunksize, buffersize and -(-buffersize // chunksize)
+            )
+        return _results(results, None if timeout is None else time.monotonic() + timeout)
+
+    def shutdown(self, wait=True, *, cancel_futures=False):
+        with self._lock:
+            self._is_shut = True
+        if cancel_futures:
+            for future in list(_pending):
+                if future._result_of_pool is not None and future._result_of_pool._pool is self._pool:
+                    future.cancel()
+        self._pool.close()
+        if wait:
+            self._pool.join()
+
+    shutdown.__doc__ = Executor.shutdown.__doc__
+
+    def _check_running(self):
+        if self._is_shut:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+
+def _call(fn, args):
+    return fn(*args)
+
+
+def _results(chunks, end):
+    while True:
+        try:
+            chunk = chunks.next(None if end is None else max(end - time.monotonic(), 0))
+        except StopIteration:
+            return
+        except context.TimeoutError as error:
+            if type(error) is not context.TimeoutError:  # that of the task
+                raise
+            raise TimeoutError from None
+        except (WorkerLost, NoWorkers) as error:
+            raise _as_of_executor(error) from error.__cause__
+        yield from chunk
+
+
+@atexit.register
+def _finish():
+    wait(list(_pending))
