@@ -10,6 +10,8 @@ import threading
 
 from . import context, reduction
 
+__all__ = ()
+
 _local = threading.local()
 
 

@@ -13,6 +13,8 @@ import traceback
 from . import _polyproc, context, forkserver, process, spawn, util
 from ._carry import arriving, dumps
 
+__all__ = ()
+
 # Older versions of `_bootstrap` do what is registered to be done at the end by themselves.
 _ENDS_ITSELF = "_exit_function" in process.BaseProcess._bootstrap.__code__.co_names
 

@@ -4,21 +4,12 @@ As in `multiprocessing`; `Listener` and `Client` are the standard library's and 
 """
 
 import io
-import sys
 from multiprocessing import connection as _standard
-from multiprocessing.connection import (
-    AuthenticationError,
-    BufferTooShort,
-    Client,
-    Listener,
-    address_type,
-    answer_challenge,
-    arbitrary_address,
-    deliver_challenge,
-    wait,
-)
 
 from . import _polyproc, reduction
+
+# All names of the standard library's, but for those below.
+globals().update((name, value) for name, value in vars(_standard).items() if not name.startswith("__"))
 
 __all__ = ["Client", "Listener", "Pipe", "wait"]
 

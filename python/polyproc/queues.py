@@ -4,6 +4,7 @@ As in `multiprocessing`, with no thread behind them: `put` puts, so that items a
 be pickled raises there and then, and nothing is left to be joined at exit.
 """
 
+import os
 import types
 from queue import Empty, Full
 
@@ -14,11 +15,14 @@ __all__ = ["Queue", "SimpleQueue", "JoinableQueue"]
 
 
 class _End:
-    """A queue as what `multiprocessing.connection.wait` waits for."""
+    """A queue as what `multiprocessing.connection.wait` waits for, and `concurrent.futures` reads from."""
 
     def __init__(self, queue):
         self._queue = queue
-        self.closed = False
+
+    @property
+    def closed(self):
+        return self._queue._closed
 
     def fileno(self):
         if self.closed:
@@ -32,7 +36,7 @@ class _End:
         return self._queue.get()
 
     def close(self):
-        self.closed = True
+        self._queue.close()
 
 
 class _Queue(_polyproc.Queue):
@@ -50,17 +54,17 @@ class _Queue(_polyproc.Queue):
         return _rebuild, (type(self), self.__getstate__())
 
     def _rebuild_from(self, fds):
-        import os
-
         try:
             self._rebuild(fds)
         finally:
             for fd in fds:
                 os.close(fd)
-        self._set_up()
 
-    def _set_up(self):
-        self._reader, self._writer = _End(self), _End(self)
+    @property
+    def _reader(self):
+        return _End(self)
+
+    _writer = _reader
 
     def _put_failed(self, error, obj):
         raise error
@@ -78,7 +82,6 @@ class Queue(_Queue):
     def __init__(self, maxsize=0, *, ctx):
         self._init(max(maxsize, 0))
         self._maxsize = maxsize if maxsize > 0 else SEM_VALUE_MAX
-        self._set_up()
 
     def __getstate__(self):
         return self._maxsize, super().__getstate__()
@@ -115,9 +118,4 @@ class JoinableQueue(Queue):
 class SimpleQueue(_Queue):
     def __init__(self, *, ctx):
         self._init(0)
-        self._set_up()
 
-    def close(self):
-        self._reader.close()
-        self._writer.close()
-        super().close()

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import warnings
-from multiprocessing.resource_tracker import main
+from multiprocessing.resource_tracker import _CLEANUP_FUNCS, main
 
 from . import reduction, spawn, util
 
@@ -50,7 +50,10 @@ class ResourceTracker:
             if self._check_alive():
                 return
             if self._pid is not None:
-                os.waitpid(self._pid, 0)
+                try:
+                    os.waitpid(self._pid, 0)
+                except ChildProcessError:
+                    pass  # somebody has waited for all children
                 self._pid = None
                 warnings.warn(
                     "resource_tracker: process died unexpectedly, relaunching.  Some resources might leak."

@@ -8,6 +8,7 @@ import mmap
 import os
 import types
 from multiprocessing import shared_memory as _standard
+from multiprocessing.shared_memory import _make_filename
 
 import _posixshmem
 
@@ -46,7 +47,7 @@ class SharedMemory(_standard.SharedMemory):
     def _open(self, name):
         is_given = name is not None
         while True:
-            self._name = "/" + name if is_given else _standard._make_filename()
+            self._name = "/" + name if is_given else _make_filename()
             try:
                 self._fd = _posixshmem.shm_open(self._name, self._flags, mode=self._mode)
                 return

@@ -40,6 +40,8 @@ def get_preparation_data(name):
     from . import resource_tracker
 
     data = _standard.get_preparation_data(name)
+    if not os.path.exists(data.get("init_main_from_path", "/")):
+        del data["init_main_from_path"]  # it came from standard input
     data["polyproc"] = {
         "start_method": context._default_context.get_start_method(),
         "is_installed": sys.modules["multiprocessing"] is sys.modules["polyproc"],

@@ -51,11 +51,11 @@ def write_tests(folder, module):
 
 
 RUNNER = """
-import faulthandler, json, os, signal, sys, unittest
+import json, os, signal, sys, unittest
 from test import support
 out = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)
-faulthandler.register(signal.SIGUSR1, all_threads=True)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
 
 class Result(unittest.TestResult):
     def tell(self, test, how, text=""):
@@ -75,7 +75,7 @@ class Result(unittest.TestResult):
     def addSubTest(self, test, sub, error):
         super().addSubTest(test, sub, error)
         if error is not None:
-            self.seen = "failed", (self.errors + self.failures)[-1][1]
+            self.seen = "failed", self._exc_info_to_string(error, sub)
     def addSkip(self, test, why):
         super().addSkip(test, why)
         if isinstance(test, unittest.TestCase):
