@@ -276,32 +276,34 @@ class Pool:
 
     def map(self, func, iterable, chunksize=None, *, timeout=None, retries=0):
         """Applies `func` to each element in `iterable`, collecting the results in a list that is returned."""
-        return self._map_async(func, iterable, False, chunksize, None, None, timeout, retries).get()
+        return self._map(func, iterable, False, chunksize, timeout, retries, is_bulk=True).get()
 
     def starmap(self, func, iterable, chunksize=None, *, timeout=None, retries=0):
         """Like `map()`, but each element is unpacked as the arguments."""
-        return self._map_async(func, iterable, True, chunksize, None, None, timeout, retries).get()
+        return self._map(func, iterable, True, chunksize, timeout, retries, is_bulk=True).get()
 
     def map_async(
         self, func, iterable, chunksize=None, callback=None, error_callback=None, *, timeout=None, retries=0
     ):
         """Asynchronous version of `map()`."""
-        return self._map_async(func, iterable, False, chunksize, callback, error_callback, timeout, retries)
+        return self._map(func, iterable, False, chunksize, timeout, retries, callback, error_callback)
 
     def starmap_async(
         self, func, iterable, chunksize=None, callback=None, error_callback=None, *, timeout=None, retries=0
     ):
         """Asynchronous version of `starmap()`."""
-        return self._map_async(func, iterable, True, chunksize, callback, error_callback, timeout, retries)
+        return self._map(func, iterable, True, chunksize, timeout, retries, callback, error_callback)
 
-    def _map_async(self, func, iterable, star, chunksize, callback, error_callback, timeout, retries):
+    def _map(
+        self, func, iterable, star, chunksize, timeout, retries, callback=None, error_callback=None, is_bulk=False
+    ):
         self._check_running()
         values = iterable if type(iterable) is list else list(iterable)
         if chunksize is None:
             chunksize = -(-len(values) // (self._processes * 4))
         elif chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
-        outcome = self._pool_of_engine.map_async(func, values, chunksize, star, _limits(timeout, retries))
+        outcome = self._pool_of_engine.map_async(func, values, chunksize, star, is_bulk, _limits(timeout, retries))
         return MapResult(self, outcome, callback, error_callback)
 
     def imap(self, func, iterable, chunksize=1, *, max_pending=None, timeout=None, retries=0):

@@ -119,3 +119,8 @@ class SimpleQueue(_Queue):
     def __init__(self, *, ctx):
         self._init(0)
 
+    def empty(self):
+        if self._closed:
+            raise OSError(f"Queue {self!r} is closed")
+        return super().empty()
+

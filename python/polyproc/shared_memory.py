@@ -12,7 +12,10 @@ from multiprocessing.shared_memory import _make_filename
 
 import _posixshmem
 
-from . import resource_tracker
+# All names of the standard library's, but for those below.
+globals().update((name, value) for name, value in vars(_standard).items() if not name.startswith("__"))
+
+from . import resource_tracker  # noqa: E402
 
 __all__ = ["SharedMemory", "ShareableList"]
 

@@ -73,10 +73,6 @@ impl Pool {
         let call = self.pool.call((0, 0), || Ok(task), Some(&bytes), settings);
         call.map(plain).map_err(|error| PyRuntimeError::new_err(error.to_string()))
     }
-
-    fn check_open(&self) -> PyResult<()> {
-        if self.pool.is_open() { Ok(()) } else { Err(PyValueError::new_err("Pool not running")) }
-    }
 }
 
 /// How long a task may take, in seconds, and how often one whose worker was lost is tried again.
@@ -127,7 +123,6 @@ impl Pool {
         limits: Option<Limits>,
     ) -> PyResult<Py<PyAny>> {
         let py = func.py();
-        self.check_open()?;
         let settings = CallSettings { is_awaited: true, ..settings(limits) };
         let mut tasks = self.tasks(func, 1, settings)?;
         tasks.push_call(args, kwds)?;
@@ -147,28 +142,27 @@ impl Pool {
         kwds: &Bound<'_, PyDict>,
         limits: Option<Limits>,
     ) -> PyResult<Outcome> {
-        self.check_open()?;
         let mut tasks = self.tasks(func, 1, settings(limits))?;
         tasks.push_call(args, kwds)?;
         Ok(Outcome::new(tasks.feed.into_call(), Shape::One))
     }
 
-    /// `func` of all values, later.
-    #[pyo3(signature = (func, values, chunksize, star, limits=None))]
+    /// `func` of all values, later; `is_bulk` promises that somebody waits for it all right away.
+    #[pyo3(signature = (func, values, chunksize, star, is_bulk, limits=None))]
     fn map_async(
         &self,
         func: &Bound<'_, PyAny>,
         values: &Bound<'_, PyList>,
         chunksize: usize,
         star: bool,
+        is_bulk: bool,
         limits: Option<Limits>,
     ) -> PyResult<Outcome> {
-        self.check_open()?;
         let chunksize = chunksize.max(1);
         // Where each value is to have its own fate, it is an item; else a chunk is one.
         let is_each = limits.is_some() || chunksize == 1;
         let mut tasks =
-            self.tasks(func, if is_each { chunksize } else { 1 }, CallSettings { is_bulk: true, ..settings(limits) })?;
+            self.tasks(func, if is_each { chunksize } else { 1 }, CallSettings { is_bulk, ..settings(limits) })?;
         if is_each {
             values.iter().try_for_each(|value| tasks.push_value(star, &value))?;
         } else {
@@ -191,7 +185,6 @@ impl Pool {
         ahead: usize,
         limits: Option<Limits>,
     ) -> PyResult<Imap> {
-        self.check_open()?;
         let tasks = self.tasks(func, 1, settings(limits))?;
         Ok(Imap::new(tasks, items, chunksize, ordered, ahead))
     }

@@ -43,6 +43,8 @@ struct Queue {
     queue: OnceLock<queue::Queue>,
     /// In this process.
     closed: AtomicBool,
+    /// This process has put something.
+    used: AtomicBool,
 }
 
 impl Queue {
@@ -105,7 +107,10 @@ impl Queue {
                 put = time::wait(py, || queue.put(bytes, &fds, deadline))?;
             }
             match put {
-                Ok(()) => Ok(()),
+                Ok(()) => {
+                    this.used.store(true, Ordering::Relaxed);
+                    Ok(())
+                }
                 Err(PutError::Full) => Err(queue_error(py, &FULL, "Full")),
                 Err(error) => Err(PyOSError::new_err(error.to_string())),
             }
@@ -146,8 +151,13 @@ impl Queue {
         Ok(self.queue()?.len())
     }
 
-    fn empty(&self) -> PyResult<bool> {
-        Ok(self.queue()?.is_empty())
+    /// Whether no item waits. One that this process has put to and closed does not say, as in `multiprocessing`.
+    fn empty(slf: &Bound<'_, Self>) -> PyResult<bool> {
+        let this = slf.get();
+        if this.closed.load(Ordering::Relaxed) && this.used.load(Ordering::Relaxed) {
+            return Err(PyOSError::new_err(format!("Queue {} is closed", slf.repr()?)));
+        }
+        Ok(this.queue()?.is_empty())
     }
 
     fn full(&self) -> PyResult<bool> {
