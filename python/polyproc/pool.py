@@ -195,6 +195,11 @@ class Pool:
 
     _wrap_exception = True
 
+    @staticmethod
+    def Process(ctx, *args, **kwds):
+        """A process of a context, as in `multiprocessing`."""
+        return ctx.Process(*args, **kwds)
+
     def __init__(
         self,
         processes=None,

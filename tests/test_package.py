@@ -1,0 +1,207 @@
+"""The package: its names, its executors, `install()`, shared memory with names."""
+
+import concurrent.futures
+import importlib
+import multiprocessing
+import os
+import pkgutil
+import time
+from concurrent.futures.process import BrokenProcessPool
+
+import pytest
+
+import polyproc
+import polyproc.shared_memory
+from polyproc.pool import WorkerLost
+
+
+def square(x):
+    return x * x
+
+
+def exit_at_once(_=None):
+    os._exit(1)
+
+
+def fail():
+    raise RuntimeError("no good")
+
+
+def test_all_names_of_multiprocessing_are_there():
+    assert set(multiprocessing.__all__) < set(polyproc.__all__)
+    assert set(polyproc.__all__) - set(multiprocessing.__all__) == {"install", "ProcessPoolExecutor"}
+    for module in pkgutil.iter_modules(multiprocessing.__path__):
+        if "win32" in module.name:
+            continue
+        theirs = importlib.import_module(f"multiprocessing.{module.name}")
+        ours = importlib.import_module(f"polyproc.{module.name}")
+        missing = set(theirs.__all__ or ()) - set(dir(ours)) if hasattr(theirs, "__all__") else set()
+        assert missing == set(), module.name
+
+
+def test_methods_of_classes_are_there():
+    for name in ("Pool", "Queue", "JoinableQueue", "SimpleQueue", "Lock", "RLock", "Condition", "Event", "Barrier"):
+        args = (2,) if name == "Barrier" else ()
+        theirs, ours = getattr(multiprocessing, name)(*args), getattr(polyproc, name)(*args)
+        missing = {name for name in dir(theirs) if not name.startswith("_")} - set(dir(ours))
+        assert missing == set(), name
+        if name == "Pool":
+            theirs.terminate()
+            ours.terminate()
+
+
+def test_contexts():
+    assert polyproc.get_all_start_methods() == ["forkserver", "spawn", "fork"]
+    assert polyproc.get_context().get_start_method() == "forkserver"
+    with pytest.raises(ValueError, match="cannot find context for 'thread'"):
+        polyproc.get_context("thread")
+
+
+@pytest.mark.parametrize("executor", [concurrent.futures.ProcessPoolExecutor, polyproc.ProcessPoolExecutor])
+def test_executors(mp, executor):
+    with executor(2, mp_context=mp) as pool:
+        assert list(pool.map(square, range(20))) == [x * x for x in range(20)]
+        assert list(pool.map(square, range(20), chunksize=3)) == [x * x for x in range(20)]
+        assert pool.submit(square, 5).result(30) == 25
+        with pytest.raises(ZeroDivisionError):
+            pool.submit(divmod, 1, 0).result(30)
+        with pytest.raises(concurrent.futures.TimeoutError):
+            list(pool.map(time.sleep, [0.3], timeout=0.01))
+        with pytest.raises(BrokenProcessPool):
+            pool.submit(exit_at_once).result(30)
+    with pytest.raises(RuntimeError):
+        pool.submit(square, 1)
+    with executor(1, mp_context=mp, initializer=fail) as pool, pytest.raises(BrokenProcessPool):
+        pool.submit(square, 1).result(30)
+
+
+def test_an_executor_of_ours_goes_on_after_a_death(mp):
+    with polyproc.ProcessPoolExecutor(2, mp_context=mp) as pool:
+        with pytest.raises(WorkerLost):
+            pool.submit(exit_at_once).result(30)
+        assert pool.submit(square, 5).result(30) == 25
+
+
+def wait_for(event):
+    event.wait()
+
+
+def test_futures_can_be_cancelled(mp):
+    event = mp.Event()
+    with polyproc.ProcessPoolExecutor(1, mp_context=mp) as pool:
+        futures = [pool.submit(wait_for, event) for _ in range(50)]
+        assert futures[-1].cancel()
+        assert futures[-1].cancelled()
+        pool.shutdown(wait=False, cancel_futures=True)
+        event.set()
+        concurrent.futures.wait(futures, 30)
+        assert sum(future.cancelled() for future in futures) >= 40
+
+
+def test_work_that_was_submitted_is_done_before_the_end(programs):
+    code, out, err = programs.run(
+        """
+        import polyproc as mp
+
+        if __name__ == "__main__":
+            mp.ProcessPoolExecutor(2, mp_context=mp.get_context(METHOD)).submit(print, "done")
+            print("ends", flush=True)
+        """
+    )
+    assert (code, out, err) == (0, "ends\ndone\n", "")
+
+
+def test_install(programs):
+    code, out, err = programs.run(
+        """
+        import polyproc
+        polyproc.install()
+        import multiprocessing
+        from multiprocessing.pool import Pool
+        from concurrent.futures import ProcessPoolExecutor
+
+        def work(_=None):
+            import multiprocessing
+            return multiprocessing.__name__
+
+        def put(queue):
+            queue.put(work())
+
+        if __name__ == "__main__":
+            multiprocessing.set_start_method(METHOD)
+            queue = multiprocessing.Queue()
+            child = multiprocessing.Process(target=put, args=(queue,))
+            child.start()
+            print(queue.get(), Pool.__module__)
+            child.join()
+            with multiprocessing.Pool(2) as pool:
+                print(pool.apply(work))
+            with ProcessPoolExecutor(2) as pool:
+                print(list(pool.map(work, range(2))), pool.submit(work).result())
+        """
+    )
+    assert (code, out, err) == (0, "polyproc polyproc.pool\npolyproc\n['polyproc', 'polyproc'] polyproc\n", "")
+
+
+def make_segment(queue):
+    memory = polyproc.shared_memory.SharedMemory(create=True, size=10)
+    memory.buf[0] = 42
+    queue.put(memory.name)
+    memory.close()
+
+
+def attach_to_segment(name):
+    memory = polyproc.shared_memory.SharedMemory(name)
+    memory.buf[1] = 43
+    memory.close()
+
+
+def test_named_memory_outlives_its_maker_and_those_who_attach(mp):
+    queue = mp.Queue()
+    child = mp.Process(target=make_segment, args=(queue,))
+    child.start()
+    name = queue.get()
+    child.join()
+    child = mp.Process(target=attach_to_segment, args=(name,))
+    child.start()
+    child.join()
+    memory = polyproc.shared_memory.SharedMemory(name)
+    assert bytes(memory.buf[:2]) == bytes([42, 43])
+    memory.close()
+    memory.unlink()
+    with pytest.raises(FileNotFoundError):
+        polyproc.shared_memory.SharedMemory(name)
+
+
+def test_attaching_in_another_program_does_not_destroy(programs):
+    memory = polyproc.shared_memory.SharedMemory(create=True, size=10)
+    code, out, err = programs.run(
+        f"""
+        import polyproc.shared_memory
+        memory = polyproc.shared_memory.SharedMemory({memory.name!r})
+        memory.close()
+        """
+    )
+    assert (code, err) == (0, "")
+    polyproc.shared_memory.SharedMemory(memory.name).close()
+    code, out, err = programs.run(
+        f"""
+        import polyproc.shared_memory
+        memory = polyproc.shared_memory.SharedMemory({memory.name!r}, track=True)
+        """
+    )
+    assert "leaked shared_memory" in err
+    with pytest.raises(FileNotFoundError):
+        polyproc.shared_memory.SharedMemory(memory.name)
+    memory.close()
+
+
+def test_lists_with_names():
+    one = polyproc.shared_memory.ShareableList([1, "two", None])
+    other = polyproc.shared_memory.ShareableList(name=one.shm.name)
+    assert list(other) == [1, "two", None]
+    other[0] = 5
+    assert one[0] == 5
+    other.shm.close()
+    one.shm.close()
+    one.shm.unlink()
