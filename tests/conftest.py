@@ -7,10 +7,9 @@ import sys
 import textwrap
 import time
 
-import pytest
-
 import polyproc
 import polyproc.connection
+import pytest
 
 
 @pytest.fixture(params=["fork", "spawn", "forkserver"])
@@ -41,9 +40,7 @@ class Programs:
     def start_command(self, args, **options):
         for stream in ("stdout", "stderr"):
             options.setdefault(stream, subprocess.PIPE)
-        program = subprocess.Popen(
-            [sys.executable, *args], text=True, cwd=self.folder, start_new_session=True, **options
-        )
+        program = subprocess.Popen([sys.executable, *args], text=True, cwd=self.folder, start_new_session=True, **options)
         self.started.append(program)
         return program
 

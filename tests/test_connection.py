@@ -3,10 +3,9 @@
 import os
 import signal
 
-import pytest
-
 import polyproc
 import polyproc.connection
+import pytest
 
 
 def echo(connection):

@@ -8,10 +8,9 @@ import pkgutil
 import time
 from concurrent.futures.process import BrokenProcessPool
 
-import pytest
-
 import polyproc
 import polyproc.shared_memory
+import pytest
 from polyproc.pool import WorkerLost
 
 

@@ -8,10 +8,9 @@ import sys
 import threading
 import time
 
+import polyproc
 import pytest
 from conftest import eventually, wait_for_end
-
-import polyproc
 from polyproc.pool import (
     MaybeEncodingError,
     NoWorkers,

@@ -8,11 +8,10 @@ import time
 from multiprocessing import connection as standard_connection
 from multiprocessing import process as standard_process
 
-import pytest
-from conftest import eventually, is_running, wait_for_end
-
 import polyproc
 import polyproc.connection
+import pytest
+from conftest import eventually, is_running, wait_for_end
 
 
 def put(queue, value):
@@ -381,7 +380,7 @@ def test_nothing_is_left_open(mp):
         return len(os.listdir("/proc/self/fd"))
 
     def run():
-        queue, (a, b), lock = mp.Queue(), mp.Pipe(), mp.Lock()
+        queue, (a, b), _ = mp.Queue(), mp.Pipe(), mp.Lock()
         child = mp.Process(target=put, args=(queue, 1))
         child.start()
         assert queue.get() == 1

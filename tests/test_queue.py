@@ -5,12 +5,11 @@ import queue as standard
 import signal
 import threading
 
-import pytest
-from conftest import eventually, wait_for_end
-
 import polyproc
 import polyproc.connection
 import polyproc.queues
+import pytest
+from conftest import eventually, wait_for_end
 
 KINDS = ["Queue", "JoinableQueue", "SimpleQueue"]
 

@@ -3,9 +3,8 @@
 import threading
 import time
 
-import pytest
-
 import polyproc
+import pytest
 
 
 def increment(lock, value, times):

@@ -19,7 +19,6 @@ if "__main__" in sys.modules:
     sys.modules["__mp_main__"] = sys.modules["__main__"]
 
 
-
 def install() -> None:
     """Makes ``import multiprocessing`` mean polyproc from now on, here and in processes started from here.
 

@@ -47,7 +47,7 @@ class Connection(_standard.Connection):
         return _polyproc.poll(self._handle, timeout)
 
     def _send_bytes(self, buf):
-        _polyproc.send_bytes(buf, self._handle)
+        _polyproc.send_bytes(self._handle, buf)
 
     def _recv_bytes(self, maxsize=None):
         message = io.BytesIO()

@@ -1,7 +1,10 @@
 """Contexts: the public functions, bound to a start method. As in `multiprocessing`; the default is ``forkserver``."""
 
+from __future__ import annotations
+
 import os
 from multiprocessing import context as _standard
+from multiprocessing import process
 from multiprocessing.context import (
     AuthenticationError,
     BufferTooShort,
@@ -11,86 +14,104 @@ from multiprocessing.context import (
     get_spawning_popen,
     set_spawning_popen,
 )
+from typing import TYPE_CHECKING, Any
 
-from . import process, reduction
+from . import reduction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from .connection import Connection
+    from .managers import SyncManager
+    from .pool import Pool
+    from .queues import JoinableQueue, Queue, SimpleQueue
+    from .synchronize import Barrier, BoundedSemaphore, Condition, Event, Lock, RLock, Semaphore
 
 __all__ = ()
 
 
 class BaseContext(_standard.BaseContext):
-    def Pipe(self, duplex=True):
+    def Pipe(self, duplex: bool = True) -> tuple[Connection, Connection]:
         """Returns two connection objects connected by a pipe."""
         from .connection import Pipe
 
         return Pipe(duplex)
 
-    def Lock(self):
+    def Lock(self) -> Lock:
         """Returns a non-recursive lock object."""
         from .synchronize import Lock
 
         return Lock(ctx=self.get_context())
 
-    def RLock(self):
+    def RLock(self) -> RLock:
         """Returns a recursive lock object."""
         from .synchronize import RLock
 
         return RLock(ctx=self.get_context())
 
-    def Condition(self, lock=None):
+    def Condition(self, lock: Lock | RLock | None = None) -> Condition:
         """Returns a condition object."""
         from .synchronize import Condition
 
         return Condition(lock, ctx=self.get_context())
 
-    def Semaphore(self, value=1):
+    def Semaphore(self, value: int = 1) -> Semaphore:
         """Returns a semaphore object."""
         from .synchronize import Semaphore
 
         return Semaphore(value, ctx=self.get_context())
 
-    def BoundedSemaphore(self, value=1):
+    def BoundedSemaphore(self, value: int = 1) -> BoundedSemaphore:
         """Returns a bounded semaphore object."""
         from .synchronize import BoundedSemaphore
 
         return BoundedSemaphore(value, ctx=self.get_context())
 
-    def Event(self):
+    def Event(self) -> Event:
         """Returns an event object."""
         from .synchronize import Event
 
         return Event(ctx=self.get_context())
 
-    def Barrier(self, parties, action=None, timeout=None):
+    def Barrier(self, parties: int, action: Callable[[], object] | None = None, timeout: float | None = None) -> Barrier:
         """Returns a barrier object."""
         from .synchronize import Barrier
 
         return Barrier(parties, action, timeout, ctx=self.get_context())
 
-    def Queue(self, maxsize=0):
+    def Queue(self, maxsize: int = 0) -> Queue:
         """Returns a queue object."""
         from .queues import Queue
 
         return Queue(maxsize, ctx=self.get_context())
 
-    def JoinableQueue(self, maxsize=0):
+    def JoinableQueue(self, maxsize: int = 0) -> JoinableQueue:
         """Returns a queue object that can be joined."""
         from .queues import JoinableQueue
 
         return JoinableQueue(maxsize, ctx=self.get_context())
 
-    def SimpleQueue(self):
+    def SimpleQueue(self) -> SimpleQueue:
         """Returns a queue object with `get`, `put`, `empty` and `close` only."""
         from .queues import SimpleQueue
 
         return SimpleQueue(ctx=self.get_context())
 
-    def Pool(self, processes=None, initializer=None, initargs=(), maxtasksperchild=None, **options):
+    def Pool(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+        *,
+        memory_limit: int | None = None,
+    ) -> Pool:
         """Returns a process pool object."""
         from .pool import Pool
 
-        return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context(), **options)
+        return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context(), memory_limit=memory_limit)
 
-    def Manager(self):
+    def Manager(self) -> SyncManager:
         """Returns a manager associated with a running server process.
 
         The managers methods such as `Lock()`, `Condition()` and `Queue()`
@@ -102,13 +123,13 @@ class BaseContext(_standard.BaseContext):
         manager.start()
         return manager
 
-    def set_executable(self, executable):
+    def set_executable(self, executable: str) -> None:
         """Sets the Python that runs child processes instead of `sys.executable`, but for `fork`."""
         from .spawn import set_executable
 
         set_executable(executable)
 
-    def set_forkserver_preload(self, module_names):
+    def set_forkserver_preload(self, module_names: list[str]) -> None:
         """Sets the modules that the fork server imports before it makes processes, which then share them.
 
         A module that cannot be imported is left out. The main module is preloaded in any case.
@@ -196,7 +217,7 @@ class DefaultContext(BaseContext):
             self._actual_context = self._default_context
         return self._actual_context._name
 
-    def get_all_start_methods(self):
+    def get_all_start_methods(self) -> list[str]:
         """Returns a list of the supported start methods, default first."""
         return ["forkserver", "spawn", "fork"]
 

@@ -1,15 +1,26 @@
 """`concurrent.futures.ProcessPoolExecutor` on the engine's pool: a worker that dies fails the one future that it ran, with a
 `BrokenProcessPool` that is a `WorkerLost`, too, and the executor goes on."""
 
+from __future__ import annotations
+
 import atexit
 import functools
 import threading
 import time
 from concurrent.futures import Executor, Future, TimeoutError, wait
 from concurrent.futures.process import BrokenProcessPool
+from typing import TYPE_CHECKING, Any
 
 from . import context
 from .pool import NoWorkers, Pool, TaskCancelled, WorkerLost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from multiprocessing.context import BaseContext
+    from typing import ParamSpec, TypeVar
+
+    P = ParamSpec("P")
+    T = TypeVar("T")
 
 __all__ = ["ProcessPoolExecutor"]
 
@@ -61,21 +72,21 @@ class ProcessPoolExecutor(Executor):
 
     def __init__(
         self,
-        max_workers=None,
-        mp_context=None,
-        initializer=None,
-        initargs=(),
+        max_workers: int | None = None,
+        mp_context: BaseContext | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
         *,
-        max_tasks_per_child=None,
-        **options,
+        max_tasks_per_child: int | None = None,
+        memory_limit: int | None = None,
     ):
         if max_workers is not None and max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
-        self._pool = Pool(max_workers, initializer, initargs, max_tasks_per_child, mp_context, **options)
+        self._pool = Pool(max_workers, initializer, initargs, max_tasks_per_child, mp_context, memory_limit=memory_limit)
         self._is_shut = False
         self._lock = threading.Lock()
 
-    def submit(self, fn, /, *args, **kwargs):
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         future = _Future()
         with self._lock:
             self._check_running()
@@ -90,7 +101,14 @@ class ProcessPoolExecutor(Executor):
 
     submit.__doc__ = Executor.submit.__doc__
 
-    def map(self, fn, *iterables, timeout=None, chunksize=1, buffersize=None):
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
         """Gives an iterator of ``fn`` of what the iterables give, in order.
 
         Args:
@@ -107,7 +125,7 @@ class ProcessPoolExecutor(Executor):
             )
         return _results(results, None if timeout is None else time.monotonic() + timeout)
 
-    def shutdown(self, wait=True, *, cancel_futures=False):
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         with self._lock:
             self._is_shut = True
         if cancel_futures:

@@ -227,7 +227,7 @@ class Pool:
         self._state = RUN
 
     def _start(self, processes, initializer, limits):
-        method = self._ctx.get_start_method()
+        method = str(self._ctx.get_start_method())
         name = type(self._ctx.Process()).__name__.replace("Process", "PoolWorker")
         me = process.current_process()
         who = (me._identity, me.name, os.getpid(), method)
@@ -245,9 +245,7 @@ class Pool:
             return _polyproc.Pool(method, processes, name, setup, limits)
         from . import forkserver
 
-        return forkserver.with_preload(
-            preparation, lambda: _polyproc.Pool(method, processes, name, setup, limits)
-        )
+        return forkserver.with_preload(preparation, lambda: _polyproc.Pool(method, processes, name, setup, limits))
 
     @staticmethod
     def _terminate_engine(engine):
@@ -271,9 +269,7 @@ class Pool:
         self._check_running()
         return self._pool_of_engine.apply(func, tuple(args), kwds, _limits(timeout, retries))
 
-    def apply_async(
-        self, func, args=(), kwds={}, callback=None, error_callback=None, *, timeout=None, retries=0
-    ):
+    def apply_async(self, func, args=(), kwds={}, callback=None, error_callback=None, *, timeout=None, retries=0):
         """Asynchronous version of `apply()`."""
         self._check_running()
         outcome = self._pool_of_engine.apply_async(func, tuple(args), kwds, _limits(timeout, retries))
@@ -287,21 +283,15 @@ class Pool:
         """Like `map()`, but each element is unpacked as the arguments."""
         return self._map(func, iterable, True, chunksize, timeout, retries, is_bulk=True).get()
 
-    def map_async(
-        self, func, iterable, chunksize=None, callback=None, error_callback=None, *, timeout=None, retries=0
-    ):
+    def map_async(self, func, iterable, chunksize=None, callback=None, error_callback=None, *, timeout=None, retries=0):
         """Asynchronous version of `map()`."""
         return self._map(func, iterable, False, chunksize, timeout, retries, callback, error_callback)
 
-    def starmap_async(
-        self, func, iterable, chunksize=None, callback=None, error_callback=None, *, timeout=None, retries=0
-    ):
+    def starmap_async(self, func, iterable, chunksize=None, callback=None, error_callback=None, *, timeout=None, retries=0):
         """Asynchronous version of `starmap()`."""
         return self._map(func, iterable, True, chunksize, timeout, retries, callback, error_callback)
 
-    def _map(
-        self, func, iterable, star, chunksize, timeout, retries, callback=None, error_callback=None, is_bulk=False
-    ):
+    def _map(self, func, iterable, star, chunksize, timeout, retries, callback=None, error_callback=None, is_bulk=False):
         self._check_running()
         values = iterable if type(iterable) is list else list(iterable)
         if chunksize is None:

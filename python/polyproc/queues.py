@@ -123,4 +123,3 @@ class SimpleQueue(_Queue):
         if self._closed:
             raise OSError(f"Queue {self!r} is closed")
         return super().empty()
-

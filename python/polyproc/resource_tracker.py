@@ -28,25 +28,24 @@ class ResourceTracker:
         self._pid = None
 
     def __reduce__(self):
-        self.share()
-        return _adopt, (reduction.DupFd(self._fd),)
+        return _adopt, (reduction.DupFd(self.share()),)
 
     def share(self):
-        """Makes the pipe, before a process is made that is to have it, too."""
+        """The pipe, made if need be before a process is made that is to have it, too."""
         with self._lock:
             if self._fd is None:
                 read, self._fd = os.pipe()
                 os.close(read)
+            return self._fd
 
     def getfd(self):
         """The pipe, to a tracker that runs."""
         self.ensure_running()
-        return self._fd
+        return self.share()
 
     def ensure_running(self):
         """Starts the tracker, if none runs."""
         with self._lock:
-            self.share()
             if self._check_alive():
                 return
             if self._pid is not None:
@@ -55,9 +54,7 @@ class ResourceTracker:
                 except ChildProcessError:
                     pass  # somebody has waited for all children
                 self._pid = None
-                warnings.warn(
-                    "resource_tracker: process died unexpectedly, relaunching.  Some resources might leak."
-                )
+                warnings.warn("resource_tracker: process died unexpectedly, relaunching.  Some resources might leak.")
             self._launch()
 
     def _launch(self):
@@ -83,7 +80,7 @@ class ResourceTracker:
 
     def _check_alive(self):
         try:
-            os.write(self._fd, b"PROBE:0:noop\n")
+            os.write(self.share(), b"PROBE:0:noop\n")
         except BrokenPipeError:
             return False
         return True
@@ -101,7 +98,7 @@ class ResourceTracker:
         if len(message) > 512:  # what POSIX writes to pipes as a whole
             raise ValueError("msg too long")
         self.ensure_running()
-        os.write(self._fd, message)
+        os.write(self.share(), message)
 
 
 def _adopt(dup_fd):

@@ -4,13 +4,12 @@ As in `multiprocessing`, but that only what creates a segment answers for its en
 processes of the program have ended, if nobody has done it; attaching to one never has it destroyed, unless by ``track=True``.
 """
 
+import _posixshmem
 import mmap
 import os
 import types
 from multiprocessing import shared_memory as _standard
 from multiprocessing.shared_memory import _make_filename
-
-import _posixshmem
 
 # All names of the standard library's, but for those below.
 globals().update((name, value) for name, value in vars(_standard).items() if not name.startswith("__"))

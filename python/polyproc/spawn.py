@@ -13,7 +13,15 @@ from multiprocessing.spawn import (
 
 from . import _polyproc, context, util
 
-__all__ = ["_main", "freeze_support", "set_executable", "get_executable", "get_preparation_data", "get_command_line", "import_main_path"]
+__all__ = [
+    "_main",
+    "freeze_support",
+    "set_executable",
+    "get_executable",
+    "get_preparation_data",
+    "get_command_line",
+    "import_main_path",
+]
 
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

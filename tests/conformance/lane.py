@@ -111,7 +111,12 @@ class Run:
         self.log = tempfile.TemporaryFile()
         command = [sys.executable, "-W", "ignore", "-c", RUNNER, name, json.dumps(wanted), what]
         self.process = subprocess.Popen(
-            command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=self.log, stdin=subprocess.DEVNULL,
+            command,
+            cwd=folder,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
         os.set_blocking(self.process.stdout.fileno(), False)

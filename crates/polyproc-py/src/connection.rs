@@ -35,7 +35,7 @@ fn send(handle: RawFd, obj: &Bound<'_, PyAny>) -> PyResult<()> {
 
 /// Sends bytes.
 #[pyfunction]
-fn send_bytes(data: &Bound<'_, PyAny>, handle: RawFd) -> PyResult<()> {
+fn send_bytes(handle: RawFd, data: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = data.py();
     codec::with_memory(|bytes| {
         buffer::append(data, bytes)?;

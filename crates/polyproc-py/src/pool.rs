@@ -189,10 +189,6 @@ impl Pool {
         Ok(Imap::new(tasks, items, chunksize, ordered, ahead))
     }
 
-    fn is_open(&self) -> bool {
-        self.pool.is_open()
-    }
-
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.pool.close());
     }
@@ -203,11 +199,6 @@ impl Pool {
 
     fn join(&self, py: Python<'_>) {
         py.detach(|| self.pool.join());
-    }
-
-    /// How many workers it keeps.
-    fn workers(&self) -> usize {
-        self.pool.workers()
     }
 
     fn resize(&self, py: Python<'_>, processes: usize) -> PyResult<()> {
