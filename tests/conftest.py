@@ -1,7 +1,9 @@
 """What the tests of the Python face share."""
 
+import functools
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import textwrap
@@ -40,6 +42,8 @@ class Programs:
     def start_command(self, args, **options):
         for stream in ("stdout", "stderr"):
             options.setdefault(stream, subprocess.PIPE)
+        # A shell that runs these tests in the background has SIGINT ignored.
+        options["preexec_fn"] = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         program = subprocess.Popen([sys.executable, *args], text=True, cwd=self.folder, start_new_session=True, **options)
         self.started.append(program)
         return program

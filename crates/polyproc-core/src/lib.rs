@@ -41,7 +41,7 @@ mod sys;
 pub use deadline::Deadline;
 pub use frame::{Context, Input, Payload, Verdict};
 pub use robust::WaitError;
-pub use shm::{MemoryError, OutOfBounds, SharedBytes, SharedBytesMut, SharedMemory};
+pub use shm::{Loan, MemoryError, OutOfBounds, SharedBytes, SharedBytesMut, SharedMemory, lend};
 #[cfg(feature = "crash-points")]
 #[doc(hidden)]
 pub mod crash {

@@ -201,6 +201,14 @@ impl Queue {
     /// # Errors
     /// See [`PutError`]. The message is not in the queue then.
     pub fn put(&self, bytes: &[u8], fds: &[BorrowedFd<'_>], deadline: Deadline) -> Result<(), PutError> {
+        self.put_parts(&[bytes], fds, deadline)
+    }
+
+    /// As [`Queue::put`]: the message is the parts, one after the other.
+    ///
+    /// # Errors
+    /// See [`PutError`]. The message is not in the queue then.
+    pub fn put_parts(&self, parts: &[&[u8]], fds: &[BorrowedFd<'_>], deadline: Deadline) -> Result<(), PutError> {
         let ring = &self.0.ring;
         if fds.len() > MAX_FDS {
             let why = format!("{} descriptors in one message: at most {MAX_FDS} are possible", fds.len());
@@ -210,12 +218,15 @@ impl Queue {
         if on_death == OnConsumerDeath::PutBack && !fds.is_empty() {
             return Err(PutError::NotReturnable);
         }
-        if bytes.len() <= INLINE_LEN && on_death == OnConsumerDeath::Nothing {
+        if let [bytes] = parts
+            && bytes.len() <= INLINE_LEN
+            && on_death == OnConsumerDeath::Nothing
+        {
             return self.put_body(Body::Bytes(bytes), fds, deadline);
         }
         let arena = ring.arena();
-        let block = arena.allocate(bytes.len() as u64)?;
-        let put = arena.fill(block, bytes).map_err(PutError::from).and_then(|()| {
+        let block = arena.allocate(parts.iter().map(|part| part.len() as u64).sum())?;
+        let put = arena.fill(block, parts).map_err(PutError::from).and_then(|()| {
             crash::point(Step::PutFilled);
             self.put_body(Body::Block(block), fds, deadline)
         });

@@ -327,9 +327,14 @@ impl<'a> Arena<'a> {
         Ok(())
     }
 
-    /// Copies `bytes` to the start of a block of this process.
-    pub(crate) fn fill(&self, block: Block, bytes: &[u8]) -> Result<(), MemoryError> {
-        self.segment.copy_in(self.record(block)?.offset(), bytes)
+    /// Copies `parts`, one after the other, to the start of a block of this process.
+    pub(crate) fn fill(&self, block: Block, parts: &[&[u8]]) -> Result<(), MemoryError> {
+        let mut at = self.record(block)?.offset();
+        for part in parts {
+            self.segment.copy_in(at, part)?;
+            at = at.checked_add(part.len() as u64).ok_or(MemoryError::Corrupt)?;
+        }
+        Ok(())
     }
 
     /// Puts the bytes of a block at the end of `out`.
@@ -387,7 +392,7 @@ mod tests {
             let blocks: Vec<_> =
                 contents.iter().map(|bytes| arena.allocate(bytes.len() as u64).expect("memory")).collect();
             for (block, bytes) in blocks.iter().zip(&contents) {
-                arena.fill(*block, bytes).expect("room");
+                arena.fill(*block, &[bytes]).expect("room");
             }
             for (block, expected) in blocks.into_iter().zip(&contents) {
                 let mut bytes = Vec::new();

@@ -5,15 +5,18 @@
 //! | `segment` | [`Segment`]: a memory file that grows, mapped part by part |
 //! | `arena` | [`Arena`]: blocks of any size in a segment, each with a state and an owner |
 //! | `blocks` | [`Blocks`]: the same for one owner, who keeps the records to itself |
+//! | `loan` | [`lend`] and [`Loan`]: large bytes that go to another process and are not copied there |
 //! | `memory` | [`SharedMemory`] and [`SharedBytes`], for users |
 //! | `registry` | the shared objects of this process: one per memory file, roused when a process dies |
 
 pub(crate) mod arena;
 mod blocks;
+mod loan;
 mod memory;
 pub(crate) mod registry;
 mod segment;
 
+pub use loan::{Loan, lend};
 pub use memory::{OutOfBounds, SharedBytes, SharedBytesMut, SharedMemory};
 
 pub(crate) use arena::Arena;

@@ -21,11 +21,11 @@ unsafe impl Send for Slice {}
 unsafe impl Sync for Slice {}
 
 impl Slice {
-    fn map(memfd: BorrowedFd<'_>, len: usize, protection: ProtFlags) -> io::Result<Self> {
+    fn map(memfd: BorrowedFd<'_>, len: usize, protection: ProtFlags, flags: MapFlags) -> io::Result<Self> {
         if len == 0 {
             return Ok(Self { base: NonNull::dangling(), len });
         }
-        let (nowhere, flags) = (std::ptr::null_mut(), MapFlags::SHARED);
+        let nowhere = std::ptr::null_mut();
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
         let base = unsafe { rustix::mm::mmap(nowhere, len, protection, flags, memfd, 0) }?;
         Ok(Self { base: NonNull::new(base.cast()).ok_or(Errno::FAULT)?, len })
@@ -59,7 +59,7 @@ impl Filling {
             // Memory now, or an error now: a write without any would be a SIGBUS.
             super::memory::reserve(memfd.as_fd(), 0, len as u64)?;
         }
-        let slice = Slice::map(memfd.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE)?;
+        let slice = Slice::map(memfd.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED)?;
         if len > 0 {
             // SAFETY: the range is the mapping just made; in a child, touching it is a fault and no more.
             unsafe { rustix::mm::madvise(slice.base.as_ptr().cast(), len, Advice::LinuxDontFork) }?;
@@ -103,7 +103,7 @@ impl Sealed {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a memory file that a peer could change"));
         }
         let len = usize::try_from(rustix::fs::fstat(&memfd)?.st_size).map_err(io::Error::other)?;
-        let slice = Slice::map(memfd.as_fd(), len, ProtFlags::READ)?;
+        let slice = Slice::map(memfd.as_fd(), len, ProtFlags::READ, MapFlags::SHARED)?;
         Ok(Self { memfd, slice })
     }
 
@@ -117,4 +117,43 @@ impl AsFd for Sealed {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.memfd.as_fd()
     }
+}
+
+/// Bytes of a memory file that nobody changes as long as `memfd` is open: what is written here is this process's own copy.
+#[derive(Debug)]
+pub(crate) struct Borrowed {
+    memfd: OwnedFd,
+    slice: Slice,
+}
+
+impl Borrowed {
+    /// # Errors
+    /// [`io::ErrorKind::InvalidData`] for a file that is shorter, or could be made so.
+    pub(crate) fn map(memfd: OwnedFd, len: usize) -> io::Result<Self> {
+        if super::memory::inspect(memfd.as_fd())?.0 < len as u64 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a memory file that is too short"));
+        }
+        let slice = Slice::map(memfd.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)?;
+        Ok(Self { memfd, slice })
+    }
+
+    /// The first byte, and how many there are: readable and writable as long as `self` lives.
+    pub(crate) fn as_raw(&self) -> (NonNull<u8>, usize) {
+        (self.slice.base, self.slice.len)
+    }
+}
+
+impl AsFd for Borrowed {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.memfd.as_fd()
+    }
+}
+
+/// Writes one byte, as who has borrowed them may.
+#[cfg(test)]
+pub(crate) fn write_to(bytes: &Borrowed, at: usize, byte: u8) {
+    let (base, len) = bytes.as_raw();
+    assert!(at < len);
+    // SAFETY: inside the private mapping, which no reference points into.
+    unsafe { base.add(at).write_volatile(byte) };
 }

@@ -1,0 +1,254 @@
+//! [`lend`] and [`Loan`]: large bytes that go to another process and are not copied there.
+//!
+//! - The lender copies them to a memory file and gives a descriptor of it away. Its files are used again: their pages are
+//!   there, which makes a copy some five times as fast as one to a new file.
+//! - A loan is an open file description of its own, with a shared lock of `flock(2)`. The lender takes a file again when it
+//!   gets the exclusive lock. So it is the kernel that knows whether somebody has it: a descriptor on its way in a socket
+//!   counts, one of a process that died does not.
+//! - The borrower maps the file privately: what it writes is its own copy, page by page, and nobody else's. So the same loan
+//!   may go to several, and be lent on.
+
+use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::Mutex;
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::process::lock;
+use crate::sys::bytes::Borrowed;
+use crate::sys::memory::{self, Mapping};
+
+/// Each part starts at a multiple of this.
+const ALIGN: u64 = 64;
+/// So many files at most: each is an open descriptor.
+const FILES: usize = 64;
+/// So much memory is kept for later loans, or that of one file.
+const KEPT_BYTES: u64 = 256 << 20;
+/// So many files are looked at for one loan.
+const ATTEMPTS: usize = 8;
+
+/// A file of the lender's.
+#[derive(Debug)]
+struct File {
+    memfd: OwnedFd,
+    len: u64,
+    /// From the second loan on.
+    mapping: Option<Mapping>,
+}
+
+/// The files of this process, those first that were lent the longest time ago.
+#[derive(Debug)]
+struct Stock {
+    pid: u32,
+    files: VecDeque<File>,
+}
+
+static STOCK: Mutex<Stock> = Mutex::new(Stock { pid: 0, files: VecDeque::new() });
+
+/// Where parts of these lengths are in the file, and where they end.
+pub(crate) fn places(lens: impl IntoIterator<Item = usize>) -> (Vec<u64>, u64) {
+    let mut end = 0_u64;
+    let starts = lens.into_iter().map(|len| {
+        let start = end.next_multiple_of(ALIGN);
+        end = start + len as u64;
+        start
+    });
+    (starts.collect(), end)
+}
+
+/// Lends copies of `parts`: a descriptor for [`Loan::open`] in any process, and where in it each part is. `None` when too many
+/// loans are out.
+///
+/// # Errors
+/// When the system gives no memory or no descriptor.
+pub fn lend(parts: &[&[u8]]) -> io::Result<Option<(OwnedFd, Vec<u64>)>> {
+    let (starts, len) = places(parts.iter().map(|part| part.len()));
+    let mut stock = lock(&STOCK);
+    let pid = std::process::id();
+    if stock.pid != pid {
+        *stock = Stock { pid, files: VecDeque::new() }; // a copy of the lender: the files are the lender's
+    }
+    let Some(mut file) = stock.take(len)? else { return Ok(None) };
+    file.fill(parts, &starts)?;
+    let path = format!("/proc/self/fd/{}", file.memfd.as_raw_fd());
+    let loan = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::fs::flock(&file.memfd, FlockOperation::Unlock)?;
+    rustix::fs::flock(&loan, FlockOperation::NonBlockingLockShared)?;
+    stock.files.push_back(file);
+    stock.trim();
+    Ok(Some((loan, starts)))
+}
+
+impl Stock {
+    /// A file of at least `len` bytes that nobody has; locked.
+    fn take(&mut self, len: u64) -> io::Result<Option<File>> {
+        let fits = |file: &File| file.len >= len && file.len / 4 <= len.max(memory::PAGE);
+        let found: Vec<_> = (0..self.files.len()).filter(|at| fits(&self.files[*at])).take(ATTEMPTS).collect();
+        for at in found {
+            match rustix::fs::flock(&self.files[at].memfd, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(self.files.remove(at)),
+                Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if self.files.len() >= FILES {
+            return Ok(None);
+        }
+        let len = len.next_multiple_of(memory::PAGE);
+        Ok(Some(File { memfd: memory::create(c"polyproc-loan", len)?, len, mapping: None }))
+    }
+
+    /// Lets go of the oldest files; what is lent of them stays with those who have it.
+    fn trim(&mut self) {
+        let mut kept: u64 = self.files.iter().map(|file| file.len).sum();
+        while kept > KEPT_BYTES && self.files.len() > 1 {
+            kept -= self.files.pop_front().map_or(0, |file| file.len);
+        }
+    }
+}
+
+impl File {
+    fn fill(&mut self, parts: &[&[u8]], starts: &[u64]) -> io::Result<()> {
+        let is_new = self.mapping.is_none() && rustix::fs::fstat(&self.memfd)?.st_blocks == 0;
+        if is_new {
+            // The kernel finds pages faster than faults do, and says so where there is no memory.
+            return parts.iter().zip(starts).try_for_each(|(part, start)| write_all(self.memfd.as_fd(), part, *start));
+        }
+        let whole: u64 = parts.iter().zip(starts).map(|(part, start)| start + part.len() as u64).max().unwrap_or(0);
+        memory::reserve(self.memfd.as_fd(), 0, whole.max(1))?;
+        let mapping = match &mut self.mapping {
+            Some(mapping) => mapping,
+            none => none.insert(Mapping::new(self.memfd.as_fd(), 0, self.len)?),
+        };
+        let copied = parts.iter().zip(starts).all(|(part, start)| mapping.copy_in(*start, part).is_some());
+        if copied { Ok(()) } else { Err(Errno::INVAL.into()) }
+    }
+}
+
+fn write_all(file: BorrowedFd<'_>, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let written = rustix::io::retry_on_intr(|| rustix::io::pwrite(file, bytes, at))?;
+        bytes = bytes.get(written..).unwrap_or_default();
+        at += written as u64;
+    }
+    Ok(())
+}
+
+/// Bytes that a process has lent. What is written to them is this process's own copy.
+#[derive(Debug)]
+pub struct Loan(Borrowed);
+
+impl Loan {
+    /// The first `len` bytes of what was lent by a descriptor of [`lend`].
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidData`] when it is none of such a length.
+    pub fn open(fd: OwnedFd, len: usize) -> io::Result<Self> {
+        Borrowed::map(fd, len).map(Self)
+    }
+
+    /// The first byte, and how many there are. They are readable and writable as long as `self` lives.
+    #[must_use]
+    pub fn as_raw(&self) -> (NonNull<u8>, usize) {
+        self.0.as_raw()
+    }
+
+    /// Whether this process has written nothing to these bytes, as the kernel knows: then they may be lent on as they are.
+    /// (`proc_pid_pagemap(5)`: a page that was written to is no page of the file any more.)
+    #[must_use]
+    pub fn is_unchanged(&self, bytes: Range<usize>) -> bool {
+        /// Of an entry: the page is in memory, or in the swap; it is one of the file.
+        const THERE: u64 = 3 << 62;
+        const OF_FILE: u64 = 1 << 61;
+        const ENTRY: usize = size_of::<u64>();
+        let (base, len) = self.as_raw();
+        if bytes.end > len || bytes.is_empty() {
+            return bytes.is_empty();
+        }
+        let page = rustix::param::page_size();
+        let first = (base.addr().get() + bytes.start) / page;
+        let last = (base.addr().get() + bytes.end - 1) / page;
+        let mut entries = vec![0; (last - first + 1) * ENTRY];
+        let mut read = || -> io::Result<usize> {
+            let pages = rustix::fs::open("/proc/self/pagemap", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+            Ok(rustix::io::retry_on_intr(|| rustix::io::pread(&pages, &mut entries, (first * ENTRY) as u64))?)
+        };
+        let is_whole = read().is_ok_and(|read| read == entries.len());
+        let (entries, _) = entries.as_chunks::<ENTRY>();
+        let entries = entries.iter().map(|entry| u64::from_ne_bytes(*entry));
+        is_whole && entries.into_iter().all(|entry| entry & THERE == 0 || entry & OF_FILE != 0)
+    }
+}
+
+impl AsFd for Loan {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(loan: &Loan, at: u64, len: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        let len_of_file = loan.as_raw().1 as u64;
+        let mapping = Mapping::new(loan.as_fd(), 0, len_of_file).expect("the file");
+        mapping.copy_out(at, len, &mut out).expect("inside");
+        out
+    }
+
+    #[test]
+    fn a_file_is_lent_again_only_when_nobody_has_it() {
+        let lend_one = |byte: u8| lend(&[&[byte; 100_000], &[byte + 1; 10]]).expect("memory").expect("not too many");
+        let (first, starts) = lend_one(1);
+        assert_eq!(starts, [0, 100_032]);
+        let loan = Loan::open(first, 100_042).expect("a loan");
+        let (second, _) = lend_one(3);
+        assert_eq!((bytes(&loan, 99_999, 1), bytes(&loan, 100_032, 10)), (vec![1], vec![2; 10]));
+        let in_flight = loan.as_fd().try_clone_to_owned().expect("a descriptor");
+        drop(loan);
+        drop(lend_one(5)); // the first is still on its way
+        let loan = Loan::open(in_flight, 100_042).expect("a loan");
+        assert_eq!(bytes(&loan, 0, 1), [1]);
+        let inode = |fd: BorrowedFd<'_>| memory::inspect(fd).expect("a file").1;
+        let (known, second_inode) = (inode(loan.as_fd()), inode(second.as_fd()));
+        drop((loan, second));
+        let (again, _) = lend_one(7);
+        assert!([known, second_inode].contains(&inode(again.as_fd())), "the oldest that is free is taken");
+        assert_eq!(bytes(&Loan::open(again, 100_042).expect("a loan"), 0, 1), [7]);
+    }
+
+    #[test]
+    fn too_many_are_refused_and_what_is_no_loan_too() {
+        let mut loans = Vec::new();
+        while let Some(loan) = lend(&[&[1; 1000]]).expect("memory") {
+            loans.push(loan);
+            assert!(loans.len() <= FILES);
+        }
+        drop(loans);
+        assert!(lend(&[&[1; 1000]]).expect("memory").is_some());
+        let (short, _) = lend(&[&[1; 1000]]).expect("memory").expect("room");
+        assert_eq!(Loan::open(short, 1 << 20).expect_err("too short").kind(), io::ErrorKind::InvalidData);
+        let file = crate::sys::fd::memfd_with(&[0; 100]).expect("a file");
+        assert_eq!(Loan::open(file, 10).expect_err("not sealed").kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn changes_are_seen_and_stay_private() {
+        let (fd, _) = lend(&[&[7; 300_000]]).expect("memory").expect("room");
+        let copy = fd.try_clone().expect("a descriptor");
+        let (loan, other) = (Loan::open(fd, 300_000).expect("a loan"), Loan::open(copy, 300_000).expect("a loan"));
+        assert!(loan.is_unchanged(0..300_000));
+        crate::sys::bytes::write_to(&loan.0, 100_000, 8);
+        assert!(!loan.is_unchanged(0..300_000));
+        assert!(loan.is_unchanged(0..90_000) && loan.is_unchanged(110_000..300_000) && loan.is_unchanged(5..5));
+        assert!(!loan.is_unchanged(0..300_001), "beyond its end");
+        assert!(other.is_unchanged(0..300_000));
+        assert_eq!(bytes(&other, 100_000, 1), [7]);
+    }
+}
