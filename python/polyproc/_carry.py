@@ -6,6 +6,7 @@ too: a :class:`Carrier` stands in for the process object that `multiprocessing`'
 
 import io
 import os
+import pickle
 import threading
 
 from . import context, reduction
@@ -71,38 +72,79 @@ class arriving:
                 os.close(fd)
 
 
-def dumps(*values):
-    """The pickles of values, one after the other, and the descriptors that they speak of, which belong to what is in them."""
-    carrier = Carrier()
-    data = io.BytesIO()
+# Buffers of so many bytes go beside the pickle.
+_LARGE = 16 << 10
+
+
+def _pickler(data, callback):
+    return reduction.ForkingPickler(data, 5, True, callback)
+
+
+def _dump(pickler, values, buffers):
+    """The pickles of values, one after the other, and the descriptors in them. Large buffers go to `buffers`, if it is a list."""
+    data, carrier = io.BytesIO(), Carrier()
+
+    def is_to_be_in_the_pickle(buffer):
+        try:
+            raw = buffer.raw()
+        except BufferError:
+            return True
+        if raw.nbytes < _LARGE:
+            return True
+        buffers.append(raw)
+        return False
+
+    callback = None if buffers is None else is_to_be_in_the_pickle
     with carrying(carrier):
         for value in values:
-            reduction.ForkingPickler(data, 5).dump(value)
+            pickler(data, callback).dump(value)
     return data.getvalue(), carrier.fds
 
 
-def dumps_task(*values):
-    """As `dumps`, for functions and their arguments: what pickle refuses goes through cloudpickle, where that is installed."""
+def _dump_by_value(values, buffers):
+    """As above; what pickle refuses goes through cloudpickle, where that is installed."""
     try:
-        return dumps(*values)
+        return _dump(_pickler, values, buffers)
     except Exception:
         try:
-            import cloudpickle
+            from cloudpickle import CloudPickler
         except ImportError:
-            cloudpickle = None
-        if cloudpickle is None:
+            CloudPickler = None
+        if CloudPickler is None:
             raise
-        carrier = Carrier()
-        with carrying(carrier):
-            return b"".join(cloudpickle.dumps(value, protocol=5) for value in values), carrier.fds
+    if buffers:
+        buffers.clear()
+    return _dump(lambda data, callback: CloudPickler(data, 5, callback), values, buffers)
 
 
-def loads(data, fds):
+def dumps(value):
+    """The pickle of a value, the descriptors that it speaks of, which belong to what is in it, and its large buffers."""
+    buffers = []
+    return (*_dump(_pickler, (value,), buffers), buffers)
+
+
+def dumps_task(value):
+    """As `dumps`, for functions and arguments: what pickle refuses goes through cloudpickle, where that is installed."""
+    buffers = []
+    return (*_dump_by_value((value,), buffers), buffers)
+
+
+def dumps_whole(value):
+    """A pickle with all in it, and its descriptors."""
+    return _dump(_pickler, (value,), None)
+
+
+def dumps_setup(*values):
+    """Pickles with all in them, by cloudpickle at need, and their descriptors."""
+    return _dump_by_value(values, None)
+
+
+def loads(data, fds, buffers=None):
     """The value of a pickle. The descriptors are its own from now on."""
     if not fds:
-        return reduction.ForkingPickler.loads(data)
+        return pickle.loads(data, buffers=buffers)
     with arriving(fds):
-        return reduction.ForkingPickler.loads(data)
+        return pickle.loads(data, buffers=buffers)
 
 
 def reduce_handle(rebuild, handle, *args):

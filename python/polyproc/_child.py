@@ -11,7 +11,7 @@ import threading
 import traceback
 
 from . import _polyproc, context, forkserver, process, spawn, util
-from ._carry import arriving, dumps
+from ._carry import arriving, dumps_whole
 
 __all__ = ()
 
@@ -134,11 +134,11 @@ def wrap_error(error):
     if not isinstance(error, Exception):
         error = TaskExited(f"the task raised {error!r}, which is not for its caller")
     try:
-        pickle, fds = dumps(error)
+        pickle, fds = dumps_whole(error)
         if fds:
             raise ValueError("it holds handles")
     except Exception as reason:
-        pickle, _ = dumps(MaybeEncodingError(reason, error))
+        pickle, _ = dumps_whole(MaybeEncodingError(reason, error))
     return text, pickle
 
 

@@ -237,9 +237,9 @@ class Pool:
             resource_tracker.share()
             key = next(_numbers)
             _initializers[key] = initializer
-            return _polyproc.Pool(method, processes, name, _carry.dumps(None, (who, key)), limits)
+            return _polyproc.Pool(method, processes, name, _carry.dumps_setup(None, (who, key)), limits)
         preparation = spawn.get_preparation_data(name)
-        setup = _carry.dumps_task(preparation, (who, initializer))
+        setup = _carry.dumps_setup(preparation, (who, initializer))
         spawn.set_program()
         if method == "spawn":
             return _polyproc.Pool(method, processes, name, setup, limits)

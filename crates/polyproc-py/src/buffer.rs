@@ -2,33 +2,111 @@
 #![expect(unsafe_code, reason = "the fence: raw pointers of the buffer protocol")]
 
 use std::ffi::{c_int, c_void};
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use polyproc_core::Loan;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
 /// Puts the bytes of an object at the end of `out`.
 pub(crate) fn append(object: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> PyResult<()> {
     let buffer = PyBuffer::<u8>::get(object)?;
-    let start = out.len();
-    out.resize(start + buffer.len_bytes(), 0);
-    buffer.copy_to_slice(object.py(), &mut out[start..])?;
+    if !buffer.is_c_contiguous() {
+        return Err(PyBufferError::new_err("the buffer is not contiguous"));
+    }
+    with_bytes(std::slice::from_ref(&buffer), |parts| parts.iter().for_each(|part| out.extend_from_slice(part)));
     Ok(())
 }
 
-/// Bytes that came from another process: a private copy, which whoever reads it may change.
+/// Runs `read` with the bytes of contiguous buffers.
+pub(crate) fn with_bytes<T>(buffers: &[PyBuffer<u8>], read: impl FnOnce(&[&[u8]]) -> T) -> T {
+    let bytes = |buffer: &PyBuffer<u8>| {
+        let start = NonNull::new(buffer.buf_ptr().cast::<u8>()).unwrap_or(NonNull::dangling());
+        // SAFETY: the exporter keeps so many bytes there as long as the view is held. Whoever writes to them meanwhile from a
+        // thread of its own races with this read as it would with `bytes(buffer)`.
+        unsafe { std::slice::from_raw_parts(start.as_ptr(), buffer.len_bytes()) }
+    };
+    read(&buffers.iter().map(bytes).collect::<Vec<_>>())
+}
+
+/// Memory that came from another process: a private copy, or what is as good as one.
+#[derive(Debug)]
+pub(crate) enum Memory {
+    Bytes(Box<[u8]>),
+    Lent(Loan),
+}
+
+impl Memory {
+    fn as_raw(&self) -> (NonNull<u8>, usize) {
+        match self {
+            Self::Bytes(bytes) => (NonNull::from(&**bytes).cast(), bytes.len()),
+            Self::Lent(loan) => loan.as_raw(),
+        }
+    }
+
+    pub(crate) fn to_bytes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        let (start, len) = self.as_raw();
+        // SAFETY: so many bytes are there as long as `self` lives; nobody has seen them yet who could write.
+        PyBytes::new(py, unsafe { std::slice::from_raw_parts(start.as_ptr(), len) })
+    }
+}
+
+/// What was lent to this process and is in use.
+static LOANS: Mutex<Vec<Weak<Memory>>> = Mutex::new(Vec::new());
+
+pub(crate) fn note_loan(loan: Loan) -> Arc<Memory> {
+    let memory = Arc::new(Memory::Lent(loan));
+    let mut loans = LOANS.lock().unwrap_or_else(PoisonError::into_inner);
+    loans.retain(|known| known.strong_count() > 0);
+    loans.push(Arc::downgrade(&memory));
+    memory
+}
+
+/// The descriptor of the loan that all these bytes belong to and are unchanged in, and where in it they are.
+pub(crate) fn find_loan(parts: &[&[u8]]) -> PyResult<Option<(OwnedFd, Vec<u64>)>> {
+    let loans: Vec<_> = {
+        let loans = LOANS.lock().unwrap_or_else(PoisonError::into_inner);
+        loans.iter().filter_map(Weak::upgrade).collect()
+    };
+    for memory in loans {
+        let Memory::Lent(loan) = &*memory else { continue };
+        let (base, len) = loan.as_raw();
+        let start_of = |part: &&[u8]| {
+            let start = part.as_ptr().addr().checked_sub(base.addr().get())?;
+            let is_inside = start.checked_add(part.len())? <= len && loan.is_unchanged(start..start + part.len());
+            is_inside.then_some(start as u64)
+        };
+        if let Some(starts) = parts.iter().map(start_of).collect::<Option<Vec<_>>>() {
+            return Ok(Some((loan.as_fd().try_clone_to_owned()?, starts)));
+        }
+    }
+    Ok(None)
+}
+
+/// Some of these bytes, which whoever has them may read and write.
 #[pyclass(frozen, module = "polyproc._polyproc", name = "Buffer")]
 #[derive(Debug)]
 pub(crate) struct Owned {
-    bytes: Box<[u8]>,
+    memory: Arc<Memory>,
     start: usize,
+    len: usize,
 }
 
 impl Owned {
     /// Without the first `start` bytes.
     pub(crate) fn new(bytes: Vec<u8>, start: usize) -> Self {
-        Self { bytes: bytes.into_boxed_slice(), start }
+        let len = bytes.len().saturating_sub(start);
+        Self { memory: Arc::new(Memory::Bytes(bytes.into_boxed_slice())), start, len }
+    }
+
+    /// `None` when not all of it is there.
+    pub(crate) fn part(memory: &Arc<Memory>, start: usize, len: usize) -> Option<Self> {
+        (start.checked_add(len)? <= memory.as_raw().1).then(|| Self { memory: Arc::clone(memory), start, len })
     }
 }
 
@@ -39,11 +117,11 @@ impl Owned {
             return Err(PyBufferError::new_err("view is null"));
         }
         let this = slf.get();
-        let start = this.bytes[this.start..].as_ptr().cast::<c_void>().cast_mut();
-        let len = this.bytes.len() - this.start;
+        // SAFETY: `start` is not above the length of the memory.
+        let start = unsafe { this.memory.as_raw().0.add(this.start) }.as_ptr().cast::<c_void>();
         // SAFETY: the memory is this object's and stays where it is as long as the object lives, which the view holds; nobody
         // reads or writes it but through views.
-        let filled = unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start, len.cast_signed(), 0, flags) };
+        let filled = unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start, this.len.cast_signed(), 0, flags) };
         if filled == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
     }
 }

@@ -9,19 +9,28 @@
 //! | STR, BYTES | a length, `u32`; UTF-8, or any bytes |
 //! | TUPLE, LIST, DICT | a count, `u32`; so many values, or keys and values |
 //! | PICKLE | how many descriptors it has, `u16`; a length, `u64`; what `polyproc._carry.dumps` made |
+//! | BUFFERS | as PICKLE, then a count, `u32`, and a length, `u64`, for each buffer that the pickle left out; then these |
+//! | LENT_BUFFERS | a length, `u64`, of what is lent; as BUFFERS, with where it starts in it, `u64`, for each buffer |
+//! | LENT_BYTES | a length, `u64` |
+//!
+//! What is lent is behind one more descriptor, the first: large buffers, such as those of arrays, are written once and not
+//! copied where they arrive (`polyproc_core::lend`).
 //!
 //! Only values of exactly these types: a subclass is a pickle. A container has a form of its own only when all in it do, and
 //! a list or dict only when it is in nothing else: so nothing that was one object arrives as two that one could tell apart.
 
 use std::cell::Cell;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
+use polyproc_core::Loan;
+use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
+use pyo3::types::{PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
 
-use crate::buffer::{self, Owned};
+use crate::buffer::{self, Memory, Owned};
 use crate::sys;
 
 const NONE: u8 = 0;
@@ -35,6 +44,9 @@ const TUPLE: u8 = 7;
 const LIST: u8 = 8;
 const DICT: u8 = 9;
 const PICKLE: u8 = 10;
+const BUFFERS: u8 = 11;
+const LENT_BUFFERS: u8 = 12;
+const LENT_BYTES: u8 = 13;
 
 /// Of a pickle: tag, number of descriptors, length.
 const PICKLE_HEAD: usize = 11;
@@ -43,6 +55,8 @@ const LARGE: usize = 64 << 10;
 /// Larger bytes, and containers of more, are pickles, which are made without copying, and deep ones.
 const MOST: usize = 1 << 16;
 const DEEPEST: u32 = 8;
+/// So many bytes together are lent.
+const LENT: usize = 1 << 20;
 
 /// A function of `polyproc._carry`.
 fn carry<'py>(
@@ -75,7 +89,7 @@ fn put_simple(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: u32) -> bool {
         }
         out.extend(text.as_bytes());
     } else if let Ok(bytes) = value.cast_exact::<PyBytes>() {
-        if !put_len(BYTES, bytes.as_bytes().len(), out) {
+        if !put_len(BYTES, bytes.as_bytes().len(), out) && (depth > 0 || bytes.as_bytes().len() > u32::MAX as usize) {
             return false;
         }
         out.extend(bytes.as_bytes());
@@ -112,46 +126,125 @@ fn encode_simple(value: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> bool {
     is_simple
 }
 
-/// What is pickled, and so may be pickled in another way where that fails.
+/// What is done with values that have no form of their own.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum What {
-    Value,
-    /// A function or its arguments: what pickle refuses goes through cloudpickle, where that is installed.
-    Task,
+pub(crate) struct How {
+    /// What pickle refuses goes through cloudpickle, where that is installed.
+    by_value: bool,
+    lends: bool,
 }
 
-fn encode_pickle(value: &Bound<'_, PyAny>, what: What, out: &mut Vec<u8>, fds: &mut Vec<OwnedFd>) -> PyResult<()> {
+impl How {
+    /// A result, or what goes through a queue or a pipe.
+    pub(crate) const VALUE: Self = Self { by_value: false, lends: true };
+    /// Where there is no room for descriptors.
+    pub(crate) const WHOLE: Self = Self { by_value: false, lends: false };
+    /// Arguments.
+    pub(crate) const ARGUMENTS: Self = Self { by_value: true, lends: true };
+    /// A function, which is sent to each worker once.
+    pub(crate) const FUNCTION: Self = Self { by_value: true, lends: false };
+}
+
+fn encode_pickle(value: &Bound<'_, PyAny>, how: How, out: &mut Vec<u8>, fds: &mut Vec<OwnedFd>) -> PyResult<()> {
     static DUMPS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     static DUMPS_TASK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let py = value.py();
-    let dumps = match what {
-        What::Value => carry(py, &DUMPS, "dumps")?,
-        What::Task => carry(py, &DUMPS_TASK, "dumps_task")?,
-    };
-    let (pickle, numbers): (Bound<'_, PyAny>, Vec<i32>) = dumps.call1((value,))?.extract()?;
+    let dumps = if how.by_value { carry(py, &DUMPS_TASK, "dumps_task")? } else { carry(py, &DUMPS, "dumps")? };
+    let (pickle, numbers, buffers): (Bound<'_, PyAny>, Vec<RawFd>, Vec<Bound<'_, PyAny>>) =
+        dumps.call1((value,))?.extract()?;
+    let buffers = buffers.iter().map(PyBuffer::get).collect::<PyResult<Vec<PyBuffer<u8>>>>()?;
+    let lent = if how.lends { lend(&buffers)? } else { None };
+    match (&lent, buffers.is_empty()) {
+        (Some(lent), _) => {
+            out.push(LENT_BUFFERS);
+            out.extend(lent.len.to_le_bytes());
+        }
+        (None, false) => out.push(BUFFERS),
+        (None, true) => out.push(PICKLE),
+    }
     let too_many = || PyRuntimeError::new_err(format!("a value speaks of {} descriptors", numbers.len()));
-    out.push(PICKLE);
     out.extend(u16::try_from(numbers.len()).map_err(|_| too_many())?.to_le_bytes());
     let start = out.len();
     out.extend([0; 8]);
     buffer::append(&pickle, out)?;
     let len = (out.len() - start - 8) as u64;
     out[start..start + 8].copy_from_slice(&len.to_le_bytes());
+    if !buffers.is_empty() {
+        out.extend(
+            u32::try_from(buffers.len()).map_err(|_| PyRuntimeError::new_err("too many buffers"))?.to_le_bytes(),
+        );
+        for (at, buffer) in buffers.iter().enumerate() {
+            if let Some(lent) = &lent {
+                out.extend(lent.starts[at].to_le_bytes());
+            }
+            out.extend((buffer.len_bytes() as u64).to_le_bytes());
+        }
+        if lent.is_none() {
+            buffer::with_bytes(&buffers, |parts| parts.iter().for_each(|part| out.extend_from_slice(part)));
+        }
+    }
+    fds.extend(lent.map(|lent| lent.fd));
     for number in numbers {
         fds.push(sys::duplicate(number)?);
     }
     Ok(())
 }
 
+/// Buffers in the memory of a loan.
+struct Lent {
+    fd: OwnedFd,
+    len: u64,
+    starts: Vec<u64>,
+}
+
+/// Lends buffers, if they are large enough; those that were lent to this process and are unchanged as they are.
+fn lend(buffers: &[PyBuffer<u8>]) -> PyResult<Option<Lent>> {
+    if buffers.iter().map(|buffer| buffer.len_bytes()).sum::<usize>() < LENT {
+        return Ok(None);
+    }
+    buffer::with_bytes(buffers, |parts| {
+        let ends = |starts: &[u64]| starts.iter().zip(parts).map(|(start, part)| start + part.len() as u64).max();
+        let lent = match buffer::find_loan(parts)? {
+            Some(found) => Some(found),
+            None => polyproc_core::lend(parts)?,
+        };
+        Ok(lent.map(|(fd, starts)| Lent { fd, len: ends(&starts).unwrap_or(0), starts }))
+    })
+}
+
 /// Puts a value at the end of `out`, and copies of the descriptors that it speaks of in `fds`.
-pub(crate) fn encode(value: &Bound<'_, PyAny>, what: What, out: &mut Vec<u8>, fds: &mut Vec<OwnedFd>) -> PyResult<()> {
-    if encode_simple(value, out) { Ok(()) } else { encode_pickle(value, what, out, fds) }
+pub(crate) fn encode(value: &Bound<'_, PyAny>, how: How, out: &mut Vec<u8>, fds: &mut Vec<OwnedFd>) -> PyResult<()> {
+    if how.lends
+        && let Ok(bytes) = value.cast_exact::<PyBytes>()
+        && bytes.as_bytes().len() >= LENT
+        && let Some((fd, _)) = polyproc_core::lend(&[bytes.as_bytes()])?
+    {
+        out.push(LENT_BYTES);
+        out.extend((bytes.as_bytes().len() as u64).to_le_bytes());
+        fds.push(fd);
+        return Ok(());
+    }
+    if encode_simple(value, out) { Ok(()) } else { encode_pickle(value, how, out, fds) }
+}
+
+/// The bytes of a large `bytes` object, and in `out` what is to stand before them.
+pub(crate) fn large_bytes<'a>(value: &'a Bound<'_, PyAny>, out: &mut Vec<u8>) -> Option<&'a [u8]> {
+    let bytes = value.cast_exact::<PyBytes>().ok()?.as_bytes();
+    let len = u32::try_from(bytes.len()).ok().filter(|_| bytes.len() > MOST)?;
+    out.push(BYTES);
+    out.extend(len.to_le_bytes());
+    Some(bytes)
+}
+
+/// Whether a message speaks of a loan.
+pub(crate) fn is_lent(message: &[u8]) -> bool {
+    matches!(message.first(), Some(&LENT_BUFFERS | &LENT_BYTES))
 }
 
 /// Puts many values at the end of `out`: each in a form of its own, or all in one pickle.
 pub(crate) fn encode_all(
     values: &Bound<'_, PyList>,
-    what: What,
+    how: How,
     out: &mut Vec<u8>,
     fds: &mut Vec<OwnedFd>,
 ) -> PyResult<()> {
@@ -162,7 +255,7 @@ pub(crate) fn encode_all(
         return Ok(());
     }
     out.truncate(start);
-    encode_pickle(values, what, out, fds)
+    encode_pickle(values, how, out, fds)
 }
 
 fn broken() -> PyErr {
@@ -198,11 +291,41 @@ impl<'a> Source<'a> {
         self.bytes.split_off(..len).ok_or_else(broken)
     }
 
-    /// Number of descriptors and length of a pickle.
-    fn take_pickle_head(&mut self) -> PyResult<(usize, usize)> {
+    fn take_u64(&mut self) -> PyResult<usize> {
+        usize::try_from(u64::from_le_bytes(self.take()?)).map_err(|_| broken())
+    }
+
+    /// Number of descriptors, and a pickle.
+    fn take_pickle(&mut self) -> PyResult<(usize, &'a [u8])> {
         let fds = u16::from_le_bytes(self.take()?);
-        let len = usize::try_from(u64::from_le_bytes(self.take()?)).map_err(|_| broken())?;
-        Ok((fds.into(), len))
+        let len = self.take_u64()?;
+        Ok((fds.into(), self.take_bytes(len)?))
+    }
+
+    /// What is lent, `len` bytes.
+    fn take_loan(&mut self, len: usize) -> PyResult<Arc<Memory>> {
+        Ok(buffer::note_loan(Loan::open(self.fds.next().ok_or_else(broken)?, len)?))
+    }
+
+    /// A value whose buffers are beside its pickle; those of `loan`, or those that follow.
+    fn decode_with_buffers<'py>(&mut self, py: Python<'py>, loan: Option<&Arc<Memory>>) -> PyResult<Bound<'py, PyAny>> {
+        let (fds, pickle) = self.take_pickle()?;
+        let count = self.take_len()?;
+        let mut places = Vec::new();
+        for _ in 0..count {
+            let start = if loan.is_some() { self.take_u64()? } else { 0 };
+            places.push((start, self.take_u64()?));
+        }
+        let buffers = PyList::empty(py);
+        for (start, len) in places {
+            match loan {
+                Some(loan) => buffers.append(Owned::part(loan, start, len).ok_or_else(broken)?)?,
+                // Of its own, so that it is aligned.
+                None => buffers.append(PyByteArray::new(py, self.take_bytes(len)?))?,
+            }
+        }
+        let fds = self.fds.by_ref().take(fds).collect();
+        loads(py, PyBytes::new(py, pickle).into_any(), fds, Some(buffers))
     }
 
     /// The next value.
@@ -235,9 +358,18 @@ impl<'a> Source<'a> {
                 Ok(dict.into_any())
             }
             PICKLE => {
-                let (fds, len) = self.take_pickle_head()?;
-                let pickle = PyBytes::new(py, self.take_bytes(len)?);
-                loads(py, pickle.into_any(), self.fds.by_ref().take(fds).collect())
+                let (fds, pickle) = self.take_pickle()?;
+                loads(py, PyBytes::new(py, pickle).into_any(), self.fds.by_ref().take(fds).collect(), None)
+            }
+            BUFFERS => self.decode_with_buffers(py, None),
+            LENT_BUFFERS => {
+                let len = self.take_u64()?;
+                let loan = self.take_loan(len)?;
+                self.decode_with_buffers(py, Some(&loan))
+            }
+            LENT_BYTES => {
+                let len = self.take_u64()?;
+                Ok(self.take_loan(len)?.to_bytes(py).into_any())
             }
             _ => Err(broken()),
         }
@@ -252,9 +384,14 @@ impl<'a> Source<'a> {
     }
 }
 
-fn loads<'py>(py: Python<'py>, pickle: Bound<'py, PyAny>, fds: Vec<OwnedFd>) -> PyResult<Bound<'py, PyAny>> {
+fn loads<'py>(
+    py: Python<'py>,
+    pickle: Bound<'py, PyAny>,
+    fds: Vec<OwnedFd>,
+    buffers: Option<Bound<'py, PyList>>,
+) -> PyResult<Bound<'py, PyAny>> {
     static LOADS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    carry(py, &LOADS, "loads")?.call1((pickle, sys::hand_over(fds)))
+    carry(py, &LOADS, "loads")?.call1((pickle, sys::hand_over(fds), buffers))
 }
 
 thread_local! {
@@ -263,7 +400,7 @@ thread_local! {
 }
 
 /// More is given back.
-const KEPT: usize = 1 << 20;
+const KEPT: usize = 4 << 20;
 
 /// Runs `use_it` with memory for a message.
 pub(crate) fn with_memory<T>(use_it: impl FnOnce(&mut Vec<u8>) -> T) -> T {
@@ -283,7 +420,7 @@ pub(crate) fn decode_message<'py>(
     fds: Vec<OwnedFd>,
 ) -> PyResult<Bound<'py, PyAny>> {
     if bytes.len() >= LARGE && bytes.first() == Some(&PICKLE) {
-        return loads(py, Bound::new(py, Owned::new(std::mem::take(bytes), PICKLE_HEAD))?.into_any(), fds);
+        return loads(py, Bound::new(py, Owned::new(std::mem::take(bytes), PICKLE_HEAD))?.into_any(), fds, None);
     }
     Source::new(bytes, fds).decode(py)
 }

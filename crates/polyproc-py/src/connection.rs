@@ -8,7 +8,7 @@ use pyo3::exceptions::PyEOFError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::codec::{self, What};
+use crate::codec::{self, How};
 use crate::{buffer, sys, time};
 
 /// Both ends of a new pipe; without `duplex`, one to receive from, and one to send to.
@@ -28,7 +28,7 @@ fn send(handle: RawFd, obj: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = obj.py();
     codec::with_memory(|bytes| {
         let mut fds = Vec::new();
-        codec::encode(obj, What::Value, bytes, &mut fds)?;
+        codec::encode(obj, How::VALUE, bytes, &mut fds)?;
         send_message(py, handle, bytes, &fds)
     })
 }

@@ -15,7 +15,7 @@ use pyo3::pybacked::PyBackedBytes;
 use pyo3::sync::MutexExt;
 use pyo3::types::{PyDict, PyFunction, PyIterator, PyList, PyTuple, PyType};
 
-use crate::codec::{self, What};
+use crate::codec::{self, How};
 use crate::failure::{failure, gave_up, refused, value};
 use crate::imap::Imap;
 use crate::outcome::{Outcome, Shape};
@@ -55,7 +55,7 @@ impl Pool {
             return Ok(plain(self.pool.call_registered(registered, settings)));
         }
         let (mut bytes, mut fds) = (Vec::new(), Vec::new());
-        codec::encode(func, What::Task, &mut bytes, &mut fds)?;
+        codec::encode(func, How::FUNCTION, &mut bytes, &mut fds)?;
         if !fds.is_empty() {
             let registered = self.pool.register(&function::<Inline>()?, &[]);
             let call = self.pool.call_registered(registered, settings);

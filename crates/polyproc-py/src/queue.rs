@@ -1,6 +1,6 @@
 //! Queues: what the classes of `python/polyproc/queues.py` are made of.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 
-use crate::codec::{self, What};
+use crate::codec::{self, How};
 use crate::sys;
 use crate::time::{self, Interrupted};
 
@@ -34,6 +34,23 @@ fn queue_error(py: Python<'_>, class: &'static PyOnceLock<Py<PyAny>>, name: &str
         Ok(error) => PyErr::from_value(error),
         Err(error) => error,
     }
+}
+
+/// Puts a message, at once if that is possible.
+fn put(
+    py: Python<'_>,
+    queue: &queue::Queue,
+    parts: &[&[u8]],
+    fds: &[BorrowedFd<'_>],
+    block: bool,
+    timeout: Option<f64>,
+) -> PyResult<Result<(), PutError>> {
+    let put = queue.put_parts(parts, fds, Deadline::PASSED);
+    if !block || !matches!(put, Err(PutError::Full | PutError::Interrupted)) {
+        return Ok(put);
+    }
+    let deadline = time::deadline(timeout);
+    time::wait(py, || queue.put_parts(parts, fds, deadline))
 }
 
 /// A queue. Its subclasses call `_init`, or `_rebuild`, once.
@@ -96,16 +113,25 @@ impl Queue {
         Self::open(slf)?;
         let queue = this.queue()?;
         codec::with_memory(|bytes| {
-            let mut fds = Vec::new();
-            if let Err(error) = codec::encode(obj, What::Value, bytes, &mut fds) {
-                return slf.call_method1("_put_failed", (error, obj)).map(drop);
-            }
-            let fds = codec::borrowed(&fds);
-            let mut put = queue.put(bytes, &fds, Deadline::PASSED);
-            if block && matches!(put, Err(PutError::Full | PutError::Interrupted)) {
-                let deadline = time::deadline(timeout);
-                put = time::wait(py, || queue.put(bytes, &fds, deadline))?;
-            }
+            let put = if let Some(large) = codec::large_bytes(obj, bytes) {
+                put(py, queue, &[bytes, large], &[], block, timeout)?
+            } else {
+                let mut fds = Vec::new();
+                if let Err(error) = codec::encode(obj, How::VALUE, bytes, &mut fds) {
+                    return slf.call_method1("_put_failed", (error, obj)).map(drop);
+                }
+                let lent = codec::is_lent(bytes);
+                match put(py, queue, &[bytes], &codec::borrowed(&fds), block && !lent, timeout)? {
+                    Err(PutError::Full) if lent => {
+                        // There may be room, but not for descriptors.
+                        bytes.clear();
+                        fds.clear();
+                        codec::encode(obj, How::WHOLE, bytes, &mut fds)?;
+                        put(py, queue, &[bytes], &codec::borrowed(&fds), block, timeout)?
+                    }
+                    put => put,
+                }
+            };
             match put {
                 Ok(()) => {
                     this.used.store(true, Ordering::Relaxed);

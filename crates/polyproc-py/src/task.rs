@@ -21,7 +21,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 
-use crate::codec::{self, Source, What};
+use crate::codec::{self, How, Source};
 use crate::sys;
 
 const CALL: u8 = 0;
@@ -54,21 +54,21 @@ impl Tasks {
     /// The arguments of a call.
     pub(crate) fn push_call(&mut self, args: &Bound<'_, PyTuple>, kwds: &Bound<'_, PyDict>) -> PyResult<()> {
         self.push(CALL, |out, fds| {
-            codec::encode(args, What::Task, out, fds)?;
-            codec::encode(kwds, What::Task, out, fds)
+            codec::encode(args, How::ARGUMENTS, out, fds)?;
+            codec::encode(kwds, How::ARGUMENTS, out, fds)
         })
     }
 
     /// One argument, or, with `star`, the arguments.
     pub(crate) fn push_value(&mut self, star: bool, value: &Bound<'_, PyAny>) -> PyResult<()> {
         let kind = if star { STAR_ONE } else { ONE };
-        self.push(kind, |out, fds| codec::encode(value, What::Task, out, fds))
+        self.push(kind, |out, fds| codec::encode(value, How::ARGUMENTS, out, fds))
     }
 
     /// Many in one task, whose result is a list.
     pub(crate) fn push_values(&mut self, star: bool, values: &Bound<'_, PyList>) -> PyResult<()> {
         let kind = if star { STAR_MANY } else { MANY };
-        self.push(kind, |out, fds| codec::encode_all(values, What::Task, out, fds))
+        self.push(kind, |out, fds| codec::encode_all(values, How::ARGUMENTS, out, fds))
     }
 }
 
@@ -163,8 +163,8 @@ fn run(function: &Bound<'_, PyAny>, mut source: Source<'_>, out: &mut Payload) -
         }
     };
     let encoded = match result.cast::<PyList>() {
-        Ok(results) if is_list => codec::encode_all(results, What::Value, &mut out.head, &mut fds),
-        _ => codec::encode(&result, What::Value, &mut out.head, &mut fds),
+        Ok(results) if is_list => codec::encode_all(results, How::VALUE, &mut out.head, &mut fds),
+        _ => codec::encode(&result, How::VALUE, &mut out.head, &mut fds),
     };
     if let Err(error) = encoded {
         out.head.truncate(start);

@@ -26,7 +26,7 @@ use crate::sys::memory::{self, Mapping};
 const ALIGN: u64 = 64;
 /// So many files at most: each is an open descriptor.
 const FILES: usize = 64;
-/// So much memory is kept for later loans, or that of one file.
+/// So much memory that nobody has is kept for later loans.
 const KEPT_BYTES: u64 = 256 << 20;
 /// So many files are looked at for one loan.
 const ATTEMPTS: usize = 8;
@@ -102,16 +102,30 @@ impl Stock {
         Ok(Some(File { memfd: memory::create(c"polyproc-loan", len)?, len, mapping: None }))
     }
 
-    /// Lets go of the oldest files; what is lent of them stays with those who have it.
+    /// Lets go of the oldest of the files that nobody has, when these are too much memory.
     fn trim(&mut self) {
-        let mut kept: u64 = self.files.iter().map(|file| file.len).sum();
-        while kept > KEPT_BYTES && self.files.len() > 1 {
-            kept -= self.files.pop_front().map_or(0, |file| file.len);
+        if self.files.iter().map(|file| file.len).sum::<u64>() <= KEPT_BYTES {
+            return;
         }
+        let mut kept = 0;
+        let newest_first = self.files.iter().rev();
+        let stays = newest_first.map(|file| {
+            let is_free = file.is_free();
+            kept += if is_free { file.len } else { 0 };
+            !is_free || kept <= KEPT_BYTES
+        });
+        let mut stays = stays.collect::<Vec<_>>().into_iter().rev();
+        self.files.retain(|_| stays.next().unwrap_or(true));
     }
 }
 
 impl File {
+    /// Whether nobody has it.
+    fn is_free(&self) -> bool {
+        let locked = rustix::fs::flock(&self.memfd, FlockOperation::NonBlockingLockExclusive);
+        locked.and_then(|()| rustix::fs::flock(&self.memfd, FlockOperation::Unlock)).is_ok()
+    }
+
     fn fill(&mut self, parts: &[&[u8]], starts: &[u64]) -> io::Result<()> {
         let is_new = self.mapping.is_none() && rustix::fs::fstat(&self.memfd)?.st_blocks == 0;
         if is_new {
@@ -122,7 +136,7 @@ impl File {
         memory::reserve(self.memfd.as_fd(), 0, whole.max(1))?;
         let mapping = match &mut self.mapping {
             Some(mapping) => mapping,
-            none => none.insert(Mapping::new(self.memfd.as_fd(), 0, self.len)?),
+            none => none.insert(Mapping::with_pages(self.memfd.as_fd(), 0, self.len)?),
         };
         let copied = parts.iter().zip(starts).all(|(part, start)| mapping.copy_in(*start, part).is_some());
         if copied { Ok(()) } else { Err(Errno::INVAL.into()) }
