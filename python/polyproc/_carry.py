@@ -81,7 +81,7 @@ def _pickler(data, callback):
 
 
 def _dump(pickler, values, buffers):
-    """The pickles of values, one after the other, and the descriptors in them. Large buffers go to `buffers`, if it is a list."""
+    """The pickles of values, one after the other, and the descriptors in them. Large buffers go to the list `buffers`."""
     data, carrier = io.BytesIO(), Carrier()
 
     def is_to_be_in_the_pickle(buffer):
