@@ -129,13 +129,13 @@ def dumps_task(value):
     return (*_dump_by_value((value,), buffers), buffers)
 
 
-def dumps_whole(value):
-    """A pickle with all in it, and its descriptors."""
-    return _dump(_pickler, (value,), None)
+def dumps_values(*values):
+    """Pickles with all in them, and their descriptors."""
+    return _dump(_pickler, values, None)
 
 
 def dumps_setup(*values):
-    """Pickles with all in them, by cloudpickle at need, and their descriptors."""
+    """As `dumps_values`, by cloudpickle at need."""
     return _dump_by_value(values, None)
 
 

@@ -10,8 +10,8 @@ import sys
 import threading
 import traceback
 
-from . import _polyproc, context, forkserver, process, spawn, util
-from ._carry import arriving, dumps_whole
+from . import _polyproc, context, forkserver, process, resource_tracker, spawn, util  # noqa: F401 (for its copies)
+from ._carry import arriving, dumps_values
 
 __all__ = ()
 
@@ -21,11 +21,13 @@ _ENDS_ITSELF = "_exit_function" in process.BaseProcess._bootstrap.__code__.co_na
 
 def preload(data, fds):
     """In the fork server: imports what its processes are to share."""
-    preparation, modules = pickle.loads(data)
+    _refresh_environ()
+    with arriving(fds):
+        preparation, modules = pickle.loads(data)
     # A main module without the guard that tries to start processes is told so, instead.
     process.current_process()._inheriting = True
     try:
-        if preparation is not None and "__main__" in modules:
+        if preparation is not None:
             spawn.prepare(preparation)
         for name in modules:
             if name != "__main__":
@@ -50,7 +52,9 @@ def run(data, fds):
     try:
         try:
             with arriving(fds):
-                spawn.prepare(pickle.load(stream))
+                preparation = pickle.load(stream)
+                if preparation is not None:
+                    spawn.prepare(preparation)
                 process_obj = pickle.load(stream)
         finally:
             del process.current_process()._inheriting
@@ -83,7 +87,7 @@ def begin_worker(data, fds, name):
     inheriting._inheriting = True
     try:
         with arriving(fds):
-            preparation, who, initializer = _load_setup(data)
+            who, initializer = _load_setup(data)
     finally:
         del inheriting._inheriting
     identity, parent_name, parent_pid, method = who
@@ -115,9 +119,9 @@ def _load_setup(data):
     if preparation is not None:
         spawn.prepare(preparation)
     who, initializer = pickle.load(stream)
-    if preparation is None:
+    if isinstance(initializer, int):  # this is a copy of the process that has it
         initializer = sys.modules["polyproc.pool"]._initializers[initializer]
-    return preparation, who, initializer
+    return who, initializer
 
 
 def end_worker():
@@ -134,11 +138,11 @@ def wrap_error(error):
     if not isinstance(error, Exception):
         error = TaskExited(f"the task raised {error!r}, which is not for its caller")
     try:
-        pickle, fds = dumps_whole(error)
+        pickle, fds = dumps_values(error)
         if fds:
             raise ValueError("it holds handles")
     except Exception as reason:
-        pickle, _ = dumps_whole(MaybeEncodingError(reason, error))
+        pickle, _ = dumps_values(MaybeEncodingError(reason, error))
     return text, pickle
 
 
@@ -157,9 +161,9 @@ def _parent_sentinel(parent_pid):
 
 
 def _refresh_environ():
-    """Has `os.environ` say what the engine has set: its copy is that of the fork server."""
-    environ = dict(_polyproc.environ())
-    known = os.environ._data
-    if known != environ:
+    """Has `os.environ` say what the engine has set."""
+    environ = _polyproc.environ()
+    if environ is not None:
+        known = os.environ._data
         known.clear()
         known.update(environ)

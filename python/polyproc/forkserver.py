@@ -2,15 +2,24 @@
 new processes are copies. (`docs/design/start.md`)"""
 
 import os
-import pickle
 
 from . import _polyproc
+from ._carry import dumps_values
 
 __all__ = ["ensure_running", "get_inherited_fds", "connect_to_new_process", "set_forkserver_preload"]
 
 _preload_modules = ["__main__"]
-# Of which process, and for what the fork server was last prepared.
-_prepared = (None, None)
+
+
+class _Prepared:
+    """Of which process, and for what the fork server was last prepared."""
+
+    def __init__(self, main, preparation):
+        self.main = main
+        self.preparation = preparation
+
+
+_prepared = _Prepared(None, None)
 # Descriptors that this process was given.
 _inherited_fds = None
 
@@ -29,28 +38,29 @@ def get_inherited_fds():
 
 
 def with_preload(preparation, start):
-    """Calls `start`, which needs a fork server."""
+    """Calls `start` with what of a preparation new processes are still to be told: the fork server, which it needs, may know it
+    all."""
     _prepare(preparation)
     try:
-        return start()
+        return start(None if preparation == _prepared.preparation else preparation)
     except _polyproc.PreloadError:
         # The main module raises when it is imported, or starts threads: then each process imports it by itself.
+        _prepared.preparation = None
         _set_preload(None)
-        return start()
+        return start(preparation)
 
 
 def _prepare(preparation):
     global _prepared
     main = [preparation.get(key) for key in ("init_main_from_name", "init_main_from_path")]
-    wanted = (os.getpid(), (main, _preload_modules))
-    if _prepared != wanted:
-        keys = ("sys_path", "sys_argv", "orig_dir", "dir", "init_main_from_name", "init_main_from_path", "polyproc")
-        _set_preload({key: preparation[key] for key in keys if key in preparation})
+    wanted = _Prepared((os.getpid(), main, _preload_modules), preparation)
+    if _prepared.main != wanted.main:
+        _set_preload(preparation)
         _prepared = wanted
 
 
 def _set_preload(preparation):
-    _polyproc.set_preload(pickle.dumps((preparation, _preload_modules)))
+    _polyproc.set_preload(*dumps_values((preparation, _preload_modules)))
 
 
 class ForkServer:

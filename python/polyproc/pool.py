@@ -238,14 +238,18 @@ class Pool:
             key = next(_numbers)
             _initializers[key] = initializer
             return _polyproc.Pool(method, processes, name, _carry.dumps_setup(None, (who, key)), limits)
-        preparation = spawn.get_preparation_data(name)
-        setup = _carry.dumps_setup(preparation, (who, initializer))
+
+        def start(untold):
+            setup = _carry.dumps_setup(untold, (who, initializer))
+            return _polyproc.Pool(method, processes, name, setup, limits)
+
+        preparation = spawn.get_preparation_data()
         spawn.set_program()
         if method == "spawn":
-            return _polyproc.Pool(method, processes, name, setup, limits)
+            return start(preparation)
         from . import forkserver
 
-        return forkserver.with_preload(preparation, lambda: _polyproc.Pool(method, processes, name, setup, limits))
+        return forkserver.with_preload(preparation, start)
 
     @staticmethod
     def _terminate_engine(engine):

@@ -1,9 +1,7 @@
 """Processes by the fork server."""
 
-import io
-
-from . import _polyproc, forkserver, popen_fork, reduction, spawn
-from ._carry import Carrier, carrying
+from . import _polyproc, forkserver, popen_fork, spawn
+from ._carry import dumps_values
 
 __all__ = ["Popen"]
 
@@ -12,14 +10,10 @@ class Popen(popen_fork.Popen):
     method = "forkserver"
 
     def _launch(self, process_obj):
-        preparation = spawn.get_preparation_data(process_obj._name)
-        carrier, data = Carrier(), io.BytesIO()
-        with carrying(carrier):
-            reduction.dump(preparation, data)
-            reduction.dump(process_obj, data)
+        preparation = spawn.get_preparation_data()
         spawn.set_program()
-        return self._start(process_obj, preparation, data.getvalue(), carrier.fds)
+        return forkserver.with_preload(preparation, lambda untold: self._start(process_obj, untold))
 
-    def _start(self, process_obj, preparation, data, fds):
-        who = process_obj.name, process_obj.daemon
-        return forkserver.with_preload(preparation, lambda: _polyproc.start("forkserver", *who, data, fds))
+    def _start(self, process_obj, preparation):
+        data, fds = dumps_values(preparation, process_obj)
+        return _polyproc.start(self.method, process_obj.name, process_obj.daemon, data, fds)

@@ -1,6 +1,6 @@
 """Processes by `spawn`."""
 
-from . import _polyproc, popen_forkserver
+from . import popen_forkserver, spawn
 
 __all__ = ["Popen"]
 
@@ -8,5 +8,6 @@ __all__ = ["Popen"]
 class Popen(popen_forkserver.Popen):
     method = "spawn"
 
-    def _start(self, process_obj, preparation, data, fds):
-        return _polyproc.start("spawn", process_obj.name, process_obj.daemon, data, fds)
+    def _launch(self, process_obj):
+        spawn.set_program()
+        return self._start(process_obj, spawn.get_preparation_data())

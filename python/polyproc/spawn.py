@@ -43,11 +43,13 @@ def set_program():
 set_program.last = None
 
 
-def get_preparation_data(name):
-    """What a new process must know of this one before it can unpickle a process object."""
+def get_preparation_data(name=None):
+    """What any new process must know of this one before it can unpickle a process object."""
     from . import resource_tracker
 
     data = _standard.get_preparation_data(name)
+    del data["name"]  # a process object has it
+    data["sys_argv"] = list(sys.argv)
     if not os.path.exists(data.get("init_main_from_path", "/")):
         del data["init_main_from_path"]  # it came from standard input
     data["polyproc"] = {

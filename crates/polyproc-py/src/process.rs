@@ -139,12 +139,11 @@ fn fork(py: Python<'_>, name: String, daemon: bool, run: Py<PyAny>) -> PyResult<
     py.detach(|| process::start(settings, Job::Closure(Box::new(run)))).map(Child).map_err(error)
 }
 
-/// The fork server runs `polyproc._child.preload(data, [])` once, before it makes processes; with `None`, nothing.
+/// The fork server runs `polyproc._child.preload(data, fds)` once, before it makes processes.
 #[pyfunction]
-#[pyo3(signature = (data))]
-fn set_preload(py: Python<'_>, data: Option<&[u8]>) -> PyResult<()> {
-    let preload = data.map(|data| PyResult::Ok((function::<Preload>()?, Payload::from(data.to_vec())))).transpose()?;
-    py.detach(|| process::set_preload(preload));
+fn set_preload(py: Python<'_>, data: &[u8], fds: Vec<RawFd>) -> PyResult<()> {
+    let preload = (function::<Preload>()?, payload(data, &fds)?);
+    py.detach(|| process::set_preload(Some(preload)));
     Ok(())
 }
 
@@ -170,11 +169,12 @@ fn init() {
     process::init();
 }
 
-/// The environment as the system has it, which `os.environ` may not know of in a new process.
+/// The environment, if the engine may have changed it since this was last called.
 #[pyfunction]
-fn environ(py: Python<'_>) -> Vec<(Bound<'_, PyBytes>, Bound<'_, PyBytes>)> {
+fn environ(py: Python<'_>) -> Option<Vec<(Bound<'_, PyBytes>, Bound<'_, PyBytes>)>> {
     let bytes = |text: &OsString| PyBytes::new(py, text.as_bytes());
-    std::env::vars_os().map(|(name, value)| (bytes(&name), bytes(&value))).collect()
+    process::has_environment_changed()
+        .then(|| std::env::vars_os().map(|(name, value)| (bytes(&name), bytes(&value))).collect())
 }
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

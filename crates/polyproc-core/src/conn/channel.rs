@@ -104,6 +104,14 @@ impl Channel {
         decode(rustix::io::retry_on_intr(|| socket::receive(self.as_fd(), true))?)
     }
 
+    /// As [`Channel::receive`], but a signal handler that runs ends the wait.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Interrupted`], too.
+    pub(super) fn receive_unless_interrupted(&self) -> io::Result<Option<Message>> {
+        decode(socket::receive(self.as_fd(), true)?)
+    }
+
     /// As [`Channel::try_receive`], for an answer that comes within about `spin`: looks again for so long, unless the
     /// answering process needs this one's processor.
     ///

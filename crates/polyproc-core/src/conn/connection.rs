@@ -3,14 +3,18 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::channel::Channel;
+use super::channel::{Channel, Message};
 use crate::deadline::Deadline;
 use crate::frame::Payload;
+use crate::robust::Spin;
 use crate::sys::{socket, watch};
 
 /// One end of a pipe for messages. A message arrives whole or not at all, whoever else sends or receives on the same end.
 #[derive(Debug)]
 pub struct Connection(Channel);
+
+/// Whether answers come at once.
+static SPIN: Spin = Spin::new();
 
 /// The tag of a user's message.
 const MESSAGE: u8 = 0;
@@ -56,11 +60,28 @@ impl Connection {
     /// [`io::ErrorKind::TimedOut`]; [`io::ErrorKind::Interrupted`] when a signal handler ran;
     /// [`io::ErrorKind::InvalidData`] for what is no message of ours.
     pub fn receive(&self, deadline: Deadline) -> io::Result<Option<Payload>> {
+        let payload = |message: Option<Message>| message.map(|message| message.payload);
+        let try_receive = || match self.0.try_receive() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            received => Some(received.map(payload)),
+        };
         loop {
-            match self.0.try_receive() {
-                Ok(message) => return Ok(message.map(|message| message.payload)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
+            if let Some(received) = try_receive() {
+                return received;
+            }
+            if deadline == Deadline::PASSED {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let mut received = None;
+            if SPIN.until(|| {
+                received = try_receive();
+                received.is_some()
+            }) && let Some(received) = received
+            {
+                return received;
+            }
+            if deadline == Deadline::NEVER {
+                return self.0.receive_unless_interrupted().map(payload);
             }
             if !self.poll(deadline)? {
                 return Err(io::ErrorKind::TimedOut.into());

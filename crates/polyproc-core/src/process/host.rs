@@ -34,6 +34,13 @@ pub fn set_program(argv: Vec<OsString>) {
     *lock(&PROGRAM) = Some(argv);
 }
 
+/// Whether the engine may have set variables of the environment since this was last asked: a program that keeps a copy of them
+/// makes another.
+#[must_use]
+pub fn has_environment_changed() -> bool {
+    bootstrap::has_env_changed()
+}
+
 /// What [`set_program`] was given.
 pub(super) fn program() -> Option<Vec<OsString>> {
     lock(&PROGRAM).clone()

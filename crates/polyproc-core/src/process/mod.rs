@@ -40,7 +40,7 @@ pub use crate::sys::image::FunctionError;
 pub use child::{Child, Ending};
 pub use current::{Current, Parent, current};
 pub use exit::{leave, set_daemon_grace};
-pub use host::{AroundFork, set_around_fork, set_program};
+pub use host::{AroundFork, has_environment_changed, set_around_fork, set_program};
 pub use outcome::Outcome;
 pub use panic::Panic;
 pub use settings::{EnvChange, ForkWithThreads, Settings, StartMethod, Stdio};

@@ -31,7 +31,7 @@ impl Spin {
     }
 
     /// Looks again until `found` or its time is over.
-    pub(crate) fn until(&self, found: impl Fn() -> bool) -> bool {
+    pub(crate) fn until(&self, found: impl FnMut() -> bool) -> bool {
         let left = self.left.load(Ordering::Relaxed);
         if left > 1 || !*HAS_SPARE_PROCESSOR {
             self.left.store(left.saturating_sub(1), Ordering::Relaxed);
@@ -77,7 +77,7 @@ pub(crate) fn look(is_patient: bool, found: impl Fn() -> bool) -> bool {
     }
 }
 
-fn spin(time: Duration, found: impl Fn() -> bool) -> bool {
+fn spin(time: Duration, mut found: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     let mut pauses = 1;
     loop {

@@ -145,8 +145,17 @@ pub(crate) fn at_exit(handler: extern "C" fn()) -> io::Result<()> {
     if unsafe { libc::atexit(handler) } == 0 { Ok(()) } else { Err(io::ErrorKind::OutOfMemory.into()) }
 }
 
+/// This process has other variables than those that it was executed with.
+static ENV_CHANGED: AtomicBool = AtomicBool::new(true);
+
+/// Whether variables were set since this was last asked.
+pub(crate) fn has_env_changed() -> bool {
+    ENV_CHANGED.swap(false, Ordering::Relaxed)
+}
+
 /// Sets an environment variable, or removes it. Only for a child that is being set up.
 pub(crate) fn set_env(name: &OsStr, value: Option<&OsStr>) {
+    ENV_CHANGED.store(true, Ordering::Relaxed);
     match value {
         // SAFETY: the child being set up has one thread.
         Some(value) => unsafe { std::env::set_var(name, value) },

@@ -1,5 +1,6 @@
 //! One message with descriptors over a `SOCK_SEQPACKET` pair: whole or not at all, and end of file when the peer is gone.
 
+use std::cell::Cell;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -67,12 +68,18 @@ pub(crate) fn peek(socket: BorrowedFd<'_>, len_bytes: usize) -> rustix::io::Resu
     receive_with(socket, len_bytes, RecvFlags::DONTWAIT | RecvFlags::PEEK)
 }
 
+thread_local! {
+    /// Where messages are received.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
 fn receive_with(
     socket: BorrowedFd<'_>,
     len_bytes: usize,
     flags: RecvFlags,
 ) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    let mut bytes = vec![0; len_bytes];
+    let mut bytes = SCRATCH.take();
+    bytes.resize(bytes.len().max(len_bytes), 0);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut receive = |bytes: &mut [u8]| {
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -86,18 +93,20 @@ fn receive_with(
         }
         Ok((got.bytes, got.flags, fds))
     };
-    let (len, flags, fds) = match receive(&mut bytes) {
+    let received = match receive(&mut bytes[..len_bytes]) {
         // Says once that the peer went without reading all of ours; what it sent before is still there.
-        Err(Errno::CONNRESET) => receive(&mut bytes)?,
-        other => other?,
+        Err(Errno::CONNRESET) => receive(&mut bytes[..len_bytes]),
+        other => other,
     };
+    let received = received.map(|(len, flags, fds)| (bytes[..len].to_vec(), flags, fds));
+    SCRATCH.set(bytes);
+    let (bytes, flags, fds) = received?;
     if flags.contains(ReturnFlags::CTRUNC) {
         return Err(Errno::MFILE); // the kernel dropped descriptors that did not fit in our table
     }
     if flags.contains(ReturnFlags::TRUNC) {
         return Err(Errno::MSGSIZE);
     }
-    bytes.truncate(len);
     Ok((bytes, fds))
 }
 
