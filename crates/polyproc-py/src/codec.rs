@@ -50,6 +50,8 @@ const LENT_BYTES: u8 = 13;
 
 /// Of a pickle: tag, number of descriptors, length.
 const PICKLE_HEAD: usize = 11;
+/// Of a list: tag, count.
+const LIST_HEAD: usize = 5;
 /// A pickle above this is not copied once more to be read.
 const LARGE: usize = 64 << 10;
 /// Larger bytes, and containers of more, are pickles, which are made without copying, and deep ones.
@@ -248,14 +250,71 @@ pub(crate) fn encode_all(
     out: &mut Vec<u8>,
     fds: &mut Vec<OwnedFd>,
 ) -> PyResult<()> {
-    let start = out.len();
-    out.push(LIST);
-    out.extend(u32::try_from(values.len()).unwrap_or(u32::MAX).to_le_bytes());
+    let start = begin_list(values.len(), out);
     if u32::try_from(values.len()).is_ok() && values.iter().all(|value| put_simple(&value, out, 1)) {
         return Ok(());
     }
     out.truncate(start);
     encode_pickle(values, how, out, fds)
+}
+
+/// Begins a list of so many values, to be put in it one by one ([`put_in_list`]); gives where it begins.
+pub(crate) fn begin_list(count: usize, out: &mut Vec<u8>) -> usize {
+    let start = out.len();
+    out.push(LIST);
+    out.extend(u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes());
+    start
+}
+
+/// Puts a value in a list, if it has a form of its own.
+pub(crate) fn put_in_list(value: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> bool {
+    let start = out.len();
+    let is_simple = put_simple(value, out, 1);
+    if !is_simple {
+        out.truncate(start);
+    }
+    is_simple
+}
+
+/// The first `count` values of a list that was begun.
+pub(crate) fn list_so_far<'py>(py: Python<'py>, list: &[u8], count: usize) -> PyResult<Bound<'py, PyList>> {
+    let mut source = Source::new(list.get(LIST_HEAD..).ok_or_else(broken)?, Vec::new());
+    let values = PyList::empty(py);
+    for _ in 0..count {
+        values.append(source.decode(py)?)?;
+    }
+    Ok(values)
+}
+
+/// The values of a list, one by one.
+pub(crate) enum Values<'a, 'py> {
+    Encoded(Source<'a>, usize),
+    Decoded(Bound<'py, PyList>, usize),
+}
+
+impl<'py> Values<'_, 'py> {
+    /// How many there are, before the first is taken.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Encoded(_, left) => *left,
+            Self::Decoded(values, _) => values.len(),
+        }
+    }
+
+    pub(crate) fn next(&mut self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        match self {
+            Self::Encoded(_, 0) => Ok(None),
+            Self::Encoded(source, left) => {
+                *left -= 1;
+                source.decode(py).map(Some)
+            }
+            Self::Decoded(values, at) if *at < values.len() => {
+                *at += 1;
+                values.get_item(*at - 1).map(Some)
+            }
+            Self::Decoded(..) => Ok(None),
+        }
+    }
 }
 
 fn broken() -> PyErr {
@@ -373,6 +432,16 @@ impl<'a> Source<'a> {
             }
             _ => Err(broken()),
         }
+    }
+
+    /// The next value, which is a list.
+    pub(crate) fn decode_list<'py>(mut self, py: Python<'py>) -> PyResult<Values<'a, 'py>> {
+        if self.bytes.first() != Some(&LIST) {
+            return Ok(Values::Decoded(self.decode(py)?.cast_into()?, 0));
+        }
+        self.byte()?;
+        let count = self.take_len()?;
+        Ok(Values::Encoded(self, count))
     }
 
     fn decode_many<'py>(&mut self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {

@@ -32,69 +32,109 @@ pub(crate) enum Shape {
 pub(crate) struct Outcome {
     call: Call,
     shape: Shape,
-    result: Mutex<Option<PyResult<Py<PyAny>>>>,
+    gathered: Mutex<Gathered>,
     /// A callback is to run before anybody sees the result.
     is_to_call: Mutex<bool>,
     called: Condvar,
 }
 
+/// What has come of it so far.
+#[derive(Debug, Default)]
+struct Gathered {
+    pieces: Vec<Option<Py<PyAny>>>,
+    /// The error of the first item that failed.
+    failed: Option<(u64, PyErr)>,
+    result: Option<PyResult<Py<PyAny>>>,
+}
+
+impl Gathered {
+    /// Decodes the results that have come.
+    fn take(&mut self, py: Python<'_>, call: &Call) {
+        let mut ends = Ends::default();
+        call.take(&mut ends);
+        ends.drain(|index, end| match value(py, end) {
+            Ok(value) => {
+                if let Some(piece) = usize::try_from(index).ok().and_then(|index| self.pieces.get_mut(index)) {
+                    *piece = Some(value);
+                }
+            }
+            Err(error) if self.failed.as_ref().is_none_or(|(first, _)| index < *first) => {
+                self.failed = Some((index, error));
+            }
+            Err(_) => {}
+        });
+    }
+
+    /// The whole, of all that there is.
+    fn finish(&mut self, py: Python<'_>, shape: Shape) -> PyResult<Py<PyAny>> {
+        if let Some((_, error)) = self.failed.take() {
+            return Err(error);
+        }
+        let missing = || failure(py, TaskEnd::Terminated);
+        let mut pieces = std::mem::take(&mut self.pieces).into_iter().map(|piece| piece.ok_or_else(missing));
+        match shape {
+            Shape::One => pieces.next().unwrap_or_else(|| Err(missing())),
+            Shape::Each(_) => Ok(PyList::new(py, pieces.collect::<PyResult<Vec<_>>>()?)?.into_any().unbind()),
+            Shape::Lists(_) => {
+                let Some(first) = pieces.next() else { return Ok(PyList::empty(py).into_any().unbind()) };
+                let whole = first?.into_bound(py);
+                for piece in pieces {
+                    whole.call_method1("extend", (piece?,))?;
+                }
+                Ok(whole.unbind())
+            }
+        }
+    }
+}
+
 impl Outcome {
     pub(crate) fn new(call: Call, shape: Shape) -> Self {
-        Self { call, shape, result: Mutex::default(), is_to_call: Mutex::default(), called: Condvar::new() }
+        let count = match shape {
+            Shape::One => 1,
+            Shape::Each(count) | Shape::Lists(count) => count,
+        };
+        let gathered = Gathered { pieces: (0..count).map(|_| None).collect(), ..Gathered::default() };
+        let gathered = Mutex::new(gathered);
+        Self { call, shape, gathered, is_to_call: Mutex::default(), called: Condvar::new() }
     }
 
     fn is_to_call(&self, py: Python<'_>) -> MutexGuard<'_, bool> {
         self.is_to_call.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn gathered(&self, py: Python<'_>) -> MutexGuard<'_, Gathered> {
+        self.gathered.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The result, when all has ended.
     fn gather(&self, py: Python<'_>) -> Option<PyResult<Py<PyAny>>> {
-        let mut result = self.result.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
-        if result.is_none() {
+        let mut gathered = self.gathered(py);
+        if gathered.result.is_none() {
             if !self.call.is_over() {
                 return None;
             }
-            *result = Some(self.take(py));
+            gathered.take(py, &self.call);
+            gathered.result = Some(gathered.finish(py, self.shape));
         }
-        result.as_ref().map(|result| match result {
+        gathered.result.as_ref().map(|result| match result {
             Ok(value) => Ok(value.clone_ref(py)),
             Err(error) => Err(error.clone_ref(py)),
         })
     }
 
-    fn take(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let count = match self.shape {
-            Shape::One => 1,
-            Shape::Each(count) | Shape::Lists(count) => count,
-        };
-        let mut pieces: Vec<_> = (0..count).map(|_| None).collect();
-        let mut failed: Option<(u64, PyErr)> = None;
-        let mut ends = Ends::default();
-        self.call.take(&mut ends);
-        ends.drain(|index, end| match value(py, end) {
-            Ok(value) => {
-                if let Some(piece) = usize::try_from(index).ok().and_then(|index| pieces.get_mut(index)) {
-                    *piece = Some(value);
-                }
+    /// Waits until all has ended; false when the time was over first. Few large pieces are decoded while the rest is computed.
+    fn wait_for_all(&self, py: Python<'_>, deadline: Deadline) -> PyResult<bool> {
+        let want = if matches!(self.shape, Shape::Lists(_)) { Want::Next } else { Want::All };
+        loop {
+            let waited = time::wait(py, || self.call.wait(want, deadline))?;
+            let is_there = waited.or_else(|error| match deadline {
+                Deadline::NEVER => Err(gave_up(error)),
+                _ => Ok(false),
+            })?;
+            if !is_there || want == Want::All || self.call.is_over() {
+                return Ok(is_there);
             }
-            Err(error) if failed.as_ref().is_none_or(|(first, _)| index < *first) => failed = Some((index, error)),
-            Err(_) => {}
-        });
-        if let Some((_, error)) = failed {
-            return Err(error);
-        }
-        let missing = || failure(py, TaskEnd::Terminated);
-        let mut pieces = pieces.into_iter().map(|piece| piece.ok_or_else(missing));
-        match self.shape {
-            Shape::One => pieces.next().unwrap_or_else(|| Err(missing())),
-            Shape::Each(_) => Ok(PyList::new(py, pieces.collect::<PyResult<Vec<_>>>()?)?.into_any().unbind()),
-            Shape::Lists(_) => {
-                let whole = PyList::empty(py);
-                for piece in pieces {
-                    whole.call_method1("extend", (piece?,))?;
-                }
-                Ok(whole.into_any().unbind())
-            }
+            self.gathered(py).take(py, &self.call);
         }
     }
 }
@@ -127,10 +167,7 @@ impl Outcome {
     #[pyo3(signature = (timeout=None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         let deadline = time::deadline(timeout);
-        if !time::wait(py, || self.call.wait(Want::All, deadline))?.or_else(|error| match deadline {
-            Deadline::NEVER => Err(gave_up(error)),
-            _ => Ok(false),
-        })? {
+        if !self.wait_for_all(py, deadline)? {
             return Ok(false);
         }
         while *self.is_to_call(py) {

@@ -147,32 +147,58 @@ fn call<'py>(function: &Bound<'py, PyAny>, star: bool, value: Bound<'py, PyAny>)
 fn run(function: &Bound<'_, PyAny>, mut source: Source<'_>, out: &mut Payload) -> PyResult<()> {
     let py = function.py();
     let kind = source.byte()?;
-    let (start, mut fds) = (out.head.len(), Vec::new());
-    let (result, is_list) = match kind {
+    let result = match kind {
         CALL => {
             let (args, kwds) = (source.decode(py)?, source.decode(py)?);
-            (function.call(args.cast::<PyTuple>()?, kwds.cast::<PyDict>().ok())?, false)
+            function.call(args.cast::<PyTuple>()?, kwds.cast::<PyDict>().ok())?
         }
-        ONE | STAR_ONE => (call(function, kind == STAR_ONE, source.decode(py)?)?, false),
+        ONE | STAR_ONE => call(function, kind == STAR_ONE, source.decode(py)?)?,
         _ => {
-            let results = PyList::empty(py);
-            for value in source.decode(py)?.cast_into::<PyList>()? {
-                results.append(call(function, kind == STAR_MANY, value)?)?;
-            }
-            (results.into_any(), true)
+            let start = out.head.len();
+            let ran = run_many(function, kind == STAR_MANY, source, out);
+            return ran.inspect_err(|_| out.head.truncate(start));
         }
     };
-    let encoded = match result.cast::<PyList>() {
-        Ok(results) if is_list => codec::encode_all(results, How::VALUE, &mut out.head, &mut fds),
-        _ => codec::encode(&result, How::VALUE, &mut out.head, &mut fds),
-    };
-    if let Err(error) = encoded {
+    answer_with(&result, out, codec::encode)
+}
+
+/// Puts a result in `out`.
+fn answer_with<'py, T>(
+    result: &Bound<'py, T>,
+    out: &mut Payload,
+    encode: impl FnOnce(&Bound<'py, T>, How, &mut Vec<u8>, &mut Vec<OwnedFd>) -> PyResult<()>,
+) -> PyResult<()> {
+    let (py, start) = (result.py(), out.head.len());
+    encode(result, How::VALUE, &mut out.head, &mut out.fds).or_else(|error| {
         out.head.truncate(start);
+        out.fds.clear();
         let class = py.import("polyproc.pool")?.getattr("MaybeEncodingError")?;
-        return Err(PyErr::from_value(class.call1((error.value(py), result))?));
+        Err(PyErr::from_value(class.call1((error.value(py), result.as_any()))?))
+    })
+}
+
+/// Runs a function on each value of a list. Results are encoded one by one for as long as they are simple, so that a value and
+/// its result are gone before the next: most of the time goes into memory otherwise.
+fn run_many(function: &Bound<'_, PyAny>, star: bool, source: Source<'_>, out: &mut Payload) -> PyResult<()> {
+    let py = function.py();
+    let mut values = source.decode_list(py)?;
+    let start = codec::begin_list(values.len(), &mut out.head);
+    let mut done = 0;
+    let complex = loop {
+        let Some(value) = values.next(py)? else { return Ok(()) };
+        let result = call(function, star, value)?;
+        if !codec::put_in_list(&result, &mut out.head) {
+            break result;
+        }
+        done += 1;
+    };
+    let results = codec::list_so_far(py, &out.head[start..], done)?;
+    out.head.truncate(start);
+    results.append(complex)?;
+    while let Some(value) = values.next(py)? {
+        results.append(call(function, star, value)?)?;
     }
-    out.fds = fds;
-    Ok(())
+    answer_with(&results, out, codec::encode_all)
 }
 
 /// Before the first task: `polyproc._child.begin_worker(data, fds, name)`.
