@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+import resource
 import signal
 import sys
 import threading
@@ -285,12 +286,14 @@ def hold(megabytes):
 
 
 def test_memory_limit(mp):
-    with mp.Pool(1, memory_limit=200 << 20) as pool:
+    with open("/proc/self/statm") as file:
+        inherited = int(file.read().split()[1]) * resource.getpagesize()  # by a fork
+    with mp.Pool(1, memory_limit=inherited + (200 << 20)) as pool:
         assert pool.apply(square, (3,)) == 9
         with pytest.raises(OutOfMemory):
-            pool.apply(hold, (300,))
+            pool.apply(hold, (1000,))
         with pytest.raises(MemoryError):
-            pool.apply(hold, (300,))
+            pool.apply(hold, (1000,))
         assert pool.apply(square, (3,)) == 9
 
 

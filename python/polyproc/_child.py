@@ -10,7 +10,8 @@ import sys
 import threading
 import traceback
 
-from . import _polyproc, context, forkserver, process, resource_tracker, spawn, util  # noqa: F401 (for its copies)
+# All that a new process uses is imported here, so that it is there in copies of the fork server.
+from . import _polyproc, context, forkserver, process, resource_tracker, spawn, util
 from ._carry import arriving, dumps_values
 
 __all__ = ()
@@ -104,9 +105,10 @@ def begin_worker(data, fds, name):
     worker._after_fork()
     atexit._clear()
     atexit.register(util._exit_function)
-    # What a task prints is seen even if its worker is killed.
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(line_buffering=True)
+    # What a task prints is seen even if its worker is killed, in whole lines.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=True, write_through=False)
     function, args = initializer
     if function is not None:
         function(*args)

@@ -191,7 +191,8 @@ def _limits(timeout, retries):
 
 
 class Pool:
-    """Worker processes that run tasks. ``memory_limit`` is how many bytes of its own a worker may have."""
+    """Worker processes that run tasks. ``memory_limit`` is how many bytes a worker may have in memory, with what a
+    fork has inherited."""
 
     _wrap_exception = True
 
