@@ -11,15 +11,13 @@
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
-use rustix::io::Errno;
-
-use crate::process::lock;
 use crate::sys::bytes::Borrowed;
+use crate::sys::identity::process_id;
+use crate::sys::lease;
 use crate::sys::memory::{self, Mapping};
 
 /// Each part starts at a multiple of this.
@@ -67,32 +65,27 @@ pub(crate) fn places(lens: impl IntoIterator<Item = usize>) -> (Vec<u64>, u64) {
 /// When the system gives no memory or no descriptor.
 pub fn lend(parts: &[&[u8]]) -> io::Result<Option<(OwnedFd, Vec<u64>)>> {
     let (starts, len) = places(parts.iter().map(|part| part.len()));
-    let mut stock = lock(&STOCK);
-    let pid = std::process::id();
+    let mut stock = STOCK.lock().unwrap_or_else(PoisonError::into_inner);
+    let pid = process_id();
     if stock.pid != pid {
         *stock = Stock { pid, files: VecDeque::new() }; // a copy of the lender: the files are the lender's
     }
     let Some(mut file) = stock.take(len)? else { return Ok(None) };
     file.fill(parts, &starts)?;
-    let path = format!("/proc/self/fd/{}", file.memfd.as_raw_fd());
-    let loan = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::fs::flock(&file.memfd, FlockOperation::Unlock)?;
-    rustix::fs::flock(&loan, FlockOperation::NonBlockingLockShared)?;
+    let loan = lease::give(file.memfd.as_fd())?;
     stock.files.push_back(file);
     stock.trim();
     Ok(Some((loan, starts)))
 }
 
 impl Stock {
-    /// A file of at least `len` bytes that nobody has; locked.
+    /// A file of at least `len` bytes that nobody has.
     fn take(&mut self, len: u64) -> io::Result<Option<File>> {
         let fits = |file: &File| file.len >= len && file.len / 4 <= len.max(memory::PAGE);
         let found: Vec<_> = (0..self.files.len()).filter(|at| fits(&self.files[*at])).take(ATTEMPTS).collect();
         for at in found {
-            match rustix::fs::flock(&self.files[at].memfd, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(self.files.remove(at)),
-                Err(Errno::WOULDBLOCK | Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
+            if lease::is_free(self.files[at].memfd.as_fd())? {
+                return Ok(self.files.remove(at));
             }
         }
         if self.files.len() >= FILES {
@@ -110,7 +103,7 @@ impl Stock {
         let mut kept = 0;
         let newest_first = self.files.iter().rev();
         let stays = newest_first.map(|file| {
-            let is_free = file.is_free();
+            let is_free = lease::is_free(file.memfd.as_fd()).unwrap_or(false);
             kept += if is_free { file.len } else { 0 };
             !is_free || kept <= KEPT_BYTES
         });
@@ -120,17 +113,13 @@ impl Stock {
 }
 
 impl File {
-    /// Whether nobody has it.
-    fn is_free(&self) -> bool {
-        let locked = rustix::fs::flock(&self.memfd, FlockOperation::NonBlockingLockExclusive);
-        locked.and_then(|()| rustix::fs::flock(&self.memfd, FlockOperation::Unlock)).is_ok()
-    }
-
     fn fill(&mut self, parts: &[&[u8]], starts: &[u64]) -> io::Result<()> {
-        let is_new = self.mapping.is_none() && rustix::fs::fstat(&self.memfd)?.st_blocks == 0;
-        if is_new {
+        if self.mapping.is_none() && memory::is_untouched(self.memfd.as_fd())? {
             // The kernel finds pages faster than faults do, and says so where there is no memory.
-            return parts.iter().zip(starts).try_for_each(|(part, start)| write_all(self.memfd.as_fd(), part, *start));
+            return parts
+                .iter()
+                .zip(starts)
+                .try_for_each(|(part, start)| memory::write(self.memfd.as_fd(), *start, part));
         }
         let whole: u64 = parts.iter().zip(starts).map(|(part, start)| start + part.len() as u64).max().unwrap_or(0);
         memory::reserve(self.memfd.as_fd(), 0, whole.max(1))?;
@@ -139,17 +128,8 @@ impl File {
             none => none.insert(Mapping::with_pages(self.memfd.as_fd(), 0, self.len)?),
         };
         let copied = parts.iter().zip(starts).all(|(part, start)| mapping.copy_in(*start, part).is_some());
-        if copied { Ok(()) } else { Err(Errno::INVAL.into()) }
+        if copied { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) }
     }
-}
-
-fn write_all(file: BorrowedFd<'_>, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
-    while !bytes.is_empty() {
-        let written = rustix::io::retry_on_intr(|| rustix::io::pwrite(file, bytes, at))?;
-        bytes = bytes.get(written..).unwrap_or_default();
-        at += written as u64;
-    }
-    Ok(())
 }
 
 /// Bytes that a process has lent. What is written to them is this process's own copy.
@@ -172,29 +152,10 @@ impl Loan {
     }
 
     /// Whether this process has written nothing to these bytes, as the kernel knows: then they may be lent on as they are.
-    /// (`proc_pid_pagemap(5)`: a page that was written to is no page of the file any more.)
     #[must_use]
     pub fn is_unchanged(&self, bytes: Range<usize>) -> bool {
-        /// Of an entry: the page is in memory, or in the swap; it is one of the file.
-        const THERE: u64 = 3 << 62;
-        const OF_FILE: u64 = 1 << 61;
-        const ENTRY: usize = size_of::<u64>();
         let (base, len) = self.as_raw();
-        if bytes.end > len || bytes.is_empty() {
-            return bytes.is_empty();
-        }
-        let page = rustix::param::page_size();
-        let first = (base.addr().get() + bytes.start) / page;
-        let last = (base.addr().get() + bytes.end - 1) / page;
-        let mut entries = vec![0; (last - first + 1) * ENTRY];
-        let mut read = || -> io::Result<usize> {
-            let pages = rustix::fs::open("/proc/self/pagemap", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-            Ok(rustix::io::retry_on_intr(|| rustix::io::pread(&pages, &mut entries, (first * ENTRY) as u64))?)
-        };
-        let is_whole = read().is_ok_and(|read| read == entries.len());
-        let (entries, _) = entries.as_chunks::<ENTRY>();
-        let entries = entries.iter().map(|entry| u64::from_ne_bytes(*entry));
-        is_whole && entries.into_iter().all(|entry| entry & THERE == 0 || entry & OF_FILE != 0)
+        bytes.end <= len && (bytes.is_empty() || lease::is_unchanged(base.addr().get(), bytes))
     }
 }
 

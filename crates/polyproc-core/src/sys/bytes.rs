@@ -154,6 +154,8 @@ impl AsFd for Borrowed {
 pub(crate) fn write_to(bytes: &Borrowed, at: usize, byte: u8) {
     let (base, len) = bytes.as_raw();
     assert!(at < len);
-    // SAFETY: inside the private mapping, which no reference points into.
-    unsafe { base.add(at).write_volatile(byte) };
+    // SAFETY: `at` is below the length of the mapping at `base`.
+    let place = unsafe { base.add(at) };
+    // SAFETY: it is in the private mapping, which no reference points into.
+    unsafe { place.write_volatile(byte) };
 }

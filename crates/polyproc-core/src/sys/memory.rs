@@ -50,6 +50,21 @@ pub(crate) fn reserve(memfd: BorrowedFd<'_>, offset: u64, len_bytes: u64) -> io:
     Ok(rustix::io::retry_on_intr(|| rustix::fs::fallocate(memfd, FallocateFlags::KEEP_SIZE, offset, len_bytes))?)
 }
 
+/// Whether nothing was ever written to the file.
+pub(crate) fn is_untouched(memfd: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(rustix::fs::fstat(memfd)?.st_blocks == 0)
+}
+
+/// Writes bytes at the file's `offset`.
+pub(crate) fn write(memfd: BorrowedFd<'_>, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let written = rustix::io::retry_on_intr(|| rustix::io::pwrite(memfd, bytes, offset))?;
+        bytes = bytes.get(written..).unwrap_or_default();
+        offset += written as u64;
+    }
+    Ok(())
+}
+
 /// Gives the memory of whole pages in a part of the file back; they read as zeros then.
 pub(crate) fn release(memfd: BorrowedFd<'_>, offset: u64, len_bytes: u64) {
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;

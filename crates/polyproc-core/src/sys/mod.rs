@@ -14,6 +14,7 @@
 //! | `function` | function pointers that another process of the same build can call |
 //! | `identity` | which process wrote something, and whether it lives |
 //! | `image` | loaded images: their addresses, build ids, constructors |
+//! | `lease` | who has a memory file, and what was written to a private mapping of it |
 //! | `life` | dying together with the parent |
 //! | `memory` | memory files and their mappings |
 //! | `pidfd` | process descriptors: wait, signal, exit status |
@@ -38,6 +39,7 @@ pub(crate) mod function;
 pub(crate) mod futex;
 pub(crate) mod identity;
 pub(crate) mod image;
+pub(crate) mod lease;
 pub(crate) mod life;
 pub(crate) mod memory;
 pub(crate) mod pidfd;
