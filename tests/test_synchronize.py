@@ -46,6 +46,27 @@ def test_the_lock_of_the_dead_is_taken_over_with_a_warning(mp, kind):
     child.join()
 
 
+def acquire(lock):
+    lock.acquire()
+
+
+def test_an_owner_that_ended_in_order_keeps_the_lock(mp):
+    lock = mp.Lock()
+    child = mp.Process(target=acquire, args=(lock,))
+    child.start()
+    child.join()
+    assert not lock.acquire(timeout=0.5)
+    lock.release()
+    assert lock.acquire(timeout=20)
+    lock.release()
+    with mp.Pool(1) as pool:
+        pool.apply(acquire, (lock,))
+        assert not lock.acquire(timeout=0.1)
+        pool.close()
+        pool.join()
+    assert not lock.acquire(timeout=0.5)
+
+
 def release(lock):
     lock.release()
 

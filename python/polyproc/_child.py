@@ -70,15 +70,16 @@ def run(data, fds):
 
 def bootstrap(process_obj, parent_pid):
     """Runs a process object in the process that was made for it; gives the exit code."""
-    if _ENDS_ITSELF:
-        return process_obj._bootstrap(parent_sentinel=_parent_sentinel(parent_pid))
-    atexit._clear()
-    atexit.register(util._exit_function)
+    if not _ENDS_ITSELF:
+        atexit._clear()
+        atexit.register(util._exit_function)
     try:
         return process_obj._bootstrap(parent_sentinel=_parent_sentinel(parent_pid))
     finally:
-        atexit._run_exitfuncs()
-        util._flush_std_streams()
+        if not _ENDS_ITSELF:
+            atexit._run_exitfuncs()
+            util._flush_std_streams()
+        _polyproc.leave_locks()
 
 
 def begin_worker(data, fds, name):
@@ -130,6 +131,7 @@ def end_worker():
     """In a pool's worker, after its last task."""
     atexit._run_exitfuncs()
     util._flush_std_streams()
+    _polyproc.leave_locks()
 
 
 def wrap_error(error):

@@ -24,6 +24,7 @@ __all__ = [
     "fork",
     "forkserver_pid",
     "init",
+    "leave_locks",
     "pipe",
     "poll",
     "recv",
@@ -69,6 +70,7 @@ def recv(handle: int) -> Any: ...
 def recv_bytes(handle: int) -> bytes: ...
 def poll(handle: int, timeout: float | None) -> bool: ...
 
+def leave_locks() -> None: ...
 @final
 class SemLock:
     """A lock or a semaphore."""

@@ -1,9 +1,11 @@
 """Locks in shared memory without a name: nothing is left behind, and the death of an owner is noticed.
 
-As in `multiprocessing`, but they can also be sent through queues, pipes and pools. A lock whose owner died is taken over by
-the next who acquires it, who gets a `RuntimeWarning`: what the lock protects may be half changed.
+As in `multiprocessing`, but they can also be sent through queues, pipes and pools. A lock whose owner died (by a signal, or
+`os._exit`) is taken over by the next who acquires it, who gets a `RuntimeWarning`: what the lock protects may be half changed. An
+owner that ended in order keeps it, until somebody releases it.
 """
 
+import atexit
 import sys
 import threading
 from multiprocessing import synchronize as _standard
@@ -15,6 +17,9 @@ __all__ = ["Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Event
 
 RECURSIVE_MUTEX, SEMAPHORE = _polyproc.RECURSIVE_MUTEX, _polyproc.SEMAPHORE
 SEM_VALUE_MAX = _polyproc.SemLock.SEM_VALUE_MAX
+
+
+atexit.register(_polyproc.leave_locks)
 
 
 class SemLock(_standard.SemLock):

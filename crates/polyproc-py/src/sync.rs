@@ -3,10 +3,11 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 
-use polyproc_core::sync::{self, Acquired, BarrierError, Holder, Owner, ReleaseError, TooManyWaiters, Turn};
+use polyproc_core::sync::{self, Acquired, BarrierError, Holder, Owner, ReleaseError, TooManyWaiters, Turn, WeakLock};
 use polyproc_core::{Deadline, WaitError};
 use pyo3::exceptions::{PyAssertionError, PyOSError, PyRuntimeError, PyRuntimeWarning, PyValueError};
 use pyo3::prelude::*;
+use pyo3::sync::MutexExt;
 
 use crate::sys;
 use crate::time::{self, Interrupted};
@@ -37,6 +38,13 @@ struct SemLock {
 }
 
 impl SemLock {
+    fn noted(shared: Shared, kind: i32, maxvalue: u64) -> Self {
+        if let Shared::Lock(lock, _) = &shared {
+            note(lock);
+        }
+        Self { shared, kind, maxvalue }
+    }
+
     fn take(&self, deadline: Deadline) -> Result<Acquired, WaitError> {
         match &self.shared {
             Shared::Lock(lock, owner) => lock.acquire(*owner, deadline),
@@ -59,9 +67,38 @@ impl SemLock {
     }
 }
 
+/// The locks of this process.
+static LOCKS: Mutex<Vec<WeakLock>> = Mutex::new(Vec::new());
+
+fn note(lock: &sync::Lock) {
+    let mut locks = LOCKS.lock().unwrap_or_else(PoisonError::into_inner);
+    if locks.len() == locks.capacity() {
+        locks.retain(|lock| lock.upgrade().is_some()); // before it would grow
+    }
+    locks.push(lock.downgrade());
+}
+
+/// For the orderly end of this process: locks that it holds stay held, and are not taken over.
+#[pyfunction]
+fn leave_locks(py: Python<'_>) {
+    let locks = LOCKS.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
+    locks.iter().filter_map(WeakLock::upgrade).for_each(|lock| lock.leave());
+}
+
 fn owner_died(py: Python<'_>) -> PyResult<()> {
     let text = c"the process that held this lock died: what the lock protects may be half changed";
     PyErr::warn(py, &py.get_type::<PyRuntimeWarning>(), text, 1)
+}
+
+impl Drop for SemLock {
+    fn drop(&mut self) {
+        // This process cannot release it any more, and has not died.
+        if let Shared::Lock(lock, _) = &self.shared
+            && lock.is_only_clone()
+        {
+            lock.leave();
+        }
+    }
 }
 
 #[pymethods]
@@ -82,7 +119,7 @@ impl SemLock {
             SEMAPHORE => Shared::Semaphore(sync::Semaphore::new(value, maxvalue)?),
             _ => return Err(PyValueError::new_err("unrecognized kind")),
         };
-        Ok(Self { shared, kind, maxvalue })
+        Ok(Self::noted(shared, kind, maxvalue))
     }
 
     /// The same one, by a descriptor of it.
@@ -94,7 +131,7 @@ impl SemLock {
             LOCK => Shared::Lock(sync::Lock::from_fd(fd)?, Owner::Process),
             _ => Shared::Semaphore(sync::Semaphore::from_fd(fd)?),
         };
-        Ok(Self { shared, kind, maxvalue })
+        Ok(Self::noted(shared, kind, maxvalue))
     }
 
     /// The descriptor that makes it another process's too.
@@ -373,6 +410,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("SEMAPHORE", SEMAPHORE)?;
     module.add("LOCK", LOCK)?;
     module.add_class::<SemLock>()?;
+    module.add_function(wrap_pyfunction!(leave_locks, module)?)?;
     module.add_class::<Condition>()?;
     module.add_class::<Ticket>()?;
     module.add_class::<Event>()?;

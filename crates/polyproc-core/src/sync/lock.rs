@@ -4,7 +4,7 @@
 //! without it. Whoever finds a dead owner takes the lock over, and is told.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::object::{Object, SLICE, handle};
 use crate::deadline::Deadline;
@@ -59,6 +59,18 @@ pub enum ReleaseError {
 #[derive(Debug, Clone)]
 pub struct Lock(Arc<Object>);
 handle!(Lock, 1);
+
+/// A lock that this process may have let go of.
+#[derive(Debug, Clone)]
+pub struct WeakLock(Weak<Object>);
+
+impl WeakLock {
+    /// The lock, if it is still in use here.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<Lock> {
+        self.0.upgrade().map(Lock)
+    }
+}
 
 impl Lock {
     /// A new one, which nobody holds.
@@ -138,6 +150,27 @@ impl Lock {
         drop(mutex);
         self.0.layout().sleepers.wake_one();
         Ok(())
+    }
+
+    /// For a process that ends in order: what it holds stays held, and is not taken over as that of the dead is.
+    pub fn leave(&self) {
+        let state = self.0.state();
+        let _mutex = self.mutex();
+        if state.owner.load(Ordering::Relaxed) == Identity::own().bits() {
+            state.owner.store(Identity::LEFT.bits(), Ordering::Release);
+        }
+    }
+
+    /// Whether this process has no other clone of it.
+    #[must_use]
+    pub fn is_only_clone(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+
+    /// The same lock, for who does not keep it in memory.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakLock {
+        WeakLock(Arc::downgrade(&self.0))
     }
 
     /// Who holds it just now, as the calling thread sees it.

@@ -20,6 +20,6 @@ mod semaphore;
 pub use barrier::{Barrier, BarrierError, Turn};
 pub use condition::{Condition, Ticket};
 pub use event::Event;
-pub use lock::{Acquired, Holder, Lock, Owner, ReleaseError};
+pub use lock::{Acquired, Holder, Lock, Owner, ReleaseError, WeakLock};
 pub use object::TooManyWaiters;
 pub use semaphore::{OverRelease, Semaphore};

@@ -46,6 +46,8 @@ pub(crate) struct Identity(u64);
 
 impl Identity {
     pub(crate) const NOBODY: Self = Self(0);
+    /// A process that has ended in order, and whose death is not to be noticed.
+    pub(crate) const LEFT: Self = Self(u64::MAX);
 
     pub(crate) fn from_bits(bits: u64) -> Self {
         Self(bits)
@@ -83,7 +85,7 @@ impl Identity {
 
     /// Whether it has ended. A zombie has. What cannot be known counts as living.
     pub(crate) fn is_dead(self) -> bool {
-        if self == Self::own() {
+        if self == Self::own() || self == Self::LEFT {
             return false;
         }
         let Some(pid) = i32::try_from(self.pid()).ok().and_then(Pid::from_raw) else { return true };
