@@ -43,7 +43,7 @@ def set_program():
 set_program.last = None
 
 
-def get_preparation_data(name=None):
+def get_preparation_data(name=""):
     """What any new process must know of this one before it can unpickle a process object."""
     from . import resource_tracker
 
