@@ -1,8 +1,8 @@
 """Locks in shared memory without a name: nothing is left behind, and the death of an owner is noticed.
 
 As in `multiprocessing`, but they can also be sent through queues, pipes and pools. A lock whose owner died (by a signal, or
-`os._exit`) is taken over by the next who acquires it, who gets a `RuntimeWarning`: what the lock protects may be half changed. An
-owner that ended in order keeps it, until somebody releases it.
+`os._exit`) is taken over by the next who acquires it, who gets a `RuntimeWarning`: what the lock protects may be half changed.
+An owner that ended in order keeps it, until somebody releases it.
 """
 
 import atexit
