@@ -233,10 +233,14 @@ if __name__ == "__main__":
     assert (out, err) == ("9 [1, 2]\n", "")
 
 
-def test_functions_of_main_are_known_by_forkserver_without_running_it_again(programs):
+@pytest.mark.parametrize("module", ["sys", "numpy"])
+def test_functions_of_main_are_known_by_forkserver_without_running_it_again(programs, module):
+    """Not even if it imports a library that starts threads when it is imported."""
+    pytest.importorskip(module)
     code, out, err = programs.run(
         """
         import polyproc as mp, sys
+        import MODULE
 
         print("runs as", __name__, file=sys.stderr, flush=True)
 
@@ -255,7 +259,7 @@ def test_functions_of_main_are_known_by_forkserver_without_running_it_again(prog
                 child.start()
                 print(queue.get())
                 child.join()
-        """
+        """.replace("MODULE", module)
     )
     assert (code, out) == (0, "".join(f"(True, {value})\n" for value in range(3)))
     again = {"fork": 0, "spawn": 3, "forkserver": 1}[programs.method]

@@ -38,10 +38,24 @@ def preload(data, fds):
                     pass
     finally:
         del process.current_process()._inheriting
+    _stop_idle_threads()
     # What is there now stays: a collection in a child need not touch, and so copy, its pages.
     gc.collect()
     gc.freeze()
     return 0
+
+
+def _stop_idle_threads():
+    """Has numerical libraries stop the threads that they started when they were imported.
+
+    A process with threads cannot be copied soundly. These libraries know (OpenBLAS and its like): before a fork they stop
+    theirs, by `pthread_atfork(3)`, and start them anew when they need them.
+    """
+    if len(os.listdir("/proc/self/task")) > 1:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
 
 
 def run(data, fds):

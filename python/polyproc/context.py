@@ -170,6 +170,13 @@ class _Process(process.BaseProcess):
         del self._target, self._args, self._kwargs  # they may hold this object
         process._children.add(self)
 
+    @staticmethod
+    def _after_fork():
+        from . import util
+
+        util._finalizer_registry.clear()
+        util._run_after_forkers()
+
     def _bootstrap(self, parent_sentinel=None):
         if self._start_method is not None:
             _force_start_method(self._start_method)
