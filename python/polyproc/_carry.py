@@ -76,6 +76,18 @@ class arriving:
 _LARGE = 16 << 10
 
 
+def _is_in_the_pickle(buffer, buffers):
+    """For a pickler: whether a buffer is to be in the pickle; else it goes to `buffers`."""
+    try:
+        raw = buffer.raw()
+    except BufferError:
+        return True
+    if raw.nbytes < _LARGE:
+        return True
+    buffers.append(raw)
+    return False
+
+
 def _pickler(data, callback):
     return reduction.ForkingPickler(data, 5, True, callback)
 
@@ -84,49 +96,69 @@ def _dump(pickler, values, buffers):
     """The pickles of values, one after the other, and the descriptors in them. Large buffers go to the list `buffers`."""
     data, carrier = io.BytesIO(), Carrier()
 
-    def is_to_be_in_the_pickle(buffer):
-        try:
-            raw = buffer.raw()
-        except BufferError:
-            return True
-        if raw.nbytes < _LARGE:
-            return True
-        buffers.append(raw)
-        return False
-
-    callback = None if buffers is None else is_to_be_in_the_pickle
+    callback = None if buffers is None else lambda buffer: _is_in_the_pickle(buffer, buffers)
     with carrying(carrier):
         for value in values:
             pickler(data, callback).dump(value)
     return data.getvalue(), carrier.fds
 
 
-def _dump_by_value(values, buffers):
-    """As above; what pickle refuses goes through cloudpickle, where that is installed."""
+def _pickler_by_value():
+    """That of cloudpickle, which takes what pickle refuses; `None` where it is not installed."""
     try:
-        return _dump(_pickler, values, buffers)
-    except Exception:
+        from cloudpickle import CloudPickler
+    except ImportError:
+        return None
+    return lambda data, callback: CloudPickler(data, 5, callback)
+
+
+class _Kept:
+    """What it takes to pickle one value after the other, made once for each thread: it costs more than a small pickle."""
+
+    def __init__(self):
+        self.data = io.BytesIO()
+        self.carrier = Carrier()
+        self.buffers = []
+        self.pickler = _pickler(self.data, self.is_in_the_pickle)
+
+    def is_in_the_pickle(self, buffer):
+        return _is_in_the_pickle(buffer, self.buffers)
+
+    def dump(self, value):
+        outer = context.get_spawning_popen()
+        context.set_spawning_popen(self.carrier)
         try:
-            from cloudpickle import CloudPickler
-        except ImportError:
-            CloudPickler = None
-        if CloudPickler is None:
-            raise
-    if buffers:
-        buffers.clear()
-    return _dump(lambda data, callback: CloudPickler(data, 5, callback), values, buffers)
+            self.pickler.dump(value)
+        finally:
+            context.set_spawning_popen(outer)
+        result = self.data.getvalue(), self.carrier.fds, self.buffers
+        self.carrier.fds, self.buffers = [], []
+        self.pickler.clear_memo()
+        self.data.seek(0)
+        self.data.truncate()
+        return result
 
 
 def dumps(value):
     """The pickle of a value, the descriptors that it speaks of, which belong to what is in it, and its large buffers."""
-    buffers = []
-    return (*_dump(_pickler, (value,), buffers), buffers)
+    kept = getattr(_local, "kept", None) or _Kept()
+    _local.kept = None  # for who pickles while this pickles, and where this fails
+    result = kept.dump(value)
+    if len(result[0]) < _LARGE:
+        _local.kept = kept
+    return result
 
 
 def dumps_task(value):
     """As `dumps`, for functions and arguments: what pickle refuses goes through cloudpickle, where that is installed."""
+    try:
+        return dumps(value)
+    except Exception:
+        pickler = _pickler_by_value()
+        if pickler is None:
+            raise
     buffers = []
-    return (*_dump_by_value((value,), buffers), buffers)
+    return (*_dump(pickler, (value,), buffers), buffers)
 
 
 def dumps_values(*values):
@@ -136,7 +168,13 @@ def dumps_values(*values):
 
 def dumps_setup(*values):
     """As `dumps_values`, by cloudpickle at need."""
-    return _dump_by_value(values, None)
+    try:
+        return dumps_values(*values)
+    except Exception:
+        pickler = _pickler_by_value()
+        if pickler is None:
+            raise
+    return _dump(pickler, values, None)
 
 
 def loads(data, fds, buffers=None):
