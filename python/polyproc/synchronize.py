@@ -29,6 +29,12 @@ class SemLock(_standard.SemLock):
         self._semlock = _polyproc.SemLock(kind, value, maxvalue)
         self._make_methods()
 
+    def __enter__(self):
+        return self._semlock.acquire()
+
+    def __exit__(self, kind, error, traceback):
+        self._semlock.release()
+
     def __getstate__(self):
         context.assert_spawning(self)
         lock = self._semlock
