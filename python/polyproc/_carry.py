@@ -8,6 +8,7 @@ import io
 import os
 import pickle
 import threading
+from typing import Any
 
 from . import context, reduction
 
@@ -117,7 +118,7 @@ class _Kept:
 
     def __init__(self):
         self.data = io.BytesIO()
-        self.carrier = Carrier()
+        self.carrier: Any = Carrier()
         self.buffers = []
         self.pickler = _pickler(self.data, self.is_in_the_pickle)
 
