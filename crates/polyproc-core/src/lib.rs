@@ -47,5 +47,5 @@ pub use shm::{Loan, MemoryError, OutOfBounds, SharedBytes, SharedBytesMut, Share
 pub mod crash {
     //! Dying at a marked step, for tests.
     pub use crate::shm::registry::blocks_in_use;
-    pub use crate::sys::crash::{STEPS, Step, arm};
+    pub use crate::sys::crash::{STEPS, Step, arm, freeze};
 }

@@ -10,9 +10,8 @@ use std::task::{Context, Poll, Waker};
 
 use crate::deadline::Deadline;
 use crate::prim::{AtomicPtr, AtomicU64, Ordering};
-use crate::process::{State, lock};
+use crate::process::{State, call_user, lock};
 use crate::shm::registry;
-use crate::sys::signal;
 use crate::sys::watch::{Bell, Watch};
 
 const BELL: u64 = 0;
@@ -51,26 +50,20 @@ impl Reactor {
         };
         reactor.watch.add(&reactor.bell, BELL)?;
         let reactor = Box::leak(Box::new(reactor));
-        // Counted before it runs, so that a fork in between does not take it for the user's.
-        let own_threads = &State::current().own_threads;
-        own_threads.fetch_add(1, Ordering::Relaxed);
         let shared: &'static Self = reactor;
-        let thread = std::thread::Builder::new().name("polyproc-async".to_owned());
-        if let Err(error) = thread.spawn(move || shared.run()) {
-            own_threads.fetch_sub(1, Ordering::Relaxed);
-            return Err(error);
-        }
+        State::current().own_threads.spawn("polyproc-async", move || shared.run())?;
         REACTOR.store(std::ptr::from_ref(shared).cast_mut(), Ordering::Release);
         Ok(shared)
     }
 
     fn run(&self) {
-        signal::block_all();
         let mut keys = Vec::new();
         loop {
             let idle = lock(&self.waiting).is_empty();
             let until = if idle { Deadline::NEVER } else { Deadline::after(registry::REFRESH) };
-            self.watch.wait(&mut keys, until).expect("an epoll descriptor can be waited for");
+            if self.watch.wait(&mut keys, until).is_err() {
+                return; // the program closed all descriptors
+            }
             if !idle {
                 registry::refresh_if_due();
             }
@@ -82,7 +75,7 @@ impl Reactor {
                 // Not under the lock: what is woken, or dropped by that, may come here itself.
                 let waker = lock(&self.waiting).get_mut(key).and_then(Option::take);
                 if let Some(waker) = waker {
-                    waker.wake();
+                    call_user(|| waker.wake());
                 }
             }
         }

@@ -197,8 +197,10 @@ impl Pool {
         py.detach(|| self.pool.terminate());
     }
 
-    fn join(&self, py: Python<'_>) {
-        py.detach(|| self.pool.join());
+    fn join(&self, py: Python<'_>) -> PyResult<()> {
+        // Without a deadline it ends joined.
+        time::wait(py, || self.pool.join(Deadline::NEVER))?.map_err(gave_up)?;
+        Ok(())
     }
 
     fn resize(&self, py: Python<'_>, processes: usize) -> PyResult<()> {

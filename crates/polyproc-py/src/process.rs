@@ -1,5 +1,6 @@
 //! Processes: `Popen` in `python/polyproc/popen_*.py` is made of these.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -19,8 +20,24 @@ pyo3::create_exception!(
     "What was to be preloaded made the fork server fail, or left threads running in it."
 );
 
+thread_local! {
+    /// What a signal handler raised while this thread waited for the fork server.
+    static RAISED: Cell<Option<PyErr>> = const { Cell::new(None) };
+}
+
+/// Runs signal handlers; true when one raised.
+fn on_interrupt() -> bool {
+    let raised = Python::attach(|py| py.check_signals().err());
+    let has_raised = raised.is_some();
+    if has_raised {
+        RAISED.set(raised);
+    }
+    has_raised
+}
+
 pub(crate) fn error(error: StartError) -> PyErr {
     match error {
+        StartError::Interrupted => RAISED.take().unwrap_or_else(|| PyRuntimeError::new_err(error.to_string())),
         StartError::Os { doing, source } => match source.raw_os_error() {
             Some(errno) => PyOSError::new_err((errno, format!("{doing} failed: {source}"))),
             None => PyOSError::new_err(format!("{doing} failed: {source}")),
@@ -178,6 +195,7 @@ fn environ(py: Python<'_>) -> Option<Vec<(Bound<'_, PyBytes>, Bound<'_, PyBytes>
 }
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    process::set_on_interrupt(on_interrupt);
     module.add_class::<Child>()?;
     module.add("PreloadError", module.py().get_type::<PreloadError>())?;
     module.add_function(wrap_pyfunction!(start, module)?)?;

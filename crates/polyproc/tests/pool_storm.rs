@@ -99,7 +99,7 @@ fn storm(round: u64, tasks: u64, retries: u32) -> Result<(usize, usize), Box<dyn
 #[test]
 fn every_task_ends_exactly_once() -> TestResult {
     let _clean = Clean::start();
-    let (rounds, tasks) = (setting("POLYPROC_STORM_ROUNDS", 4), setting("POLYPROC_STORM_TASKS", 20_000));
+    let (rounds, tasks) = (setting("POLYPROC_STORM_ROUNDS", 4), setting("POLYPROC_STORM_TASKS", 5_000));
     for (what, retries) in [("no retries", 0), ("with retries", 1000)] {
         let (mut kills, mut lost) = (0, 0);
         for round in 0..rounds {

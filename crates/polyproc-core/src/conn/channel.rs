@@ -46,6 +46,14 @@ pub(crate) struct Message {
     pub(crate) payload: Payload,
 }
 
+/// What [`Channel::try_receive_any`] takes off a channel.
+#[derive(Debug)]
+pub(crate) enum Arrival {
+    Whole(Message),
+    /// A message of this tag whose descriptors found no room in this process's table.
+    FdsLost(u8),
+}
+
 /// One end of a socket pair. Messages arrive whole, in order, or not at all.
 #[derive(Debug)]
 pub(crate) struct Channel {
@@ -68,7 +76,7 @@ impl Channel {
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] when the peer's buffer is full.
-    pub(super) fn try_send(&self, tag: u8, head: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    pub(crate) fn try_send(&self, tag: u8, head: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         self.send_with(tag, head, fds, false)
     }
 
@@ -133,6 +141,18 @@ impl Channel {
     /// [`io::ErrorKind::WouldBlock`] when nothing is there.
     pub(crate) fn try_receive(&self) -> io::Result<Option<Message>> {
         decode(rustix::io::retry_on_intr(|| socket::receive(self.as_fd(), false))?)
+    }
+
+    /// As [`Channel::try_receive`]; says which message it was whose descriptors found no room.
+    ///
+    /// # Errors
+    /// As [`Channel::try_receive`].
+    pub(crate) fn try_receive_any(&self) -> io::Result<Option<Arrival>> {
+        let received = rustix::io::retry_on_intr(|| socket::receive_any(self.as_fd()))?;
+        match received.bytes.first() {
+            Some(&tag) if received.are_fds_lost => Ok(Some(Arrival::FdsLost(tag))),
+            _ => Ok(decode((received.bytes, received.fds))?.map(Arrival::Whole)),
+        }
     }
 }
 

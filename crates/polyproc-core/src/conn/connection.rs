@@ -7,7 +7,7 @@ use super::channel::{Channel, Message};
 use crate::deadline::Deadline;
 use crate::frame::Payload;
 use crate::robust::Spin;
-use crate::sys::{socket, watch};
+use crate::sys::{signal, socket, watch};
 
 /// One end of a pipe for messages. A message arrives whole or not at all, whoever else sends or receives on the same end.
 #[derive(Debug)]
@@ -80,7 +80,7 @@ impl Connection {
             {
                 return received;
             }
-            if deadline == Deadline::NEVER {
+            if deadline == Deadline::NEVER && !signal::comes_back() {
                 return self.0.receive_unless_interrupted().map(payload);
             }
             if !self.poll(deadline)? {

@@ -16,4 +16,4 @@ pub use auth::AuthError;
 pub use connection::Connection;
 pub use listener::{Address, ConnectError, Listener, connect};
 
-pub(crate) use channel::{Channel, Message, bare_message, is_peer_gone};
+pub(crate) use channel::{Arrival, Channel, Message, bare_message, is_peer_gone};

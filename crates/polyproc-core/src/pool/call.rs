@@ -145,8 +145,8 @@ pub(super) struct State {
     /// It counts among those that want to be told of each result.
     pub(super) is_eager: bool,
     pub(super) stop: Option<Stop>,
-    /// Threads that sleep on `parker`.
-    pub(super) followers: u32,
+    /// Threads that sleep on `parker`, by their serials.
+    pub(super) followers: Vec<u64>,
     pub(super) parker: Arc<Parker>,
     pub(super) waker: Option<Waker>,
     pub(super) thens: Vec<Box<dyn FnOnce() + Send>>,
@@ -275,7 +275,7 @@ impl Drop for Call {
     fn drop(&mut self) {
         // In a copy of the process nobody may ever release the lock.
         if self.driver.is_ours() {
-            self.driver.with(|inner| inner.abandon(self.key));
+            self.driver.abandon(self.key);
         }
     }
 }

@@ -1,37 +1,47 @@
 //! The thread on which callbacks run, one after the other: made when it is first needed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use super::latch::Latch;
+use crate::deadline::Deadline;
 use crate::process::lock;
+use crate::robust::WaitError;
 
 type Callback = Box<dyn FnOnce() + Send>;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Callbacks(Mutex<State>);
+pub(super) struct Callbacks {
+    state: Mutex<State>,
+    /// Set when the thread is about to end.
+    end: Arc<Latch>,
+}
 
 #[derive(Debug, Default)]
 enum State {
     #[default]
     Fresh,
     Running(Sender<Callback>, JoinHandle<()>),
-    Over,
+    /// No more callbacks will come; the thread, until it is joined.
+    Over(Option<JoinHandle<()>>),
 }
 
 impl Callbacks {
     /// Runs `callback` there. One that panics has been reported by the panic hook, and the next is run.
     pub(super) fn run(&self, callback: Callback) {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         if matches!(*state, State::Fresh) {
             let (sender, receiver) = channel::<Callback>();
+            let end = Arc::clone(&self.end);
             let run = move || {
                 for callback in receiver {
                     // Unwind safety: what it worked on is dropped with it.
                     let _ = catch_unwind(AssertUnwindSafe(callback));
                 }
+                end.set();
             };
             let spawned = std::thread::Builder::new().name("polyproc-callbacks".to_owned()).spawn(run);
             // Where there is no thread to be had: better here than never.
@@ -41,20 +51,39 @@ impl Callbacks {
         }
         match &*state {
             State::Running(sender, _) => _ = sender.send(callback), // the thread lives as long as the sender
-            State::Fresh | State::Over => {
+            State::Fresh | State::Over(_) => {
                 drop(state);
                 let _ = catch_unwind(AssertUnwindSafe(callback));
             }
         }
     }
 
-    /// Waits until all callbacks so far have run, unless one of them asks for it.
-    pub(super) fn join(&self) {
-        if let State::Running(sender, thread) = std::mem::replace(&mut *lock(&self.0), State::Over) {
-            drop(sender);
-            if thread.thread().id() != std::thread::current().id() {
-                let _ = thread.join(); // it catches panics
-            }
+    /// Waits until all callbacks so far have run, unless one of them asks for it; false when the deadline passed first.
+    ///
+    /// # Errors
+    /// [`WaitError::Interrupted`] when a signal handler ran.
+    pub(super) fn join(&self, deadline: Deadline) -> Result<bool, WaitError> {
+        let mut state = lock(&self.state);
+        if let State::Running(..) = &*state {
+            let State::Running(sender, thread) = std::mem::replace(&mut *state, State::Over(None)) else {
+                return Ok(true);
+            };
+            drop(sender); // no more will come: the thread ends when it has run those that are there
+            *state = State::Over(Some(thread));
         }
+        let State::Over(Some(thread)) = &*state else { return Ok(true) };
+        if thread.thread().id() == std::thread::current().id() {
+            return Ok(true);
+        }
+        drop(state);
+        if !self.end.wait(deadline)? {
+            return Ok(false);
+        }
+        if let State::Over(thread) = &mut *lock(&self.state)
+            && let Some(thread) = thread.take()
+        {
+            let _ = thread.join(); // it catches panics, and is about to end
+        }
+        Ok(true)
     }
 }

@@ -8,7 +8,11 @@
 //!
 //! After the ring of M. Michael and M. Scott, *Simple, Fast, and Practical Non-Blocking and Blocking Concurrent Queue
 //! Algorithms* (1996): the tail is one process's own here, and the claimed state is what stays. Compiled a second time in
-//! `tests/loom`.
+//! `tests/loom`, and in `tests/claim_model.rs` on a table of four.
+//!
+//! A task that the parent takes back from the middle frees its slot, but its place in the ring only when the head has passed
+//! it. The ring has more places than the table has slots; when all are used, [`Table::publish`] refuses, and the parent moves
+//! the tasks that still wait to the end of the ring, in their order.
 
 use super::Table;
 use super::os::Ordering;
@@ -61,19 +65,29 @@ impl Table<'_> {
         self.tail().load(Ordering::Relaxed).wrapping_sub(head) % POSITIONS
     }
 
-    /// The parent lays the task in `slot` on the table; everything else about it is written. Gives its position.
-    ///
-    /// The caller has at most as many tasks on the table as it has slots.
-    pub(super) fn publish(&self, slot: u32) -> u64 {
+    /// Whether the ring has a free place. The head first leaves tasks behind that were taken back.
+    pub(super) fn has_place(&self) -> bool {
+        while self.waiting() >= self.places() {
+            if !self.skip(self.head().load(Ordering::Acquire)) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The parent lays the task in `slot` on the table; everything else about it is written. Returns its position, or `None`
+    /// when the ring has no free place: the task at the head is waiting, and tasks behind it were taken back.
+    pub(super) fn publish(&self, slot: u32) -> Option<u64> {
+        if !self.has_place() {
+            return None;
+        }
         let position = self.tail().load(Ordering::Relaxed);
-        // Places of tasks that were taken back are free only once the head has passed them.
-        while self.waiting() >= self.slots() && self.skip(self.head().load(Ordering::Acquire)) {}
         self.number(position).store(slot, Ordering::Relaxed);
         if let Some(state) = self.state(slot) {
             state.store(SlotState::Queued { position }.bits(), Ordering::Release); // pairs with the claim
         }
         self.tail().store((position + 1) % POSITIONS, Ordering::Release); // pairs with the load in `claim`
-        position
+        Some(position)
     }
 
     /// The parent takes the task back, unless a worker has it.

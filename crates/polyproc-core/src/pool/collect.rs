@@ -10,13 +10,12 @@ use super::call::{Call, End, Want};
 use super::doorbell::{ASLEEP, ASLEEP_UNTIL_LOW, AWAKE, AWAY, SPINNING};
 use super::driver::{At, Driver, Inner, Task};
 use super::scheduler::{Event, TaskId};
-use super::stream::{Body, Kind, LOGGED, Record, WITH_FDS, parse, take_results};
+use super::stream::{Body, Kind, LOGGED, Record, WITH_FDS, begun, parse, take_results};
 use super::task::{TaskEnd, next_item};
-use super::watch::{Timer, after_backoff};
+use super::watch::{CHANNEL_MESSAGES, Timer, after_backoff};
 use crate::deadline::Deadline;
 use crate::frame::Payload;
 use crate::prim::Ordering;
-use crate::process::Signal;
 use crate::robust::{HAS_SPARE_PROCESSOR, WaitError, look};
 use crate::shm::MemoryError;
 use crate::sys::futex;
@@ -25,56 +24,77 @@ use crate::sys::futex;
 /// pool's thread: this is for the case that it is not.
 const SLICE: Duration = Duration::from_secs(1);
 
+/// So often results are looked for before the lock is given to others for a moment: workers may answer as fast as they are read.
+const ROUNDS: usize = 64;
+
 /// How a waiting thread goes on.
 enum Step {
     Done,
     TimedOut,
+    /// Look again, after others had the lock.
+    Again,
     /// Sleep so on the doorbell.
     Lead(u32),
     /// Sleep until unparked after this.
     Follow(u32),
 }
 
+/// A thread that waits for a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Waiter {
+    pub(super) call: usize,
+    /// Tells threads apart that wait for the same call.
+    serial: u64,
+}
+
 impl Driver {
     /// See [`Call::wait`].
     pub(super) fn wait(&self, call: &Call, want: Want, deadline: Deadline) -> Result<bool, WaitError> {
         let mut may_spin = true;
+        let me = self.with(|inner| Waiter { call: call.key, serial: inner.serial() });
         loop {
-            let step = self.with(|inner| self.step(inner, call.key, want, deadline, &mut may_spin));
+            let step = self.with(|inner| self.step(inner, me, want, deadline, &mut may_spin));
             let woken = match step {
                 Step::Done => return Ok(true),
                 Step::TimedOut => return Ok(false),
+                Step::Again => {
+                    std::thread::yield_now();
+                    continue;
+                }
                 Step::Lead(how) => self.sleep_as_leader(how, deadline),
                 Step::Follow(ticket) => call.parker.park(ticket, deadline.remaining().unwrap_or(SLICE).min(SLICE)),
             };
             if woken.is_err() {
-                self.with(|inner| self.leave(inner, call.key));
+                self.with(|inner| self.leave(inner, me));
                 return Err(WaitError::Interrupted);
             }
         }
     }
 
-    fn step(&self, inner: &mut Inner, call: usize, want: Want, deadline: Deadline, may_spin: &mut bool) -> Step {
-        let leads = inner.leader.is_none_or(|leader| leader == call);
+    fn step(&self, inner: &mut Inner, me: Waiter, want: Want, deadline: Deadline, may_spin: &mut bool) -> Step {
+        let call = me.call;
+        inner.follow_no_more(me);
+        let leads = inner.leader.is_none_or(|leader| leader == me);
         let doorbell = self.board.doorbell();
         if leads && !inner.is_satisfied(call, want) {
-            inner.leader = Some(call);
+            inner.leader = Some(me);
             doorbell.set(AWAKE);
             self.collect(inner);
         }
-        loop {
+        for _ in 0..ROUNDS {
             let is_done = inner.is_satisfied(call, want) || !self.is_ours();
             if is_done || deadline.has_passed() {
-                self.leave(inner, call);
+                self.leave(inner, me);
                 return if is_done { Step::Done } else { Step::TimedOut };
             }
             if !leads {
                 let Some(state) = inner.calls.get_mut(call) else { return Step::Done };
-                state.followers += 1;
+                state.followers.push(me.serial);
                 let ticket = state.parker.ticket();
                 if !doorbell.hurry() || !inner.is_anything_unread() {
                     return Step::Follow(ticket);
                 }
+                inner.follow_no_more(me);
                 self.collect(inner);
                 continue;
             }
@@ -94,6 +114,7 @@ impl Driver {
             doorbell.set(AWAKE);
             self.collect(inner);
         }
+        Step::Again
     }
 
     fn sleep_as_leader(&self, how: u32, deadline: Deadline) -> Result<(), WaitError> {
@@ -112,15 +133,16 @@ impl Driver {
         }
     }
 
-    /// The thread that waits for `call` goes. If it was the leader, another follows, or the pool's thread does it.
-    fn leave(&self, inner: &mut Inner, call: usize) {
-        if inner.leader != Some(call) {
+    /// The waiting thread goes. If it was the leader, another follows, or the pool's thread does it.
+    fn leave(&self, inner: &mut Inner, me: Waiter) {
+        inner.follow_no_more(me);
+        if inner.leader != Some(me) {
             return;
         }
         inner.leader = None;
         inner.told.leader = false;
         self.hand_over(inner);
-        if let Some((_, state)) = inner.calls.iter_mut().find(|(_, state)| state.followers > 0) {
+        if let Some((_, state)) = inner.calls.iter_mut().find(|(_, state)| !state.followers.is_empty()) {
             inner.told.unpark(state);
         }
     }
@@ -130,19 +152,23 @@ impl Driver {
         if inner.leader.is_none() && inner.eager == 0 {
             self.board.doorbell().set(AWAKE);
         }
-        while inner.leader.is_none() && inner.eager > 0 {
+        for _ in 0..ROUNDS {
+            if inner.leader.is_some() || inner.eager == 0 {
+                return;
+            }
             self.board.doorbell().set(AWAY);
             if !inner.is_anything_unread() {
                 return;
             }
             self.collect(inner);
         }
+        inner.told.driver = true; // it comes back here, after others had the lock
     }
 
     /// Takes all results that there are.
     pub(super) fn collect(&self, inner: &mut Inner) {
         for at in 0..inner.workers.len() {
-            if inner.workers[at].as_ref().is_some_and(|worker| worker.stream.unread() > 0) {
+            if inner.workers[at].as_ref().is_some_and(|worker| worker.stream.is_anything_unread()) {
                 self.read_worker(inner, at);
             }
         }
@@ -151,7 +177,7 @@ impl Driver {
     /// Takes what a worker wrote.
     pub(super) fn read_worker(&self, inner: &mut Inner, at: usize) {
         let mut bytes = std::mem::take(&mut inner.scratch);
-        let Some(worker) = &inner.workers[at] else { return };
+        let Some(worker) = &mut inner.workers[at] else { return };
         let mut read = worker.stream.read(&mut bytes);
         let mut rest = &bytes[..];
         while read.is_ok() && !rest.is_empty() {
@@ -160,11 +186,8 @@ impl Driver {
                 read = parse(&mut rest).and_then(|record| self.on_record(inner, at, record));
             }
         }
-        if read.is_err()
-            && let Some(worker) = &inner.workers[at]
-        {
-            // It writes nonsense: it is of no use any more, and its death is next.
-            let _ = worker.child.signal(Signal::KILL);
+        if read.is_err() {
+            inner.discard(at);
         }
         inner.scratch = bytes;
     }
@@ -202,9 +225,17 @@ impl Driver {
 
     fn on_record(&self, inner: &mut Inner, at: usize, record: Record<'_>) -> Result<(), MemoryError> {
         let worker = inner.workers[at].as_mut().ok_or(MemoryError::Corrupt)?;
-        if let Body::Number(slot) = record.body {
-            let task = usize::try_from(slot).ok().and_then(|slot| inner.slots.get(slot)).copied().flatten();
-            worker.reading = Some(task.ok_or(MemoryError::Corrupt)?);
+        if let Body::Number(number) = record.body {
+            let (slot, position) = begun(number);
+            let id = inner.slots.get(slot).copied().flatten().ok_or(MemoryError::Corrupt)?;
+            let task = inner.tasks.get(id.0).ok_or(MemoryError::Corrupt)?;
+            let is_there = matches!(task.at, At::Out { position: at, .. } if at == position);
+            let holder = u32::try_from(slot).ok().and_then(|slot| self.board.table().holder(slot, position));
+            // A worker answers for what it has taken, and nothing else.
+            if !is_there || holder != Some(worker.number) || worker.reading.is_some() {
+                return Err(MemoryError::Corrupt);
+            }
+            worker.reading = Some(id);
             return Ok(());
         }
         let id = worker.reading.ok_or(MemoryError::Corrupt)?;
@@ -224,8 +255,9 @@ impl Driver {
 
     /// What a record says, with all that belongs to it.
     fn end_of(&self, inner: &mut Inner, at: usize, record: Record<'_>) -> Result<End, MemoryError> {
-        if record.flags & (LOGGED | WITH_FDS) != 0 {
-            self.hear_channel(inner, at);
+        let has_fds = inner.workers[at].as_ref().is_some_and(|worker| !worker.fds.is_empty());
+        if record.flags & LOGGED != 0 || record.flags & WITH_FDS != 0 && !has_fds {
+            self.hear_channel(inner, at, CHANNEL_MESSAGES);
         }
         let worker = inner.workers[at].as_mut().ok_or(MemoryError::Corrupt)?;
         let fds = match record.flags & WITH_FDS {
@@ -285,6 +317,21 @@ impl Driver {
 }
 
 impl Inner {
+    /// The thread does not sleep on its call's parker any more, or never did.
+    fn follow_no_more(&mut self, me: Waiter) {
+        if let Some(state) = self.calls.get_mut(me.call).filter(|state| !state.followers.is_empty()) {
+            state.followers.retain(|serial| *serial != me.serial);
+        }
+    }
+
+    /// A worker wrote nonsense: it is of no use any more, and its death is next.
+    pub(super) fn discard(&mut self, at: usize) {
+        if let Some(worker) = &mut self.workers[at] {
+            worker.stream.break_off();
+            worker.kill();
+        }
+    }
+
     fn is_satisfied(&self, call: usize, want: Want) -> bool {
         self.calls.get(call).is_none_or(|state| match want {
             Want::Next => !state.ends.is_empty() || state.is_over(),
@@ -294,11 +341,11 @@ impl Inner {
     }
 
     fn is_anything_unread(&self) -> bool {
-        self.workers.iter().flatten().any(|worker| worker.stream.unread() > 0)
+        self.workers.iter().flatten().any(|worker| worker.stream.is_anything_unread())
     }
 
     fn way_to_sleep(&self, want: Want) -> u32 {
-        let is_minded = self.eager > 0 || self.calls.iter().any(|(_, state)| state.followers > 0);
+        let is_minded = self.eager > 0 || self.calls.iter().any(|(_, state)| !state.followers.is_empty());
         if want == Want::Next || is_minded { ASLEEP } else { ASLEEP_UNTIL_LOW }
     }
 }

@@ -14,21 +14,24 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use slab::Slab;
 
 use super::board::{Board, FIRST_BLOCK, SLOTS};
 use super::call::{self, CallSettings, End, FunctionId, Parker, Stop};
 use super::callbacks::Callbacks;
+use super::collect::Waiter;
 use super::doorbell;
 use super::handle::{OnLog, PoolError, PoolSettings};
+use super::latch::Latch;
 use super::scheduler::{Action, Event, Place, Scheduler, TaskId};
-use super::staff::{Cause, Worker};
+use super::staff::{Cause, Numbers, Worker};
+use super::stream::IDLE;
 use super::task::{Items, PoolEvent, TaskEnd, Why, encode_function};
 use super::watch::{Timer, Timers};
 use crate::prim::{AtomicBool, Ordering, fence};
-use crate::process::{Function, lock};
+use crate::process::{Function, call_user, lock};
 use crate::shm::{Blocks, Extent};
 use crate::sys::identity::process_id;
 use crate::sys::watch::{Bell, Watch};
@@ -37,6 +40,10 @@ use crate::sys::watch::{Bell, Watch};
 const AHEAD_BYTES: u64 = 1 << 20;
 /// No more are woken for one event.
 const WOKEN_AT_ONCE: u32 = 256;
+
+/// From taking a task to beginning it a worker needs some hundred nanoseconds, or as long as it is without a processor. One that
+/// needs longer than this is stopped (`SIGSTOP`, a debugger, a freezer).
+const UNBEGUN_LIMIT: Duration = Duration::from_millis(200);
 
 /// Where a task's argument is.
 pub(super) enum At {
@@ -68,9 +75,20 @@ pub(super) struct Task {
     pub(super) panics: u32,
     /// Items that have not begun may go to another worker.
     pub(super) is_loose: bool,
+    /// A [`Timer::Limit`] is set.
+    pub(super) has_limit_timer: bool,
+    /// How many workers died that had taken it and not begun it.
+    pub(super) unbegun_deaths: u32,
+    /// Since when the worker that has taken it is seen not to begin it.
+    pub(super) unbegun_since: Option<Instant>,
 }
 
 impl Task {
+    /// The worker that has taken it is seen not to have begun it; true when it was seen so for [`UNBEGUN_LIMIT`].
+    pub(super) fn is_stuck_before_beginning(&mut self) -> bool {
+        self.unbegun_since.get_or_insert_with(Instant::now).elapsed() >= UNBEGUN_LIMIT
+    }
+
     /// One item, to be run for the first time.
     pub(super) fn single(call: usize, serial: u64, index: u64, bytes: Vec<u8>) -> Self {
         Self {
@@ -85,6 +103,9 @@ impl Task {
             loss: None,
             panics: 0,
             is_loose: false,
+            has_limit_timer: false,
+            unbegun_deaths: 0,
+            unbegun_since: None,
         }
     }
 }
@@ -118,7 +139,7 @@ pub(super) struct Told {
 impl Told {
     /// The threads that sleep until their call has something.
     pub(super) fn unpark(&mut self, call: &mut call::State) {
-        call.followers = 0; // who goes on sleeping says so again
+        call.followers.clear(); // a thread that goes on sleeping adds itself again
         self.parkers.push(Arc::clone(&call.parker));
     }
 
@@ -152,14 +173,14 @@ pub(super) struct Inner {
     pub(super) spare: Vec<Vec<u8>>,
     next_serial: u64,
     pub(super) workers: Vec<Option<Worker>>,
-    pub(super) next_number: u32,
+    pub(super) numbers: Numbers,
     /// Places for which a worker is to be started.
     pub(super) to_start: VecDeque<Place>,
     /// What is to become of workers that are being started.
     pub(super) on_arrival: HashMap<Place, Action>,
     pub(super) timers: Timers,
-    /// The call whose thread looks for results.
-    pub(super) leader: Option<usize>,
+    /// The thread that looks for results.
+    pub(super) leader: Option<Waiter>,
     /// Calls that want to be told of each result.
     pub(super) eager: usize,
     pub(super) told: Told,
@@ -172,8 +193,10 @@ pub(super) struct Inner {
     pub(super) is_sharing: bool,
     /// A look at workers that were not woken is to come.
     pub(super) is_looking_after: bool,
-    /// So many workers in a row died in their initializers.
+    /// So many workers in a row ended in their initializers by the program's fault.
     pub(super) unfit: usize,
+    /// The pool was terminated, and the grace period of its workers is over.
+    pub(super) is_past_grace: bool,
 }
 
 /// The shared state of a pool's handle, its calls and its thread.
@@ -190,6 +213,10 @@ pub(super) struct Driver {
     /// There ever were any.
     pub(super) has_logs: AtomicBool,
     log_turn: Mutex<()>,
+    /// No worker is wanted any more.
+    pub(super) is_terminated: AtomicBool,
+    /// Set when the pool's thread has ended.
+    pub(super) end: Latch,
     /// The process that made it: in a copy of that process there is no thread behind it.
     pid: u32,
 }
@@ -219,7 +246,7 @@ impl Driver {
             spare: Vec::new(),
             next_serial: 0,
             workers: (0..workers).map(|_| None).collect(),
-            next_number: 0,
+            numbers: Numbers::default(),
             to_start: (0..workers).map(Place).collect(),
             on_arrival: HashMap::new(),
             timers: BinaryHeap::new(),
@@ -233,6 +260,7 @@ impl Driver {
             is_sharing: false,
             is_looking_after: false,
             unfit: 0,
+            is_past_grace: false,
         };
         Ok(Arc::new(Self {
             inner: Mutex::new(inner),
@@ -244,6 +272,8 @@ impl Driver {
             logs: Mutex::default(),
             has_logs: AtomicBool::new(false),
             log_turn: Mutex::default(),
+            is_terminated: AtomicBool::new(false),
+            end: Latch::default(),
             pid: process_id(),
         }))
     }
@@ -296,7 +326,7 @@ impl Driver {
         let turn = lock(&self.log_turn);
         while let Some(Logged { pid, record, on_log }) = { lock(&self.logs).pop_front() } {
             if let Some(on_log) = on_log.as_ref().or(self.settings.on_log.as_ref()) {
-                on_log(pid, &record);
+                call_user(|| on_log(pid, &record));
             }
         }
         drop(turn);
@@ -308,10 +338,10 @@ impl Driver {
             self.deliver_logs();
         }
         if let Some(on_event) = &self.settings.on_event {
-            told.events.iter().for_each(|event| on_event(event));
+            told.events.iter().for_each(|event| call_user(|| on_event(event)));
         }
         told.parkers.iter().for_each(|parker| parker.unpark());
-        told.wakers.into_iter().for_each(Waker::wake);
+        told.wakers.into_iter().for_each(|waker| call_user(|| waker.wake()));
         told.thens.into_iter().for_each(|then| self.callbacks.run(then));
         if told.leader {
             self.board.doorbell().ring(|| true, || ());
@@ -340,7 +370,7 @@ impl Driver {
                 is_abandoned: false,
                 is_eager,
                 stop: None,
-                followers: 0,
+                followers: Vec::new(),
                 parker: Arc::clone(&parker),
                 waker: None,
                 thens: Vec::new(),
@@ -407,10 +437,9 @@ impl Driver {
                     if table.withdraw(slot, position) {
                         self.remove(inner, id, &stop_end(stop));
                         self.handle(inner, Event::Ended(id));
-                    } else if let Some(number) = table.holder(slot, position).filter(|_| stop != Stop::GivenUp) {
-                        let worker = inner.workers.iter_mut().flatten().find(|worker| worker.number == number);
+                    } else if stop != Stop::GivenUp {
                         let cause = if stop == Stop::TimedOut { Cause::TimedOut } else { Cause::Cancelled };
-                        is_left |= !worker.is_some_and(|worker| worker.doom(cause, Some(position)));
+                        is_left |= !inner.doom_holder(&self.board, id, cause);
                     }
                 }
             }
@@ -418,6 +447,18 @@ impl Driver {
         if is_left {
             inner.set_timer(super::watch::soon(), Timer::Stop { call, serial, stop });
         }
+    }
+
+    /// Nobody wants the results any more. The pool's thread collects what is still to come: no other thread waits for it.
+    pub(super) fn abandon(&self, call: usize) {
+        self.with(|inner| {
+            let Some(state) = inner.calls.get_mut(call) else { return };
+            state.is_abandoned = true;
+            state.is_sealed = true;
+            inner.eager += usize::from(!std::mem::replace(&mut state.is_eager, true));
+            inner.settle(call);
+            self.hand_over(inner);
+        });
     }
 
     pub(super) fn then(&self, call: usize, then: Box<dyn FnOnce() + Send>) {
@@ -463,6 +504,18 @@ impl Inner {
         id
     }
 
+    /// Kills the worker that has taken a task: at once when it has begun, and when it has stood still for a while before that.
+    /// False when that is still to come, or the task is over.
+    fn doom_holder(&mut self, board: &Board, id: TaskId, cause: Cause) -> bool {
+        let Some(task) = self.tasks.get_mut(id.0) else { return false };
+        let At::Out { slot, position, .. } = task.at else { return false };
+        let holder = board.table().holder(slot, position);
+        let Some(worker) = self.workers.iter_mut().flatten().find(|worker| Some(worker.number) == holder) else {
+            return false;
+        };
+        worker.doom(cause, Some(position)) || task.is_stuck_before_beginning() && worker.doom_at(cause, IDLE)
+    }
+
     /// The slot is free, and the block.
     pub(super) fn free(&mut self, board: &Board, slot: u32, block: Option<Extent>, len: u64) {
         self.out_bytes -= len;
@@ -485,11 +538,11 @@ impl Inner {
     pub(super) fn ended(&mut self, call: usize, count: u64) {
         let Some(state) = self.calls.get_mut(call) else { return };
         state.left -= count;
-        if state.followers > 0 {
+        if !state.followers.is_empty() {
             self.told.unpark(state);
         }
         self.told.wakers.extend(state.waker.take());
-        self.told.leader |= self.leader == Some(call);
+        self.told.leader |= self.leader.is_some_and(|leader| leader.call == call);
         if state.is_abandoned {
             state.ends = call::Ends::default();
         }
@@ -512,15 +565,6 @@ impl Inner {
 
     pub(super) fn seal(&mut self, call: usize) {
         if let Some(state) = self.calls.get_mut(call) {
-            state.is_sealed = true;
-            self.settle(call);
-        }
-    }
-
-    /// Nobody wants the results any more.
-    pub(super) fn abandon(&mut self, call: usize) {
-        if let Some(state) = self.calls.get_mut(call) {
-            state.is_abandoned = true;
             state.is_sealed = true;
             self.settle(call);
         }

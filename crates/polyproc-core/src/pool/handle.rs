@@ -12,8 +12,12 @@ use super::driver::Driver;
 use super::scheduler::Event;
 use super::staff::WorkerStats;
 use super::task::PoolEvent;
+use crate::deadline::Deadline;
 use crate::frame::Payload;
-use crate::process::{EnvChange, ForkWithThreads, Function, FunctionError, StartError, StartMethod, lock};
+use crate::process::{
+    EnvChange, ForkWithThreads, Function, FunctionError, StartError, StartMethod, is_interrupted, lock,
+};
+use crate::robust::WaitError;
 
 /// Called with a worker's process id and what it logged.
 pub type OnLog = Arc<dyn Fn(u32, &[u8]) + Send + Sync>;
@@ -126,7 +130,7 @@ impl Pool {
             return Err(PoolError::Fork);
         }
         let driver = Driver::new(workers, settings)?;
-        if let Err((_, error)) = driver.start_next() {
+        if let Err((_, error)) = driver.start_next(&is_interrupted) {
             driver.kill_all();
             return Err(error.into());
         }
@@ -212,16 +216,28 @@ impl Pool {
         }
     }
 
-    /// Waits until all workers have ended and all callbacks have run, after [`Pool::close`] or [`Pool::terminate`].
-    pub fn join(&self) {
+    /// Waits until all workers have ended and all callbacks have run, after [`Pool::close`] or [`Pool::terminate`]; false when
+    /// the deadline passed first.
+    ///
+    /// # Errors
+    /// [`WaitError::Interrupted`] when a signal handler ran: wait again, or do what the signal asks.
+    pub fn join(&self, deadline: Deadline) -> Result<bool, WaitError> {
         if !self.driver.is_ours() {
-            return;
+            return Ok(true);
+        }
+        if !self.driver.end.wait(deadline)? {
+            return Ok(false);
         }
         if let Some(thread) = lock(&self.thread).take() {
             // A panic there was printed; the workers die with this process at the latest.
             let _ = thread.join();
         }
-        self.driver.callbacks.join();
+        self.driver.callbacks.join(deadline)
+    }
+
+    /// As [`Pool::join`], waiting on when a signal handler ran.
+    pub fn join_through_signals(&self) {
+        while self.join(Deadline::NEVER).is_err() {}
     }
 
     /// What each living worker has done so far.
@@ -248,6 +264,6 @@ fn check(workers: usize) -> Result<(), PoolError> {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.terminate();
-        self.join();
+        self.join_through_signals();
     }
 }

@@ -11,6 +11,7 @@
 //! | `driver`, `act`, `collect`, `watch` | the parent: its state, what the scheduler decides, results, deaths and times |
 //! | `staff` | a worker as the parent sees it |
 //! | `callbacks` | the thread for callbacks |
+//! | `latch` | what threads wait for that join a pool |
 //! | `call`, `handle` | [`Call`] and [`Pool`], what the faces use |
 //! | `task` | how a task ends, and messages |
 
@@ -24,6 +25,7 @@ mod doorbell;
 mod driver;
 mod feed;
 mod handle;
+mod latch;
 mod scheduler;
 mod staff;
 mod stream;

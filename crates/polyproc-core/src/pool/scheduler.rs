@@ -60,7 +60,7 @@ pub(crate) enum Event {
     /// The worker takes tasks from now on.
     Ready(Place),
     /// The worker is gone, and all it sent was seen.
-    Died(Place, Option<(TaskId, Held)>),
+    Died(Place, Blame, Option<(TaskId, Held)>),
     /// No worker could be started there; for ever, or perhaps only now.
     NotStarted(Place, Hope),
     /// It is time to try to start one again.
@@ -75,6 +75,24 @@ pub(crate) enum Event {
     Terminated,
     /// Workers cannot be made fit to run anything.
     Broken,
+}
+
+/// How fast a time between attempts grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// The system was out of something.
+    Slow,
+    /// Workers do start, and are killed: whoever does that may have done it once.
+    Fast,
+}
+
+/// What ended a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Blame {
+    /// The program: it exited, or did something that the system ends a process for. It may do so again.
+    Program,
+    /// Somebody else, by a signal: an operator, the kernel when it was out of memory.
+    Outside,
 }
 
 /// Whether to try again.
@@ -108,7 +126,7 @@ pub(crate) enum Action {
     Delay(TaskId, u32),
     Start(Place),
     /// Try to start a worker after a time that grows with the number of failures. `StartDue` follows.
-    StartLater(Place, u32),
+    StartLater(Place, u32, Pace),
     /// Ask the worker to end when it has finished its task.
     Retire(Place),
     /// End the worker, whatever it does.
@@ -148,8 +166,7 @@ enum Phase {
     Over(Loss),
 }
 
-/// So many deaths in a row before anybody was ready, for each worker, mean that none will ever be. Many, as somebody who
-/// kills workers at random kills new ones too.
+/// So many deaths by the program's fault in a row before anybody was ready, for each worker, mean that none will ever be.
 const STILLBORN_LIMIT: usize = 50;
 /// So many failures to start in a row, when nobody is there, mean the same: with the times between them, some seconds.
 const FAILED_START_LIMIT: u32 = 8;
@@ -170,7 +187,10 @@ pub(crate) struct Scheduler {
     workers: Vec<Worker>,
     wanted: usize,
     phase: Phase,
+    /// Deaths in a row before anybody was ready, by the program's fault.
     stillborn: usize,
+    /// The same, by others.
+    killed_at_birth: u32,
     failed_starts: u32,
 }
 
@@ -189,6 +209,7 @@ impl Scheduler {
             wanted: workers,
             phase: Phase::Open,
             stillborn: 0,
+            killed_at_birth: 0,
             failed_starts: 0,
         }
     }
@@ -247,10 +268,9 @@ impl Scheduler {
                 if self.workers[place.0] == Worker::Starting {
                     self.workers[place.0] = Worker::Ready;
                 }
-                self.stillborn = 0;
-                self.failed_starts = 0;
+                (self.stillborn, self.killed_at_birth, self.failed_starts) = (0, 0, 0);
             }
-            Event::Died(place, held) => self.on_death(place, held, actions),
+            Event::Died(place, blame, held) => self.on_death(place, blame, held, actions),
             Event::NotStarted(place, hope) => self.on_failed_start(place, hope, actions),
             Event::StartDue(place) => {
                 if self.workers[place.0] == Worker::Awaited {
@@ -379,18 +399,27 @@ impl Scheduler {
         }
     }
 
-    fn on_death(&mut self, place: Place, held: Option<(TaskId, Held)>, actions: &mut Vec<Action>) {
+    fn on_death(&mut self, place: Place, blame: Blame, held: Option<(TaskId, Held)>, actions: &mut Vec<Action>) {
         let was = std::mem::replace(&mut self.workers[place.0], Worker::Gone);
-        if was == Worker::Starting {
-            self.stillborn += 1;
-        }
         if let Some((task, held)) = held {
             self.on_unfinished(task, held, actions);
         }
-        if self.stillborn >= STILLBORN_LIMIT * self.wanted.max(1) {
-            return self.give_up(Loss::NoWorkers, actions);
+        match blame {
+            Blame::Program if was == Worker::Starting => {
+                self.stillborn += 1;
+                if self.stillborn >= STILLBORN_LIMIT * self.wanted.max(1) {
+                    return self.give_up(Loss::NoWorkers, actions);
+                }
+                self.start_at(place, actions);
+            }
+            Blame::Outside if was == Worker::Starting && self.is_wanted(place) => {
+                let failures = self.killed_at_birth / self.count_u32();
+                self.killed_at_birth = self.killed_at_birth.saturating_add(1);
+                self.workers[place.0] = Worker::Awaited;
+                actions.push(Action::StartLater(place, failures, Pace::Fast));
+            }
+            _ => self.start_at(place, actions),
         }
-        self.start_at(place, actions);
     }
 
     fn on_unfinished(&mut self, task: TaskId, held: Held, actions: &mut Vec<Action>) {
@@ -413,15 +442,20 @@ impl Scheduler {
         }
     }
 
-    /// Starts a worker there if one more is wanted.
-    fn start_at(&mut self, place: Place, actions: &mut Vec<Action>) {
+    /// Whether a worker is to be started there.
+    fn is_wanted(&self, place: Place) -> bool {
         let needed = match self.phase {
             Phase::Open => true,
             Phase::Closed => self.live > 0,
             Phase::Over(_) => false,
         };
         let staff = self.workers.iter().filter(|worker| !matches!(worker, Worker::Gone | Worker::Ending)).count();
-        if needed && staff < self.wanted && self.workers[place.0] == Worker::Gone {
+        needed && staff < self.wanted && self.workers[place.0] == Worker::Gone
+    }
+
+    /// Starts a worker there if one more is wanted.
+    fn start_at(&mut self, place: Place, actions: &mut Vec<Action>) {
+        if self.is_wanted(place) {
             self.workers[place.0] = Worker::Starting;
             actions.push(Action::Start(place));
         }
@@ -442,7 +476,7 @@ impl Scheduler {
             (Phase::Over(_), _) => {}
             (_, Hope::Some) if !alone || self.failed_starts < FAILED_START_LIMIT * self.count_u32() => {
                 self.workers[place.0] = Worker::Awaited;
-                actions.push(Action::StartLater(place, self.failed_starts / self.count_u32()));
+                actions.push(Action::StartLater(place, self.failed_starts / self.count_u32(), Pace::Slow));
             }
             _ if self.is_deserted() => self.give_up(Loss::NoWorkers, actions),
             _ => {}

@@ -21,10 +21,10 @@ fn a_death_costs_the_item_that_ran_and_no_other() {
     let (mut scheduler, task) = (Scheduler::new(1, SLOTS), TaskId(1));
     after(&mut scheduler, Event::Ready(Place(0)));
     assert_eq!(after(&mut scheduler, Event::Submitted(task, 0, 0)), [Action::Publish(task)]);
-    let died = Event::Died(Place(0), Some((task, DIED_RUNNING)));
+    let died = Event::Died(Place(0), Blame::Program, Some((task, DIED_RUNNING)));
     assert_eq!(after(&mut scheduler, died), [Action::Lose(task), Action::Start(Place(0))]);
     assert_eq!(after(&mut scheduler, Event::Requeued(task)), [Action::Publish(task)]);
-    let died = Event::Died(Place(0), Some((task, Held::NotBegun)));
+    let died = Event::Died(Place(0), Blame::Program, Some((task, Held::NotBegun)));
     assert_eq!(after(&mut scheduler, died), [Action::Publish(task), Action::Start(Place(0))]);
     assert_eq!(after(&mut scheduler, Event::Ended(task)), []);
 }
@@ -35,11 +35,11 @@ fn an_item_is_tried_as_often_as_allowed() {
     after(&mut scheduler, Event::Submitted(task, 0, 2));
     let again = Held::Running { is_same: true, may_retry: true };
     for (attempt, held) in [(1, DIED_RUNNING), (2, again)] {
-        let died = Event::Died(Place(0), Some((task, held)));
+        let died = Event::Died(Place(0), Blame::Program, Some((task, held)));
         assert_eq!(after(&mut scheduler, died), [Action::Delay(task, attempt), Action::Start(Place(0))]);
         assert_eq!(after(&mut scheduler, Event::Due(task)), [Action::Publish(task)]);
     }
-    let died = Event::Died(Place(0), Some((task, again)));
+    let died = Event::Died(Place(0), Blame::Program, Some((task, again)));
     assert_eq!(after(&mut scheduler, died), [Action::Lose(task), Action::Start(Place(0))]);
 }
 
@@ -58,11 +58,27 @@ fn workers_that_never_get_ready_break_the_pool() {
     let (mut scheduler, task) = (Scheduler::new(1, SLOTS), TaskId(0));
     after(&mut scheduler, Event::Submitted(task, 0, 0));
     for _ in 1..STILLBORN_LIMIT {
-        assert_eq!(after(&mut scheduler, Event::Died(Place(0), None)), [Action::Start(Place(0))]);
+        assert_eq!(after(&mut scheduler, Event::Died(Place(0), Blame::Program, None)), [Action::Start(Place(0))]);
     }
-    assert_eq!(after(&mut scheduler, Event::Died(Place(0), None)), [Action::Fail(task, Loss::NoWorkers)]);
+    assert_eq!(
+        after(&mut scheduler, Event::Died(Place(0), Blame::Program, None)),
+        [Action::Fail(task, Loss::NoWorkers)]
+    );
     assert!(scheduler.is_over());
     assert_eq!(after(&mut scheduler, Event::Submitted(task, 0, 0)), [Action::Fail(task, Loss::NoWorkers)]);
+}
+
+#[test]
+fn workers_killed_by_others_before_they_are_ready_are_started_again_for_ever() {
+    let (mut scheduler, task) = (Scheduler::new(1, SLOTS), TaskId(0));
+    after(&mut scheduler, Event::Submitted(task, 0, 0));
+    for time in 0..1000 {
+        let died = Event::Died(Place(0), Blame::Outside, None);
+        assert_eq!(after(&mut scheduler, died), [Action::StartLater(Place(0), time, Pace::Fast)], "later each time");
+        assert_eq!(after(&mut scheduler, Event::StartDue(Place(0))), [Action::Start(Place(0))]);
+    }
+    assert_eq!(after(&mut scheduler, Event::Ready(Place(0))), []);
+    assert_eq!(after(&mut scheduler, Event::Died(Place(0), Blame::Outside, None)), [Action::Start(Place(0))]);
 }
 
 #[test]
@@ -70,7 +86,7 @@ fn a_worker_that_cannot_start_now_may_start_later() {
     let (mut scheduler, task) = (Scheduler::new(1, SLOTS), TaskId(0));
     after(&mut scheduler, Event::Submitted(task, 0, 0));
     let failed = Event::NotStarted(Place(0), Hope::Some);
-    assert_eq!(after(&mut scheduler, failed), [Action::StartLater(Place(0), 1)]);
+    assert_eq!(after(&mut scheduler, failed), [Action::StartLater(Place(0), 1, Pace::Slow)]);
     assert_eq!(after(&mut scheduler, Event::StartDue(Place(0))), [Action::Start(Place(0))]);
     let failed = Event::NotStarted(Place(0), Hope::None);
     assert_eq!(after(&mut scheduler, failed), [Action::Fail(task, Loss::NoWorkers)]);
@@ -82,9 +98,9 @@ fn the_number_of_workers_follows_what_is_wanted() {
     assert_eq!(after(&mut scheduler, Event::Resized(3)), [Action::Start(Place(2))]);
     (0..3).for_each(|at| _ = after(&mut scheduler, Event::Ready(Place(at))));
     assert_eq!(after(&mut scheduler, Event::Resized(1)), [Action::Retire(Place(2)), Action::Retire(Place(1))]);
-    assert_eq!(after(&mut scheduler, Event::Died(Place(2), None)), []);
+    assert_eq!(after(&mut scheduler, Event::Died(Place(2), Blame::Program, None)), []);
     assert_eq!(after(&mut scheduler, Event::Idle(Place(0))), [Action::Retire(Place(0))]);
-    assert_eq!(after(&mut scheduler, Event::Died(Place(0), None)), [Action::Start(Place(0))]);
+    assert_eq!(after(&mut scheduler, Event::Died(Place(0), Blame::Program, None)), [Action::Start(Place(0))]);
 }
 
 /// What may happen next; numbers pick a worker or a task.
@@ -244,7 +260,7 @@ impl World {
             Action::Start(Place(at)) => {
                 assert!(self.staff.insert(at, Staff::default()).is_none(), "started in an empty place");
             }
-            Action::StartLater(Place(at), _) => self.awaited.push(at),
+            Action::StartLater(Place(at), ..) => self.awaited.push(at),
             Action::Retire(Place(at)) | Action::Kill(Place(at)) => {
                 self.staff.get_mut(&at).expect("somebody to be told").told_to_end = true;
             }
@@ -280,7 +296,7 @@ impl World {
             let is_same = self.jobs[&task].attempts > 0;
             (task, if began { Held::Running { is_same, may_retry: true } } else { Held::NotBegun })
         });
-        self.on(Event::Died(Place(at), held));
+        self.on(Event::Died(Place(at), if at.is_multiple_of(2) { Blame::Program } else { Blame::Outside }, held));
     }
 
     fn ready(&mut self, at: usize) {

@@ -8,11 +8,11 @@ use std::time::Duration;
 use super::board::Board;
 use super::handle::PoolSettings;
 use super::scheduler::{Place, TaskId};
-use super::stream::{DOOMED, IDLE, Phase, Stream, running_position};
+use super::stream::{DOOMED, IDLE, Phase, Results, Stream, running_position};
 use super::task::Setup;
 use crate::frame::Payload;
 use crate::prim::{AtomicU64, Ordering};
-use crate::process::{Child, Ending, ExitStatus, Settings, Signal, StartError, start_worker};
+use crate::process::{Child, Ending, ExitStatus, GiveUp, Settings, Signal, StartError, start_worker};
 use crate::sys::watch::Bell;
 use crate::sys::{clock, priority};
 
@@ -22,6 +22,8 @@ pub(super) enum Cause {
     TimedOut,
     OutOfMemory,
     Cancelled,
+    /// It took a task and stood still before it began it.
+    Frozen,
 }
 
 /// A worker that is about to be killed, and for which task.
@@ -40,7 +42,7 @@ pub(super) struct Worker {
     pub(super) key: u64,
     /// By which it claims tasks.
     pub(super) number: u32,
-    pub(super) stream: Stream,
+    pub(super) stream: Results,
     /// The task whose items it is answering.
     pub(super) reading: Option<TaskId>,
     /// Descriptors of results whose records are to come; or why there are none.
@@ -53,6 +55,26 @@ pub(super) struct Worker {
     /// Its task was warned by a signal.
     pub(super) warned: Option<u64>,
     started_nanos: u64,
+}
+
+/// Numbers for workers, by which they claim tasks. There are fewer of them than workers that a pool may start in its life, so a
+/// number is used again, but never one that a living worker has.
+#[derive(Debug, Default)]
+pub(super) struct Numbers {
+    last: u32,
+}
+
+impl Numbers {
+    /// The next number below `end` that is not taken.
+    pub(super) fn next(&mut self, end: u32, is_taken: impl Fn(u32) -> bool) -> u32 {
+        for _ in 0..end {
+            self.last = (self.last + 1) % end;
+            if !is_taken(self.last) {
+                break;
+            }
+        }
+        self.last
+    }
 }
 
 /// What one worker has done so far.
@@ -86,6 +108,7 @@ impl Worker {
         key: u64,
         board: &Board,
         bell: &Bell,
+        give_up: GiveUp<'_>,
     ) -> Result<Self, StartError> {
         let os = |source| StartError::Os { doing: "preparing a pool's worker", source };
         let started_nanos = clock::monotonic_nanos();
@@ -112,12 +135,12 @@ impl Worker {
             fork_with_threads: settings.fork_with_threads,
             ..Settings::default()
         };
-        let child = start_worker(process, Payload { head: setup.encode(), fds })?;
+        let child = start_worker(process, Payload { head: setup.encode(), fds }, give_up)?;
         Ok(Self {
             child,
             key,
             number,
-            stream,
+            stream: stream.into(),
             reading: None,
             fds: VecDeque::new(),
             to_return: Vec::new(),
@@ -131,21 +154,33 @@ impl Worker {
     /// Kills it, so that what it runs now, and nothing else, is ended for this cause. When `only` is given, only if it runs
     /// the task of that position. False when it does not.
     pub(super) fn doom(&mut self, cause: Cause, only: Option<u64>) -> bool {
-        let current = &self.stream.cell().current;
         loop {
-            let now = current.load(Ordering::Acquire);
+            let now = self.stream.cell().current.load(Ordering::Acquire);
             let position = running_position(now);
             if now == DOOMED || only.is_some() && position != only {
                 return false;
             }
-            // Acquire: what it wrote before it began this is seen. It begins and ends nothing after this.
-            if current.compare_exchange(now, DOOMED, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-                self.doom = Some(Doom { position, cause });
-                // One that has ended takes none, which is as good.
-                let _ = self.child.signal(Signal::KILL);
+            if self.doom_at(cause, now) {
                 return true;
             }
         }
+    }
+
+    /// As [`Worker::doom`], only if it runs exactly that item, or nothing when `current` is [`IDLE`].
+    pub(super) fn doom_at(&mut self, cause: Cause, current: u64) -> bool {
+        let cell = self.stream.cell();
+        // Acquire: what it wrote before it began this is seen. It begins and ends nothing after this.
+        if cell.current.compare_exchange(current, DOOMED, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return false;
+        }
+        self.doom = Some(Doom { position: running_position(current), cause });
+        self.kill();
+        true
+    }
+
+    /// Kills it, whatever it does. One that has ended takes no signal, which is as good.
+    pub(super) fn kill(&self) {
+        let _ = self.child.signal(Signal::KILL);
     }
 
     /// For how long it has had nothing to do.
@@ -165,7 +200,7 @@ impl Worker {
 
     pub(super) fn give_back(&mut self, offset: u64) {
         self.to_return.push(offset);
-        let stream = &self.stream;
+        let stream = &mut self.stream;
         let kept = self.to_return.iter().position(|offset| !stream.give_back(*offset));
         self.to_return.drain(..kept.unwrap_or(self.to_return.len()));
     }
@@ -187,6 +222,20 @@ impl Worker {
             bytes_in: load(&cell.bytes_in),
             bytes_out: load(&cell.bytes_out),
             peak_memory: priority::peak_bytes(self.child.pid()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_not_given_out_again_while_a_worker_has_it() {
+        let mut numbers = Numbers::default();
+        let long_lived = numbers.next(8, |_| false);
+        for _ in 0..100 {
+            assert_ne!(numbers.next(8, |number| number == long_lived), long_lived);
         }
     }
 }

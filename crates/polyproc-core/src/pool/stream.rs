@@ -5,9 +5,9 @@
 //! |---|---|---|---|
 //! | 0 | 128 | [`Cell`] | see there |
 //! | 384 | 64 | tail: bytes written since the beginning | the worker, once a record is whole: the one store that makes it count |
-//! | 128 | 64 | head: bytes read | the parent |
+//! | 128 | 64 | head: bytes read; the parent goes by a copy of its own | the parent |
 //! | 192 | 64 | [`Sleepers`]: the worker, when the ring is full | see there |
-//! | 256 | 64 | returned: blocks given back | the parent, once the entry is written |
+//! | 256 | 64 | returned: blocks given back; the parent goes by a copy of its own | the parent, once the entry is written |
 //! | 320 | 64 | taken: of these, how many the worker has taken | the worker |
 //! | 1024 | 256 | the segment's regions | see [`Segment`] |
 //! | 4096 | 8192 | a ring of offsets of blocks given back | the parent |
@@ -20,7 +20,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::Count;
-use crate::prim::{AtomicU32, AtomicU64, Ordering};
+use crate::prim::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::robust::Sleepers;
 use crate::shm::{MemoryError, Segment};
 use crate::sys::shared::shared;
@@ -36,6 +36,9 @@ pub(super) const FIRST_BLOCK: u64 = RING + RING_LEN;
 const FIRST_REGION: u64 = 3 * 65536;
 /// Results up to this length go through the ring, larger ones through a block.
 pub(super) const INLINE_LEN: usize = 16384;
+/// Bits of the number of a slot in a [`Kind::Begin`].
+const SLOT_BITS: u32 = 10;
+const _: () = assert!(super::board::SLOTS == 1 << SLOT_BITS && super::claim::POSITIONS << SLOT_BITS <= 1 << 56);
 /// Length of a record's word.
 pub(super) const WORD_LEN: usize = 8;
 
@@ -43,7 +46,8 @@ pub(super) const WORD_LEN: usize = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Kind {
-    /// The worker begins the task in the slot of this number. The results of its items follow, one for each, in order.
+    /// The worker begins a task: its position, and the number of its slot in the lowest ten bits. The results of its items
+    /// follow, one for each, in order.
     Begin = 1,
     /// An item's function returned: so many bytes of result.
     Returned = 2,
@@ -70,6 +74,11 @@ pub(super) struct Record<'a> {
     /// [`LOGGED`], [`WITH_FDS`].
     pub(super) flags: u8,
     pub(super) body: Body<'a>,
+}
+
+/// Slot and position of the task that a [`Kind::Begin`] speaks of.
+pub(super) fn begun(number: u64) -> (usize, u64) {
+    ((number & ((1 << SLOT_BITS) - 1)) as usize, number >> SLOT_BITS)
 }
 
 /// Where a record's bytes are.
@@ -249,7 +258,7 @@ impl Stream {
         self.segment.fixed(192)
     }
 
-    /// Bytes that the parent has not read.
+    /// Bytes that the parent has not read, as the worker sees it.
     pub(super) fn unread(&self) -> u64 {
         self.tail().load(Ordering::Acquire).wrapping_sub(self.head().load(Ordering::Acquire))
     }
@@ -281,8 +290,8 @@ impl Stream {
     }
 
     /// The worker begins a task. False when there is no room.
-    pub(super) fn write_begin(&self, slot: u32) -> Result<bool, MemoryError> {
-        self.write(Kind::Begin as u8, slot.into(), &mut [0; WORD_LEN])
+    pub(super) fn write_begin(&self, slot: u32, position: u64) -> Result<bool, MemoryError> {
+        self.write(Kind::Begin as u8, position << SLOT_BITS | u64::from(slot), &mut [0; WORD_LEN])
     }
 
     /// How an item ended: the bytes behind the first [`WORD_LEN`] of `record`. False when there is no room.
@@ -297,27 +306,6 @@ impl Stream {
         self.write(kind as u8 | IN_BLOCK | flags, len, &mut record)
     }
 
-    /// The parent takes all records there are, into `out`, which it empties first.
-    pub(super) fn read(&self, out: &mut Vec<u8>) -> Result<(), MemoryError> {
-        out.clear();
-        let tail = self.tail().load(Ordering::Acquire);
-        let head = self.head().load(Ordering::Relaxed);
-        let len = tail.wrapping_sub(head);
-        if len > RING_LEN {
-            return Err(MemoryError::Corrupt);
-        }
-        let (at, room) = Self::at(head);
-        self.segment.copy_out(at, len.min(room), out)?;
-        if len > room {
-            self.segment.copy_out(RING, len - room, out)?;
-        }
-        if len > 0 {
-            self.head().store(tail, Ordering::Release); // pairs with the load in `unread`
-            self.space().wake_all();
-        }
-        Ok(())
-    }
-
     #[expect(clippy::cast_possible_truncation, reason = "a remainder")]
     fn return_slot(at: u64) -> usize {
         (at % RETURN_SLOTS as u64) as usize
@@ -325,18 +313,6 @@ impl Stream {
 
     fn returns(&self) -> &Returns {
         self.segment.fixed(RETURNS)
-    }
-
-    /// The parent gives a block back. False when too many are on their way.
-    pub(super) fn give_back(&self, offset: u64) -> bool {
-        let (returned, taken) = (self.count(256), self.count(320));
-        let at = returned.load(Ordering::Relaxed);
-        if at.wrapping_sub(taken.load(Ordering::Acquire)) >= RETURN_SLOTS as u64 {
-            return false;
-        }
-        self.returns().offsets[Self::return_slot(at)].store(offset, Ordering::Relaxed);
-        returned.store(at.wrapping_add(1), Ordering::Release); // pairs with the load in `take_back`
-        true
     }
 
     /// The worker takes the next block that came back.
@@ -358,11 +334,97 @@ impl AsFd for Stream {
     }
 }
 
+/// The parent's end of a [`Stream`]. What the worker may overwrite is read once and checked; the parent's own counts are kept in
+/// its private memory, so a worker that writes nonsense ends its own stream and nothing else.
+#[derive(Debug)]
+pub(super) struct Results {
+    stream: Stream,
+    head: u64,
+    returned: u64,
+    is_broken: bool,
+}
+
+impl From<Stream> for Results {
+    fn from(stream: Stream) -> Self {
+        Self { stream, head: 0, returned: 0, is_broken: false }
+    }
+}
+
+impl Results {
+    pub(super) fn cell(&self) -> &Cell {
+        self.stream.cell()
+    }
+
+    pub(super) fn segment(&self) -> &Segment {
+        &self.stream.segment
+    }
+
+    /// Whether there are bytes to be read; never again once the stream is broken.
+    pub(super) fn is_anything_unread(&self) -> bool {
+        !self.is_broken && self.stream.tail().load(Ordering::Acquire) != self.head
+    }
+
+    /// The worker wrote nonsense: nothing more is read.
+    pub(super) fn break_off(&mut self) {
+        self.is_broken = true;
+    }
+
+    /// Takes all records there are, into `out`, which it empties first.
+    ///
+    /// # Errors
+    /// [`MemoryError::Corrupt`] when the worker counts more bytes than the ring holds.
+    pub(super) fn read(&mut self, out: &mut Vec<u8>) -> Result<(), MemoryError> {
+        out.clear();
+        if self.is_broken {
+            return Ok(());
+        }
+        let stream = &self.stream;
+        let tail = stream.tail().load(Ordering::Acquire); // pairs with the Release in `write`
+        let len = tail.wrapping_sub(self.head);
+        if len > RING_LEN {
+            return Err(MemoryError::Corrupt);
+        }
+        let (at, room) = Stream::at(self.head);
+        stream.segment.copy_out(at, len.min(room), out)?;
+        if len > room {
+            stream.segment.copy_out(RING, len - room, out)?;
+        }
+        if len > 0 {
+            self.head = tail;
+            stream.head().store(tail, Ordering::Release); // pairs with the load in `unread`
+            // The worker sets its bit, then looks at the head: one of the two sees the other.
+            fence(Ordering::SeqCst);
+            stream.space().wake_all();
+        }
+        Ok(())
+    }
+
+    /// Gives a block back. False when too many are on their way.
+    pub(super) fn give_back(&mut self, offset: u64) -> bool {
+        let (returned, taken) = (self.stream.count(256), self.stream.count(320));
+        if self.returned.wrapping_sub(taken.load(Ordering::Acquire)) >= RETURN_SLOTS as u64 {
+            return false;
+        }
+        let slot = Stream::return_slot(self.returned);
+        self.stream.returns().offsets[slot].store(offset, Ordering::Relaxed);
+        self.returned = self.returned.wrapping_add(1);
+        returned.store(self.returned, Ordering::Release); // pairs with the load in `take_back`
+        true
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// Both ends.
+    fn pair() -> (Stream, Results) {
+        let stream = Stream::new().expect("memory");
+        let other = stream.as_fd().try_clone_to_owned().expect("a descriptor");
+        (Stream::open(other).expect("memory"), Results::from(stream))
+    }
 
     proptest! {
         #[test]
@@ -375,18 +437,18 @@ mod tests {
 
     #[test]
     fn records_come_back_whole_also_where_the_ring_wraps() {
-        let stream = Stream::new().expect("memory");
+        let (stream, mut results) = pair();
         let mut bytes = Vec::new();
         for round in 0..100_u64 {
             let mut body: Vec<u8> =
                 (0..=255).cycle().take(4000 + usize::try_from(round).expect("small") * 17).collect();
-            assert!(stream.write_begin(9).expect("memory"));
+            assert!(stream.write_begin(9, 1 << 43).expect("memory"));
             assert!(stream.write_end(Kind::Returned, LOGGED, &mut body).expect("memory"));
             assert!(stream.write_end_in_block(Kind::Raised, 0, 77, 88).expect("memory"));
-            stream.read(&mut bytes).expect("good records");
+            results.read(&mut bytes).expect("good records");
             let mut rest = &bytes[..];
             let begin = parse(&mut rest).expect("whole");
-            assert_eq!((begin.kind, begin.body), (Kind::Begin, Body::Number(9)));
+            assert_eq!((begin.kind, begin.body), (Kind::Begin, Body::Number(1 << 53 | 9)));
             let end = parse(&mut rest).expect("whole");
             assert_eq!((end.kind, end.flags, end.body), (Kind::Returned, LOGGED, Body::Bytes(&body[WORD_LEN..])));
             let block = parse(&mut rest).expect("whole");
@@ -397,37 +459,51 @@ mod tests {
 
     #[test]
     fn plain_results_are_taken_together() {
-        let stream = Stream::new().expect("memory");
+        let (stream, mut results) = pair();
         for n in 0..5u8 {
             assert!(stream.write_end(Kind::Returned, 0, &mut [n; WORD_LEN + 3]).expect("memory"));
         }
         assert!(stream.write_end(Kind::Raised, 0, &mut [9; WORD_LEN]).expect("memory"));
         let mut bytes = Vec::new();
-        stream.read(&mut bytes).expect("good records");
+        results.read(&mut bytes).expect("good records");
         let mut rest = &bytes[..];
         assert_eq!(take_results(&mut rest, 2).1, 2);
-        let (mut results, count) = take_results(&mut rest, 100);
+        let (mut taken, count) = take_results(&mut rest, 100);
         assert_eq!(count, 3);
         for n in 2..5u8 {
-            assert_eq!(next_result(&mut results), Some(&[n; 3][..]));
+            assert_eq!(next_result(&mut taken), Some(&[n; 3][..]));
         }
-        assert_eq!((next_result(&mut results), take_results(&mut rest, 100).1), (None, 0));
+        assert_eq!((next_result(&mut taken), take_results(&mut rest, 100).1), (None, 0));
         assert_eq!(parse(&mut rest).map(|record| record.kind).ok(), Some(Kind::Raised));
     }
 
     #[test]
     fn a_full_ring_takes_nothing_and_blocks_come_back() {
-        let stream = Stream::new().expect("memory");
+        let (stream, mut results) = pair();
         while stream.write_end(Kind::Returned, 0, &mut [0; INLINE_LEN]).expect("memory") {}
         assert!(stream.unread() > RING_LEN - 2 * INLINE_LEN as u64);
-        stream.read(&mut Vec::new()).expect("good records");
+        results.read(&mut Vec::new()).expect("good records");
         assert!(stream.write_end(Kind::Returned, 0, &mut [0; INLINE_LEN]).expect("memory"));
         for n in 0..RETURN_SLOTS as u64 {
-            assert!(stream.give_back(n));
+            assert!(results.give_back(n));
         }
-        assert!(!stream.give_back(5));
+        assert!(!results.give_back(5));
         assert_eq!((stream.take_back(), stream.take_back()), (Some(0), Some(1)));
-        assert!(stream.give_back(5));
+        assert!(results.give_back(5));
+    }
+
+    #[test]
+    fn a_count_that_is_nonsense_breaks_the_stream_once_and_for_good() {
+        let (stream, mut results) = pair();
+        assert!(stream.write_begin(1, 2).expect("memory"));
+        stream.tail().store(u64::MAX, Ordering::Release);
+        stream.head().store(u64::MAX - 5, Ordering::Release);
+        let mut bytes = vec![1];
+        assert!(results.is_anything_unread());
+        assert!(matches!(results.read(&mut bytes), Err(MemoryError::Corrupt)));
+        results.break_off();
+        assert!(!results.is_anything_unread());
+        assert!(results.read(&mut bytes).is_ok() && bytes.is_empty());
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! | NEED_FDS | from the worker | position `u64` | |
 //! | FDS | to the worker | empty | the argument's |
 //! | NEED_FUNCTION | from the worker | id `u64` | |
-//! | FUNCTION | to the worker | its name and context; empty when there is none | |
+//! | FUNCTION | to the worker | id `u64`, its name and context; those are empty when there is none | |
 //! | RESULT_FDS | from the worker, before the record of the result | empty | the result's |
 //! | LOG | from the worker | the position of its task `u64`, what a face logged | |
 

@@ -4,23 +4,24 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::call::{FunctionId, Stop};
 use super::driver::{At, Driver, Inner, Logged, Task, stop_end};
-use super::scheduler::{Event, Held, Hope, Place, TaskId};
+use super::scheduler::{Blame, Event, Held, Hope, Pace, Place, TaskId};
 use super::staff::{Cause, Doom, Worker};
 use super::stream::{DOOMED, cut, is_cut, running_item, running_position};
 use super::task::{PoolEvent, TaskEnd, Why, decode_unfit, next_item, tag};
-use crate::conn::Message;
+use crate::conn::{Arrival, Message};
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
 use crate::process::outcome::tag as process;
-use crate::process::{ExitStatus, Outcome, Signal, StartError, State, lock};
+use crate::process::{ExitStatus, GiveUp, Outcome, Signal, StartError, State, lock};
 use crate::sys::watch::Watch;
-use crate::sys::{clock, priority, signal};
+use crate::sys::{clock, priority};
 
 /// The key of the bell; those of workers are larger.
 pub(super) const BELL: u64 = 0;
@@ -28,8 +29,16 @@ pub(super) const BELL: u64 = 0;
 const GRACE: Duration = Duration::from_secs(1);
 /// How often the memory of workers is looked at, where it is limited.
 const MEMORY_PERIOD: Duration = Duration::from_millis(20);
-/// So many workers in a row that die in their initializers mean that all will.
+/// So many workers in a row that end in their initializers by the program's fault mean that all will.
 const UNFIT_LIMIT: usize = 3;
+/// So many workers that die between taking a task and beginning it are that task's own loss: the next one may die there, too.
+const UNBEGUN_DEATHS: u32 = 3;
+/// So many messages of a worker are read at a time, while others wait for the lock.
+const MESSAGES_AT_ONCE: usize = 64;
+/// More than fit in a channel.
+pub(super) const CHANNEL_MESSAGES: usize = 1024;
+/// So many descriptors of results may wait here for their results.
+const MOST_FDS: usize = 512;
 /// How long items wait at most behind one that takes long, while other workers have nothing to do.
 pub(super) const SHARE_PERIOD: Duration = Duration::from_millis(1);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
@@ -41,8 +50,8 @@ pub(super) enum Timer {
     Due { task: TaskId, serial: u64 },
     /// Another attempt to start a worker.
     Start(Place),
-    /// An item of the task there may have run for too long.
-    Limit { slot: u32, position: u64 },
+    /// An item of the task may have run for too long.
+    Limit { task: TaskId, serial: u64 },
     /// What is left of the call is ended.
     Stop { call: usize, serial: u64, stop: Stop },
     /// A look at the memory of all workers.
@@ -71,8 +80,12 @@ pub(super) fn after_backoff(backoff: Duration, attempts: u32) -> Instant {
 }
 
 /// When to try again to start a worker, after so many failures.
-pub(super) fn after_failed_starts(failures: u32) -> Instant {
-    Instant::now() + Duration::from_millis(10 << failures.min(6))
+pub(super) fn after_failed_starts(failures: u32, pace: Pace) -> Instant {
+    let millis = match pace {
+        Pace::Slow => 10 << failures.min(6),
+        Pace::Fast => 1 << (failures / 4).min(9),
+    };
+    Instant::now() + Duration::from_millis(millis)
 }
 
 impl Inner {
@@ -86,20 +99,14 @@ impl Inner {
 
 impl Driver {
     pub(super) fn spawn_thread(self: &Arc<Self>) -> io::Result<JoinHandle<()>> {
-        let own_threads = &State::current().own_threads;
-        own_threads.fetch_add(1, Ordering::Relaxed);
         let driver = Arc::clone(self);
-        let run = move || {
+        State::current().own_threads.spawn("polyproc-pool", move || {
             driver.run();
-            own_threads.fetch_sub(1, Ordering::Relaxed);
-        };
-        std::thread::Builder::new().name("polyproc-pool".to_owned()).spawn(run).inspect_err(|_| {
-            own_threads.fetch_sub(1, Ordering::Relaxed);
+            driver.end.set();
         })
     }
 
     fn run(&self) {
-        signal::block_all();
         let mut keys = Vec::new();
         self.with(|inner| {
             if self.settings.memory_limit.is_some() {
@@ -117,8 +124,10 @@ impl Driver {
             }
             let deadline =
                 next.map_or(Deadline::NEVER, |at| Deadline::after(at.saturating_duration_since(Instant::now())));
-            // Fails for a descriptor that is no epoll only.
-            self.watch.wait(&mut keys, deadline).expect("an epoll descriptor can be waited for");
+            if self.watch.wait(&mut keys, deadline).is_err() {
+                // The program closed all descriptors: nothing can be run or seen to end any more.
+                return self.with(|inner| self.handle(inner, Event::Terminated));
+            }
             self.with(|inner| {
                 for &key in &keys {
                     if key == BELL {
@@ -154,7 +163,7 @@ impl Driver {
                 }
             }
             Timer::Start(place) => self.handle(inner, Event::StartDue(place)),
-            Timer::Limit { slot, position } => self.limit(inner, slot, position),
+            Timer::Limit { task, serial } => self.limit(inner, task, serial),
             Timer::Stop { call, serial, stop } => {
                 if inner.calls.get(call).is_some_and(|state| state.serial == serial && !state.is_over()) {
                     self.stop(inner, call, stop);
@@ -188,10 +197,8 @@ impl Driver {
                 }
             }
             Timer::Kill => {
-                for worker in inner.workers.iter().flatten() {
-                    // One that has ended takes none, which is as good.
-                    let _ = worker.child.signal(Signal::KILL);
-                }
+                inner.is_past_grace = true; // for those that are being started, too
+                inner.workers.iter().flatten().for_each(Worker::kill);
             }
         }
     }
@@ -219,17 +226,18 @@ impl Driver {
         let Some(worker) = &inner.workers[at] else { return };
         let Some(id) = worker.reading else { return };
         let Some(task) = inner.tasks.get(id.0).filter(|task| task.is_loose) else { return };
-        let At::Out { slot, position, .. } = task.at else { return };
+        let At::Out { slot, position, from, .. } = task.at else { return };
         let current = &worker.stream.cell().current;
         let now = current.load(Ordering::Acquire);
         let Ok(order) = self.board.read(slot) else { return };
         let kept = running_item(now) + 1;
-        let is_cuttable = running_position(now) == Some(position) && !is_cut(now) && kept < order.items;
+        let items = task.count - from; // what the slot says of it may have been written over
+        let is_cuttable = running_position(now) == Some(position) && !is_cut(now) && kept < items;
         // Release and Acquire: the worker, when it sees this, begins no further item.
         if !is_cuttable || current.compare_exchange(now, cut(now), Ordering::AcqRel, Ordering::Acquire).is_err() {
             return;
         }
-        let rest = order.items - kept;
+        let rest = items - kept;
         let mut bytes = Vec::new();
         // Only a process that went wild makes this fail: the items then fail to be decoded.
         let _ = self.board.read_argument(slot, &order, &mut bytes);
@@ -258,47 +266,49 @@ impl Driver {
         }
     }
 
-    /// Looks whether an item of the task there has run for too long, and when to look again.
-    fn limit(&self, inner: &mut Inner, slot: u32, position: u64) {
-        let Some(id) = inner.slots[slot as usize] else { return };
-        let Some(task) = inner.tasks.get(id.0) else { return };
-        if !matches!(task.at, At::Out { position: at, .. } if at == position) {
+    /// Looks whether an item of the task has run for too long, and when to look again.
+    fn limit(&self, inner: &mut Inner, id: TaskId, serial: u64) {
+        let Some(task) = inner.tasks.get_mut(id.0).filter(|task| task.serial == serial) else { return };
+        let At::Out { slot, position, .. } = task.at else {
+            task.has_limit_timer = false; // set again when it goes out
             return;
-        }
-        let Some(settings) = inner.calls.get(task.call).map(|call| call.settings.clone()) else { return };
-        let Some(limit) = settings.limit else { return };
+        };
+        let Some(call) = inner.calls.get(task.call) else { return };
+        let (Some(limit), soft_signal) = (call.settings.limit, call.settings.soft_signal) else { return };
         let holder = self.board.table().holder(slot, position);
         let worker = inner.workers.iter_mut().flatten().find(|worker| Some(worker.number) == holder);
         let Some(worker) = worker else {
             // Nobody has it yet, so it has the whole time before it.
-            return inner.set_timer(Instant::now() + limit, Timer::Limit { slot, position });
+            return inner.set_timer(Instant::now() + limit, Timer::Limit { task: id, serial });
         };
         let cell = worker.stream.cell();
         let current = cell.current.load(Ordering::Acquire);
         let ran = clock::monotonic_nanos().saturating_sub(cell.started.load(Ordering::Relaxed));
         let left = limit.saturating_sub(Duration::from_nanos(ran));
-        let again = if running_position(current) != Some(position) {
-            if current == DOOMED {
-                return;
-            }
-            Duration::from_millis(1) // about to begin, or ended
-        } else if !left.is_zero() {
-            left
-        } else if let Some((signal, grace)) = settings.soft_signal.filter(|_| worker.warned != Some(current)) {
-            worker.warned = Some(current);
-            let _ = worker.child.signal(signal); // one that has ended takes none
-            grace
-        } else if worker.doom(Cause::TimedOut, Some(position)) {
-            return;
-        } else {
-            Duration::from_millis(1)
+        let a_moment = Duration::from_millis(1);
+        let again = match running_position(current) {
+            _ if current == DOOMED => return,
+            // About to begin, or ended.
+            None if task.is_stuck_before_beginning() && worker.doom_at(Cause::Frozen, current) => return,
+            at if at != Some(position) => a_moment,
+            _ if !left.is_zero() => left,
+            _ => match soft_signal.filter(|_| worker.warned != Some(current)) {
+                Some((signal, grace)) => {
+                    worker.warned = Some(current);
+                    let _ = worker.child.signal(signal); // one that has ended takes none
+                    grace
+                }
+                None if worker.doom_at(Cause::TimedOut, current) => return,
+                None => a_moment, // it went on to another item
+            },
         };
-        inner.set_timer(Instant::now() + again, Timer::Limit { slot, position });
+        inner.set_timer(Instant::now() + again, Timer::Limit { task: id, serial });
     }
 
     /// Starts the workers that the scheduler wants. Not under the lock: that takes a while.
     pub(super) fn start_workers(&self) {
-        while let Err(error) = self.start_next() {
+        // A stopped fork server must not hold up the end of the pool.
+        while let Err(error) = self.start_next(&|| self.is_terminated.load(Ordering::Acquire)) {
             let (place, error) = error;
             self.with(|inner| {
                 let hope = if is_passing(&error) { Hope::Some } else { Hope::None };
@@ -312,45 +322,59 @@ impl Driver {
     }
 
     /// Starts all workers to be started, up to the first failure.
-    pub(super) fn start_next(&self) -> Result<(), (Place, StartError)> {
+    ///
+    /// # Errors
+    /// That of the start; [`StartError::Interrupted`] when `give_up` says so while it waits for the fork server.
+    pub(super) fn start_next(&self, give_up: GiveUp<'_>) -> Result<(), (Place, StartError)> {
         while let Some((place, number, key)) = self.with(|inner| {
             let place = inner.to_start.pop_front()?;
-            inner.next_number = (inner.next_number + 1) % super::claim::WORKERS;
-            Some((place, inner.next_number, inner.serial()))
+            let workers = &inner.workers;
+            let is_taken = |number| workers.iter().flatten().any(|worker| worker.number == number);
+            let number = inner.numbers.next(super::claim::WORKERS, is_taken);
+            Some((place, number, inner.serial()))
         }) {
-            let worker = Worker::start(&self.settings, place, number, key, &self.board, &self.bell);
-            let worker = worker.map_err(|error| (place, error))?;
-            self.install(place, worker).map_err(|error| (place, error))?;
+            let worker = Worker::start(&self.settings, place, number, key, &self.board, &self.bell, give_up);
+            self.install(place, worker.map_err(|error| (place, error))?);
         }
         Ok(())
     }
 
-    fn install(&self, place: Place, worker: Worker) -> Result<(), StartError> {
-        let watch: &Watch = &self.watch;
-        let watched = watch.add(worker.child.channel(), worker.key).and_then(|()| watch.add(&worker.child, worker.key));
-        if let Err(source) = watched {
-            let _ = worker.child.signal(Signal::KILL);
-            return Err(StartError::Os { doing: "watching a worker", source });
-        }
+    fn install(&self, place: Place, worker: Worker) {
+        let (watch, child): (&Watch, _) = (&self.watch, worker.child.clone());
+        let watched = watch.add(child.channel(), worker.key).and_then(|()| watch.add(&child, worker.key));
         self.with(|inner| {
-            inner.told.events.push(PoolEvent::WorkerStarted { pid: worker.child.pid() });
+            inner.told.events.push(PoolEvent::WorkerStarted { pid: child.pid() });
             if let Some(action) = inner.on_arrival.remove(&place) {
                 self.end_worker(&worker, action);
+                if inner.is_past_grace {
+                    worker.kill();
+                }
             }
             if let Some(at) = inner.workers.get_mut(place.0) {
                 *at = Some(worker);
             }
         });
-        Ok(())
+        if let Err(source) = watched {
+            // Its death would not be seen, and it may have taken a task.
+            let _ = child.signal(Signal::KILL);
+            let _ = child.wait_through_signals(Deadline::NEVER);
+            self.with(|inner| {
+                let error = Arc::new(StartError::Os { doing: "watching a worker", source });
+                inner.told.events.push(PoolEvent::WorkerNotStarted { error: Arc::clone(&error) });
+                inner.why = Some(Why::Start(error));
+                self.hear(inner, place.0);
+            });
+        }
     }
 
     /// Reads what a worker sent and looks whether it lives.
     fn hear(&self, inner: &mut Inner, at: usize) {
         let Some(worker) = &inner.workers[at] else { return };
         let child = worker.child.clone();
-        // Looked at first: whatever a dead worker wrote was written before its death.
-        let status = child.try_wait().unwrap_or(Some(ExitStatus::Unknown));
-        let is_open = self.hear_channel(inner, at);
+        // Looked at first: whatever a dead worker wrote was written before its death. Where the kernel does not answer, it lives.
+        let status = child.try_wait().unwrap_or(None);
+        let most = if status.is_some() { CHANNEL_MESSAGES } else { MESSAGES_AT_ONCE };
+        let is_open = self.hear_channel(inner, at, most);
         let Some(status) = status else {
             if !is_open {
                 // It closed its channel: it is of no use any more, and its death is next.
@@ -367,23 +391,29 @@ impl Driver {
         }
     }
 
-    /// Takes all messages of a worker; false when no more will come.
-    pub(super) fn hear_channel(&self, inner: &mut Inner, at: usize) -> bool {
-        loop {
-            let Some(worker) = &inner.workers[at] else { return false };
-            match worker.child.channel().try_receive() {
-                Ok(Some(message)) => self.on_message(inner, at, message),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
-                // A result's descriptors, and no room for them here.
-                Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
-                    let why = format!("the result could not be received: {error}");
-                    if let Some(worker) = &mut inner.workers[at] {
-                        worker.fds.push_back(Err(why));
-                    }
+    /// Takes at most so many messages of a worker; false when no more will come.
+    pub(super) fn hear_channel(&self, inner: &mut Inner, at: usize, most: usize) -> bool {
+        for _ in 0..most {
+            let Some(worker) = &mut inner.workers[at] else { return false };
+            if worker.fds.iter().flatten().map(Vec::len).sum::<usize>() >= MOST_FDS {
+                // Their results come first; a worker that sends descriptors of no results is of no use.
+                if !worker.stream.is_anything_unread() && worker.reading.is_none() {
+                    inner.discard(at);
                 }
+                return true;
+            }
+            match worker.child.channel().try_receive_any() {
+                Ok(Some(Arrival::Whole(message))) => self.on_message(inner, at, message),
+                Ok(Some(Arrival::FdsLost(tag::RESULT_FDS))) => {
+                    let why = "the result's descriptors could not be received: too many open files".to_owned();
+                    worker.fds.push_back(Err(why));
+                }
+                Ok(Some(Arrival::FdsLost(_))) => {} // a log record that lay in a memory file
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
                 Ok(None) | Err(_) => return false,
             }
         }
+        true
     }
 
     fn on_message(&self, inner: &mut Inner, at: usize, message: Message) {
@@ -407,12 +437,9 @@ impl Driver {
             }
             tag::NEED_FDS => self.send_fds(inner, at, &message.payload.head),
             tag::NEED_FUNCTION => {
-                let id = message.payload.head.try_into().map(|id| FunctionId(u64::from_le_bytes(id)));
-                let name = id.ok().and_then(|id| inner.names.get(&id)).map_or(&[][..], Vec::as_slice);
-                // Without it the task fails there; a worker that is gone needs none.
-                if worker.child.channel().send(tag::FUNCTION, name, &[]).is_err() {
-                    let _ = worker.child.channel().send(tag::FUNCTION, &[], &[]);
-                }
+                let id = message.payload.head.first_chunk().map(|id| u64::from_le_bytes(*id)).unwrap_or_default();
+                let name = inner.names.get(&FunctionId(id)).map_or(&[][..], Vec::as_slice);
+                self.answer(inner, at, tag::FUNCTION, &[&id.to_le_bytes(), name].concat(), &[]);
             }
             process::RETURNED..=process::STACK_OVERFLOW => {
                 // A malformed one says nothing.
@@ -422,35 +449,51 @@ impl Driver {
         }
     }
 
+    /// Answers a question of a worker's, without waiting: a worker that asks and does not read is of no use. Where there is no
+    /// room for the answer, an empty one makes the task fail there.
+    fn answer(&self, inner: &Inner, at: usize, tag: u8, head: &[u8], fds: &[BorrowedFd<'_>]) {
+        let Some(worker) = &inner.workers[at] else { return };
+        let channel = worker.child.channel();
+        let sent = channel.try_send(tag, head, fds).or_else(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => Err(error),
+            _ => channel.try_send(tag, head.get(..8).unwrap_or_default(), &[]),
+        });
+        if sent.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+            worker.kill();
+        }
+    }
+
     /// A worker logged something: the position of its task, and what.
     fn on_log_message(&self, inner: &mut Inner, pid: u32, mut record: Vec<u8>) {
         let Some(position) = record.split_first_chunk().map(|(position, _)| u64::from_le_bytes(*position)) else {
             return;
         };
         record.drain(..8);
-        let is_its = |task: &Task| matches!(task.at, At::Out { position: at, .. } if at == position);
-        let task = inner.tasks.iter().find(|(_, task)| is_its(task)).map(|(_, task)| task.call);
-        let on_log = task.and_then(|call| inner.calls.get(call)).and_then(|call| call.settings.on_log.clone());
+        let call = self.task_at(inner, position).map(|task| task.call);
+        let on_log = call.and_then(|call| inner.calls.get(call)).and_then(|call| call.settings.on_log.clone());
         lock(&self.logs).push_back(Logged { pid, record, on_log });
         self.has_logs.store(true, Ordering::Release);
         inner.told.logs = true;
     }
 
+    /// The task of a position.
+    fn task_at<'a>(&self, inner: &'a Inner, position: u64) -> Option<&'a Task> {
+        let slot = self.board.table().number(position).load(Ordering::Relaxed);
+        let task = inner.tasks.get((*inner.slots.get(slot as usize)?)?.0)?;
+        matches!(task.at, At::Out { position: at, .. } if at == position).then_some(task)
+    }
+
     /// The worker needs the descriptors of the argument of the task that it has.
-    fn send_fds(&self, inner: &mut Inner, at: usize, position: &[u8]) {
-        use std::os::fd::AsFd;
-        let position = position.try_into().map(u64::from_le_bytes).ok();
-        let task = inner
-            .tasks
-            .iter()
-            .find(|(_, task)| matches!(task.at, At::Out { position: at, .. } if Some(at) == position));
-        let fds: Vec<_> = task.iter().flat_map(|(_, task)| task.fds.iter().map(AsFd::as_fd)).collect();
-        if let Some(worker) = &inner.workers[at] {
-            // Without them the task fails there; a worker that is gone needs none.
-            if worker.child.channel().send(tag::FDS, &[], &fds).is_err() {
-                let _ = worker.child.channel().send(tag::FDS, &[], &[]);
-            }
-        }
+    fn send_fds(&self, inner: &Inner, at: usize, position: &[u8]) {
+        let Some(worker) = &inner.workers[at] else { return };
+        let position = position.try_into().map(u64::from_le_bytes);
+        let task = position.ok().and_then(|position| {
+            let task = self.task_at(inner, position)?;
+            let At::Out { slot, .. } = task.at else { return None };
+            (self.board.table().holder(slot, position) == Some(worker.number)).then_some(task)
+        });
+        let fds: Vec<_> = task.iter().flat_map(|task| task.fds.iter().map(AsFd::as_fd)).collect();
+        self.answer(inner, at, tag::FDS, &[], &fds);
     }
 
     /// A worker is dead, and all that it wrote was read.
@@ -462,12 +505,14 @@ impl Driver {
         // It may have been woken for a task, and not have taken it.
         self.board.sleepers().rouse();
         let held = self.held(inner, &worker).and_then(|(id, position)| self.unfinished(inner, id, position, &worker));
-        if worker.is_initialising() && self.settings.initializer.is_some() {
+        let is_outside = matches!(status, ExitStatus::Signaled { signal, .. } if !signal.is_fault());
+        let blame = if is_outside && worker.doom.is_none() { Blame::Outside } else { Blame::Program };
+        if blame == Blame::Program && worker.is_initialising() && self.settings.initializer.is_some() {
             inner.unfit += 1;
         }
         inner.why = inner.why.take().or(Some(Why::Died((&worker.last_words).into())));
         inner.lost += u64::from(status.exit_code() != Some(0));
-        self.handle(inner, Event::Died(place, held));
+        self.handle(inner, Event::Died(place, blame, held));
         if inner.unfit >= UNFIT_LIMIT {
             inner.why = Some(Why::Died((&worker.last_words).into()));
             self.handle(inner, Event::Broken);
@@ -489,14 +534,18 @@ impl Driver {
         self.take_off(inner, id, 0);
         let task = inner.tasks.get_mut(id.0)?;
         let doom = worker.doom.filter(|doom| doom.position == Some(position)).map(|Doom { cause, .. }| cause);
-        if worker.reading != Some(id) && doom.is_none() {
-            return Some((id, Held::NotBegun));
-        }
+        let is_begun = worker.reading == Some(id) || doom.is_some();
+        let is_stopped_here = doom.is_some_and(|cause| matches!(cause, Cause::TimedOut | Cause::Cancelled));
         let stop = inner.calls.get(task.call).and_then(|call| call.stop);
-        if let Some(stop) = stop.filter(|_| doom.is_some_and(|cause| cause != Cause::OutOfMemory)) {
+        if let Some(stop) = stop.filter(|stop| is_stopped_here || !is_begun && *stop != Stop::GivenUp) {
             self.remove(inner, id, &stop_end(stop));
             self.handle(inner, Event::Ended(id));
             return None;
+        }
+        task.unbegun_since = None;
+        task.unbegun_deaths = if is_begun { 0 } else { task.unbegun_deaths + 1 };
+        if !is_begun && task.unbegun_deaths < UNBEGUN_DEATHS {
+            return Some((id, Held::NotBegun));
         }
         let is_same = task.lost_at == Some(task.done);
         task.lost_at = Some(task.done);
@@ -504,6 +553,7 @@ impl Driver {
             (Some(Cause::TimedOut), _) => TaskEnd::TimedOut,
             (Some(Cause::OutOfMemory), _) => TaskEnd::OutOfMemory,
             (Some(Cause::Cancelled), _) => TaskEnd::Cancelled,
+            (Some(Cause::Frozen), _) => TaskEnd::WorkerLost((&worker.last_words).into()),
             (None, Some(Outcome::Panicked(panic))) => TaskEnd::Panicked(panic.clone()),
             (None, _) => TaskEnd::WorkerLost((&worker.last_words).into()),
         });
@@ -513,6 +563,7 @@ impl Driver {
 
     /// Ends all workers; those that have not ended after a while, by force.
     pub(super) fn terminate(&self) {
+        self.is_terminated.store(true, Ordering::Release);
         self.with(|inner| {
             self.handle(inner, Event::Terminated);
             inner.set_timer(Instant::now() + GRACE, Timer::Kill);
@@ -522,6 +573,7 @@ impl Driver {
 
     /// Ends all workers by force.
     pub(super) fn kill_all(&self) {
+        self.is_terminated.store(true, Ordering::Release);
         self.with(|inner| self.fire(inner, Timer::Kill));
     }
 

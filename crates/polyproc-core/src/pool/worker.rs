@@ -169,9 +169,10 @@ impl<'a> Worker<'a> {
                 self.tell(true);
                 return None;
             }
+            // Before the claim: a worker that stands still holds no task that it has not begun.
+            self.tell(false);
             if let Some(claimed) = self.board.table().claim(self.number) {
                 crash::point(Step::TaskClaimed);
-                self.tell(false);
                 return Some(claimed);
             }
             self.tell(true);
@@ -246,15 +247,20 @@ impl<'a> Worker<'a> {
 
     fn run_task(&mut self, slot: u32, position: u64) -> Result<(), MemoryError> {
         let order = self.board.read(slot)?;
-        let mut argument = std::mem::take(&mut self.argument);
-        argument.clear();
-        self.board.read_argument(slot, &order, &mut argument)?;
+        if order.flags & LIMITED != 0 {
+            // Before it is declared: the parent never sees it run since the time of an earlier item.
+            self.cell().started.store(clock::monotonic_nanos(), Ordering::Relaxed);
+        }
         let mut running = stream::running(position, 0);
         self.declare(IDLE, running);
         POSITION.store(position, Ordering::Relaxed);
         crash::point(Step::TaskDeclared);
-        self.write(|stream| stream.write_begin(slot))?;
+        self.write(|stream| stream.write_begin(slot, position))?;
         crash::point(Step::TaskBegun);
+        // Begun before the argument is copied: a death for want of memory is the task's own.
+        let mut argument = std::mem::take(&mut self.argument);
+        argument.clear();
+        self.board.read_argument(slot, &order, &mut argument)?;
         let mut fds = if order.flags & WITH_FDS != 0 { self.ask_for_fds(position) } else { Ok(Vec::new()) };
         let known = self.know(&order);
         let _quiet = panic::Quiet::new();
@@ -303,6 +309,9 @@ impl<'a> Worker<'a> {
                     self.known.retain(|_, known| known.context.is_none());
                 }
                 let known = Rc::new(self.find(order.function));
+                if known.function.is_err() {
+                    return known; // the next task asks again: what was short now may not be then
+                }
                 self.known.insert(order.function, Rc::clone(&known));
                 known
             }
@@ -314,7 +323,12 @@ impl<'a> Worker<'a> {
     /// Asks the parent for a function. Only a channel of ours carries such names: they say what to run.
     fn find(&self, id: u64) -> Known {
         let ask = || -> io::Result<(Function, Vec<u8>)> {
-            Ok(decode_function(&self.ask(tag::NEED_FUNCTION, id, tag::FUNCTION)?.head)?)
+            let answer = self.ask(tag::NEED_FUNCTION, id, tag::FUNCTION)?;
+            let (of, name) = answer.head.split_first_chunk().ok_or(io::ErrorKind::InvalidData)?;
+            if u64::from_le_bytes(*of) != id {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            Ok(decode_function(name)?)
         };
         match ask() {
             Err(error) => {

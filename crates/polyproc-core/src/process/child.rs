@@ -38,6 +38,8 @@ struct Shared {
 pub(super) struct Facts {
     pub(super) name: String,
     pub(super) daemon: bool,
+    /// It leads a process group, which ends with it.
+    pub(super) leads_group: bool,
     /// What it writes to standard output and standard error, where that is captured.
     pub(super) captured: [Option<File>; 2],
 }
@@ -74,6 +76,14 @@ impl Child {
         let key = State::current().next_key();
         let (facts, status) = (OnceLock::new(), Mutex::default());
         Self { shared: Arc::new(Shared { key, pid, method, pidfd, channel, facts, status }) }
+    }
+
+    /// The process `pid`, which ended, and was reaped by other code of the program, before there was a descriptor for it.
+    pub(super) fn ended(pid: u32, channel: Channel, method: StartMethod) -> io::Result<Self> {
+        let (readable_for_ever, _) = io::pipe()?;
+        let child = Self::new(pid, readable_for_ever.into(), channel, method);
+        *lock(&child.shared.status) = Some(ExitStatus::Unknown);
+        Ok(child)
     }
 
     /// Gives it its task, once: from now on it is one of the user's.
@@ -138,7 +148,7 @@ impl Child {
     }
 
     /// As [`Child::wait`], waiting on when a signal handler ran.
-    pub(super) fn wait_through_signals(&self, deadline: Deadline) -> io::Result<Option<ExitStatus>> {
+    pub(crate) fn wait_through_signals(&self, deadline: Deadline) -> io::Result<Option<ExitStatus>> {
         loop {
             match self.wait(deadline) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -156,6 +166,9 @@ impl Child {
         if known.is_some() {
             return Ok(*known);
         }
+        if self.shared.facts.get().is_some_and(|facts| facts.leads_group) {
+            pidfd::end_group(self.as_fd(), self.shared.pid);
+        }
         let status = pidfd::reap(self.as_fd())?;
         if status.is_some() {
             State::current().forget(self.shared.key);
@@ -171,6 +184,9 @@ impl Child {
     /// # Errors
     /// [`io::ErrorKind::PermissionDenied`] when it runs as another user by now; [`io::ErrorKind::InvalidInput`] when there is no such signal.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        if lock(&self.shared.status).is_some() {
+            return Ok(());
+        }
         pidfd::send_signal(self.as_fd(), signal)
     }
 

@@ -11,16 +11,23 @@ use super::{Current, Function, Handler, Outcome, Parent, panic};
 use crate::conn::{Channel, is_peer_gone};
 use crate::frame::wire::WireError;
 use crate::frame::{Input, Payload, Verdict};
-use crate::sys::{bootstrap, clone, fd, life, signal};
+use crate::sys::life::{self, Whom};
+use crate::sys::{bootstrap, clone, fd, signal};
 
 /// Runs this process, which was executed or cloned for it: the order comes over `channel`.
 pub(crate) fn run(channel: Channel) -> io::Result<Infallible> {
     let Some(message) = channel.receive()? else {
         clone::exit_now(0) // the parent was gone before it said what to do
     };
-    let (order, stdio, input) = Order::decode(message)?;
+    let (order, stdio, life, input) = Order::decode(message)?;
+    let whom = if matches!(order.work, Work::Pool) { Whom::Group } else { Whom::Process };
+    if whom == Whom::Group {
+        life::lead_group()?;
+    }
     if order.who.bound {
-        die_with_parent(life::die_with_creator(parent_pid(&order.who)));
+        die_with_parent(life::die_with_creator(parent_pid(&order.who), whom));
+        // Without `/proc` there is the other bond.
+        die_with_parent(life.map_or(Ok(true), |life| Ok(life::die_with_writer(life.as_fd(), whom).unwrap_or(true))));
     } else {
         life::outlive_creator()?;
     }
@@ -63,8 +70,13 @@ pub(crate) fn run_forked(
     channel: Channel,
     job: Forked<'_>,
 ) -> ! {
+    signal::restore_mask();
+    let whom = if matches!(job, Forked::Worker(_)) { Whom::Group } else { Whom::Process };
+    if whom == Whom::Group {
+        die_with_parent(life::lead_group().map(|()| true));
+    }
     match life {
-        Some(life) if who.bound => die_with_parent(life.die_with_parent()),
+        Some(life) if who.bound => die_with_parent(life.die_with_parent(whom)),
         Some(life) => life.close_copies(),
         None => {}
     }
@@ -139,9 +151,14 @@ pub(crate) fn rehearse() -> io::Result<()> {
     let work = Work::Call(Function::new::<fn(), Nothing>(|| ()).map_err(io::Error::other)?);
     let who = Current { parent: Some(Parent { name: String::new(), pid: 0 }), ..super::current() };
     let null = fd::dev_null()?;
-    Order { who, env: Vec::new(), current_dir: None, work }.send(&parents, &[null.as_fd(); 3], &Payload::default())?;
+    Order { who, env: Vec::new(), current_dir: None, work }.send(
+        &parents,
+        &[null.as_fd(); 3],
+        None,
+        &Payload::default(),
+    )?;
     let message = childs.receive()?.ok_or(WireError)?;
-    let (order, _, input) = Order::decode(message)?;
+    let (order, _, _, input) = Order::decode(message)?;
     if let Work::Call(function) = order.work {
         let function = function.resolve().map_err(io::Error::other)?;
         report(&outcome_of(|| function.call_once(input)), &childs);

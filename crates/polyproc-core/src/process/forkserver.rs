@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
 use super::order::Order;
@@ -34,9 +35,36 @@ const ATTEMPTS: usize = 3;
 pub(crate) enum Forkserver {
     #[default]
     NotStarted,
+    /// It was executed, and is not ready yet.
+    Starting(Server),
     Running(Server),
     /// The system does not let a zygote make processes.
     Refused,
+}
+
+/// Says whether to give up waiting for the fork server, which may be stopped, or run a `preload` that takes long. Asked when a
+/// signal handler ran, and every [`SLICE`].
+pub(crate) type GiveUp<'a> = &'a dyn Fn() -> bool;
+
+const SLICE: Duration = Duration::from_millis(100);
+
+/// Waits for a lock that is held while somebody waits for the fork server.
+///
+/// # Errors
+/// [`StartError::Interrupted`] when `give_up` says so.
+pub(super) fn lock_unless<'a, T>(mutex: &'a Mutex<T>, give_up: GiveUp<'_>) -> Result<MutexGuard<'a, T>, StartError> {
+    let mut pause = Duration::from_micros(20);
+    loop {
+        match mutex.try_lock() {
+            Ok(guard) => return Ok(guard),
+            Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if pause > SLICE / 10 && give_up() => return Err(StartError::Interrupted),
+            Err(TryLockError::WouldBlock) => {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(SLICE / 4);
+            }
+        }
+    }
 }
 
 /// One zygote and what it is making.
@@ -57,6 +85,8 @@ enum Spare {
     None,
     /// A process was asked for; this is our end of its channel.
     Asked(Channel),
+    /// It is there, and the supervisor knows it.
+    Made(Child),
 }
 
 /// Why the zygote made no process.
@@ -66,6 +96,8 @@ enum MakeError {
     Gone,
     /// `clone3` failed.
     Clone(io::Error),
+    /// The wait for its answer was given up. The answer may still come.
+    Interrupted,
     /// Anything else.
     Os(io::Error),
 }
@@ -76,6 +108,7 @@ pub(super) struct Request<'a> {
     pub(super) env: &'a [(OsString, OsString)],
     pub(super) current_dir: Option<&'a PathBuf>,
     pub(super) stdio: &'a [BorrowedFd<'a>; 3],
+    pub(super) life: Option<BorrowedFd<'a>>,
     pub(super) input: &'a Payload,
 }
 
@@ -85,22 +118,32 @@ impl Forkserver {
         &mut self,
         state: &'static State,
         mut request: Request<'_>,
+        give_up: GiveUp<'_>,
     ) -> Result<Option<Child>, StartError> {
         let mut killed = None;
         for _ in 0..ATTEMPTS {
             if matches!(self, Self::NotStarted) {
-                match Server::launch(state) {
-                    Ok(server) => *self = server.map_or(Self::Refused, Self::Running),
-                    Err(error @ StartError::Forkserver { .. }) => {
+                *self = Self::Starting(Server::launch(state)?);
+            }
+            if let Self::Starting(server) = self {
+                let ready = server.await_ready(state, give_up);
+                if matches!(ready, Err(StartError::Interrupted)) {
+                    return Err(StartError::Interrupted); // the next start waits on
+                }
+                match (ready, std::mem::take(self)) {
+                    (Ok(true), Self::Starting(server)) => *self = Self::Running(server),
+                    (Ok(_), _) => *self = Self::Refused,
+                    (Err(error @ StartError::Forkserver { .. }), _) => {
                         killed = Some(error);
                         continue;
                     }
-                    Err(error) => return Err(error),
+                    (Err(error), _) => return Err(error),
                 }
             }
             let Self::Running(server) = self else { return Ok(None) };
-            match server.start(state, &mut request) {
+            match server.start(state, &mut request, give_up) {
                 Ok(child) => return Ok(Some(child)),
+                Err(Failure::Make(MakeError::Interrupted)) => return Err(StartError::Interrupted),
                 Err(Failure::Start(error)) => return Err(error),
                 Err(Failure::Make(MakeError::Gone)) => *self = Self::NotStarted,
                 Err(Failure::Make(MakeError::Clone(error))) => {
@@ -122,18 +165,26 @@ impl Forkserver {
 
     pub(super) fn pid(&self) -> Option<u32> {
         match self {
-            Self::Running(server) => Some(server.zygote.pid()),
+            Self::Starting(server) | Self::Running(server) => Some(server.zygote.pid()),
             Self::NotStarted | Self::Refused => None,
         }
     }
 
     /// Ends the zygote, which has nothing to lose; the next start makes another.
     pub(super) fn retire(&mut self, state: &'static State) {
-        if let Self::Running(mut server) = std::mem::take(self) {
-            if let Ok(Some(spare)) = server.take_spare(state) {
-                discard(&spare);
-            }
-            discard(&server.zygote);
+        let (Self::Starting(mut server) | Self::Running(mut server)) = std::mem::take(self) else { return };
+        discard(&server.zygote);
+        // It is dead in a moment: what it has made is known then.
+        if let Ok(Some(spare)) = server.take_spare(state, &|| false) {
+            discard(&spare);
+        }
+    }
+
+    /// Has the supervisor know the process made ahead. False when it is not there yet.
+    pub(super) fn adopt_spare(&mut self, state: &'static State) -> bool {
+        match self {
+            Self::Running(server) => server.adopt_spare(state),
+            Self::NotStarted | Self::Starting(_) | Self::Refused => true,
         }
     }
 }
@@ -156,18 +207,14 @@ impl From<StartError> for Failure {
 }
 
 impl Server {
-    /// Executes a zygote, has it run `preload`, and waits until it is ready. `Ok(None)`: the system refuses.
-    fn launch(state: &'static State) -> Result<Option<Self>, StartError> {
+    /// Executes a zygote, and has it run `preload`.
+    fn launch(state: &'static State) -> Result<Self, StartError> {
         let (channel, theirs) = Channel::pair().map_err(os("making a channel to the fork server"))?;
         let cell = PidCell::new().map_err(os("making the fork server's shared word"))?;
         let cell_fd = cell.as_fd().try_clone_to_owned().map_err(os("copying a descriptor"))?;
         let env: Vec<_> = std::env::vars_os().collect();
         let zygote = super::start::execute(state, Role::Zygote, env.clone(), channel, vec![theirs, cell_fd])?;
         let server = Self { zygote, cell, env, current_dir: std::env::current_dir().ok(), spare: Spare::NotWanted };
-        server.prepare(state)
-    }
-
-    fn prepare(self, state: &State) -> Result<Option<Self>, StartError> {
         let preload = lock(&state.preload);
         let mut head = Writer::default();
         let mut fds = Vec::new();
@@ -176,11 +223,21 @@ impl Server {
             head.rest(&input.head);
             fds.extend(input.fds.iter().map(AsFd::as_fd));
         }
-        let channel = self.zygote.channel();
-        let source = match channel.send(tag::PRELOAD, &head.into_bytes(), &fds).and_then(|()| self.hear(Duration::ZERO))
-        {
-            Ok(Some(message)) if message.tag == tag::READY => return Ok(Some(self)),
-            Ok(Some(message)) if message.tag == tag::NO_CLONE => return Ok(None),
+        match server.zygote.channel().send(tag::PRELOAD, &head.into_bytes(), &fds) {
+            Err(error) if !is_peer_gone(&error) => {
+                discard(&server.zygote);
+                Err(os("starting the fork server")(error))
+            }
+            _ => Ok(server), // that it is dead is seen when it does not answer
+        }
+    }
+
+    /// Waits until the zygote is ready. `Ok(false)`: the system refuses.
+    fn await_ready(&self, state: &State, give_up: GiveUp<'_>) -> Result<bool, StartError> {
+        let source = match self.hear(Duration::ZERO, give_up) {
+            Ok(Some(message)) if message.tag == tag::READY => return Ok(true),
+            Ok(Some(message)) if message.tag == tag::NO_CLONE => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(StartError::Interrupted),
             Ok(Some(message)) if message.tag == tag::BAD_PRELOAD => {
                 let why = String::from_utf8_lossy(&message.payload.head).into_owned();
                 return Err(StartError::Preload { why });
@@ -190,7 +247,7 @@ impl Server {
             Ok(None) | Err(_) => {
                 let status = self.wait_for_end().map_err(os("waiting for the fork server's end"))?;
                 let why = format!("the fork server ended before it was ready: {status}");
-                let preloads = preload.is_some() && status.signal() != Some(Signal::KILL);
+                let preloads = lock(&state.preload).is_some() && status.signal() != Some(Signal::KILL);
                 return Err(if preloads { StartError::Preload { why } } else { StartError::Forkserver { why } });
             }
         };
@@ -198,12 +255,21 @@ impl Server {
         Err(StartError::Os { doing: "starting the fork server", source })
     }
 
-    fn start(&mut self, state: &'static State, request: &mut Request<'_>) -> Result<Child, Failure> {
+    fn start(
+        &mut self,
+        state: &'static State,
+        request: &mut Request<'_>,
+        give_up: GiveUp<'_>,
+    ) -> Result<Child, Failure> {
         request.order.env = super::start::delta(&self.env, request.env);
         let other_dir = request.current_dir.filter(|path| Some(*path) != self.current_dir.as_ref());
         request.order.current_dir = other_dir.map(|path| path.clone().into());
-        let tell = |child: &Child| tell(child, request.order, request.stdio, request.input);
-        let spare = self.take_spare(state)?;
+        let tell = |child: &Child| tell(child, request.order, request.stdio, request.life, request.input);
+        let spare = match self.take_spare(state, give_up) {
+            // Asked again for one that is needed now, it says so again.
+            Err(Failure::Make(MakeError::Gone | MakeError::Clone(_))) => None,
+            spare => spare?,
+        };
         let child = match spare {
             Some(spare) if tell(&spare)? => spare,
             // None, or somebody killed it while it waited: the supervisor reaps it.
@@ -211,7 +277,12 @@ impl Server {
                 let (channel, theirs) = Channel::pair().map_err(os("making a channel"))?;
                 self.ask(&theirs)?;
                 drop(theirs);
-                let child = self.adopt(state, channel)?;
+                let wanted = std::mem::replace(&mut self.spare, Spare::Asked(channel));
+                let made = self.take_spare(state, give_up);
+                if matches!(wanted, Spare::NotWanted) && !matches!(self.spare, Spare::Asked(_)) {
+                    self.spare = Spare::NotWanted;
+                }
+                let child = made?.ok_or(MakeError::Gone)?;
                 // If somebody has killed it already, joining it says so.
                 tell(&child)?;
                 child
@@ -219,28 +290,57 @@ impl Server {
         };
         match self.spare {
             Spare::NotWanted => self.spare = Spare::None,
-            Spare::None | Spare::Asked(_) => self.ask_for_spare(),
+            Spare::None => {
+                self.ask_for_spare();
+                state.supervisor()?.look_soon();
+            }
+            Spare::Asked(_) | Spare::Made(_) => {}
         }
         Ok(child)
     }
 
-    /// The process asked for, known to the supervisor from now on.
-    fn adopt(&self, state: &'static State, channel: Channel) -> Result<Child, Failure> {
-        let (pid, pidfd) = self.answer()?;
-        let child = Child::new(pid, pidfd, channel, StartMethod::Forkserver);
-        state.adopt(&child)?;
-        Ok(child)
+    /// The process that was asked for, if one was. When the wait is given up, it stays asked for.
+    fn take_spare(&mut self, state: &'static State, give_up: GiveUp<'_>) -> Result<Option<Child>, Failure> {
+        match std::mem::replace(&mut self.spare, Spare::None) {
+            Spare::Made(child) => Ok(Some(child)),
+            Spare::Asked(channel) => match self.answer(give_up) {
+                Err(MakeError::Interrupted) => {
+                    self.spare = Spare::Asked(channel);
+                    Err(MakeError::Interrupted.into())
+                }
+                answer => Ok(Some(adopt(state, answer?, channel)?)),
+            },
+            other => {
+                self.spare = other;
+                Ok(None)
+            }
+        }
     }
 
-    /// The process made ahead, if there is one.
-    fn take_spare(&mut self, state: &'static State) -> Result<Option<Child>, Failure> {
-        let Spare::Asked(_) = self.spare else { return Ok(None) };
-        let Spare::Asked(channel) = std::mem::replace(&mut self.spare, Spare::None) else { return Ok(None) };
-        match self.adopt(state, channel) {
-            Ok(spare) => Ok(Some(spare)),
-            // Asked again for one that is needed now, it says so again.
-            Err(Failure::Make(MakeError::Gone | MakeError::Clone(_))) => Ok(None),
-            Err(error) => Err(error),
+    /// See [`Forkserver::adopt_spare`].
+    fn adopt_spare(&mut self, state: &'static State) -> bool {
+        if !matches!(self.spare, Spare::Asked(_)) {
+            return true;
+        }
+        match self.zygote.channel().try_receive().map(|message| message.map(decode_made)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
+            Ok(Some(Ok(Ok(made)))) => {
+                // Without a supervisor nobody reaps anything.
+                if let Spare::Asked(channel) = std::mem::replace(&mut self.spare, Spare::None)
+                    && let Ok(child) = adopt(state, made, channel)
+                {
+                    self.spare = Spare::Made(child);
+                }
+                true
+            }
+            // It is dead: the next start finds what it left.
+            Ok(None) => true,
+            Err(error) if is_peer_gone(&error) => true,
+            // It made none, or there was no room for its descriptor; then the process ends with its channel.
+            Ok(Some(_)) | Err(_) => {
+                self.spare = Spare::None;
+                true
+            }
         }
     }
 
@@ -265,17 +365,23 @@ impl Server {
 
     /// The zygote's next message; `None` when it is dead. Its death counts and not only the end of its channel, whose other
     /// end a process that somebody forked at the wrong moment may hold as well.
-    fn hear(&self, spin: Duration) -> io::Result<Option<Message>> {
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Interrupted`] when `give_up` says so.
+    fn hear(&self, spin: Duration, give_up: GiveUp<'_>) -> io::Result<Option<Message>> {
         let channel = self.zygote.channel();
         let mut heard = channel.try_receive_for(spin);
         let would_block = |heard: &io::Result<_>| {
             heard.as_ref().is_err_and(|error: &io::Error| error.kind() == io::ErrorKind::WouldBlock)
         };
         while would_block(&heard) {
-            let ready = match watch::readable(&[channel.as_fd(), self.zygote.as_fd()], Deadline::NEVER) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            let ready = match watch::readable(&[channel.as_fd(), self.zygote.as_fd()], Deadline::after(SLICE)) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => Vec::new(),
                 ready => ready?,
             };
+            if ready.is_empty() && give_up() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             heard = channel.try_receive();
             if would_block(&heard) && ready.contains(&1) {
                 return Ok(None);
@@ -285,8 +391,9 @@ impl Server {
     }
 
     /// Id and descriptor of the process asked for. It has no order yet.
-    fn answer(&self) -> Result<(u32, OwnedFd), MakeError> {
-        let failure = match self.hear(SPIN) {
+    fn answer(&self, give_up: GiveUp<'_>) -> Result<(u32, OwnedFd), MakeError> {
+        let failure = match self.hear(SPIN, give_up) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(MakeError::Interrupted),
             Ok(Some(message)) => match decode_made(message) {
                 Ok(answer) => return answer,
                 Err(error) => Some(error.into()),
@@ -321,6 +428,13 @@ impl Server {
     }
 }
 
+/// A process that the zygote made, known to the supervisor from now on.
+fn adopt(state: &'static State, (pid, pidfd): (u32, OwnedFd), channel: Channel) -> Result<Child, StartError> {
+    let child = Child::new(pid, pidfd, channel, StartMethod::Forkserver);
+    state.adopt(&child)?;
+    Ok(child)
+}
+
 /// Ends a process that has nothing to lose; the supervisor reaps it.
 fn discard(child: &Child) {
     // Fails only when it has ended.
@@ -333,9 +447,10 @@ pub(super) fn tell(
     child: &Child,
     order: &Order,
     stdio: &[BorrowedFd<'_>; 3],
+    life: Option<BorrowedFd<'_>>,
     input: &Payload,
 ) -> Result<bool, StartError> {
-    match order.send(child.channel(), stdio, input) {
+    match order.send(child.channel(), stdio, life, input) {
         Ok(()) => Ok(true),
         Err(error) if is_peer_gone(&error) => Ok(false),
         Err(error) => {

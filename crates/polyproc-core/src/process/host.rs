@@ -1,19 +1,23 @@
 //! Programs whose `main` is not ours: an interpreter that has loaded the engine as a library.
 //!
 //! Such a program says how it is executed anew ([`set_program`]), so that it comes to [`init`](super::init), and wraps the
-//! copies that are made of it ([`set_around_fork`]).
+//! copies that are made of it ([`set_around_fork`]) and the waits that its signals may end ([`set_on_interrupt`]).
 
 use std::ffi::OsString;
 use std::io;
 use std::sync::{Mutex, OnceLock};
 
 use super::state::lock;
-use crate::sys::bootstrap;
 use crate::sys::clone::Copied;
+use crate::sys::{bootstrap, signal};
 
 /// Makes a copy by calling what it is given, once; that returns true in the child.
 pub type AroundFork = fn(&mut dyn FnMut() -> bool);
 
+/// Whether whoever started a wait is to give it up.
+pub type OnInterrupt = fn() -> bool;
+
+static ON_INTERRUPT: OnceLock<OnInterrupt> = OnceLock::new();
 static AROUND_FORK: OnceLock<AroundFork> = OnceLock::new();
 static PROGRAM: Mutex<Option<Vec<OsString>>> = Mutex::new(None);
 
@@ -21,6 +25,21 @@ static PROGRAM: Mutex<Option<Vec<OsString>>> = Mutex::new(None);
 /// before and after a fork in all programs of this kind. The first call counts.
 pub fn set_around_fork(around: AroundFork) {
     let _ = AROUND_FORK.set(around);
+}
+
+/// Has waits for the fork server, which have no deadline, ask this when a signal handler ran, and ten times a second: when it says
+/// so, the start fails with [`StartError::Interrupted`](super::StartError::Interrupted). The first call counts.
+///
+/// From now on, waits of the main thread also end as if a signal handler had run twice a second, since handlers of an interpreter
+/// run only when it comes back.
+pub fn set_on_interrupt(on_interrupt: OnInterrupt) {
+    let _ = ON_INTERRUPT.set(on_interrupt);
+    signal::set_handlers_run_later();
+}
+
+/// See [`set_on_interrupt`].
+pub(crate) fn is_interrupted() -> bool {
+    ON_INTERRUPT.get().is_some_and(|on_interrupt| on_interrupt())
 }
 
 /// What `spawn` and the fork server execute: a program, and its arguments, its own name first. It must call

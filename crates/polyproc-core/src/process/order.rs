@@ -1,6 +1,7 @@
 //! What a new process is told, in one message over its channel.
 //!
-//! The message's descriptors are standard input, output and error, then those of the argument.
+//! The message's descriptors are standard input, output and error, the read end of the [`LifePipe`](crate::sys::life::LifePipe)
+//! for a process that must not outlive its parent, then those of the argument.
 
 use std::ffi::OsString;
 use std::io;
@@ -36,7 +37,13 @@ pub(crate) struct Order {
 }
 
 impl Order {
-    pub(crate) fn send(&self, channel: &Channel, stdio: &[BorrowedFd<'_>; 3], input: &Payload) -> io::Result<()> {
+    pub(crate) fn send(
+        &self,
+        channel: &Channel,
+        stdio: &[BorrowedFd<'_>; 3],
+        life: Option<BorrowedFd<'_>>,
+        input: &Payload,
+    ) -> io::Result<()> {
         let mut out = Writer::default();
         self.who.encode(&mut out);
         out.u32(u32::try_from(self.env.len()).map_err(io::Error::other)?);
@@ -53,13 +60,14 @@ impl Order {
                 function.encode(&mut out);
             }
         }
+        out.u8(life.is_some().into());
         out.rest(&input.head);
-        let fds: Vec<_> = stdio.iter().copied().chain(input.fds.iter().map(AsFd::as_fd)).collect();
+        let fds: Vec<_> = stdio.iter().copied().chain(life).chain(input.fds.iter().map(AsFd::as_fd)).collect();
         channel.send(TAG, &out.into_bytes(), &fds)
     }
 
-    /// The order, the standard streams and the argument.
-    pub(crate) fn decode(message: Message) -> Result<(Self, [OwnedFd; 3], Payload), WireError> {
+    /// The order, the standard streams, the life pipe and the argument.
+    pub(crate) fn decode(message: Message) -> Result<(Self, [OwnedFd; 3], Option<OwnedFd>, Payload), WireError> {
         if message.tag != TAG {
             return Err(WireError);
         }
@@ -77,6 +85,7 @@ impl Order {
             current_dir: Some(os_string(from.bytes()?)).filter(|path| !path.is_empty()),
             work: if from.flag()? { Work::Call(Function::decode(from)?) } else { Work::Pool },
         };
-        Ok((order, stdio, Payload { head: from.rest().to_vec(), fds: fds.collect() }))
+        let life = if from.flag()? { Some(fds.next().ok_or(WireError)?) } else { None };
+        Ok((order, stdio, life, Payload { head: from.rest().to_vec(), fds: fds.collect() }))
     }
 }

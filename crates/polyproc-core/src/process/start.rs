@@ -13,7 +13,7 @@ use std::sync::Mutex;
 
 use super::child::Facts;
 use super::enter::Forked;
-use super::forkserver::{Request, tell};
+use super::forkserver::{GiveUp, Request, lock_unless, tell};
 use super::order::{EnvDelta, Order, Work};
 use super::state::lock;
 use super::{
@@ -102,6 +102,9 @@ pub enum StartError {
         /// The variable's name.
         name: OsString,
     },
+    /// A signal handler ran, and the program gave the start up: see [`set_on_interrupt`](super::set_on_interrupt).
+    #[error("the start of a process was interrupted while it waited for the fork server")]
+    Interrupted,
     /// The program is ending.
     #[error("cannot start a process while the program is ending")]
     Exiting,
@@ -155,17 +158,19 @@ pub fn start(settings: Settings, job: Job<'_>) -> Result<Child, StartError> {
             fork(state, who, settings, Forked::Call(Box::new(move || function.call_once(input))))
         }
         (_, Job::Closure(_)) => Err(StartError::ClosureNeedsFork),
-        (_, Job::Call(function, input)) => start_program(state, who, settings, Work::Call(function), &input),
+        (_, Job::Call(function, input)) => {
+            start_program(state, who, settings, Work::Call(function), &input, &host::is_interrupted)
+        }
     }
 }
 
 /// Starts a pool's worker: it runs [`crate::pool::run_worker`] with `input`.
-pub(crate) fn start_worker(settings: Settings, input: Payload) -> Result<Child, StartError> {
+pub(crate) fn start_worker(settings: Settings, input: Payload, give_up: GiveUp<'_>) -> Result<Child, StartError> {
     let state = State::current();
     let who = who(state, &settings, "PoolWorker");
     match settings.method {
         StartMethod::Fork => fork(state, who, settings, Forked::Worker(input)),
-        _ => start_program(state, who, settings, Work::Pool, &input),
+        _ => start_program(state, who, settings, Work::Pool, &input, give_up),
     }
 }
 
@@ -189,22 +194,25 @@ fn start_program(
     settings: Settings,
     work: Work,
     input: &Payload,
+    give_up: GiveUp<'_>,
 ) -> Result<Child, StartError> {
     if state.exiting.load(Ordering::Relaxed) {
         return Err(StartError::Exiting);
     }
-    let _starting = lock(&state.starting);
+    let _starting = lock_unless(&state.starting, give_up)?;
     let env = environment(&settings.env)?;
     let current_dir = current_dir(settings.current_dir.as_deref())?;
     let (stdio, captured) = streams(settings.stdio)?;
     let stdio = [stdio[0].as_fd(), stdio[1].as_fd(), stdio[2].as_fd()];
+    let leads_group = matches!(work, Work::Pool);
     let mut order = Order { who, env: Vec::new(), current_dir: None, work };
+    let life = if order.who.bound { Some(state.life_pipe().map_err(os("making a pipe"))?.as_fd()) } else { None };
 
     let mut child = None;
     if settings.method == StartMethod::Forkserver {
         let current_dir = current_dir.as_ref();
-        let request = Request { order: &mut order, env: &env, current_dir, stdio: &stdio, input };
-        child = lock(&state.forkserver).start(state, request)?;
+        let request = Request { order: &mut order, env: &env, current_dir, stdio: &stdio, life, input };
+        child = lock_unless(&state.forkserver, give_up)?.start(state, request, give_up)?;
         if child.is_none() && lock(&state.preload).is_some() {
             let why =
                 "the system does not allow clone3 in the fork server, and no other start method shares its memory";
@@ -220,11 +228,11 @@ fn start_program(
             order.current_dir = current_dir.map(Into::into);
             let child = execute(state, Role::Process, env, channel, vec![theirs])?;
             // If somebody has killed it already, joining it says so.
-            tell(&child, &order, &stdio, input)?;
+            tell(&child, &order, &stdio, life, input)?;
             child
         }
     };
-    child.introduce(Facts { name: order.who.name, daemon: order.who.daemon, captured });
+    child.introduce(Facts { name: order.who.name, daemon: order.who.daemon, leads_group, captured });
     Ok(child)
 }
 
@@ -253,8 +261,15 @@ pub(super) fn execute(
 
 /// The child `pid` of this process, known to the supervisor from now on.
 fn known(state: &'static State, pid: u32, channel: Channel, method: StartMethod) -> Result<Child, StartError> {
-    let pidfd = pidfd::open_or_end(pid).map_err(os("opening a process descriptor (pidfd_open, Linux 5.3)"))?;
-    let child = Child::new(pid, pidfd, channel, method);
+    let opening = os("opening a process descriptor (pidfd_open, Linux 5.3)");
+    let child = match pidfd::open_or_end(pid) {
+        Ok(pidfd) => Child::new(pid, pidfd, channel, method),
+        // It has ended, and other code of the program reaped it (`waitpid(-1)`): what it said is in its channel.
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+            return Child::ended(pid, channel, method).map_err(opening);
+        }
+        Err(error) => return Err(opening(error)),
+    };
     state.adopt(&child)?;
     Ok(child)
 }
@@ -265,13 +280,19 @@ fn fork(state: &'static State, who: Current, settings: Settings, job: Forked<'_>
     }
     state.supervisor()?; // before threads are counted: this one is ours
     if settings.fork_with_threads.is_none() {
-        let own = state.own_threads.load(Ordering::Relaxed);
+        let own = state.own_threads.count();
         let threads = clone::settled_thread_count(own + 1).map_err(os("counting threads in /proc/self/task"))?;
         let count = threads.saturating_sub(own);
         if count > 1 {
             return Err(StartError::Threads { count });
         }
     }
+    // Callbacks, wakers and loggers of the user's may run on our threads, and hold any lock.
+    let without_user_code = state.own_threads.without_user_code();
+    if settings.fork_with_threads.is_none() && without_user_code.is_none() {
+        return Err(StartError::Threads { count: 2 });
+    }
+    let leads_group = matches!(job, Forked::Worker(_));
     let _starting = lock(&state.starting);
     let env = delta(&std::env::vars_os().collect::<Vec<_>>(), &environment(&settings.env)?);
     let current_dir = current_dir(settings.current_dir.as_deref())?;
@@ -303,7 +324,7 @@ fn fork(state: &'static State, who: Current, settings: Settings, job: Forked<'_>
         Copied::Parent(pid) => {
             drop(theirs); // its place in the table of descriptors is that of the process descriptor
             let child = known(state, pid, channel, StartMethod::Fork)?;
-            child.introduce(Facts { name: who.name, daemon: who.daemon, captured });
+            child.introduce(Facts { name: who.name, daemon: who.daemon, leads_group, captured });
             Ok(child)
         }
     }

@@ -7,9 +7,10 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::forkserver::Forkserver;
 use super::supervisor::Supervisor;
+use super::threads::OwnThreads;
 use super::{Child, Function, StartError};
 use crate::frame::Payload;
-use crate::prim::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use crate::prim::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use crate::sys::life::LifePipe;
 
 /// One per process, made when it is first asked for. A process that was copied from another one makes its own: the
@@ -22,8 +23,7 @@ pub(crate) struct State {
     started: AtomicU64,
     supervisor: Mutex<Option<&'static Supervisor>>,
     life_pipe: OnceLock<LifePipe>,
-    /// Threads of ours, which `fork` does not mind.
-    pub(crate) own_threads: AtomicUsize,
+    pub(crate) own_threads: OwnThreads,
     /// The program has begun to end: no new processes.
     pub(crate) exiting: AtomicBool,
     /// Held while a process is started, so that a fork finds no thread of ours in the middle of std's environment.
@@ -58,7 +58,7 @@ impl State {
             started: AtomicU64::new(0),
             supervisor: Mutex::default(),
             life_pipe: OnceLock::new(),
-            own_threads: AtomicUsize::new(0),
+            own_threads: OwnThreads::default(),
             exiting: AtomicBool::new(false),
             starting: Mutex::default(),
             forkserver: Mutex::default(),

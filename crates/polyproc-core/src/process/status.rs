@@ -64,6 +64,13 @@ impl Signal {
             _ => return None,
         })
     }
+
+    /// Whether the kernel sends it to a process for what that process did: a fault, `abort`, a forbidden system call.
+    pub(crate) fn is_fault(self) -> bool {
+        let faults =
+            [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGTRAP, libc::SIGSYS];
+        faults.contains(&self.0)
+    }
 }
 
 impl fmt::Display for Signal {

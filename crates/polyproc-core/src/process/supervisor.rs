@@ -6,21 +6,22 @@
 //! exit cost a start and join a tenth of its time).
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use super::state::{State, lock};
 use crate::deadline::Deadline;
-use crate::prim::Ordering;
 use crate::sys::exec;
-use crate::sys::signal;
 use crate::sys::watch::{Bell, Watch};
 
 /// The key of the bell; those of children are larger.
 pub(crate) const BELL: u64 = 0;
 /// How long a new child is left to its joiner.
 const MOMENT: Duration = Duration::from_millis(10);
+/// How often it looks after the process that the fork server makes ahead, ever later: some five seconds in all.
+const SPARE_LOOKS: u32 = 9;
 
 type Request = Box<dyn FnOnce() + Send>;
 
@@ -42,26 +43,41 @@ impl Supervisor {
             Self { watch: Watch::new()?, bell: Bell::new()?, requests: Mutex::new(sender), new: Mutex::default() };
         supervisor.watch.add(&supervisor.bell, BELL)?;
         let supervisor: &'static Self = Box::leak(Box::new(supervisor));
-        // Counted before it runs, so that a fork in between does not take it for the user's.
-        state.own_threads.fetch_add(1, Ordering::Relaxed);
-        let spawned =
-            std::thread::Builder::new().name("polyproc".to_owned()).spawn(move || supervisor.run(state, &receiver));
-        if let Err(error) = spawned {
-            state.own_threads.fetch_sub(1, Ordering::Relaxed);
-            return Err(error);
-        }
+        state.own_threads.spawn("polyproc", move || supervisor.run_for_ever(state, receiver))?;
         Ok(supervisor)
     }
 
-    fn run(&self, state: &State, requests: &Receiver<Request>) {
-        signal::block_all();
+    /// The kernel ends this process's children when this thread does, so it never does. A program that closed all descriptors
+    /// has no use for it any more: who asks it for something is told so.
+    fn run_for_ever(&self, state: &'static State, requests: Receiver<Request>) {
+        // A panic here would end all children without a word.
+        let ended = catch_unwind(AssertUnwindSafe(|| self.run(state, &requests)));
+        if ended.is_err() {
+            std::process::abort();
+        }
+        drop(requests);
+        loop {
+            std::thread::park();
+        }
+    }
+
+    /// Returns when its descriptors are gone.
+    fn run(&self, state: &'static State, requests: &Receiver<Request>) {
         let mut keys = Vec::new();
         let mut look_at_new = Deadline::NEVER;
+        let mut spare_looks = 0;
         loop {
-            // Fails for a descriptor that is no epoll only.
-            self.watch.wait(&mut keys, look_at_new).expect("an epoll descriptor can be waited for");
+            if self.watch.wait(&mut keys, look_at_new).is_err() {
+                return;
+            }
             if look_at_new.has_passed() {
                 look_at_new = Deadline::NEVER;
+                // Also the process that the fork server makes ahead is reaped when somebody kills it.
+                let is_spare_known = state.forkserver.try_lock().is_ok_and(|mut server| server.adopt_spare(state));
+                spare_looks = if is_spare_known { 0 } else { spare_looks + 1 };
+                if (1..=SPARE_LOOKS).contains(&spare_looks) {
+                    look_at_new = Deadline::after(MOMENT * 2u32.pow(spare_looks - 1));
+                }
                 let new = std::mem::take(&mut *lock(&self.new));
                 for child in new.into_iter().filter_map(|key| state.child(key)) {
                     // Without memory for it, the child stays to its joiner.
@@ -72,7 +88,8 @@ impl Supervisor {
                 if key == BELL {
                     self.bell.answer();
                     requests.try_iter().for_each(|request| request());
-                    if look_at_new == Deadline::NEVER && !lock(&self.new).is_empty() {
+                    if !lock(&self.new).is_empty() {
+                        spare_looks = 0;
                         look_at_new = Deadline::after(MOMENT);
                     }
                 } else if let Some(child) = state.child(key) {
@@ -90,6 +107,11 @@ impl Supervisor {
         if new.len() == 1 {
             self.bell.ring();
         }
+    }
+
+    /// Takes over the process that the fork server makes ahead, in a moment.
+    pub(crate) fn look_soon(&self) {
+        self.watch_soon(BELL); // the key of no child
     }
 
     /// Executes `program` from the supervisor thread and returns the new process's id.

@@ -38,7 +38,7 @@ pub(super) mod tag {
 
 /// Runs this process as a zygote until its parent is gone. Returns in none of the processes that come out of it.
 pub(crate) fn serve(parent_pid: u32, channel: &Channel, cell: &PidCell) -> io::Result<Infallible> {
-    if !life::die_with_creator(parent_pid)? {
+    if !life::die_with_creator(parent_pid, life::Whom::Process)? {
         clone::exit_now(0);
     }
     signal::block_all();
@@ -74,7 +74,7 @@ pub(crate) fn serve(parent_pid: u32, channel: &Channel, cell: &PidCell) -> io::R
                 fd::close_copy(cell.as_fd());
                 clone::name_thread("spare");
                 // Until the order says whether it is to outlive its parent, it must not.
-                if !life::die_with_creator(parent_pid)? {
+                if !life::die_with_creator(parent_pid, life::Whom::Process)? {
                     clone::exit_now(0);
                 }
                 return super::run_child(Channel::from(theirs));

@@ -16,6 +16,8 @@ use crate::sys::shared::{Shared, shared};
 
 /// Enough for 2^47 bytes when each region doubles the file.
 const REGIONS: usize = 32;
+/// Copies of this length and more are checked against what is reserved.
+const CHECKED_LEN: u64 = 1 << 20;
 
 shared! {
     /// Where regions end. The first one ends where the file ended when it was made.
@@ -128,10 +130,20 @@ impl Segment {
     /// Puts `len` bytes at `offset` at the end of `out`.
     #[inline]
     pub(crate) fn copy_out(&self, offset: u64, len: u64, out: &mut Vec<u8>) -> Result<(), MemoryError> {
+        if len >= CHECKED_LEN {
+            self.check_reserved(len)?;
+        }
         let region = self.holding(offset, len)?;
         region
             .copy_out(offset, usize::try_from(len).map_err(|_| MemoryError::Corrupt)?, out)
             .ok_or(MemoryError::Corrupt)
+    }
+
+    /// Whoever writes a block reserves it first. A length above what is reserved is a peer's nonsense: that of a file that it
+    /// made long, which takes no memory but here.
+    #[cold]
+    fn check_reserved(&self, len: u64) -> Result<(), MemoryError> {
+        if memory::reserved_bytes(self.memfd.as_fd())? < len { Err(MemoryError::Corrupt) } else { Ok(()) }
     }
 
     /// Whether `offset` and `len` bytes from there are in one region.

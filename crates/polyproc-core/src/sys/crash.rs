@@ -1,4 +1,5 @@
-//! Dying on purpose at a marked step, for the tests of what is left behind. Only with the feature `crash-points`.
+//! Dying, or standing still, on purpose at a marked step, for the tests of what is left behind. Only with the feature
+//! `crash-points`.
 
 macro_rules! steps {
     ($($step:ident,)*) => {
@@ -44,29 +45,40 @@ steps! {
 
 #[cfg(feature = "crash-points")]
 mod armed {
+    use rustix::process::Signal;
+
     use super::Step;
-    use crate::prim::{AtomicU32, Ordering};
+    use crate::prim::{AtomicBool, AtomicU32, Ordering};
 
     static STEP: AtomicU32 = AtomicU32::new(u32::MAX);
     static PASSES: AtomicU32 = AtomicU32::new(0);
+    static FREEZES: AtomicBool = AtomicBool::new(false);
 
     /// This process kills itself with `SIGKILL` when it comes to `step` for the `times`th time from now.
     pub fn arm(step: Step, times: u32) {
+        FREEZES.store(false, Ordering::Relaxed);
         PASSES.store(times, Ordering::Relaxed);
         STEP.store(step as u32, Ordering::Relaxed);
     }
 
+    /// As [`arm`], but it stops itself with `SIGSTOP`.
+    pub fn freeze(step: Step, times: u32) {
+        arm(step, times);
+        FREEZES.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn point(step: Step) {
         if STEP.load(Ordering::Relaxed) == step as u32 && PASSES.fetch_sub(1, Ordering::Relaxed) == 1 {
-            let killed = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-            unreachable!("SIGKILL to oneself does not return: {killed:?}");
+            let signal = if FREEZES.load(Ordering::Relaxed) { Signal::STOP } else { Signal::KILL };
+            let sent = rustix::process::kill_process(rustix::process::getpid(), signal);
+            assert!(signal == Signal::STOP, "SIGKILL to oneself does not return: {sent:?}");
         }
     }
 }
 #[cfg(feature = "crash-points")]
-pub use armed::arm;
-#[cfg(feature = "crash-points")]
 pub(crate) use armed::point;
+#[cfg(feature = "crash-points")]
+pub use armed::{arm, freeze};
 
 /// Does nothing in this build.
 #[cfg(not(feature = "crash-points"))]

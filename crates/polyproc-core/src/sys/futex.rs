@@ -5,6 +5,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::thread::futex::{self, Flags, Timespec};
 
+use super::signal;
 use crate::prim::AtomicU32;
 
 /// How a wait came to its end.
@@ -14,7 +15,7 @@ pub(crate) enum Wait {
     Woken,
     /// The word was not `expected` any more, or time is up: look again.
     Again,
-    /// A signal handler ran.
+    /// A signal handler ran, or is to run when this thread comes back.
     Interrupted,
 }
 
@@ -23,9 +24,12 @@ pub(crate) enum Wait {
 /// # Panics
 /// When the system has no `futex(2)`: without it there is no thread either.
 pub(crate) fn wait(word: &AtomicU32, expected: u32, timeout: Duration) -> Wait {
+    let comes_back = signal::comes_back();
+    let timeout = if comes_back { timeout.min(signal::SIGNAL_SLICE) } else { timeout };
     let timeout = Timespec::try_from(timeout).ok();
     match futex::wait(word, Flags::empty(), expected, timeout.as_ref()) {
         Ok(()) => Wait::Woken,
+        Err(Errno::TIMEDOUT) if comes_back => Wait::Interrupted,
         Err(Errno::AGAIN | Errno::TIMEDOUT) => Wait::Again,
         Err(Errno::INTR) => Wait::Interrupted,
         Err(error) => panic!("futex_wait on a mapped word: {error}"),

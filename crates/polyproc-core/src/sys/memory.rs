@@ -16,11 +16,11 @@ use super::shared::Shared;
 /// The size of a page, of which file offsets of mappings are multiples. Larger pages exist on aarch64: 64 KiB.
 pub(crate) const PAGE: u64 = 65536;
 
-/// A new memory file of `len_bytes` zeros that nobody can make shorter.
+/// A new memory file of `len_bytes` zeros that nobody can make shorter, nor keep others from mapping by further seals.
 pub(crate) fn create(name: &std::ffi::CStr, len_bytes: u64) -> io::Result<OwnedFd> {
     let memfd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     rustix::fs::ftruncate(&memfd, len_bytes)?;
-    rustix::fs::fcntl_add_seals(&memfd, SealFlags::SHRINK)?;
+    rustix::fs::fcntl_add_seals(&memfd, SealFlags::SHRINK | SealFlags::SEAL)?;
     Ok(memfd)
 }
 
@@ -42,12 +42,25 @@ pub(crate) fn grow(memfd: BorrowedFd<'_>, len_bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// So much is reserved at a time: a signal makes the kernel undo what the call under way has reserved (Linux before 6.12).
+const RESERVE_STEP: u64 = 16 << 20;
+
 /// Has the kernel find memory for a part of the file now: a write there would be a `SIGBUS` when there is none.
 ///
 /// # Errors
 /// [`io::ErrorKind::OutOfMemory`] or [`io::ErrorKind::StorageFull`] when there is none.
 pub(crate) fn reserve(memfd: BorrowedFd<'_>, offset: u64, len_bytes: u64) -> io::Result<()> {
-    Ok(rustix::io::retry_on_intr(|| rustix::fs::fallocate(memfd, FallocateFlags::KEEP_SIZE, offset, len_bytes))?)
+    let end = offset + len_bytes;
+    for start in (offset..end).step_by(usize::try_from(RESERVE_STEP).unwrap_or(usize::MAX)) {
+        let len = RESERVE_STEP.min(end - start);
+        rustix::io::retry_on_intr(|| rustix::fs::fallocate(memfd, FallocateFlags::KEEP_SIZE, start, len))?;
+    }
+    Ok(())
+}
+
+/// How many bytes of the file have memory of their own: what was reserved or written.
+pub(crate) fn reserved_bytes(memfd: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(u64::try_from(rustix::fs::fstat(memfd)?.st_blocks).unwrap_or(0) * 512)
 }
 
 /// Whether nothing was ever written to the file.
@@ -159,11 +172,12 @@ impl Mapping {
         Some(())
     }
 
-    /// Puts `len` bytes at the file's `offset` at the end of `out`; `None` when they are not all in here.
+    /// Puts `len` bytes at the file's `offset` at the end of `out`; `None` when they are not all in here, or `out` has no
+    /// memory for them.
     #[inline]
     pub(crate) fn copy_out(&self, offset: u64, len: usize, out: &mut Vec<u8>) -> Option<()> {
         let from = self.at(offset, len)?;
-        out.reserve(len);
+        out.try_reserve(len).ok()?;
         let room = NonNull::from(out.spare_capacity_mut()).cast::<u8>();
         // SAFETY: `from` has `len` bytes, `room` has as many after `reserve`; private memory does not overlap a mapping.
         unsafe { room.copy_from_nonoverlapping(from, len) };

@@ -1,12 +1,14 @@
 //! Signal masks and dispositions of our processes, and the handler that tells a stack overflow from other crashes.
 
+use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
+use std::time::Duration;
 
-use crate::prim::{AtomicI32, Ordering};
+use crate::prim::{AtomicBool, AtomicI32, Ordering};
 
 /// A `sigset_t`.
 #[derive(Clone, Copy)]
@@ -44,16 +46,51 @@ fn set_mask(set: &SignalSet) {
     debug_assert_eq!(failed, 0, "SIG_SETMASK is valid");
 }
 
+thread_local! {
+    /// The mask that this thread had before [`block_all`].
+    static BEFORE: Cell<Option<SignalSet>> = const { Cell::new(None) };
+}
+
 /// Blocks every signal in this thread: a helper thread must not run the user's handlers, and the zygote must not die of
 /// the terminal's Ctrl-C while its parent chooses to go on.
 pub(crate) fn block_all() {
-    set_mask(&SignalSet::full());
+    let mut before = SignalSet::empty();
+    // SAFETY: both sets are initialised.
+    let failed = unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, SignalSet::full().as_ptr(), &raw mut before.0) };
+    debug_assert_eq!(failed, 0, "SIG_SETMASK is valid");
+    BEFORE.set(Some(before));
+}
+
+/// In a process that was forked: the mask that the forking thread had before [`block_all`], which is that of the thread that
+/// started it. Where it did not call that, nothing changes.
+pub(crate) fn restore_mask() {
+    if let Some(before) = BEFORE.take() {
+        set_mask(&before);
+    }
 }
 
 /// Lets every signal through again. A signal that was sent to this process while it was being set up arrives now.
 pub(crate) fn unblock_all() {
     set_mask(&SignalSet::empty());
 }
+
+/// See [`set_handlers_run_later`].
+static HANDLERS_RUN_LATER: AtomicBool = AtomicBool::new(false);
+
+/// Signal handlers of this program only note the signal, and what it asks is done when the main thread comes back from the engine:
+/// an interpreter. A signal that comes just before the main thread falls asleep would be seen when it wakes by other means; so
+/// its sleeps are cut in slices, after each of which it comes back as if a handler had run.
+pub(crate) fn set_handlers_run_later() {
+    HANDLERS_RUN_LATER.store(true, Ordering::Relaxed);
+}
+
+/// Whether this thread is one whose sleeps must be cut in slices of [`SIGNAL_SLICE`].
+pub(crate) fn comes_back() -> bool {
+    HANDLERS_RUN_LATER.load(Ordering::Relaxed) && super::thread_id() == super::identity::process_id()
+}
+
+/// See [`comes_back`].
+pub(crate) const SIGNAL_SLICE: Duration = Duration::from_millis(500);
 
 type Action = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
 
@@ -79,6 +116,21 @@ pub(crate) fn ignore_sigpipe() -> io::Result<()> {
 pub(crate) fn leave_sigint_to_parent() -> io::Result<()> {
     extern "C" fn nothing(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {}
     set_action(libc::SIGINT, nothing as Action as usize, libc::SA_SIGINFO | libc::SA_RESTART)
+}
+
+/// Has `SIGSTKFLT`, which the kernel never sends and no program uses, end the process group that this process leads. After `exec`,
+/// which takes handlers away, it ends the process alone, as is the default.
+pub(super) fn end_group_by_handler() -> io::Result<rustix::process::Signal> {
+    extern "C" fn end_group(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
+        // SAFETY: `getpid` and `kill` are async-signal-safe.
+        let own = unsafe { libc::getpid() };
+        // SAFETY: as above; the group bears this process's id, also in a new session.
+        unsafe { libc::kill(-own, libc::SIGKILL) };
+        // SAFETY: as above; for a process that has left its group.
+        unsafe { libc::kill(own, libc::SIGKILL) };
+    }
+    set_action(libc::SIGSTKFLT, end_group as Action as usize, libc::SA_SIGINFO)?;
+    Ok(rustix::process::Signal::STKFLT)
 }
 
 /// Where the stack-overflow handler reports; -1 for nowhere.

@@ -59,13 +59,18 @@ pub(crate) fn send(
 /// room for the descriptors; `EMSGSIZE` when it was longer than [`MAX_LEN_BYTES`], which no process of ours sends.
 pub(crate) fn receive(socket: BorrowedFd<'_>, wait: bool) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let flags = if wait { RecvFlags::empty() } else { RecvFlags::DONTWAIT };
-    receive_with(socket, MAX_LEN_BYTES, flags)
+    receive_with(socket, MAX_LEN_BYTES, flags)?.whole()
+}
+
+/// As [`receive`] without waiting, also when the process has no room for the descriptors: the bytes are told all the same.
+pub(crate) fn receive_any(socket: BorrowedFd<'_>) -> rustix::io::Result<Received> {
+    receive_with(socket, MAX_LEN_BYTES, RecvFlags::DONTWAIT)
 }
 
 /// A copy of the first bytes of the next message and of its descriptors, which stays where it is. As [`receive`] without
 /// waiting.
 pub(crate) fn peek(socket: BorrowedFd<'_>, len_bytes: usize) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    receive_with(socket, len_bytes, RecvFlags::DONTWAIT | RecvFlags::PEEK)
+    receive_with(socket, len_bytes, RecvFlags::DONTWAIT | RecvFlags::PEEK)?.whole()
 }
 
 thread_local! {
@@ -73,11 +78,22 @@ thread_local! {
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-fn receive_with(
-    socket: BorrowedFd<'_>,
-    len_bytes: usize,
-    flags: RecvFlags,
-) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+/// A message that was received.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) fds: Vec<OwnedFd>,
+    /// The kernel dropped descriptors that did not fit in this process's table.
+    pub(crate) are_fds_lost: bool,
+}
+
+impl Received {
+    fn whole(self) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+        if self.are_fds_lost { Err(Errno::MFILE) } else { Ok((self.bytes, self.fds)) }
+    }
+}
+
+fn receive_with(socket: BorrowedFd<'_>, len_bytes: usize, flags: RecvFlags) -> rustix::io::Result<Received> {
     let mut bytes = SCRATCH.take();
     bytes.resize(bytes.len().max(len_bytes), 0);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
@@ -101,13 +117,11 @@ fn receive_with(
     let received = received.map(|(len, flags, fds)| (bytes[..len].to_vec(), flags, fds));
     SCRATCH.set(bytes);
     let (bytes, flags, fds) = received?;
-    if flags.contains(ReturnFlags::CTRUNC) {
-        return Err(Errno::MFILE); // the kernel dropped descriptors that did not fit in our table
-    }
-    if flags.contains(ReturnFlags::TRUNC) {
+    let are_fds_lost = flags.contains(ReturnFlags::CTRUNC);
+    if flags.contains(ReturnFlags::TRUNC) && !are_fds_lost {
         return Err(Errno::MSGSIZE);
     }
-    Ok((bytes, fds))
+    Ok(Received { bytes, fds, are_fds_lost })
 }
 
 pub(crate) use rustix::net::SocketAddrUnix as UnixAddress;

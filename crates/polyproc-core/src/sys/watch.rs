@@ -7,6 +7,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, epoll};
 use rustix::io::Errno;
 
+use super::signal;
 use crate::deadline::Deadline;
 
 /// Whether `fd` is readable (or closed by its peer) before the deadline.
@@ -19,8 +20,7 @@ pub(crate) fn is_readable(fd: BorrowedFd<'_>, deadline: Deadline) -> io::Result<
 
 /// Whether `fd` takes bytes (or its peer is gone) before the deadline. Errors as of [`is_readable`].
 pub(crate) fn is_writable(fd: BorrowedFd<'_>, deadline: Deadline) -> io::Result<bool> {
-    let mut polled = [PollFd::new(&fd, PollFlags::OUT)];
-    Ok(rustix::event::poll(&mut polled, deadline.timespec().as_ref())? > 0)
+    poll(&mut [PollFd::new(&fd, PollFlags::OUT)], deadline)
 }
 
 /// The positions of those of `fds` that are readable or closed by their peer; none when the deadline passed first.
@@ -29,8 +29,18 @@ pub(crate) fn is_writable(fd: BorrowedFd<'_>, deadline: Deadline) -> io::Result<
 /// [`io::ErrorKind::Interrupted`] when a signal handler ran.
 pub(crate) fn readable<Fd: AsFd>(fds: &[Fd], deadline: Deadline) -> io::Result<Vec<usize>> {
     let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
-    rustix::event::poll(&mut polled, deadline.timespec().as_ref())?;
+    poll(&mut polled, deadline)?;
     Ok(polled.iter().enumerate().filter(|(_, fd)| !fd.revents().is_empty()).map(|(at, _)| at).collect())
+}
+
+/// `poll(2)`: false when the deadline passed first. Where signal handlers run later, the wait is cut in slices.
+fn poll(polled: &mut [PollFd<'_>], deadline: Deadline) -> io::Result<bool> {
+    let comes_back = deadline != Deadline::PASSED && signal::comes_back();
+    let until = if comes_back { deadline.or_sooner(signal::SIGNAL_SLICE) } else { deadline };
+    match rustix::event::poll(polled, until.timespec().as_ref())? {
+        0 if comes_back && !deadline.has_passed() => Err(io::ErrorKind::Interrupted.into()),
+        count => Ok(count > 0),
+    }
 }
 
 /// A changing set of descriptors, each with a key. Descriptors leave it when they are closed.

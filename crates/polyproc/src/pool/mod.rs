@@ -233,7 +233,7 @@ impl<S: 'static> Pool<S> {
         if self.core.is_open() {
             return Err(StillOpen);
         }
-        self.core.join();
+        self.core.join_through_signals();
         Ok(())
     }
 }
