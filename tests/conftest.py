@@ -1,6 +1,9 @@
 """What the tests of the Python face share."""
 
+import contextlib
+import faulthandler
 import functools
+import math
 import os
 import pathlib
 import signal
@@ -14,10 +17,61 @@ import polyproc.connection
 import pytest
 
 
+# Seconds after which a program hangs: generous, as the machine may be loaded.
+HANG_BOUND = float(os.environ.get("POLYPROC_HANG_BOUND", 30))
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--interval-timer",
+        type=float,
+        metavar="SECONDS",
+        help="run each test under a timer whose signals interrupt the system calls of the main thread",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--interval-timer"):
+        for item in items:
+            item.add_marker(pytest.mark.timeout(0))  # pytest-timeout needs that very timer
+
+
+@pytest.fixture(autouse=True)
+def interval_timer(request):
+    """The timer of ``--interval-timer``. It also bounds the test, in the place of pytest-timeout."""
+    period = request.config.getoption("--interval-timer")
+    if not period:
+        yield
+        return
+    end = time.monotonic() + 120
+
+    def tick(*_):
+        nonlocal end
+        if time.monotonic() > end:
+            end = math.inf
+            pytest.fail("the test hangs")
+
+    before = signal.signal(signal.SIGALRM, tick)
+    # For a wait in which no handler runs.
+    faulthandler.dump_traceback_later(200, exit=True)
+    signal.setitimer(signal.ITIMER_REAL, period, period)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(signal.SIGALRM, before)
+
+
 @pytest.fixture(params=["fork", "spawn", "forkserver"])
 def mp(request):
     """A context of each start method."""
     return polyproc.get_context(request.param)
+
+
+def of_methods(*methods):
+    """Has a test run for some start methods only."""
+    return pytest.mark.parametrize("mp", methods, indirect=True)
 
 
 @pytest.fixture
@@ -51,7 +105,7 @@ class Programs:
     def run(self, text, *args, **options):
         """The exit code, standard output and standard error of a program."""
         program = self.start(text, *args, **options)
-        out, err = program.communicate(timeout=50)
+        out, err = finish(program)
         return program.returncode, out, err
 
 
@@ -61,17 +115,65 @@ def programs(tmp_path, method):
     programs = Programs(tmp_path, method)
     yield programs
     for program in programs.started:
-        if program.poll() is None:
-            program.kill()
+        if program.returncode is None:
+            kill_group(program)
         program.communicate()
+
+
+def kill_group(program):
+    """Kills a program that was not waited for yet, so that its id is its own, and what it started."""
+    os.killpg(program.pid, signal.SIGKILL)
+
+
+def finish(program, seconds=HANG_BOUND):
+    """What a program wrote, once it has ended. One that hangs is killed with its group, and the test fails."""
+    try:
+        return program.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        kill_group(program)
+        out, err = program.communicate()
+        pytest.fail(f"the program hangs; it wrote {out!r} and {err!r}")
+
+
+@pytest.fixture
+def watch():
+    """``watch(pid)`` has a process that is not this one's child killed after the test, if it still runs."""
+    pidfds = []
+
+    def add(pid):
+        pidfds.append(os.pidfd_open(pid))
+        return pid
+
+    yield add
+    for pidfd in pidfds:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
+
+
+def state_of(pid):
+    """The state of a process's main thread, as `/proc` has it; X when there is none."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
 
 
 def is_running(pid):
     """Whether a process runs; one that is a zombie does not."""
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return state_of(pid) not in "ZX"
+
+
+def wait_until_asleep(pid):
+    """Waits until a process has slept at 20 looks in a row: it is in the blocking call that it was about to make."""
+    in_a_row = 0
+
+    def is_asleep():
+        nonlocal in_a_row
+        in_a_row = in_a_row + 1 if state_of(pid) == "S" else 0
+        return in_a_row >= 20
+
+    eventually(is_asleep)
 
 
 def wait_for_end(pid):
