@@ -16,7 +16,6 @@ import polyproc
 import polyproc.connection
 import pytest
 
-
 # Seconds after which a program hangs: generous, as the machine may be loaded.
 HANG_BOUND = float(os.environ.get("POLYPROC_HANG_BOUND", 30))
 

@@ -294,4 +294,3 @@ def test_arguments_of_a_submitted_call_are_kept_until_it_is_done(mp):
         assert pool.apply(read_first, (manager.list([1]),)) == 1
         futures = [executor.submit(read_first, manager.list([n])) for n in range(10)]
         assert [future.result(30) for future in futures] == list(range(10))
-

@@ -66,7 +66,7 @@ OF_A_START_METHOD = {
     "AsyncResult.wait": (POOL, "pool.apply_async(wait_for, (event,)).wait()"),
     "AsyncResult.wait, before a callback": (
         POOL,
-        "pool.apply_async(int, callback=lambda _: event.wait()).wait()",
+        "try: pool.apply_async(int, callback=lambda _: event.wait()).wait()" + LET_GO,
     ),
     "Pool.join": (POOL, "pool.apply_async(wait_for, (event,)); pool.close(); pool.join()"),
     "Pool.join, with an unread imap": (POOL, "results = pool.imap(wait_for, [event] * 40); pool.close(); pool.join()"),
