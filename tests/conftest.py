@@ -16,7 +16,7 @@ import polyproc
 import polyproc.connection
 import pytest
 
-# Seconds after which a program hangs: generous, as the machine may be loaded.
+# Seconds after which what was waited for does not come: generous, as the machine may be loaded.
 HANG_BOUND = float(os.environ.get("POLYPROC_HANG_BOUND", 30))
 
 
@@ -182,14 +182,14 @@ def wait_for_end(pid):
     except ProcessLookupError:
         return
     try:
-        assert polyproc.connection.wait([pidfd], 20), f"process {pid} lives on"
+        assert polyproc.connection.wait([pidfd], HANG_BOUND), f"process {pid} lives on"
     finally:
         os.close(pidfd)
 
 
 def eventually(is_so):
     """Waits for what another thread or process is about to do."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG_BOUND
     while not is_so():
         assert time.monotonic() < deadline, "it does not come"
         time.sleep(0.01)
