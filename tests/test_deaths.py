@@ -72,9 +72,10 @@ def test_a_worker_that_overwrites_its_stream(programs, offset, length):
     assert out in ("ends\n", "WorkerLost\nends\n")
 
 
+@pytest.mark.parametrize("end", ["results", "terminate"])
 @pytest.mark.parametrize(("offset", "length"), [(0, 64), (0, 4096), (0, 65536), (4096, 65536)])
-def test_a_worker_that_overwrites_the_board_of_its_pool(programs, offset, length):
-    """The pool can be terminated, each call has ended then, and other pools work."""
+def test_a_worker_that_overwrites_the_board_of_its_pool(programs, offset, length, end):
+    """Each call ends, be it with an error, or when the pool is terminated; other pools work."""
     code, out, err = programs.run(
         SCRIBBLE
         + f"""
@@ -85,13 +86,16 @@ def test_a_worker_that_overwrites_the_board_of_its_pool(programs, offset, length
         results += [pool.apply_async(abs, (-n,)) for n in range(20)]
         written.wait()
         results += [pool.apply_async(abs, (-n,)) for n in range(20)]
-        pool.terminate()
-        pool.join()
+        if "{end}" == "terminate":
+            pool.terminate()
+            pool.join()
         for result in results:
             try:
                 result.get()
             except Exception:
                 pass
+        pool.terminate()
+        pool.join()
         with mp.Pool(1) as pool:
             assert pool.apply(abs, (-1,)) == 1
         print("ends")

@@ -60,8 +60,6 @@ def test_a_copy_made_behind_the_interpreters_back_ends_no_worker(programs):
             before = {worker.pid for worker in pool._pool}
             pid = ctypes.PyDLL(None).syscall(*FORK)
             if pid == 0:
-                pool._state = "CLOSE"
-                pool._terminate = None
                 del pool
                 gc.collect()
                 os._exit(0)
