@@ -17,7 +17,7 @@ import polyproc.connection
 import pytest
 
 # Seconds after which what was waited for does not come: generous, as the machine may be loaded.
-HANG_BOUND = float(os.environ.get("POLYPROC_HANG_BOUND", 30))
+HANG_BOUND = float(os.environ.get("POLYPROC_HANG_BOUND", 50))
 
 
 def pytest_addoption(parser):

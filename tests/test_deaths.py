@@ -348,7 +348,7 @@ def test_workers_that_ignore_sigterm_and_arrive_late(programs):
 def test_idle_workers_are_replaced_again_and_again(mp):
     """Deaths without a task are nobody's failures, however many there are."""
     with mp.Pool(1) as pool:
-        for number in range(20):
+        for number in range(5):
             replace_worker(pool)
             assert pool.apply(abs, (-number,)) == number
         with pytest.raises(PoolError):
