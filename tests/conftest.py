@@ -140,7 +140,8 @@ def watch():
     pidfds = []
 
     def add(pid):
-        pidfds.append(os.pidfd_open(pid))
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            pidfds.append(os.pidfd_open(pid))
         return pid
 
     yield add

@@ -8,7 +8,7 @@ import sys
 import polyproc
 import pytest
 from conftest import finish, is_running, wait_for_end
-from polyproc.pool import PoolError
+from polyproc.pool import PoolError, TaskTimeout
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user")
 
@@ -207,11 +207,24 @@ def command_of_a_task(pids, watch):
     return worker, watch(command)
 
 
-@pytest.mark.parametrize("end", ["timeout", "cancel", "terminate", "death of the worker"])
+def test_a_command_that_a_task_started_ends_with_its_time(mp, watch):
+    pids = mp.Queue()
+    with mp.Pool(1) as pool:
+        # On a loaded machine the time may be over before the command was started.
+        for limit in (1, 5, 20):
+            with pytest.raises(TaskTimeout):
+                pool.apply(run_command, (pids,), timeout=limit)
+            if not pids.empty():
+                break
+        _, command = command_of_a_task(pids, watch)
+        wait_for_end(command)
+
+
+@pytest.mark.parametrize("end", ["cancel", "terminate", "death of the worker"])
 def test_a_command_that_a_task_started_ends_with_it(mp, watch, end):
     pids = mp.Queue()
     with mp.Pool(1) as pool:
-        result = pool.apply_async(run_command, (pids,), timeout=5 if end == "timeout" else None)
+        result = pool.apply_async(run_command, (pids,))
         worker, command = command_of_a_task(pids, watch)
         if end == "cancel":
             result.cancel()
