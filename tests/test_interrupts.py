@@ -160,3 +160,54 @@ os.kill(_forkserver._forkserver_pid, signal.SIGSTOP)
 @of_methods("forkserver")
 def test_starts_with_a_stopped_fork_server(programs, start):
     interrupt(programs, STOP_FORK_SERVER, start)
+
+
+AT_ANY_MOMENT = """
+import random, signal, sys, threading
+import polyproc as mp
+import polyproc.connection
+
+class Interrupted(Exception):
+    pass
+
+def interrupt(*_):
+    raise Interrupted
+
+def wait_for(event):
+    event.wait()
+
+if __name__ == "__main__":
+    mp.set_start_method(METHOD)
+    event = mp.Event()
+SETUP
+    signal.signal(signal.SIGALRM, interrupt)
+    for _ in range(300):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 2e-4))
+            CALL
+        except Interrupted:
+            pass
+    event.set()
+    print("ends")
+"""
+
+
+@of_methods("forkserver")
+@pytest.mark.parametrize(
+    "call",
+    [
+        "Queue.get",
+        "Queue.put",
+        "Lock.acquire",
+        "Semaphore.acquire",
+        "Event.wait",
+        "Connection.recv",
+        "Connection.poll",
+        "Process.join",
+    ],
+)
+def test_a_signal_that_comes_just_before_a_call_waits_is_not_overlooked(programs, call):
+    setup, wait = {**OF_ALL, **OF_A_START_METHOD}[call]
+    setup = textwrap.indent(textwrap.dedent(setup), "    ")
+    code, out, err = programs.run(AT_ANY_MOMENT.replace("SETUP", setup).replace("CALL", wait))
+    assert (code, out, err) == (0, "ends\n", "")
