@@ -162,9 +162,6 @@ CHANGES_USER = """
         change_user()
         report_and_sleep(pids)
 
-    def get_pid(_=None):
-        return os.getpid()
-
     if __name__ == "__main__":
         mp.set_start_method(METHOD)
         pids = mp.Queue()
@@ -176,7 +173,11 @@ CHANGES_USER = """
             pool = mp.Pool(2, change_user)
             if "KIND" == "busy":
                 results = [pool.apply_async(report_and_sleep, (pids,)) for _ in range(2)]
-        found = [pool.apply(get_pid)] if "KIND" == "idle" else [pids.get(), pids.get()]
+        if "KIND" == "idle":
+            pool.map(abs, range(10), 1)
+            found = [worker.pid for worker in pool._pool]
+        else:
+            found = [pids.get(), pids.get()]
         print(*found, flush=True)
         threading.Event().wait()
 """
@@ -189,7 +190,7 @@ def test_processes_that_changed_their_user_end_with_a_program_that_is_killed(pro
     programs.folder.chmod(0o755)
     program = programs.start(CHANGES_USER.replace("KIND", kind))
     pids = [watch(int(pid)) for pid in program.stdout.readline().split()]
-    assert pids
+    assert len(pids) == 2
     program.kill()
     program.wait()
     for pid in pids:
