@@ -148,6 +148,20 @@ def end_worker():
     _polyproc.leave_locks()
 
 
+def end_worker_by(error):
+    """In a pool's worker without a task, when a signal handler raised: ends it in order, and gives its exit code."""
+    if isinstance(error, SystemExit):
+        code = 0 if error.code is None else error.code
+        if not isinstance(code, int):
+            sys.stderr.write(f"{code}\n")
+            code = 1
+    else:
+        traceback.print_exception(type(error), error, error.__traceback__)
+        code = 1
+    end_worker()
+    return code
+
+
 def wrap_error(error):
     """The traceback of what a task raised, as text, and a pickle of the exception."""
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 import threading
 import time
 from concurrent.futures import Executor, Future, TimeoutError, wait
@@ -28,6 +29,10 @@ __all__ = ["ProcessPoolExecutor"]
 _pending = set()
 
 
+# In a copy of this process nobody ends them.
+os.register_at_fork(after_in_child=_pending.clear)
+
+
 class _WorkerLost(WorkerLost, BrokenProcessPool):
     """A worker died while it ran a call."""
 
@@ -47,6 +52,8 @@ def _as_of_executor(error):
 
 class _Future(Future):
     _result_of_pool = None
+    # As the standard executor: what the worker rebuilds from the arguments, such as proxies of a manager, lives until the call ends.
+    _call = None
 
     def cancel(self):
         """Takes the call back, unless a worker has begun with it."""
@@ -56,11 +63,13 @@ class _Future(Future):
 
     def _succeed(self, value):
         _pending.discard(self)
+        self._call = None
         if self.set_running_or_notify_cancel():
             self.set_result(value)
 
     def _fail(self, error):
         _pending.discard(self)
+        self._call = None
         if isinstance(error, TaskCancelled):
             super().cancel()
         if self.set_running_or_notify_cancel():
@@ -92,6 +101,7 @@ class ProcessPoolExecutor(Executor):
             self._check_running()
             _pending.add(future)
             try:
+                future._call = (fn, args, kwargs)
                 future._result_of_pool = self._pool.apply_async(fn, args, kwargs)
             except BaseException:
                 _pending.discard(future)

@@ -13,6 +13,7 @@ As in `multiprocessing`, and:
 import concurrent.futures
 import itertools
 import os
+import threading
 import types
 import warnings
 from multiprocessing import util
@@ -144,11 +145,36 @@ class MapResult(ApplyResult):
     """What comes of a map, later."""
 
 
+# Containers whose iterators run no code of the user's, and wait for nothing.
+_CONTAINERS = (list, tuple, range, dict, set, frozenset, str, bytes, bytearray)
+
+
+def _feed(results, unfed):
+    """In a thread: takes the items of an `imap`."""
+    results.feed()
+    unfed.pop(results, None)
+
+
+def _start_feeding(results, unfed):
+    thread = threading.Thread(target=_feed, args=(results, unfed), name="polyproc-imap", daemon=True)
+    unfed[results] = thread
+    thread.start()
+
+
 class IMapIterator:
     """Results one by one."""
 
-    def __init__(self, results):
+    def __init__(self, results, unfed):
         self._results = results
+        self._unfed = unfed
+
+    def __del__(self, _start_feeding=_start_feeding):
+        # Tasks run on, as in `multiprocessing`; their results are thrown away.
+        if self._results.abandon():
+            try:
+                _start_feeding(self._results, self._unfed)
+            except RuntimeError:  # the interpreter ends
+                self._results.stop()
 
     def __iter__(self):
         return self
@@ -222,7 +248,10 @@ class Pool:
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         self._processes = processes
-        self._imaps = set()
+        # As `multiprocessing`: what workers rebuild from them, such as proxies of a manager, lives as long as the pool.
+        self._initializer, self._initargs = initializer, initargs
+        # What results of `imap` are made of, while not all of its items were taken; and the threads that take them.
+        self._imaps = {}
         self._pool_of_engine = self._start(processes, (initializer, initargs), (maxtasksperchild, memory_limit))
         self._terminate = util.Finalize(self, Pool._terminate_engine, (self._pool_of_engine,), exitpriority=15)
         self._state = RUN
@@ -319,20 +348,29 @@ class Pool:
         if chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
         limits = _limits(timeout, retries)
-        results = kind(self._read_ahead(func, iterable, chunksize, kind is IMapIterator, max_pending, limits))
+        results = self._read_ahead(func, iterable, chunksize, kind is IMapIterator, max_pending, limits)
+        results = kind(results, self._imaps)
         return results if chunksize == 1 else (item for chunk in results for item in chunk)
 
     def _imap_chunks(self, func, iterable, chunksize, max_pending):
         """`imap`, with lists of results, and of the class that has `next(timeout)`."""
-        results = self._read_ahead(func, iterable, chunksize, True, max_pending, None)
-        return IMapIterator(results) if chunksize > 1 else _Singles(results)
+        results = self._read_ahead(func, iterable, chunksize, True, max_pending, None, is_own_thread=False)
+        return (IMapIterator if chunksize > 1 else _Singles)(results, self._imaps)
 
-    def _read_ahead(self, func, iterable, chunksize, ordered, max_pending, limits):
+    def _read_ahead(self, func, iterable, chunksize, ordered, max_pending, limits, is_own_thread=None):
+        if is_own_thread is None:
+            # An iterator may wait for an earlier result, or have no end: it must not run where results are taken.
+            is_own_thread = type(iterable) not in _CONTAINERS
         ahead = max_pending or 512 * self._processes
         results = self._pool_of_engine.imap(func, iter(iterable), chunksize, ordered, ahead, limits)
-        self._imaps = {imap for imap in self._imaps if not imap.is_fed()}
-        if not results.is_fed():
-            self._imaps.add(results)
+        for imap in [imap for imap in list(self._imaps) if imap.is_fed()]:
+            self._imaps.pop(imap, None)
+        if is_own_thread:
+            _start_feeding(results, self._imaps)
+        else:
+            results.begin()
+            if not results.is_fed():
+                self._imaps[results] = None
         return results
 
     @property
@@ -355,6 +393,8 @@ class Pool:
     def terminate(self):
         util.debug("terminating pool")
         self._state = TERMINATE
+        for imap in list(self._imaps):
+            imap.stop()
         self._terminate()
 
     def join(self):
@@ -363,10 +403,18 @@ class Pool:
             raise ValueError("Pool is still running")
         if self._state not in (CLOSE, TERMINATE):
             raise ValueError("In unknown state")
-        while self._imaps:
-            self._imaps.pop().drain()
+        if self._state == CLOSE:
+            self._drain()
         self._pool_of_engine.close()
         self._pool_of_engine.join()
+
+    def _drain(self):
+        """Waits until all items of all `imap`s have gone to the workers."""
+        for imap, thread in list(self._imaps.items()):
+            imap.drain()
+            if thread is not None and thread is not threading.current_thread():
+                thread.join()
+            self._imaps.pop(imap, None)
 
     def __reduce__(self):
         raise NotImplementedError("pool objects cannot be passed between processes or pickled")

@@ -8,6 +8,10 @@ from . import _polyproc, resource_tracker, util
 __all__ = ["Popen"]
 
 
+# How long a daemonic process has between SIGTERM and SIGKILL when the program ends.
+_GRACE_SECONDS = 5
+
+
 class Popen:
     """A started process, as `multiprocessing`'s process objects use it."""
 
@@ -15,6 +19,7 @@ class Popen:
 
     def __init__(self, process_obj):
         util._flush_std_streams()
+        self._is_daemon = process_obj.daemon
         self.finalizer = None
         self._child = self._launch(process_obj)
         self.pid = self._child.pid
@@ -39,6 +44,11 @@ class Popen:
 
     def wait(self, timeout=None):
         """Waits for its end; `None` when `timeout` seconds were over first."""
+        if self.returncode is None and timeout is None and self._is_daemon and util.is_exiting():
+            # `multiprocessing` has sent SIGTERM to it, which it may ignore, or be stopped.
+            self.returncode = self._child.wait(_GRACE_SECONDS)
+            if self.returncode is None:
+                self.kill()
         if self.returncode is None:
             self.returncode = self._child.wait(timeout)
         return self.returncode

@@ -68,7 +68,7 @@ pub fn sync(words: &[u8]) {
     let (lock, semaphore) = (Lock::new().expect("memory"), Semaphore::new(1, 2).expect("memory"));
     let (event, condition) = (Event::new().expect("memory"), Condition::new().expect("memory"));
     let barrier = Barrier::new(2).expect("memory");
-    let ticket = condition.enter();
+    let ticket = condition.enter(Deadline::PASSED);
     for memfd in [lock.as_fd(), semaphore.as_fd(), event.as_fd(), condition.as_fd(), barrier.as_fd()] {
         scribble(memfd, words, LEN, &[64]);
     }

@@ -66,6 +66,13 @@ pub(crate) fn gave_up(error: WaitError) -> PyErr {
     PyRuntimeError::new_err(error.to_string())
 }
 
+/// A result, or the exception in its place: objects, which the garbage collector sees, unlike a [`PyErr`].
+pub(crate) type Fate = Result<Py<PyAny>, Py<PyAny>>;
+
+pub(crate) fn fate(py: Python<'_>, result: PyResult<Py<PyAny>>) -> Fate {
+    result.map_err(|error| error.into_value(py).into_any())
+}
+
 /// A result, or why there is none.
 pub(crate) fn value(py: Python<'_>, end: ItemEnd<'_>) -> PyResult<Py<PyAny>> {
     match end {

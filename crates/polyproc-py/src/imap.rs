@@ -2,38 +2,63 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use polyproc_core::pool::Want;
+use polyproc_core::pool::{Call, Want};
+use polyproc_core::{Deadline, WaitError};
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::{PyIterator, PyList};
 
-use crate::failure::value;
+use crate::failure::{Fate, fate, value};
 use crate::task::Tasks;
 use crate::time;
 
-/// Results one by one, of what an iterator gives.
+/// How often the thread that takes items looks for itself whether it is to stop.
+const SLICE: Duration = Duration::from_millis(200);
+/// So often signal handlers are run while all items are taken.
+const SIGNAL_PERIOD: u64 = 256;
+
+/// Results one by one, of what an iterator gives. Items are taken by [`Imap::next`], or by a thread that calls [`Imap::feed`].
 #[derive(Debug)]
 #[pyclass(frozen, weakref, module = "polyproc._polyproc")]
 pub(crate) struct Imap {
+    call: Arc<Call>,
     state: Mutex<State>,
+    /// Something was taken, or the feeding is to stop, or to go on to the end.
+    changed: Condvar,
 }
 
 struct State {
     tasks: Tasks,
-    /// `None` once it has given its last item.
+    /// `None` once it has given its last item, or a thread of its own takes items.
     items: Option<Py<PyIterator>>,
+    /// All items were taken.
+    is_fed: bool,
+    /// Items are taken without a bound, as nobody waits for results any more.
+    is_draining: bool,
+    /// No more items are taken.
+    is_stopped: bool,
+    /// Nobody can ask for results any more.
+    is_abandoned: bool,
+    /// So many wait for a result.
+    waiting: usize,
     /// More than one: tasks are of so many, and give lists.
     chunksize: usize,
     /// So many tasks may be under way, or ended and not taken.
-    ahead: usize,
+    ahead: u64,
     /// How many tasks' results were given on, in their order or not.
     taken: u64,
+    /// How many tasks have ended.
+    ended: u64,
     ordered: bool,
+    /// Errors of items that could not be encoded.
+    unsent: BTreeMap<u64, Fate>,
     /// What came before its turn.
-    early: BTreeMap<u64, PyResult<Py<PyAny>>>,
-    ready: VecDeque<PyResult<Py<PyAny>>>,
+    early: BTreeMap<u64, Fate>,
+    ready: VecDeque<Fate>,
     /// What the iterator raised, to be raised after all else.
     broken: Option<PyErr>,
 }
@@ -49,43 +74,68 @@ impl State {
         self.tasks.feed.count() as u64
     }
 
-    /// Takes items while there is room for them; all of them when there is to be no end.
-    fn fill(&mut self, py: Python<'_>, to_the_end: bool) {
-        while to_the_end || self.count() - self.taken < self.ahead as u64 {
-            let Some(items) = &self.items else { return };
-            match next_item(&items.bind(py).clone(), self.chunksize) {
-                Ok(Some(item)) => {
-                    let index = self.count();
-                    if let Err(error) = self.push(&item) {
-                        self.early.insert(index, Err(error));
-                        self.collect(py);
-                    }
+    fn has_room(&self) -> bool {
+        self.is_draining || self.count() - self.taken < self.ahead
+    }
+
+    /// Takes what the iterator gave: an item, its end, or an error.
+    fn add(&mut self, py: Python<'_>, next: PyResult<Option<Bound<'_, PyAny>>>) {
+        match next {
+            Ok(Some(item)) => {
+                let index = self.count();
+                let pushed = match item.cast::<PyList>() {
+                    Ok(chunk) if self.chunksize > 1 => self.tasks.push_values(false, chunk),
+                    _ => self.tasks.push_value(false, &item),
+                };
+                if let Err(error) = pushed {
+                    self.unsent.insert(index, fate(py, Err(error)));
+                    self.tasks.feed.call().refuse(index);
                 }
-                end => {
-                    self.items = None;
-                    self.tasks.feed.seal();
-                    self.broken = end.err();
-                }
+            }
+            end => {
+                self.broken = end.err();
+                self.end();
             }
         }
     }
 
-    fn push(&mut self, item: &Bound<'_, PyAny>) -> PyResult<()> {
-        match item.cast::<PyList>() {
-            Ok(chunk) if self.chunksize > 1 => self.tasks.push_values(false, chunk),
-            _ => self.tasks.push_value(false, item),
+    fn end(&mut self) {
+        self.items = None;
+        self.is_fed = true;
+        self.tasks.feed.seal();
+    }
+
+    /// Takes items while there is room for them.
+    fn fill(&mut self, py: Python<'_>) -> PyResult<()> {
+        while self.has_room() {
+            let Some(items) = &self.items else { return Ok(()) };
+            let next = next_item(&items.bind(py).clone(), self.chunksize);
+            self.add(py, next);
+            if self.is_draining && self.count().is_multiple_of(SIGNAL_PERIOD) {
+                py.check_signals()?;
+            }
         }
+        Ok(())
     }
 
     /// Takes the results that have come.
     fn collect(&mut self, py: Python<'_>) {
-        let early = &mut self.early;
-        self.tasks.feed.take(|index, end| _ = early.insert(index, value(py, end)));
-        if !self.ordered {
-            return self.ready.extend(std::mem::take(early).into_values());
-        }
-        while let Some(end) = self.early.remove(&(self.taken + self.ready.len() as u64)) {
-            self.ready.push_back(end);
+        let Self { tasks, unsent, early, ended, .. } = self;
+        tasks.feed.take(|index, end| {
+            *ended += 1;
+            let fate = unsent.remove(&index).unwrap_or_else(|| fate(py, value(py, end)));
+            early.insert(index, fate);
+        });
+        if self.is_abandoned {
+            self.early.clear();
+            self.ready.clear();
+            self.taken = self.ended;
+        } else if self.ordered {
+            while let Some(end) = self.early.remove(&(self.taken + self.ready.len() as u64)) {
+                self.ready.push_back(end);
+            }
+        } else {
+            self.ready.extend(std::mem::take(&mut self.early).into_values());
         }
     }
 }
@@ -111,54 +161,118 @@ impl Imap {
         ordered: bool,
         ahead: usize,
     ) -> Self {
+        let call = Arc::clone(tasks.feed.call());
         let state = State {
             tasks,
             items: Some(items.clone().unbind()),
+            is_fed: false,
+            is_draining: false,
+            is_stopped: false,
+            is_abandoned: false,
+            waiting: 0,
             chunksize: chunksize.max(1),
-            ahead: ahead.max(1),
+            ahead: ahead.max(1) as u64,
             taken: 0,
+            ended: 0,
             ordered,
+            unsent: BTreeMap::new(),
             early: BTreeMap::new(),
             ready: VecDeque::new(),
             broken: None,
         };
-        let imap = Self { state: Mutex::new(state) };
-        let py = items.py();
-        let mut state = imap.state(py);
-        state.fill(py, false);
-        state.tasks.feed.flush();
-        drop(state);
-        imap
+        Self { call, state: Mutex::new(state), changed: Condvar::new() }
     }
 
     fn state(&self, py: Python<'_>) -> MutexGuard<'_, State> {
         self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Waits until an item is to be taken; false when none is.
+    fn wait_for_room(&self, py: Python<'_>) -> bool {
+        loop {
+            let mut state = self.state(py);
+            if state.is_abandoned {
+                state.collect(py);
+            }
+            if state.is_stopped || state.has_room() {
+                return !state.is_stopped;
+            }
+            state.tasks.feed.flush();
+            let is_abandoned = state.is_abandoned;
+            drop(state);
+            py.detach(|| {
+                if is_abandoned {
+                    // A signal is the main thread's.
+                    let _: Result<bool, WaitError> = self.call.wait(Want::Next, Deadline::after(SLICE));
+                    return;
+                }
+                let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                if !state.is_stopped && !state.has_room() && !state.is_abandoned {
+                    let _ = self.changed.wait_timeout(state, SLICE);
+                }
+            });
+        }
+    }
 }
 
 #[pymethods]
 impl Imap {
+    /// Takes first items from the iterator in this thread, as [`Imap::next`] does from then on.
+    fn begin(&self, py: Python<'_>) -> PyResult<()> {
+        let mut state = self.state(py);
+        state.fill(py)?;
+        state.tasks.feed.flush();
+        Ok(())
+    }
+
+    /// Takes all items, as there is room for them, until the end or until [`Imap::stop`]: in a thread that is there for this.
+    fn feed(&self, py: Python<'_>) {
+        let (items, chunksize) = {
+            let mut state = self.state(py);
+            (state.items.take(), state.chunksize)
+        };
+        let Some(items) = items else { return };
+        while self.wait_for_room(py) {
+            // Not under the lock: the iterator may come back here, or wait for an earlier result.
+            let next = next_item(items.bind(py), chunksize);
+            let mut state = self.state(py);
+            state.add(py, next);
+            if state.is_fed {
+                return;
+            }
+            // Short tasks travel together, unless somebody waits for them with nothing else under way.
+            let feed = &state.tasks.feed;
+            if state.waiting > 0 && state.count() - feed.unsent() as u64 == state.ended {
+                state.tasks.feed.flush();
+            }
+        }
+        self.state(py).end();
+    }
+
     /// The next result in a tuple; an empty tuple when the time was over first, `None` at the end.
     #[pyo3(signature = (timeout=None))]
     fn next(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Vec<Py<PyAny>>>> {
         let deadline = time::deadline(timeout);
-        let mut state = self.state(py);
-        let state = &mut *state;
-        state.fill(py, false);
         loop {
+            let mut state = self.state(py);
+            state.fill(py)?;
+            state.collect(py);
             if let Some(end) = state.ready.pop_front() {
                 state.taken += 1;
-                return Ok(Some(vec![end?]));
+                self.changed.notify_one();
+                return end.map(|value| Some(vec![value])).map_err(|error| PyErr::from_value(error.into_bound(py)));
             }
-            if state.count() == state.taken {
+            if state.is_fed && state.count() == state.taken {
                 return state.broken.take().map_or(Ok(None), Err);
             }
             state.tasks.feed.flush(); // what is waited for may be in an unfinished chunk
-            let call = state.tasks.feed.call();
-            if !matches!(time::wait(py, || call.wait(Want::Next, deadline))?, Ok(true)) {
+            state.waiting += 1;
+            drop(state);
+            let waited = time::wait(py, || self.call.wait(Want::Next, deadline));
+            self.state(py).waiting -= 1;
+            if !matches!(waited?, Ok(true)) {
                 return Ok(Some(Vec::new()));
             }
-            state.collect(py);
         }
     }
 
@@ -170,13 +284,56 @@ impl Imap {
         Ok(self.next(py, None)?.and_then(|mut found| found.pop()))
     }
 
-    /// Takes all items that there are, as nobody waits for results any more.
-    fn drain(&self, py: Python<'_>) {
-        self.state(py).fill(py, true);
+    /// Takes all items that there are, as nobody waits for results any more; or has the thread do it that takes them.
+    fn drain(&self, py: Python<'_>) -> PyResult<()> {
+        let mut state = self.state(py);
+        state.is_draining = true;
+        self.changed.notify_all();
+        state.fill(py)
+    }
+
+    /// No more items are taken.
+    fn stop(&self, py: Python<'_>) {
+        let mut state = self.state(py);
+        state.is_stopped = true;
+        if state.items.is_some() {
+            state.end();
+        }
+        self.changed.notify_all();
+    }
+
+    /// Nobody can ask for results any more: they are thrown away. True when items are left that no thread takes.
+    fn abandon(&self, py: Python<'_>) -> bool {
+        let mut state = self.state(py);
+        state.is_abandoned = true;
+        state.collect(py);
+        self.changed.notify_all();
+        state.items.is_some()
     }
 
     /// Whether all items were taken.
     fn is_fed(&self, py: Python<'_>) -> bool {
-        self.state(py).items.is_none()
+        self.state(py).is_fed
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // Where it is in use, it is referred to.
+        let Ok(state) = self.state.try_lock() else { return Ok(()) };
+        visit.call(&state.items)?;
+        let fates = state.unsent.values().chain(state.early.values()).chain(&state.ready);
+        for fate in fates {
+            let (Ok(value) | Err(value)) = fate;
+            visit.call(value)?;
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self) {
+        let Ok(mut state) = self.state.try_lock() else { return };
+        let items = state.items.take();
+        let fates =
+            (std::mem::take(&mut state.unsent), std::mem::take(&mut state.early), std::mem::take(&mut state.ready));
+        drop(state);
+        drop((items, fates)); // what that runs may come here
     }
 }

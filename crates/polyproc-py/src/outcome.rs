@@ -1,15 +1,16 @@
 //! [`Outcome`]: what comes of a call, later.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use polyproc_core::Deadline;
 use polyproc_core::pool::{Call, Ends, TaskEnd, Want};
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::PyList;
 
-use crate::failure::{failure, gave_up, value};
+use crate::failure::{Fate, failure, fate, gave_up, value};
 use crate::time;
 
 /// How long a wait for a callback lasts until signal handlers are run.
@@ -30,7 +31,7 @@ pub(crate) enum Shape {
 #[derive(Debug)]
 #[pyclass(frozen, module = "polyproc._polyproc")]
 pub(crate) struct Outcome {
-    call: Call,
+    call: Arc<Call>,
     shape: Shape,
     gathered: Mutex<Gathered>,
     /// A callback is to run before anybody sees the result.
@@ -43,8 +44,8 @@ pub(crate) struct Outcome {
 struct Gathered {
     pieces: Vec<Option<Py<PyAny>>>,
     /// The error of the first item that failed.
-    failed: Option<(u64, PyErr)>,
-    result: Option<PyResult<Py<PyAny>>>,
+    failed: Option<(u64, Py<PyAny>)>,
+    result: Option<Fate>,
 }
 
 impl Gathered {
@@ -59,7 +60,7 @@ impl Gathered {
                 }
             }
             Err(error) if self.failed.as_ref().is_none_or(|(first, _)| index < *first) => {
-                self.failed = Some((index, error));
+                self.failed = Some((index, error.into_value(py).into_any()));
             }
             Err(_) => {}
         });
@@ -68,7 +69,7 @@ impl Gathered {
     /// The whole, of all that there is.
     fn finish(&mut self, py: Python<'_>, shape: Shape) -> PyResult<Py<PyAny>> {
         if let Some((_, error)) = self.failed.take() {
-            return Err(error);
+            return Err(PyErr::from_value(error.into_bound(py)));
         }
         let missing = || failure(py, TaskEnd::Terminated);
         let mut pieces = std::mem::take(&mut self.pieces).into_iter().map(|piece| piece.ok_or_else(missing));
@@ -88,7 +89,7 @@ impl Gathered {
 }
 
 impl Outcome {
-    pub(crate) fn new(call: Call, shape: Shape) -> Self {
+    pub(crate) fn new(call: Arc<Call>, shape: Shape) -> Self {
         let count = match shape {
             Shape::One => 1,
             Shape::Each(count) | Shape::Lists(count) => count,
@@ -114,11 +115,11 @@ impl Outcome {
                 return None;
             }
             gathered.take(py, &self.call);
-            gathered.result = Some(gathered.finish(py, self.shape));
+            gathered.result = Some(fate(py, gathered.finish(py, self.shape)));
         }
         gathered.result.as_ref().map(|result| match result {
             Ok(value) => Ok(value.clone_ref(py)),
-            Err(error) => Err(error.clone_ref(py)),
+            Err(error) => Err(PyErr::from_value(error.bind(py).clone())),
         })
     }
 
@@ -208,5 +209,23 @@ impl Outcome {
     /// What has not ended is taken back, or its worker killed.
     fn cancel(&self, py: Python<'_>) {
         py.detach(|| self.call.cancel());
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // Where it is in use, it is referred to.
+        let Ok(gathered) = self.gathered.try_lock() else { return Ok(()) };
+        gathered.pieces.iter().flatten().try_for_each(|piece| visit.call(piece))?;
+        if let Some((_, error)) = &gathered.failed {
+            visit.call(error)?;
+        }
+        if let Some(Ok(value) | Err(value)) = &gathered.result {
+            visit.call(value)?;
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self) {
+        let gathered = self.gathered.try_lock().map(|mut gathered| std::mem::take(&mut *gathered));
+        drop(gathered); // what that runs may come here
     }
 }

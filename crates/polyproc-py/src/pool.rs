@@ -10,6 +10,7 @@ use polyproc_core::Deadline;
 use polyproc_core::pool::{self, CallSettings, Feed, PoolSettings, Registered, TaskEnd, Want};
 use polyproc_core::process::StartMethod;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::sync::MutexExt;
@@ -205,6 +206,16 @@ impl Pool {
 
     fn resize(&self, py: Python<'_>, processes: usize) -> PyResult<()> {
         py.detach(|| self.pool.resize(processes)).map_err(|error| PyValueError::new_err(error.to_string()))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        let Ok(functions) = self.functions.try_lock() else { return Ok(()) };
+        functions.values().try_for_each(|(function, _)| visit.call(function))
+    }
+
+    fn __clear__(&self) {
+        let functions = self.functions.try_lock().map(|mut functions| std::mem::take(&mut *functions));
+        drop(functions); // what that runs may come here
     }
 
     /// The process ids of its workers.

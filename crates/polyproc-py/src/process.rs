@@ -194,7 +194,30 @@ fn environ(py: Python<'_>) -> Option<Vec<(Bound<'_, PyBytes>, Bound<'_, PyBytes>
         .then(|| std::env::vars_os().map(|(name, value)| (bytes(&name), bytes(&value))).collect())
 }
 
+/// Waits in a pool's worker without the interpreter, so that other threads run; then runs signal handlers. What one raises ends
+/// the worker, as it does in the standard library's.
+fn around_idle(wait: &mut dyn FnMut()) {
+    Python::attach(|py| {
+        sys::detached(py, wait);
+        if let Err(error) = py.check_signals() {
+            process::leave(end_worker_by(py, error));
+        }
+    });
+}
+
+/// Ends a worker in order; its exit code.
+fn end_worker_by(py: Python<'_>, error: PyErr) -> i32 {
+    let code = py
+        .import("polyproc._child")
+        .and_then(|module| module.call_method1("end_worker_by", (error.clone_ref(py).into_value(py),))?.extract());
+    code.unwrap_or_else(|_| {
+        error.print(py);
+        1
+    })
+}
+
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    process::set_around_idle(around_idle);
     process::set_on_interrupt(on_interrupt);
     module.add_class::<Child>()?;
     module.add("PreloadError", module.py().get_type::<PreloadError>())?;

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 
-use polyproc_core::sync::{self, Acquired, BarrierError, Holder, Owner, ReleaseError, TooManyWaiters, Turn, WeakLock};
+use polyproc_core::sync::{self, Acquired, BarrierError, EnterError, Holder, Owner, ReleaseError, Turn, WeakLock};
 use polyproc_core::{Deadline, WaitError};
 use pyo3::exceptions::{PyAssertionError, PyOSError, PyRuntimeError, PyRuntimeWarning, PyValueError};
 use pyo3::prelude::*;
@@ -155,7 +155,8 @@ impl SemLock {
         }
         match acquired {
             Ok(Acquired::Released) => Ok(true),
-            Ok(Acquired::OwnerDied) => owner_died(py).map(|()| true),
+            // Where the warning is an error, the caller does not come to its `release`.
+            Ok(Acquired::OwnerDied) => owner_died(py).map(|()| true).inspect_err(|_| _ = self.release()),
             Err(_) => Ok(false),
         }
     }
@@ -209,7 +210,13 @@ impl SemLock {
     fn _after_fork(&self) {}
 }
 
-fn too_many(error: TooManyWaiters) -> PyErr {
+impl Interrupted for EnterError {
+    fn is_interrupted(&self) -> bool {
+        matches!(self, Self::Wait(WaitError::Interrupted))
+    }
+}
+
+fn no_place(error: EnterError) -> PyErr {
     PyRuntimeError::new_err(error.to_string())
 }
 
@@ -244,13 +251,13 @@ impl Condition {
     }
 
     /// From now on this thread counts as waiting; its lock may be released.
-    fn enter(&self) -> PyResult<Ticket> {
-        let ticket = Mutex::new(Some(self.0.enter().map_err(too_many)?));
-        Ok(Ticket { condition: self.0.clone(), ticket })
+    fn enter(&self, py: Python<'_>) -> PyResult<Ticket> {
+        let ticket = time::wait(py, || self.0.enter(Deadline::NEVER))?.map_err(no_place)?;
+        Ok(Ticket { condition: self.0.clone(), ticket: Mutex::new(Some(ticket)) })
     }
 
-    fn notify(&self, count: usize) {
-        self.0.notify(count);
+    fn notify(&self, py: Python<'_>, count: usize) {
+        py.detach(|| self.0.notify(count));
     }
 
     fn waiting(&self) -> usize {
@@ -336,7 +343,7 @@ struct Barrier(sync::Barrier);
 
 fn broken(py: Python<'_>, error: BarrierError) -> PyErr {
     match error {
-        BarrierError::TooManyWaiters(error) => too_many(error),
+        BarrierError::TooManyWaiters(error) => PyRuntimeError::new_err(error.to_string()),
         _ => match py.import("threading").and_then(|module| module.getattr("BrokenBarrierError")?.call0()) {
             Ok(error) => PyErr::from_value(error),
             Err(error) => error,

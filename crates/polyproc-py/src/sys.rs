@@ -30,6 +30,19 @@ pub(crate) fn wrap_forks() {
     });
 }
 
+/// Runs a wait of the engine's without the interpreter.
+pub(crate) fn detached(py: Python<'_>, wait: &mut dyn FnMut()) {
+    struct Wait<'a>(&'a mut dyn FnMut());
+    // SAFETY: `detach` runs it in this very thread. It asks for `Send` to keep what belongs to the interpreter out, of which the
+    // engine knows nothing.
+    unsafe impl Send for Wait<'_> {}
+    let wait = Wait(wait);
+    py.detach(move || {
+        let wait = wait; // the whole of it, which is `Send`
+        (wait.0)();
+    });
+}
+
 /// The word that a fork of a threaded interpreter is sound.
 ///
 /// Python's `fork` is the user's choice by name, and `os.fork` gives it in the same way: the interpreter's locks are held

@@ -369,7 +369,12 @@ impl Condition {
     }
 
     fn wait_until<G: Held>(&self, guard: G, deadline: Deadline) -> Waited<G> {
-        let Ok(ticket) = self.core.enter() else {
+        let entered = through_signals(|| match self.core.enter(deadline) {
+            Err(core::EnterError::Wait(error)) => Err(error),
+            entered => Ok(entered),
+        });
+        let Some(entered) = entered else { return Ok((guard, false)) };
+        let Ok(ticket) = entered else {
             // Without a place to wait in, it is as if somebody had notified a little later: the caller looks again, as it has
             // to anyway, and others had the lock meanwhile.
             let depth = guard.release_all();

@@ -209,6 +209,11 @@ impl Call {
         self.driver.submit(self.key, first, items, fds, is_loose);
     }
 
+    /// An item, of this number, that is not run: its end comes in the order of the others' as [`TaskEnd::Refused`], for whoever waits.
+    pub fn refuse(&self, index: u64) {
+        self.driver.with(|inner| inner.refuse(self.key, index));
+    }
+
     /// All has been submitted.
     pub fn seal(&self) {
         self.driver.with(|inner| inner.seal(self.key));

@@ -563,9 +563,24 @@ impl Inner {
         }
     }
 
+    /// An item that is not run.
+    pub(super) fn refuse(&mut self, call: usize, index: u64) {
+        if let Some(state) = self.calls.get_mut(call) {
+            state.left += 1;
+            self.end_item(call, index, call::End::Failed(Box::new(TaskEnd::Refused("it was not sent".to_owned()))));
+        }
+    }
+
     pub(super) fn seal(&mut self, call: usize) {
         if let Some(state) = self.calls.get_mut(call) {
             state.is_sealed = true;
+            if state.is_over() {
+                // Another thread may wait for a result that will not come.
+                if !state.followers.is_empty() {
+                    self.told.unpark(state);
+                }
+                self.told.leader |= self.leader.is_some_and(|leader| leader.call == call);
+            }
             self.settle(call);
         }
     }

@@ -1,6 +1,7 @@
 //! [`Feed`]: the items of a call, in chunks.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::call::{Call, Ends, ItemEnd};
@@ -12,7 +13,7 @@ const FULL_LEN_BYTES: usize = 64 << 10;
 /// A call that takes its items one by one, and gives chunks of them to workers.
 #[derive(Debug)]
 pub struct Feed {
-    call: Call,
+    call: Arc<Call>,
     chunksize: usize,
     /// Where items are tasks of their own: how many of them travel together.
     batching: Option<Batching>,
@@ -63,7 +64,7 @@ impl Feed {
     #[must_use]
     pub fn new(call: Call, chunksize: usize, workers: usize) -> Self {
         let batching = (chunksize == 1).then(|| Batching::new(workers));
-        Self { call, chunksize, batching, chunk: Items::new(), count: 0, ends: Ends::default() }
+        Self { call: Arc::new(call), chunksize, batching, chunk: Items::new(), count: 0, ends: Ends::default() }
     }
 
     /// Adds an item, which `encode` puts at the end of the bytes that it is given, with its descriptors; it goes to a worker
@@ -119,15 +120,21 @@ impl Feed {
         self.count
     }
 
+    /// How many items wait for the rest of their chunk.
+    #[must_use]
+    pub fn unsent(&self) -> usize {
+        self.chunk.count() as usize
+    }
+
     /// The call.
     #[must_use]
-    pub fn call(&self) -> &Call {
+    pub fn call(&self) -> &Arc<Call> {
         &self.call
     }
 
     /// The call, of which all is submitted.
     #[must_use]
-    pub fn into_call(mut self) -> Call {
+    pub fn into_call(mut self) -> Arc<Call> {
         self.seal();
         self.call
     }

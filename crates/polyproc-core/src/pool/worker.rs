@@ -14,7 +14,7 @@ use crate::conn::Channel;
 use crate::deadline::Deadline;
 use crate::frame::{Context, Input, Payload, Verdict};
 use crate::prim::{AtomicBool, AtomicU64, Ordering};
-use crate::process::{Function, Outcome, ResolvedFunction, panic};
+use crate::process::{self, Function, Outcome, ResolvedFunction, panic};
 use crate::robust::{HAS_SPARE_PROCESSOR, WaitError, look};
 use crate::shm::{Blocks, Extent, MemoryError};
 use crate::sys::clock;
@@ -197,7 +197,7 @@ impl<'a> Worker<'a> {
             Ok::<_, WaitError>(something.then_some(()))
         };
         // Signals and the end of the slice: look again.
-        let _ = self.board.sleepers().wait(Deadline::after(SLICE), SLICE, look);
+        process::idle(|| _ = self.board.sleepers().wait(Deadline::after(SLICE), SLICE, look));
         self.begin_busy();
     }
 
@@ -344,7 +344,9 @@ impl<'a> Worker<'a> {
 
     fn ask(&self, question: u8, number: u64, answer: u8) -> io::Result<Payload> {
         self.channel.send(question, &number.to_le_bytes(), &[])?;
-        let message = self.channel.receive()?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let mut received = Ok(None);
+        process::idle(|| received = self.channel.receive());
+        let message = received?.ok_or(io::ErrorKind::UnexpectedEof)?;
         if message.tag == answer { Ok(message.payload) } else { Err(io::ErrorKind::InvalidData.into()) }
     }
 
@@ -436,7 +438,7 @@ impl<'a> Worker<'a> {
         while !write(&self.stream)? {
             self.board.doorbell().ring(|| true, || self.bell.ring());
             let has_room = || Ok::<_, WaitError>((self.stream.unread() <= RING_LEN / 2).then_some(()));
-            let _ = self.stream.space().wait(Deadline::after(SLICE), SLICE, has_room);
+            process::idle(|| _ = self.stream.space().wait(Deadline::after(SLICE), SLICE, has_room));
         }
         Ok(())
     }

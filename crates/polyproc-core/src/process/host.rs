@@ -1,7 +1,8 @@
 //! Programs whose `main` is not ours: an interpreter that has loaded the engine as a library.
 //!
 //! Such a program says how it is executed anew ([`set_program`]), so that it comes to [`init`](super::init), and wraps the
-//! copies that are made of it ([`set_around_fork`]) and the waits that its signals may end ([`set_on_interrupt`]).
+//! copies that are made of it ([`set_around_fork`]), the waits that its signals may end ([`set_on_interrupt`]) and those in which
+//! its other threads run ([`set_around_idle`]).
 
 use std::ffi::OsString;
 use std::io;
@@ -63,6 +64,28 @@ pub fn has_environment_changed() -> bool {
 /// What [`set_program`] was given.
 pub(super) fn program() -> Option<Vec<OsString>> {
     lock(&PROGRAM).clone()
+}
+
+/// Runs a wait of a pool's worker that has nothing to do, once.
+pub type AroundIdle = fn(&mut dyn FnMut());
+
+static AROUND_IDLE: OnceLock<AroundIdle> = OnceLock::new();
+
+/// Has what a pool's worker does while it waits done inside `around`: an interpreter lets its other threads run, and runs signal
+/// handlers after it. The first call counts.
+pub fn set_around_idle(around: AroundIdle) {
+    let _ = AROUND_IDLE.set(around);
+}
+
+/// Waits as the program wants it.
+pub(crate) fn idle(wait: impl FnOnce()) {
+    let Some(around) = AROUND_IDLE.get() else { return wait() };
+    let mut wait = Some(wait);
+    around(&mut || {
+        if let Some(wait) = wait.take() {
+            wait();
+        }
+    });
 }
 
 /// Makes a copy of this process as the program wants it.

@@ -41,7 +41,10 @@ pub use crate::sys::image::FunctionError;
 pub use child::{Child, Ending};
 pub use current::{Current, Parent, current};
 pub use exit::{leave, set_daemon_grace};
-pub use host::{AroundFork, OnInterrupt, has_environment_changed, set_around_fork, set_on_interrupt, set_program};
+pub use host::{
+    AroundFork, AroundIdle, OnInterrupt, has_environment_changed, set_around_fork, set_around_idle, set_on_interrupt,
+    set_program,
+};
 pub use outcome::Outcome;
 pub use panic::Panic;
 pub use settings::{EnvChange, ForkWithThreads, Settings, StartMethod, Stdio};
@@ -51,7 +54,7 @@ pub use status::{ExitStatus, Signal};
 pub(crate) use crate::sys::function::Resolved as ResolvedFunction;
 pub(crate) use enter::run as run_child;
 pub(crate) use forkserver::GiveUp;
-pub(crate) use host::is_interrupted;
+pub(crate) use host::{idle, is_interrupted};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use order::Order;
 pub(crate) use start::start_worker;

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::bell::Bell;
@@ -145,7 +145,7 @@ impl Queue {
     pub fn new(settings: QueueSettings) -> io::Result<Self> {
         let segment = Segment::create(c"polyproc-queue", FIRST_REGION, REGION_TABLE, FIRST_BLOCK_TABLE)?;
         segment.reserve(0, HEADER_LEN)?;
-        let ring = Ring { segment, bell: Bell::new()? };
+        let ring = Ring { segment, bell: Bell::new()?, held: Mutex::default() };
         ring.arena().initialise(FIRST_BLOCK_TABLE);
         let first_chunk = || -> Result<Place, MemoryError> {
             let block = ring.arena().allocate(CHUNK_LEN)?;
@@ -188,7 +188,7 @@ impl Queue {
         if let Some(shared) = registry::find(inode) {
             return Ok(Self(shared));
         }
-        let ring = Ring { segment, bell: Bell::from_ends([sending, receiving]) };
+        let ring = Ring { segment, bell: Bell::from_ends([sending, receiving]), held: Mutex::default() };
         if ring.layout().settings.magic.load(Ordering::Acquire) != MAGIC {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "these descriptors are not a queue's"));
         }

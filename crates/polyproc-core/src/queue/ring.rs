@@ -5,13 +5,15 @@
 //! Whoever takes a lock from a dead owner first repairs what is not decided by the counts alone: the states of blocks
 //! (`mend_put`, `mend_get`).
 
+use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Mutex;
 
 use super::bell::Bell;
 use super::handle::{GetError, PutError};
 use super::index::Place;
 use super::layout::{ARENA, CHUNK_LEN, Entry, Layout};
-use super::task;
+use super::task::{self, OnConsumerDeath};
 use crate::deadline::Deadline;
 use crate::prim::{AtomicU64, Ordering, fence};
 use crate::robust::{Guard, WaitError};
@@ -25,6 +27,9 @@ use crate::sys::identity::Identity;
 pub(super) struct Ring {
     pub(super) segment: Segment,
     pub(super) bell: Bell,
+    /// Where a consumer's death matters: the blocks of messages that this process took and has not reported as done, by position.
+    /// Only so that the oldest is found at once; records are authoritative.
+    pub(super) held: Mutex<BTreeMap<u64, Block>>,
 }
 
 /// Where a message's bytes are.
@@ -255,6 +260,11 @@ impl Ring {
         side.prepare(count.wrapping_add(1), place.after(len));
         side.commit(count);
         crash::point(Step::GetCommitted);
+        if let Some(block) = block
+            && task::on_death(self) != OnConsumerDeath::Nothing
+        {
+            self.note_held(count, block);
+        }
         if let Some(old) = leaving {
             self.arena().free(old)?;
         }
@@ -275,6 +285,13 @@ impl Ring {
             *out.fds = fds.ok_or(GetError::DescriptorsLost)?;
         }
         Ok(block)
+    }
+
+    /// Under the consumers' lock, so that it is taken only in a copy of a process that was made in the middle of this.
+    pub(super) fn note_held(&self, position: u64, block: Block) {
+        if let Ok(mut held) = self.held.try_lock() {
+            held.insert(position, block);
+        }
     }
 
     /// How many messages there are for consumers.

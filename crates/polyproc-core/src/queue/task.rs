@@ -88,12 +88,32 @@ pub(super) fn task_done(ring: &Ring) -> Result<(), TaskDoneError> {
     } else {
         let _guard = lock_for_sure(ring)?;
         let taken = ring.layout().get.count.load(Ordering::Relaxed);
-        let own = Identity::own();
-        let block = oldest(ring, State::Held, |owner, position| owner == own && position < taken)?;
-        retire(ring, block.ok_or(TaskDoneError::TooMany)?)?;
+        let block = match oldest_held(ring, taken)? {
+            Some(block) => block,
+            // What an earlier handle of this process took.
+            None => {
+                let is_own = |owner, position| owner == Identity::own() && position < taken;
+                oldest(ring, State::Held, is_own)?.ok_or(TaskDoneError::TooMany)?
+            }
+        };
+        retire(ring, block)?;
     }
     wake_joiners(ring);
     Ok(())
+}
+
+/// The oldest message that this process took by this handle. Under the consumers' lock.
+fn oldest_held(ring: &Ring, taken: u64) -> Result<Option<Block>, MemoryError> {
+    let Ok(mut held) = ring.held.try_lock() else { return Ok(None) };
+    while let Some((position, block)) = held.pop_first() {
+        let record = ring.arena().record(block)?;
+        let is_it = record.state() == Some(State::Held) && record.position() == position && position < taken;
+        // A forked copy of a consumer has taken nothing.
+        if is_it && record.owner() == Identity::own() {
+            return Ok(Some(block));
+        }
+    }
+    Ok(None)
 }
 
 fn wake_joiners(ring: &Ring) {
@@ -166,6 +186,7 @@ pub(super) fn take_returned(ring: &Ring) -> Result<Option<Block>, MemoryError> {
     let record = ring.arena().record(block)?;
     record.set_owner(Identity::own());
     record.set_state(State::Held);
+    ring.note_held(record.position(), block);
     crash::point(Step::ReturnMarked);
     returned.store(count - 1, Ordering::Release);
     Ok(Some(block))

@@ -77,7 +77,15 @@ impl Barrier {
     }
 
     fn mutex(&self) -> Guard<'_> {
-        self.0.lock(|| self.mend())
+        loop {
+            if let Ok(guard) = self.lock(Deadline::NEVER) {
+                return guard;
+            }
+        }
+    }
+
+    fn lock(&self, deadline: Deadline) -> Result<Guard<'_>, WaitError> {
+        self.0.lock(deadline, || self.mend())
     }
 
     /// Finishes what a dead owner of the mutex had begun.
@@ -112,14 +120,12 @@ impl Barrier {
     /// How many wait.
     #[must_use]
     pub fn n_waiting(&self) -> usize {
-        let _mutex = self.mutex();
         self.waiting().count()
     }
 
     /// Whether it is broken.
     #[must_use]
     pub fn is_broken(&self) -> bool {
-        let _mutex = self.mutex();
         self.0.state().phase.load(Ordering::Relaxed) == BROKEN
     }
 

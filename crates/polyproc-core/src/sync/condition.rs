@@ -18,6 +18,18 @@ use crate::sys::identity::Identity;
 pub struct Condition(Arc<Object>);
 handle!(Condition, 4);
 
+/// There is no place among those who wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EnterError {
+    /// More wait than there are places for.
+    #[error(transparent)]
+    TooManyWaiters(#[from] TooManyWaiters),
+    /// The deadline passed, while a process stands still in the middle of using the condition; or a signal handler ran.
+    #[error(transparent)]
+    Wait(#[from] WaitError),
+}
+
 /// A place among those who wait.
 #[derive(Debug)]
 #[must_use = "the place is taken until `Condition::leave`"]
@@ -33,25 +45,29 @@ impl Condition {
     }
 
     fn mutex(&self) -> Guard<'_> {
-        self.0.lock(|| {})
+        loop {
+            if let Ok(guard) = self.0.lock(Deadline::NEVER, || {}) {
+                return guard;
+            }
+        }
     }
 
     /// From now on this thread counts as waiting: to be called before the user's lock is released.
     ///
     /// # Errors
-    /// [`TooManyWaiters`].
-    pub fn enter(&self) -> Result<Ticket, TooManyWaiters> {
+    /// [`EnterError`].
+    pub fn enter(&self, deadline: Deadline) -> Result<Ticket, EnterError> {
         {
-            let _mutex = self.mutex();
+            let _mutex = self.0.lock(deadline, || {})?;
             if let Ok(place) = self.0.enlist(0) {
                 return Ok(Ticket(place));
             }
         }
         // The dead may fill it.
         let dead = self.0.dead();
-        let _mutex = self.mutex();
+        let _mutex = self.0.lock(deadline, || {})?;
         self.bury(&dead);
-        self.0.enlist(0).map(Ticket)
+        Ok(self.0.enlist(0).map(Ticket)?)
     }
 
     /// Waits until this place is notified.
@@ -71,17 +87,17 @@ impl Condition {
 
     /// Gives the place back. True when it was notified, if only just now.
     pub fn leave(&self, ticket: Ticket) -> bool {
-        let _mutex = self.mutex();
         let waiter = self.0.waiter(ticket.0);
-        let notified = waiter.state() == Waiting::Released;
-        waiter.set(Waiting::Free);
-        notified
+        // Without the mutex: a wait that is over does not wait for a process that stands still. Whoever notifies finds one of both.
+        if waiter.change(Waiting::Waits, Waiting::Free) {
+            return false;
+        }
+        waiter.change(Waiting::Released, Waiting::Free)
     }
 
     /// How many wait and have not been notified.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        let _mutex = self.mutex();
         self.0.waiters().filter(|waiter| waiter.state() == Waiting::Waits).count()
     }
 
@@ -97,10 +113,9 @@ impl Condition {
         for waiter in self.0.waiters().filter(|waiter| dead.contains(&waiter.owner())) {
             let state = waiter.state();
             // First to the heir: if this process dies in between, the next one passes it on once more, which is harmless.
-            if state == Waiting::Released
-                && let Some(heir) = self.in_order().into_iter().find(|heir| !dead.contains(&heir.owner()))
-            {
-                heir.set(Waiting::Released);
+            if state == Waiting::Released {
+                let mut heirs = self.in_order().into_iter().filter(|heir| !dead.contains(&heir.owner()));
+                heirs.find(|heir| heir.change(Waiting::Waits, Waiting::Released));
             }
             waiter.set(Waiting::Free);
         }
@@ -121,7 +136,9 @@ impl Condition {
         let dead = if count < self.0.waiters().count() { self.0.dead() } else { Vec::new() };
         let mutex = self.mutex();
         self.bury(&dead);
-        self.in_order().into_iter().take(count).for_each(|waiter| waiter.set(Waiting::Released));
+        // One that leaves just now is passed over.
+        let notified = self.in_order().into_iter().filter(|waiter| waiter.change(Waiting::Waits, Waiting::Released));
+        notified.take(count).for_each(drop);
         drop(mutex);
         self.0.layout().sleepers.wake_all();
     }

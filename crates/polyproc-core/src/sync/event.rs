@@ -1,11 +1,11 @@
-//! [`Event`]: a flag to wait for. One store changes it; a waiter also sees that it was set and cleared again meanwhile.
+//! [`Event`]: a flag to wait for. One compare-and-swap changes it; a waiter also sees that it was set and cleared again meanwhile.
 
 use std::io;
 use std::sync::Arc;
 
 use super::object::{Object, SLICE, handle};
 use crate::deadline::Deadline;
-use crate::prim::Ordering;
+use crate::prim::{Ordering, fence};
 use crate::robust::WaitError;
 
 const SET: u64 = 1;
@@ -38,19 +38,16 @@ impl Event {
 
     /// Sets it, and wakes all who wait.
     pub fn set(&self) {
-        let mutex = self.0.lock(|| {});
-        let value = self.value();
-        if value & SET == 0 {
-            self.0.state().value.store(value.wrapping_add(ONCE) | SET, Ordering::Release);
-        }
-        drop(mutex);
+        let set = |value: u64| (value & SET == 0).then(|| value.wrapping_add(ONCE) | SET);
+        // It is set already when this fails. SeqCst, for the waiters' barrier in `wake_all`.
+        let _ = self.0.state().value.fetch_update(Ordering::SeqCst, Ordering::SeqCst, set);
+        fence(Ordering::SeqCst);
         self.0.layout().sleepers.wake_all();
     }
 
     /// Clears it.
     pub fn clear(&self) {
-        let _mutex = self.0.lock(|| {});
-        self.0.state().value.store(self.value() & !SET, Ordering::Release);
+        self.0.state().value.fetch_and(!SET, Ordering::AcqRel);
     }
 
     /// Waits until it is set.

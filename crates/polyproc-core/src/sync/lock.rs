@@ -1,7 +1,8 @@
 //! [`Lock`]: held by a process, or by a thread as often as it likes.
 //!
-//! The store of the owner takes it and gives it back. Thread and count are written before the owner, and mean nothing
-//! without it. Whoever finds a dead owner takes the lock over, and is told.
+//! One compare-and-swap of the owner takes it and gives it back, so a process that dies or stands still between any two
+//! instructions keeps nobody from anything but the lock that it holds. Thread and count are the owner's own to write, and mean
+//! nothing without it. Whoever finds a dead owner takes the lock over from that owner, and is told.
 
 use std::io;
 use std::sync::{Arc, Weak};
@@ -9,7 +10,7 @@ use std::sync::{Arc, Weak};
 use super::object::{Object, SLICE, handle};
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
-use crate::robust::{Guard, Spin, WaitError};
+use crate::robust::{Spin, WaitError};
 use crate::sys::identity::Identity;
 
 /// Who holds a lock.
@@ -81,27 +82,29 @@ impl Lock {
         Ok(Self(Object::create(1, 0, 0)?))
     }
 
-    fn mutex(&self) -> Guard<'_> {
-        self.0.lock(|| {})
-    }
-
     /// Takes the lock if it is free, or its owner is `dead`; else says who holds it.
     fn take(&self, owner: Owner, dead: Identity) -> Result<Acquired, Identity> {
         let state = self.0.state();
         let (own, tid) = (Identity::own(), crate::sys::thread_id());
-        let _mutex = self.mutex();
-        let holder = Identity::from_bits(state.owner.load(Ordering::Relaxed));
+        let mut holder = Identity::from_bits(state.owner.load(Ordering::Relaxed));
+        // This thread's id stands there only while this thread holds it: it writes 0 before it gives the lock back.
         if holder == own && owner == Owner::Thread && state.thread.load(Ordering::Relaxed) == tid {
             let count = state.count.load(Ordering::Relaxed);
             state.count.store(count.saturating_add(1), Ordering::Relaxed);
             return Ok(Acquired::Released);
         }
-        if holder != Identity::NOBODY && holder != dead {
-            return Err(holder);
+        loop {
+            if holder != Identity::NOBODY && holder != dead {
+                return Err(holder);
+            }
+            // Acquire pairs with the Release in `release`.
+            match state.owner.compare_exchange(holder.bits(), own.bits(), Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => break,
+                Err(now) => holder = Identity::from_bits(now),
+            }
         }
-        state.thread.store(tid, Ordering::Relaxed);
         state.count.store(1, Ordering::Relaxed);
-        state.owner.store(own.bits(), Ordering::Release);
+        state.thread.store(tid, Ordering::Relaxed);
         Ok(if holder == Identity::NOBODY { Acquired::Released } else { Acquired::OwnerDied })
     }
 
@@ -124,19 +127,19 @@ impl Lock {
         })
     }
 
-    /// Gives the lock back, once: its owner has it as long as it took it oftener.
+    /// Releases the lock once: a thread that took it several times keeps it until each was released.
     ///
     /// # Errors
     /// [`ReleaseError`].
     pub fn release(&self, owner: Owner) -> Result<(), ReleaseError> {
         let state = self.0.state();
-        let mutex = self.mutex();
-        if state.owner.load(Ordering::Relaxed) == 0 {
+        let holder = state.owner.load(Ordering::Relaxed);
+        if holder == 0 {
             return Err(ReleaseError::NotHeld);
         }
+        let is_own =
+            holder == Identity::own().bits() && state.thread.load(Ordering::Relaxed) == crate::sys::thread_id();
         if owner == Owner::Thread {
-            let is_own = state.owner.load(Ordering::Relaxed) == Identity::own().bits()
-                && state.thread.load(Ordering::Relaxed) == crate::sys::thread_id();
             let count = state.count.load(Ordering::Relaxed);
             if !is_own {
                 return Err(ReleaseError::NotOwner);
@@ -146,19 +149,22 @@ impl Lock {
                 return Ok(());
             }
         }
-        state.owner.store(0, Ordering::Release);
-        drop(mutex);
+        if is_own {
+            state.thread.store(0, Ordering::Relaxed);
+        }
+        // Release pairs with the Acquire in `take`. SeqCst, for the waiters' barrier in `wake_one`.
+        if state.owner.compare_exchange(holder, 0, Ordering::SeqCst, Ordering::Relaxed).is_err() {
+            return Err(ReleaseError::NotHeld); // somebody else released it just now
+        }
         self.0.layout().sleepers.wake_one();
         Ok(())
     }
 
     /// For a process that ends in order: what it holds stays held, and is not taken over as that of the dead is.
     pub fn leave(&self) {
-        let state = self.0.state();
-        let _mutex = self.mutex();
-        if state.owner.load(Ordering::Relaxed) == Identity::own().bits() {
-            state.owner.store(Identity::LEFT.bits(), Ordering::Release);
-        }
+        let (owner, own) = (&self.0.state().owner, Identity::own().bits());
+        // Fails when this process does not hold it.
+        let _ = owner.compare_exchange(own, Identity::LEFT.bits(), Ordering::AcqRel, Ordering::Relaxed);
     }
 
     /// Whether this process has no other clone of it.
@@ -177,7 +183,6 @@ impl Lock {
     #[must_use]
     pub fn holder(&self) -> Holder {
         let state = self.0.state();
-        let _mutex = self.mutex();
         match state.owner.load(Ordering::Relaxed) {
             0 => Holder::Nobody,
             owner if owner != Identity::own().bits() => Holder::AnotherProcess,

@@ -18,7 +18,7 @@ mod object;
 mod semaphore;
 
 pub use barrier::{Barrier, BarrierError, Turn};
-pub use condition::{Condition, Ticket};
+pub use condition::{Condition, EnterError, Ticket};
 pub use event::Event;
 pub use lock::{Acquired, Holder, Lock, Owner, ReleaseError, WeakLock};
 pub use object::TooManyWaiters;

@@ -19,8 +19,7 @@ use std::time::Duration;
 
 use crate::deadline::Deadline;
 use crate::prim::{AtomicU32, AtomicU64, Ordering};
-use crate::robust::{Guard, Mutex, Sleepers};
-use crate::shm::arena::through_signals;
+use crate::robust::{Guard, Mutex, Sleepers, WaitError};
 use crate::shm::{Segment, registry};
 use crate::sys::identity::Identity;
 use crate::sys::memory::PAGE;
@@ -112,6 +111,11 @@ impl Waiter {
         self.state.store(state as u32, Ordering::Release);
     }
 
+    /// From one state to another; false when it was in none of that state.
+    pub(super) fn change(&self, from: Waiting, to: Waiting) -> bool {
+        self.state.compare_exchange(from as u32, to as u32, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
     pub(super) fn owner(&self) -> Identity {
         Identity::from_bits(self.owner.load(Ordering::Relaxed))
     }
@@ -176,14 +180,17 @@ impl Object {
         &self.layout().state
     }
 
-    /// The mutex. `mend` finishes what a dead owner had begun.
-    pub(super) fn lock(&self, mend: impl FnOnce()) -> Guard<'_> {
-        let guard = through_signals(|| self.layout().mutex.lock(Deadline::NEVER));
+    /// The mutex of conditions and barriers. `mend` finishes what a dead owner had begun.
+    ///
+    /// # Errors
+    /// [`WaitError`]; the deadline passes only while its owner stands still.
+    pub(super) fn lock(&self, deadline: Deadline, mend: impl FnOnce()) -> Result<Guard<'_>, WaitError> {
+        let guard = self.layout().mutex.lock(deadline)?;
         if guard.owner_died {
             mend();
             self.layout().sleepers.rouse(); // it may have owed a wake-up
         }
-        guard
+        Ok(guard)
     }
 
     /// The places of the table that were ever used.

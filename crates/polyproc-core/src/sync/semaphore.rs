@@ -1,4 +1,4 @@
-//! [`Semaphore`]: a number that waits where it is zero. One store changes it.
+//! [`Semaphore`]: a number that waits where it is zero. One compare-and-swap changes it.
 //!
 //! A permit has no owner, as in Python and POSIX: any process may give back what another took, and what a process that
 //! died had taken is gone. Where that must not be, a lock, or a queue that puts back, is the means.
@@ -31,15 +31,9 @@ impl Semaphore {
     }
 
     fn take(&self) -> bool {
-        let _mutex = self.0.lock(|| {});
-        let value = &self.0.state().value;
-        match value.load(Ordering::Relaxed).checked_sub(1) {
-            Some(less) => {
-                value.store(less, Ordering::Relaxed);
-                true
-            }
-            None => false,
-        }
+        let less = |value: u64| value.checked_sub(1);
+        // Acquire pairs with the Release in `release`.
+        self.0.state().value.fetch_update(Ordering::AcqRel, Ordering::Relaxed, less).is_ok()
     }
 
     /// Takes one; waits until the deadline while there is none.
@@ -58,14 +52,10 @@ impl Semaphore {
     /// # Errors
     /// [`OverRelease`] when it would hold more than its bound.
     pub fn release(&self, count: u64) -> Result<(), OverRelease> {
-        let mutex = self.0.lock(|| {});
-        let value = &self.0.state().value;
-        let more = value.load(Ordering::Relaxed).checked_add(count).ok_or(OverRelease)?;
-        if more > self.0.layout().kind.limit.load(Ordering::Relaxed) {
-            return Err(OverRelease);
-        }
-        value.store(more, Ordering::Relaxed);
-        drop(mutex);
+        let limit = self.0.layout().kind.limit.load(Ordering::Relaxed);
+        let more = |value: u64| value.checked_add(count).filter(|more| *more <= limit);
+        // Release pairs with the Acquire in `take`. SeqCst, for the waiters' barrier in `wake_one`.
+        self.0.state().value.fetch_update(Ordering::SeqCst, Ordering::Relaxed, more).map_err(|_| OverRelease)?;
         match count {
             1 => self.0.layout().sleepers.wake_one(),
             _ => self.0.layout().sleepers.wake_all(),

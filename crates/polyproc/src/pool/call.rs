@@ -108,7 +108,7 @@ impl<A, R: Transfer> Call<A, R> {
 
     /// The engine's call, where there is one.
     pub(crate) fn core(&self) -> Option<&core::Call> {
-        self.feed.as_ref().ok().map(Feed::call)
+        self.feed.as_ref().ok().map(|feed| &**feed.call())
     }
 
     /// What has not begun is not run.
