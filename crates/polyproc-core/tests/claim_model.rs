@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use proptest::prelude::*;
 
+#[expect(dead_code, reason = "the parent uses more of it")]
 #[path = "../src/pool/claim.rs"]
 mod claim;
 
@@ -71,16 +72,22 @@ fn op() -> impl Strategy<Value = Op> {
 /// Slot, position and a number of each task.
 type Tasks = VecDeque<(u32, u64, u32)>;
 
-fn publish(table: &Table<'_>, slot: u32, number: u32, waiting: &mut Tasks) {
-    let position = table.publish(slot).unwrap_or_else(|| {
+fn publish(table: &Table<'_>, slot: u32, number: u32, tail: &mut u64, waiting: &mut Tasks) {
+    let mut publish = |slot| {
+        let position = *tail;
+        let is_published = table.publish(slot, position);
+        *tail += u64::from(is_published);
+        is_published.then_some(position)
+    };
+    let position = publish(slot).unwrap_or_else(|| {
         // As `Driver::make_places` does.
         for (slot, position, _) in waiting.iter().rev() {
             assert!(table.withdraw(*slot, *position), "it waits");
         }
         for (slot, position, _) in waiting.iter_mut() {
-            *position = table.publish(*slot).expect("all places before this are free");
+            *position = publish(*slot).expect("all places before this are free");
         }
-        table.publish(slot).expect("there are more places than slots")
+        publish(slot).expect("there are more places than slots")
     });
     waiting.push_back((slot, position, number));
 }
@@ -92,12 +99,12 @@ proptest! {
         let table = Table { board: &board };
         let mut free: Vec<u32> = (0..SLOTS).collect();
         let (mut waiting, mut claimed) = (Tasks::new(), Tasks::new());
-        let mut next = 0;
+        let (mut next, mut tail) = (0, 0);
         for op in ops {
             match op {
                 Op::Publish => {
                     if let Some(slot) = free.pop() {
-                        publish(&table, slot, next, &mut waiting);
+                        publish(&table, slot, next, &mut tail, &mut waiting);
                         next += 1;
                     }
                 }

@@ -2,7 +2,8 @@
 #![expect(unsafe_code, reason = "the fence: raw pointers of the buffer protocol")]
 
 use std::ffi::{c_int, c_void};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -37,14 +38,36 @@ pub(crate) fn with_bytes<T>(buffers: &[PyBuffer<u8>], read: impl FnOnce(&[&[u8]]
 /// Memory that came from another process: a private copy, or what is as good as one.
 #[derive(Debug)]
 pub(crate) enum Memory {
-    Bytes(Box<[u8]>),
+    Bytes(Bytes),
     Lent(Loan),
+}
+
+/// Bytes that are written through views of Python's, so that no reference to them may be made.
+#[derive(Debug)]
+pub(crate) struct Bytes(NonNull<[u8]>);
+
+// SAFETY: the memory belongs to `self`; whoever reads and writes it does so through views, as with any buffer of Python's.
+unsafe impl Send for Bytes {}
+// SAFETY: as above.
+unsafe impl Sync for Bytes {}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(NonNull::from(Box::leak(bytes.into_boxed_slice())))
+    }
+}
+
+impl Drop for Bytes {
+    fn drop(&mut self) {
+        // SAFETY: it is what `Box::leak` gave, once, and views hold the object that this belongs to.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
 }
 
 impl Memory {
     fn as_raw(&self) -> (NonNull<u8>, usize) {
         match self {
-            Self::Bytes(bytes) => (NonNull::from(&**bytes).cast(), bytes.len()),
+            Self::Bytes(bytes) => (bytes.0.cast(), bytes.0.len()),
             Self::Lent(loan) => loan.as_raw(),
         }
     }
@@ -82,7 +105,7 @@ pub(crate) fn find_loan(parts: &[&[u8]]) -> PyResult<Option<(OwnedFd, Vec<u64>)>
             is_inside.then_some(start as u64)
         };
         if let Some(starts) = parts.iter().map(start_of).collect::<Option<Vec<_>>>() {
-            return Ok(Some((loan.as_fd().try_clone_to_owned()?, starts)));
+            return Ok(loan.file().map(|file| Ok::<_, io::Error>((file.try_clone_to_owned()?, starts))).transpose()?);
         }
     }
     Ok(None)
@@ -101,7 +124,7 @@ impl Owned {
     /// Without the first `start` bytes.
     pub(crate) fn new(bytes: Vec<u8>, start: usize) -> Self {
         let len = bytes.len().saturating_sub(start);
-        Self { memory: Arc::new(Memory::Bytes(bytes.into_boxed_slice())), start, len }
+        Self { memory: Arc::new(Memory::Bytes(bytes.into())), start, len }
     }
 
     /// `None` when not all of it is there.

@@ -24,6 +24,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use polyproc_core::Loan;
+use polyproc_core::pool::may_lend;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -201,14 +202,15 @@ struct Lent {
 
 /// Lends buffers, if they are large enough; those that were lent to this process and are unchanged as they are.
 fn lend(buffers: &[PyBuffer<u8>]) -> PyResult<Option<Lent>> {
-    if buffers.iter().map(|buffer| buffer.len_bytes()).sum::<usize>() < LENT {
+    if buffers.iter().map(|buffer| buffer.len_bytes()).sum::<usize>() < LENT || !may_lend() {
         return Ok(None);
     }
     buffer::with_bytes(buffers, |parts| {
         let ends = |starts: &[u64]| starts.iter().zip(parts).map(|(start, part)| start + part.len() as u64).max();
         let lent = match buffer::find_loan(parts)? {
             Some(found) => Some(found),
-            None => polyproc_core::lend(parts)?,
+            // Without a descriptor, or whatever else it takes, a copy is as good.
+            None => polyproc_core::lend(parts).unwrap_or(None),
         };
         Ok(lent.map(|(fd, starts)| Lent { fd, len: ends(&starts).unwrap_or(0), starts }))
     })
@@ -219,7 +221,8 @@ pub(crate) fn encode(value: &Bound<'_, PyAny>, how: How, out: &mut Vec<u8>, fds:
     if how.lends
         && let Ok(bytes) = value.cast_exact::<PyBytes>()
         && bytes.as_bytes().len() >= LENT
-        && let Some((fd, _)) = polyproc_core::lend(&[bytes.as_bytes()])?
+        && may_lend()
+        && let Ok(Some((fd, _))) = polyproc_core::lend(&[bytes.as_bytes()])
     {
         out.push(LENT_BYTES);
         out.extend((bytes.as_bytes().len() as u64).to_le_bytes());

@@ -3,8 +3,10 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use super::audit::AUDIT_PERIOD;
 use super::board::{INLINE_LEN, LIMITED, Order, STEPWISE, WITH_FDS};
 use super::call::End;
+use super::claim;
 use super::driver::{At, Driver, Inner, Task};
 use super::scheduler::{Action, Event, Loss, TaskId};
 use super::staff::Worker;
@@ -101,7 +103,7 @@ impl Driver {
 
     /// Lays a task on the table.
     fn publish(&self, inner: &mut Inner, id: TaskId) -> Result<(), MemoryError> {
-        if !self.board.table().has_place() {
+        if !self.board.table().has_place(inner.tail) {
             self.make_places(inner);
         }
         let Some(task) = inner.tasks.get_mut(id.0) else { return Ok(()) };
@@ -124,14 +126,17 @@ impl Driver {
         let inline = if block.is_none() { &bytes[..] } else { &[] };
         let laid = self.board.write(slot, &order, inline);
         let laid = laid.and_then(|()| block.map_or(Ok(()), |block| self.board.segment().copy_in(block.offset, bytes)));
-        let position = match laid.and_then(|()| self.board.table().publish(slot).ok_or(MemoryError::Corrupt)) {
-            Ok(position) => position,
-            Err(error) => {
-                inner.free_slots.push(slot);
-                block.into_iter().for_each(|block| inner.blocks.free(self.board.segment(), block));
-                return Err(error);
-            }
-        };
+        let position = inner.tail;
+        let laid = laid.and_then(|()| match self.board.table().publish(slot, position) {
+            true => Ok(()),
+            false => Err(MemoryError::Corrupt),
+        });
+        if let Err(error) = laid {
+            inner.free_slots.push(slot);
+            block.into_iter().for_each(|block| inner.blocks.free(self.board.segment(), block));
+            return Err(error);
+        }
+        inner.tail = claim::next(position);
         let mut used = std::mem::take(bytes);
         inner.slots[slot as usize] = Some(id);
         task.at = At::Out { slot, position, block, len, from: task.done };
@@ -143,6 +148,10 @@ impl Driver {
             task.has_limit_timer = true;
             let serial = task.serial;
             inner.set_timer(at, Timer::Limit { task: id, serial });
+        }
+        if !inner.is_auditing {
+            inner.is_auditing = true;
+            inner.set_timer(Instant::now() + AUDIT_PERIOD, Timer::Audit);
         }
         if is_loose && !inner.is_sharing {
             inner.is_sharing = true;
@@ -159,21 +168,27 @@ impl Driver {
     /// become free.
     fn make_places(&self, inner: &mut Inner) {
         let table = self.board.table();
-        let out = inner.slots.iter().flatten().filter_map(|id| match inner.tasks.get(id.0)?.at {
-            At::Out { slot, position, .. } => Some((position, slot, *id)),
-            At::Waiting(_) => None,
-        });
-        let mut waiting: Vec<_> = out.collect();
+        let mut waiting = inner.out();
         waiting.sort_unstable();
         // The newest first: meanwhile workers take the oldest.
         let taken_back = waiting.into_iter().rev().filter(|(position, slot, _)| table.withdraw(*slot, *position));
         let taken_back: Vec<_> = taken_back.collect();
+        self.repair_counts(inner);
         for (_, slot, id) in taken_back.into_iter().rev() {
-            let Some(task) = inner.tasks.get_mut(id.0) else { continue };
-            if let (At::Out { position, .. }, Some(new)) = (&mut task.at, table.publish(slot)) {
-                *position = new;
-                inner.told.published += 1;
-            }
+            self.lay_again(inner, id, slot);
+        }
+    }
+
+    /// Gives a task that lies in a slot, and that nobody can take there, the next position.
+    pub(super) fn lay_again(&self, inner: &mut Inner, id: TaskId, slot: u32) {
+        let (table, tail) = (self.board.table(), inner.tail);
+        let Some(task) = inner.tasks.get_mut(id.0) else { return };
+        if let At::Out { position, .. } = &mut task.at
+            && table.publish(slot, tail)
+        {
+            *position = tail;
+            inner.tail = claim::next(tail);
+            inner.told.published += 1;
         }
     }
 

@@ -67,6 +67,16 @@ impl Lookers {
         }
     }
 
+    /// Takes those out, by one more than their numbers, that are none.
+    pub(super) fn retain(&self, is_one: impl Fn(u64) -> bool) {
+        for place in &self.numbers {
+            let number = place.load(Ordering::Relaxed);
+            if number != 0 && !is_one(number) {
+                let _ = place.compare_exchange(number, 0, Ordering::SeqCst, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// How many there are. To be called after a full barrier that comes after a task was laid down.
     pub(super) fn count(&self) -> u64 {
         self.numbers.iter().filter(|place| place.load(Ordering::Relaxed) != 0).count() as u64
@@ -245,7 +255,8 @@ mod tests {
     fn tasks_are_taken_in_order_once_and_not_after_they_were_taken_back() {
         let board = Board::new().expect("memory");
         let table = board.table();
-        let positions: Vec<_> = (0..4).map(|slot| table.publish(slot).expect("a place")).collect();
+        let positions: Vec<u64> = (0..4).collect();
+        assert!((0..4).zip(&positions).all(|(slot, position)| table.publish(slot, *position)));
         assert_eq!(table.claim(7), Some((0, positions[0])));
         assert!(table.withdraw(1, positions[1]));
         assert!(!table.withdraw(0, positions[0]), "somebody has it");
@@ -260,7 +271,7 @@ mod tests {
     fn a_corrupt_table_gives_nothing() {
         let board = Board::new().expect("memory");
         let table = board.table();
-        table.publish(0).expect("a place");
+        assert!(table.publish(0, 0));
         table.number(0).store(SLOTS + 7, Ordering::Relaxed);
         assert_eq!(table.claim(1), None);
         let order = Order { function: 0, argument_at: u64::MAX - 5, argument_len: 100, items: 1, flags: 0 };

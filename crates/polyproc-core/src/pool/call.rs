@@ -10,7 +10,7 @@ use super::TaskEnd;
 use super::driver::Driver;
 use super::handle::OnLog;
 use super::scheduler::Priority;
-use super::stream::next_result;
+use super::stream::{Received, next_result};
 use super::task::Items;
 use crate::deadline::Deadline;
 use crate::frame::Payload;
@@ -70,8 +70,8 @@ pub(super) enum End {
         start: usize,
         len: usize,
     },
-    /// A large one, or one with descriptors.
-    Payload(Box<Payload>),
+    /// A large one, or one with descriptors, which count as long as they wait here.
+    Payload(Box<(Payload, Option<Received>)>),
     Failed(Box<TaskEnd>),
 }
 
@@ -106,7 +106,11 @@ impl Ends {
                         see(index + item, Ok((next_result(&mut results).unwrap_or_default(), Vec::new())));
                     }
                 }
-                End::Payload(payload) => see(index, Ok((&payload.head, payload.fds))),
+                End::Payload(payload) => {
+                    let (Payload { head, fds }, received) = *payload;
+                    see(index, Ok((&head, fds)));
+                    drop(received); // what was to be kept open is mapped
+                }
                 End::Failed(end) => see(index, Err(*end)),
             }
         }

@@ -58,6 +58,11 @@ impl SlotState {
     }
 }
 
+/// The position after another.
+pub(super) fn next(position: u64) -> u64 {
+    (position + 1) % POSITIONS
+}
+
 impl Table<'_> {
     /// How many tasks wait to be taken, those taken back included.
     pub(super) fn waiting(&self) -> u64 {
@@ -65,29 +70,61 @@ impl Table<'_> {
         self.tail().load(Ordering::Relaxed).wrapping_sub(head) % POSITIONS
     }
 
-    /// Whether the ring has a free place. The head first leaves tasks behind that were taken back.
-    pub(super) fn has_place(&self) -> bool {
-        while self.waiting() >= self.places() {
-            if !self.skip(self.head().load(Ordering::Acquire)) {
+    /// Whether the ring has a free place at `tail`, the position that the parent gives out next. The head first leaves tasks behind
+    /// that were taken back.
+    pub(super) fn has_place(&self, tail: u64) -> bool {
+        // Not more often than there are places: the head may have been written over.
+        for _ in 0..=self.places() {
+            let head = self.head().load(Ordering::Acquire);
+            if tail.wrapping_sub(head) % POSITIONS < self.places() {
+                return true;
+            }
+            if !self.skip(head) {
                 return false;
             }
         }
+        false
+    }
+
+    /// The parent lays the task in `slot` on the table, at the position `tail`; everything else about it is written. False when the
+    /// ring has no free place: the task at the head is waiting, and tasks behind it were taken back.
+    pub(super) fn publish(&self, slot: u32, tail: u64) -> bool {
+        if !self.has_place(tail) {
+            return false;
+        }
+        self.number(tail).store(slot, Ordering::Relaxed);
+        if let Some(state) = self.state(slot) {
+            state.store(SlotState::Queued { position: tail }.bits(), Ordering::Release); // pairs with the claim
+        }
+        self.tail().store(next(tail), Ordering::Release); // pairs with the load in `claim`
         true
     }
 
-    /// The parent lays the task in `slot` on the table; everything else about it is written. Returns its position, or `None`
-    /// when the ring has no free place: the task at the head is waiting, and tasks behind it were taken back.
-    pub(super) fn publish(&self, slot: u32) -> Option<u64> {
-        if !self.has_place() {
-            return None;
+    /// What a slot's state says.
+    pub(super) fn slot_state(&self, slot: u32) -> SlotState {
+        self.state(slot).map_or(SlotState::Empty, |state| SlotState::from_bits(state.load(Ordering::Acquire)))
+    }
+
+    /// Whether a task that is queued at `position` in `slot` will be claimed by whoever comes to it.
+    pub(super) fn is_reachable(&self, slot: u32, position: u64, tail: u64) -> bool {
+        let head = self.head().load(Ordering::Acquire);
+        let (ahead, all) = (position.wrapping_sub(head) % POSITIONS, tail.wrapping_sub(head) % POSITIONS);
+        self.number(position).load(Ordering::Relaxed) == slot && ahead < all && all <= self.places()
+    }
+
+    /// After a worker may have written over the counts: whatever they say, they are right again.
+    pub(super) fn repair(&self, first_queued: u64, tail: u64) {
+        self.tail().store(tail, Ordering::Release);
+        if tail.wrapping_sub(self.head().load(Ordering::Acquire)) % POSITIONS > self.places() {
+            self.head().store(first_queued, Ordering::Release);
         }
-        let position = self.tail().load(Ordering::Relaxed);
-        self.number(position).store(slot, Ordering::Relaxed);
+    }
+
+    /// Nothing is to be taken in a slot, whatever was written there.
+    pub(super) fn clear(&self, slot: u32) {
         if let Some(state) = self.state(slot) {
-            state.store(SlotState::Queued { position }.bits(), Ordering::Release); // pairs with the claim
+            state.store(SlotState::Empty.bits(), Ordering::Release);
         }
-        self.tail().store((position + 1) % POSITIONS, Ordering::Release); // pairs with the load in `claim`
-        Some(position)
     }
 
     /// The parent takes the task back, unless a worker has it.
@@ -128,9 +165,8 @@ impl Table<'_> {
 
     /// The head leaves `position` behind, whoever sees to it.
     fn advance(&self, position: u64) {
-        let next = (position + 1) % POSITIONS;
         // Fails when another one was first.
-        let _ = self.head().compare_exchange(position, next, Ordering::AcqRel, Ordering::Relaxed);
+        let _ = self.head().compare_exchange(position, next(position), Ordering::AcqRel, Ordering::Relaxed);
     }
 
     /// Has the head leave `position` behind if nothing is to be taken there.

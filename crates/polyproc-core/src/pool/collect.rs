@@ -231,11 +231,14 @@ impl Driver {
             let task = inner.tasks.get(id.0).ok_or(MemoryError::Corrupt)?;
             let is_there = matches!(task.at, At::Out { position: at, .. } if at == position);
             let holder = u32::try_from(slot).ok().and_then(|slot| self.board.table().holder(slot, position));
-            // A worker answers for what it has taken, and nothing else.
-            if !is_there || holder != Some(worker.number) || worker.reading.is_some() {
+            // A worker answers for what it has taken, and nothing else; and no two for the same.
+            let is_its_own = is_there && holder == Some(worker.number) && worker.reading.is_none();
+            if !is_its_own || inner.workers.iter().flatten().any(|other| other.reading == Some(id)) {
                 return Err(MemoryError::Corrupt);
             }
-            worker.reading = Some(id);
+            if let Some(worker) = &mut inner.workers[at] {
+                worker.reading = Some(id);
+            }
             return Ok(());
         }
         let id = worker.reading.ok_or(MemoryError::Corrupt)?;
@@ -275,7 +278,10 @@ impl Driver {
             Body::Number(_) => return Err(MemoryError::Corrupt),
         };
         Ok(match (record.kind, fds) {
-            (Kind::Returned, Ok(fds)) => End::Payload(Box::new(Payload { head, fds })),
+            (Kind::Returned, Ok(fds)) => {
+                let received = (!fds.is_empty()).then(|| worker.stream.received(fds.len()));
+                End::Payload(Box::new((Payload { head, fds }, received)))
+            }
             (Kind::Returned, Err(why)) => End::Failed(Box::new(TaskEnd::Refused(why))),
             (kind, _) => End::Failed(Box::new(TaskEnd::of_record(kind, head).map_err(|_| MemoryError::Corrupt)?)),
         })

@@ -162,6 +162,10 @@ pub(super) struct Inner {
     /// The tasks in the slots of the board.
     pub(super) slots: Vec<Option<TaskId>>,
     pub(super) free_slots: Vec<u32>,
+    /// The position of the next task on the table: the parent's own, as workers may write over what they see of it.
+    pub(super) tail: u64,
+    /// A look at tasks that are lost on the table is to come.
+    pub(super) is_auditing: bool,
     /// Bytes of the arguments of tasks that are out.
     pub(super) out_bytes: u64,
     pub(super) blocks: Blocks,
@@ -239,6 +243,8 @@ impl Driver {
             calls: Slab::new(),
             slots: vec![None; SLOTS as usize],
             free_slots: (0..SLOTS).rev().collect(),
+            tail: 0,
+            is_auditing: false,
             out_bytes: 0,
             blocks: Blocks::new(FIRST_BLOCK),
             functions: HashMap::new(),
@@ -592,6 +598,15 @@ impl Inner {
     pub(super) fn has_room(&self) -> bool {
         let is_small = self.out_bytes < AHEAD_BYTES || self.out_tasks() < 4 * self.scheduler.wanted() as u64;
         self.scheduler.waiting() == 0 && is_small || !self.scheduler.is_open()
+    }
+
+    /// Position, slot and number of each task that is out.
+    pub(super) fn out(&self) -> Vec<(u64, u32, TaskId)> {
+        let out = self.slots.iter().flatten().filter_map(|id| match self.tasks.get(id.0)?.at {
+            At::Out { slot, position, .. } => Some((position, slot, *id)),
+            At::Waiting(_) => None,
+        });
+        out.collect()
     }
 
     /// How many tasks are with the workers or ahead of them.

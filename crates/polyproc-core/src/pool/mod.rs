@@ -9,6 +9,7 @@
 //! | `doorbell` | how workers wake the parent |
 //! | `worker` | the child's loop |
 //! | `driver`, `act`, `collect`, `watch` | the parent: its state, what the scheduler decides, results, deaths and times |
+//! | `audit` | tasks that are lost on a table that was written over |
 //! | `staff` | a worker as the parent sees it |
 //! | `callbacks` | the thread for callbacks |
 //! | `latch` | what threads wait for that join a pool |
@@ -16,6 +17,7 @@
 //! | `task` | how a task ends, and messages |
 
 mod act;
+mod audit;
 mod board;
 mod call;
 mod callbacks;
@@ -38,8 +40,8 @@ pub use feed::Feed;
 pub use handle::{OnEvent, OnLog, Pool, PoolError, PoolSettings, Registered};
 pub use staff::WorkerStats;
 pub use task::{Ended, Items, PoolEvent, TaskEnd, Why};
-pub use worker::log;
 pub(crate) use worker::run as run_worker;
+pub use worker::{log, may_lend};
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use task::decode_any;

@@ -14,7 +14,7 @@ use crate::frame::Payload;
 use crate::prim::{AtomicU64, Ordering};
 use crate::process::{Child, Ending, ExitStatus, GiveUp, Settings, Signal, StartError, start_worker};
 use crate::sys::watch::Bell;
-use crate::sys::{clock, priority};
+use crate::sys::{self, clock, priority};
 
 /// Why a worker is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +77,15 @@ impl Numbers {
     }
 }
 
+/// How many descriptors of results each of so many workers may have waiting here: a quarter of the table for all.
+fn most_fds(workers: Option<usize>) -> u64 {
+    let workers = workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)) as u64;
+    (sys::fd::table_len() / 4 / workers.max(1)).clamp(1, MOST_FDS)
+}
+
+/// More than these do not make it faster.
+const MOST_FDS: u64 = 64;
+
 /// What one worker has done so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -119,6 +128,7 @@ impl Worker {
         };
         let setup = Setup {
             number,
+            most_fds: most_fds(settings.workers),
             max_tasks: settings.max_tasks_per_child.map_or(0, std::num::NonZeroU64::get),
             nice: settings.nice,
             cpus: settings.cpus.get(place.0 % settings.cpus.len().max(1)).cloned().unwrap_or_default(),

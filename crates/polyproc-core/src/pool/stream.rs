@@ -18,6 +18,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use super::Count;
 use crate::prim::{AtomicU32, AtomicU64, Ordering, fence};
@@ -153,6 +154,8 @@ shared! {
     /// | 56 | 8 | ready: when it began to take tasks | the worker |
     /// | 64 | 4 | phase: see [`Phase`] | the worker |
     /// | 68 | 4 | retire: not 0 when it is to end | the parent |
+    /// | 72 | 8 | sent: descriptors of results that it sent | the worker |
+    /// | 80 | 8 | received: of these, those that the parent has no more | the parent |
     pub(super) struct Cell {
         pub(super) current: AtomicU64,
         pub(super) started: AtomicU64,
@@ -164,6 +167,8 @@ shared! {
         pub(super) ready: AtomicU64,
         pub(super) phase: AtomicU32,
         pub(super) retire: AtomicU32,
+        pub(super) sent: AtomicU64,
+        pub(super) received: AtomicU64,
     }
 }
 const _: () = assert!(size_of::<Cell>() == 128);
@@ -221,17 +226,20 @@ shared! {
 #[derive(Debug)]
 pub(super) struct Stream {
     segment: Segment,
+    /// The worker's own count of what it wrote, which goes to the shared one.
+    written: AtomicU64,
 }
 
 impl Stream {
     pub(super) fn new() -> io::Result<Self> {
         let segment = Segment::create(c"polyproc-worker", FIRST_REGION, REGION_TABLE, RETURNS)?;
         segment.reserve(0, FIRST_BLOCK)?;
-        Ok(Self { segment })
+        Ok(Self { segment, written: AtomicU64::new(0) })
     }
 
     pub(super) fn open(memfd: OwnedFd) -> io::Result<Self> {
-        Ok(Self { segment: Segment::open(memfd, FIRST_REGION, REGION_TABLE, RETURNS)? })
+        let segment = Segment::open(memfd, FIRST_REGION, REGION_TABLE, RETURNS)?;
+        Ok(Self { segment, written: AtomicU64::new(0) })
     }
 
     pub(super) fn segment(&self) -> &Segment {
@@ -277,14 +285,15 @@ impl Stream {
 
     /// Writes a record, if there is room: eight bytes for the word, and no more than [`INLINE_LEN`] others.
     fn write(&self, flags: u8, number: u64, record: &mut [u8]) -> Result<bool, MemoryError> {
-        let tail = self.tail().load(Ordering::Relaxed);
+        let tail = self.written.load(Ordering::Relaxed);
         let len = record.len() as u64;
-        if tail.wrapping_sub(self.head().load(Ordering::Acquire)) + len > RING_LEN {
+        if tail.wrapping_sub(self.head().load(Ordering::Acquire)).saturating_add(len) > RING_LEN {
             return Ok(false);
         }
         let word = record.first_chunk_mut().ok_or(MemoryError::Corrupt)?;
         *word = (number << 8 | u64::from(flags)).to_le_bytes();
         self.copy_in(tail, record)?;
+        self.written.store(tail.wrapping_add(len), Ordering::Relaxed);
         self.tail().store(tail.wrapping_add(len), Ordering::Release); // pairs with the load in `read`
         Ok(true)
     }
@@ -338,15 +347,28 @@ impl AsFd for Stream {
 /// its private memory, so a worker that writes nonsense ends its own stream and nothing else.
 #[derive(Debug)]
 pub(super) struct Results {
-    stream: Stream,
+    stream: Arc<Stream>,
     head: u64,
     returned: u64,
     is_broken: bool,
 }
 
+/// Descriptors of results that are in this process's table until this is dropped.
+#[derive(Debug)]
+pub(super) struct Received {
+    stream: Arc<Stream>,
+    count: u64,
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        self.stream.cell().received.fetch_add(self.count, Ordering::Relaxed);
+    }
+}
+
 impl From<Stream> for Results {
     fn from(stream: Stream) -> Self {
-        Self { stream, head: 0, returned: 0, is_broken: false }
+        Self { stream: Arc::new(stream), head: 0, returned: 0, is_broken: false }
     }
 }
 
@@ -357,6 +379,11 @@ impl Results {
 
     pub(super) fn segment(&self) -> &Segment {
         &self.stream.segment
+    }
+
+    /// So many descriptors came.
+    pub(super) fn received(&self, count: usize) -> Received {
+        Received { stream: Arc::clone(&self.stream), count: count as u64 }
     }
 
     /// Whether there are bytes to be read; never again once the stream is broken.

@@ -149,6 +149,8 @@ pub(super) struct Setup {
     pub(super) number: u32,
     /// 0 for no end.
     pub(super) max_tasks: u64,
+    /// See [`may_lend`](super::may_lend).
+    pub(super) most_fds: u64,
     pub(super) nice: Option<i32>,
     pub(super) cpus: Vec<u32>,
     pub(super) initializer: Option<(Function, Vec<u8>)>,
@@ -160,6 +162,7 @@ impl Setup {
         let mut out = Writer::default();
         out.u32(self.number);
         out.u64(self.max_tasks);
+        out.u64(self.most_fds);
         out.u8(self.nice.is_some().into());
         out.u32(self.nice.unwrap_or(0).cast_unsigned());
         out.u32(u32::try_from(self.cpus.len()).unwrap_or(0));
@@ -178,12 +181,12 @@ impl Setup {
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         let from = &mut Reader::new(bytes);
-        let (number, max_tasks) = (from.u32()?, from.u64()?);
+        let (number, max_tasks, most_fds) = (from.u32()?, from.u64()?, from.u64()?);
         let (has_nice, nice) = (from.flag()?, from.u32()?.cast_signed());
         let cpus = from.list(Reader::u32)?;
         let finalizer = if from.flag()? { Some(Function::decode(from)?) } else { None };
         let initializer = if from.flag()? { Some((Function::decode(from)?, from.rest().to_vec())) } else { None };
-        Ok(Self { number, max_tasks, nice: has_nice.then_some(nice), cpus, initializer, finalizer })
+        Ok(Self { number, max_tasks, most_fds, nice: has_nice.then_some(nice), cpus, initializer, finalizer })
     }
 }
 

@@ -62,6 +62,8 @@ pub(super) enum Timer {
     Share,
     /// A look at tasks that no worker was woken for.
     LookAfter,
+    /// A look at tasks that are lost on the table: see `audit`.
+    Audit,
     /// Workers that were told to end and have not.
     Kill,
 }
@@ -188,6 +190,7 @@ impl Driver {
                 inner.set_timer(Instant::now() + time, Timer::Idle);
             }
             Timer::Share => self.share(inner),
+            Timer::Audit => self.audit(inner),
             Timer::LookAfter => {
                 inner.is_looking_after = false;
                 if self.board.table().waiting() > 0 {
@@ -521,12 +524,15 @@ impl Driver {
 
     /// The task that a dead worker had taken and not finished.
     fn held(&self, inner: &Inner, worker: &Worker) -> Option<(TaskId, u64)> {
-        inner.slots.iter().flatten().find_map(|id| match inner.tasks.get(id.0)?.at {
-            At::Out { slot, position, .. } => {
-                (self.board.table().holder(slot, position) == Some(worker.number)).then_some((*id, position))
-            }
-            At::Waiting(_) => None,
-        })
+        // What it wrote of itself counts more than the table, which others may write over.
+        let is_read_by = |worker: &Worker, id| worker.reading == Some(id);
+        let held = inner.out().into_iter().find(|(position, slot, id)| {
+            is_read_by(worker, *id)
+                || worker.reading.is_none()
+                    && self.board.table().holder(*slot, *position) == Some(worker.number)
+                    && !inner.workers.iter().flatten().any(|other| is_read_by(other, *id))
+        });
+        held.map(|(position, _, id)| (id, position))
     }
 
     /// Takes such a task off the board and says how it stood; `None` when that was its end.

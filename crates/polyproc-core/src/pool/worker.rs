@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::board::{Board, LIMITED, Order, STEPWISE, WITH_FDS};
@@ -47,6 +47,18 @@ pub fn log(record: &[u8]) -> bool {
     sent
 }
 
+/// In a worker, how many descriptors of results the parent may have at a time, and where it counts them.
+static LENDING: OnceLock<(Arc<Stream>, u64)> = OnceLock::new();
+
+/// Whether a result may take a descriptor of the parent's where a copy would do: not when many wait there to be taken.
+#[must_use]
+pub fn may_lend() -> bool {
+    LENDING.get().is_none_or(|(stream, most)| {
+        let cell = stream.cell();
+        cell.sent.load(Ordering::Relaxed).saturating_sub(cell.received.load(Ordering::Relaxed)) < *most
+    })
+}
+
 /// Serves tasks until the pool says otherwise. The outcome is for the process, not for a task.
 pub(crate) fn run(channel: &'static Channel, setup: Payload) -> Outcome {
     let _ = CHANNEL.set(channel); // once per process
@@ -65,7 +77,7 @@ struct Known {
 struct Worker<'a> {
     channel: &'a Channel,
     board: Board,
-    stream: Stream,
+    stream: Arc<Stream>,
     bell: Bell,
     number: u32,
     /// How many items are left to run, where that is limited.
@@ -95,7 +107,8 @@ impl<'a> Worker<'a> {
         let setup = Setup::decode(&payload.head)?;
         let mut fds = payload.fds.into_iter();
         let mut next = || fds.next().ok_or(io::ErrorKind::InvalidData);
-        let (board, stream, bell) = (Board::open(next()?)?, Stream::open(next()?)?, Bell::from(next()?));
+        let (board, stream, bell) = (Board::open(next()?)?, Arc::new(Stream::open(next()?)?), Bell::from(next()?));
+        let _ = LENDING.set((Arc::clone(&stream), setup.most_fds)); // once per process
         if let Some(nice) = setup.nice {
             crate::sys::priority::set_nice(nice)?;
         }
@@ -405,6 +418,7 @@ impl<'a> Worker<'a> {
                 let why = format!("the result's descriptors could not be sent to the parent: {error}");
                 return self.refuse(flags, &why);
             }
+            count(&self.cell().sent, fds.len() as u64);
             flags |= stream::WITH_FDS;
         }
         if out.head.len() <= INLINE_LEN {

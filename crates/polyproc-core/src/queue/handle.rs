@@ -40,7 +40,7 @@ pub enum PutError {
     NotReturnable,
     /// The queue's memory is unusable, or there is none.
     #[error(transparent)]
-    Memory(#[from] MemoryError),
+    Memory(MemoryError),
     /// The descriptors could not be sent.
     #[error("the system refused the descriptors: {0}")]
     Descriptors(#[from] io::Error),
@@ -64,10 +64,28 @@ pub enum GetError {
     DescriptorsLost,
     /// The queue's memory is unusable.
     #[error(transparent)]
-    Memory(#[from] MemoryError),
+    Memory(MemoryError),
     /// The descriptors could not be received: the message is still there.
     #[error("the system refused the descriptors: {0}")]
     Descriptors(#[from] io::Error),
+}
+
+impl From<MemoryError> for PutError {
+    fn from(error: MemoryError) -> Self {
+        match error {
+            MemoryError::Busy => Self::Full, // for now, as behind any process that stands still
+            error => Self::Memory(error),
+        }
+    }
+}
+
+impl From<MemoryError> for GetError {
+    fn from(error: MemoryError) -> Self {
+        match error {
+            MemoryError::Busy => Self::Empty,
+            error => Self::Memory(error),
+        }
+    }
 }
 
 impl From<WaitError> for PutError {
@@ -148,14 +166,14 @@ impl Queue {
         let ring = Ring { segment, bell: Bell::new()?, held: Mutex::default() };
         ring.arena().initialise(FIRST_BLOCK_TABLE);
         let first_chunk = || -> Result<Place, MemoryError> {
-            let block = ring.arena().allocate(CHUNK_LEN)?;
+            let block = ring.arena().allocate(CHUNK_LEN, Deadline::NEVER)?;
             let record = ring.arena().record(block)?;
             record.set_state(State::Queued);
             Place::start_of(block, record)
         };
         let place = first_chunk().map_err(|error| match error {
             MemoryError::System(error) => error,
-            MemoryError::Corrupt => io::Error::other(error),
+            error @ (MemoryError::Corrupt | MemoryError::Busy) => io::Error::other(error),
         })?;
         let layout = ring.layout();
         for side in [&layout.put, &layout.get] {
@@ -225,7 +243,7 @@ impl Queue {
             return self.put_body(Body::Bytes(bytes), fds, deadline);
         }
         let arena = ring.arena();
-        let block = arena.allocate(parts.iter().map(|part| part.len() as u64).sum())?;
+        let block = arena.allocate(parts.iter().map(|part| part.len() as u64).sum(), deadline)?;
         let put = arena.fill(block, parts).map_err(PutError::from).and_then(|()| {
             crash::point(Step::PutFilled);
             self.put_body(Body::Block(block), fds, deadline)
@@ -267,6 +285,9 @@ impl Queue {
             }
             if !self.0.spin.until(|| ring.len() > 0) {
                 return self.wait_and_get(&mut out, deadline);
+            }
+            if deadline.has_passed() {
+                return Err(GetError::Empty); // there is something, and a process that stands still holds the lock
             }
         }
     }

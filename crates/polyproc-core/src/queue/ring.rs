@@ -149,7 +149,7 @@ impl Ring {
         };
         let len = entry.len(ticket.is_some()).ok_or(MemoryError::Corrupt)?;
         if len.saturating_add(8) > place.room {
-            place = self.next_chunk(place, count)?;
+            place = self.next_chunk(place, count, deadline)?;
         }
         let mut at = place.at.wrapping_add(8);
         if let Some(ticket) = ticket {
@@ -177,9 +177,9 @@ impl Ring {
     }
 
     /// Has the messages from `count` on go on in a new chunk.
-    fn next_chunk(&self, place: Place, count: u64) -> Result<Place, MemoryError> {
+    fn next_chunk(&self, place: Place, count: u64, deadline: Deadline) -> Result<Place, MemoryError> {
         let arena = self.arena();
-        let block = arena.allocate(CHUNK_LEN)?;
+        let block = arena.allocate(CHUNK_LEN, deadline)?;
         let record = arena.record(block)?;
         record.set_position(count);
         record.set_state(State::Queued);

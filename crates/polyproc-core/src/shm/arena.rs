@@ -39,6 +39,7 @@ shared! {
     /// | 80 | 8 | warm | bytes of free blocks that still have memory |
     /// | 88 | 176 | tables | file offsets of the tables of records, 0 for none |
     /// | 264 | 640 | free | for each class, 1 + the number of its first free record, 0 for none |
+    /// | 904 | 4 | unlisted | 1 when there may be free blocks in no list: of a process that could not have the lock; without the lock |
     pub(crate) struct Header {
         lock: Mutex,
         used: AtomicU64,
@@ -46,6 +47,8 @@ shared! {
         warm: AtomicU64,
         tables: [AtomicU64; TABLES],
         free: [AtomicU32; CLASSES],
+        unlisted: AtomicU32,
+        unused: AtomicU32,
     }
 }
 
@@ -173,9 +176,19 @@ impl<'a> Arena<'a> {
     }
 
     /// The lists are whole while the guard lives.
-    pub(crate) fn lock(&self) -> Result<Guard<'a>, MemoryError> {
-        let mut guard = through_signals(|| self.header.lock.lock(Deadline::NEVER));
-        if guard.owner_died {
+    ///
+    /// # Errors
+    /// [`MemoryError::Busy`] when the deadline passes, which it does only while the lock's owner stands still.
+    pub(crate) fn lock(&self, deadline: Deadline) -> Result<Guard<'a>, MemoryError> {
+        let mut guard = loop {
+            match self.header.lock.lock(deadline) {
+                Ok(guard) => break guard,
+                Err(WaitError::TimedOut) => return Err(MemoryError::Busy),
+                Err(WaitError::Interrupted) => {} // a short section is not given up because of a signal
+            }
+        };
+        let is_whole = !guard.owner_died && self.header.unlisted.swap(0, Ordering::AcqRel) == 0;
+        if !is_whole {
             guard.mend(|| self.rebuild())?;
         }
         Ok(guard)
@@ -183,10 +196,7 @@ impl<'a> Arena<'a> {
 
     /// Whether the lock can be had soon: nobody was stopped while holding it.
     pub(crate) fn is_available(&self) -> bool {
-        match self.header.lock.lock(Deadline::PASSED) {
-            Ok(mut guard) if guard.owner_died => guard.mend(|| self.rebuild()).is_ok(),
-            taken => taken.is_ok(),
-        }
+        self.lock(Deadline::PASSED).is_ok()
     }
 
     /// Makes the lists anew from the records.
@@ -247,13 +257,13 @@ impl<'a> Arena<'a> {
     /// A block for `len` bytes, owned by this process until its state says otherwise.
     ///
     /// # Errors
-    /// [`MemoryError::System`] when there is no memory.
-    pub(crate) fn allocate(&self, len: u64) -> Result<Block, MemoryError> {
+    /// [`MemoryError::System`] when there is no memory; [`MemoryError::Busy`].
+    pub(crate) fn allocate(&self, len: u64, deadline: Deadline) -> Result<Block, MemoryError> {
         let too_large = || MemoryError::System(io::ErrorKind::FileTooLarge.into());
         let (class, capacity) = class_of(len).ok_or_else(too_large)?;
         let (block, record, is_warm);
         {
-            let _guard = self.lock()?;
+            let _guard = self.lock(deadline)?;
             let first = &self.header.free[class];
             let popped = first.load(Ordering::Relaxed).checked_sub(1).map(Block);
             block = match popped {
@@ -302,8 +312,16 @@ impl<'a> Arena<'a> {
             record.is_warm.store(0, Ordering::Relaxed);
             self.segment.release(record.offset(), record.capacity());
         }
-        let _guard = self.lock()?;
-        self.free_locked(block)
+        match self.lock(Deadline::PASSED) {
+            Ok(_guard) => self.free_locked(block),
+            // Nobody waits for a process that stands still: it is free, and whoever has the lock next lists it.
+            Err(MemoryError::Busy) => {
+                record.set_state(State::Free);
+                self.header.unlisted.store(1, Ordering::Release);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// As [`Arena::free`], for who holds the arena's lock; the memory stays as it is.
@@ -348,15 +366,6 @@ impl<'a> Arena<'a> {
     }
 }
 
-/// For the short sections that are not given up because of a signal.
-pub(crate) fn through_signals<T>(mut wait: impl FnMut() -> Result<T, WaitError>) -> T {
-    loop {
-        if let Ok(got) = wait() {
-            return got;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -389,8 +398,10 @@ mod tests {
         let contents: Vec<Vec<u8>> =
             (0..=255).cycle().take(600).zip(0..).map(|(fill, at)| vec![fill; 100 + at * 37]).collect();
         for round in 0..3 {
-            let blocks: Vec<_> =
-                contents.iter().map(|bytes| arena.allocate(bytes.len() as u64).expect("memory")).collect();
+            let blocks: Vec<_> = contents
+                .iter()
+                .map(|bytes| arena.allocate(bytes.len() as u64, Deadline::NEVER).expect("memory"))
+                .collect();
             for (block, bytes) in blocks.iter().zip(&contents) {
                 arena.fill(*block, &[bytes]).expect("room");
             }
@@ -408,7 +419,7 @@ mod tests {
     fn large_memory_goes_back() {
         let segment = segment();
         let arena = Arena::new(&segment, 2048);
-        let blocks: Vec<_> = (0..5).map(|_| arena.allocate(30 << 20).expect("memory")).collect();
+        let blocks: Vec<_> = (0..5).map(|_| arena.allocate(30 << 20, Deadline::NEVER).expect("memory")).collect();
         blocks.into_iter().for_each(|block| arena.free(block).expect("its own"));
         let stat = rustix::fs::fstat(&segment).expect("a file");
         assert!(stat.st_blocks * 512 <= 70 << 20, "{} bytes are still there", stat.st_blocks * 512);
@@ -418,12 +429,12 @@ mod tests {
     fn lists_are_made_anew_from_the_records() {
         let segment = segment();
         let arena = Arena::new(&segment, 2048);
-        let blocks: Vec<_> = (0..4).map(|_| arena.allocate(5000).expect("memory")).collect();
+        let blocks: Vec<_> = (0..4).map(|_| arena.allocate(5000, Deadline::NEVER).expect("memory")).collect();
         arena.free(blocks[1]).expect("its own");
         arena.free(blocks[2]).expect("its own");
         arena.header.free.iter().for_each(|head| head.store(77, Ordering::Relaxed));
         arena.rebuild().expect("good records");
-        let again: Vec<_> = (0..3).map(|_| arena.allocate(5000).expect("memory").0).collect();
+        let again: Vec<_> = (0..3).map(|_| arena.allocate(5000, Deadline::NEVER).expect("memory").0).collect();
         assert!(again.contains(&blocks[1].0) && again.contains(&blocks[2].0) && again.contains(&4));
     }
 
@@ -431,14 +442,14 @@ mod tests {
     fn corrupt_records_are_errors() {
         let segment = segment();
         let arena = Arena::new(&segment, 2048);
-        let block = arena.allocate(5000).expect("memory");
+        let block = arena.allocate(5000, Deadline::NEVER).expect("memory");
         let record = arena.record(block).expect("there");
         record.offset.store(u64::MAX - 10, Ordering::Relaxed);
         assert!(arena.read(block, &mut Vec::new()).is_err());
         record.len.store(u64::MAX, Ordering::Relaxed);
         assert!(arena.read(block, &mut Vec::new()).is_err());
         arena.header.free[class_of(5000).expect("small").0].store(999_999_999, Ordering::Relaxed);
-        assert!(arena.allocate(5000).is_err());
+        assert!(arena.allocate(5000, Deadline::NEVER).is_err());
         arena.header.tables[0].store(LEN * 99, Ordering::Relaxed);
         assert!(arena.record(block).is_err());
     }

@@ -151,17 +151,18 @@ impl Loan {
         self.0.as_raw()
     }
 
+    /// A descriptor by which the same bytes can be lent on, if this process has kept one: it keeps a few, since each loan that it
+    /// has would take one.
+    #[must_use]
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.0.file()
+    }
+
     /// Whether this process has written nothing to these bytes, as the kernel knows: then they may be lent on as they are.
     #[must_use]
     pub fn is_unchanged(&self, bytes: Range<usize>) -> bool {
         let (base, len) = self.as_raw();
         bytes.end <= len && (bytes.is_empty() || lease::is_unchanged(base.addr().get(), bytes))
-    }
-}
-
-impl AsFd for Loan {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
     }
 }
 
@@ -172,7 +173,7 @@ mod tests {
     fn bytes(loan: &Loan, at: u64, len: usize) -> Vec<u8> {
         let mut out = Vec::new();
         let len_of_file = loan.as_raw().1 as u64;
-        let mapping = Mapping::new(loan.as_fd(), 0, len_of_file).expect("the file");
+        let mapping = Mapping::new(loan.file().expect("one of a few"), 0, len_of_file).expect("the file");
         mapping.copy_out(at, len, &mut out).expect("inside");
         out
     }
@@ -185,13 +186,13 @@ mod tests {
         let loan = Loan::open(first, 100_042).expect("a loan");
         let (second, _) = lend_one(3);
         assert_eq!((bytes(&loan, 99_999, 1), bytes(&loan, 100_032, 10)), (vec![1], vec![2; 10]));
-        let in_flight = loan.as_fd().try_clone_to_owned().expect("a descriptor");
+        let in_flight = loan.file().expect("one of a few").try_clone_to_owned().expect("a descriptor");
         drop(loan);
         drop(lend_one(5)); // the first is still on its way
         let loan = Loan::open(in_flight, 100_042).expect("a loan");
         assert_eq!(bytes(&loan, 0, 1), [1]);
         let inode = |fd: BorrowedFd<'_>| memory::inspect(fd).expect("a file").1;
-        let (known, second_inode) = (inode(loan.as_fd()), inode(second.as_fd()));
+        let (known, second_inode) = (inode(loan.file().expect("one of a few")), inode(second.as_fd()));
         drop((loan, second));
         let (again, _) = lend_one(7);
         assert!([known, second_inode].contains(&inode(again.as_fd())), "the oldest that is free is taken");

@@ -30,6 +30,9 @@ pub enum MemoryError {
     /// It holds what no process of ours writes: a peer went wild, or is another version.
     #[error("the shared memory is corrupt: a process wrote where it must not")]
     Corrupt,
+    /// A process stands still in the middle of giving out this memory, and the deadline passed.
+    #[error("a process is stopped while it gives out shared memory")]
+    Busy,
     /// The system gives no memory, address space or descriptor.
     #[error("the system refused shared memory: {0}")]
     System(#[from] std::io::Error),

@@ -8,6 +8,8 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
+use crate::prim::{AtomicUsize, Ordering};
+
 /// A mapped memory file that may be looked at as a slice.
 #[derive(Debug)]
 struct Slice {
@@ -119,11 +121,25 @@ impl AsFd for Sealed {
     }
 }
 
-/// Bytes of a memory file that nobody changes as long as `memfd` is open: what is written here is this process's own copy.
+/// Bytes of a memory file that nobody changes as long as it is open or mapped: what is written here is this process's own copy.
 #[derive(Debug)]
 pub(crate) struct Borrowed {
-    memfd: OwnedFd,
+    /// `None` when this process has enough of them: the mapping keeps the file open.
+    memfd: Option<Kept>,
     slice: Slice,
+}
+
+/// A descriptor that is one of at most [`MOST_KEPT`].
+#[derive(Debug)]
+struct Kept(OwnedFd);
+
+const MOST_KEPT: usize = 32;
+static KEPT: AtomicUsize = AtomicUsize::new(0);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        KEPT.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Borrowed {
@@ -134,18 +150,19 @@ impl Borrowed {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a memory file that is too short"));
         }
         let slice = Slice::map(memfd.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)?;
-        Ok(Self { memfd, slice })
+        let is_kept = KEPT.fetch_add(1, Ordering::Relaxed) < MOST_KEPT;
+        let kept = Kept(memfd); // counted
+        Ok(Self { memfd: is_kept.then_some(kept), slice })
     }
 
     /// The first byte, and how many there are: readable and writable as long as `self` lives.
     pub(crate) fn as_raw(&self) -> (NonNull<u8>, usize) {
         (self.slice.base, self.slice.len)
     }
-}
 
-impl AsFd for Borrowed {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.memfd.as_fd()
+    /// The file, if its descriptor was kept.
+    pub(crate) fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.memfd.as_ref().map(|kept| kept.0.as_fd())
     }
 }
 

@@ -33,6 +33,11 @@ pub(crate) fn read_memfd(memfd: OwnedFd, len_bytes: usize) -> io::Result<Vec<u8>
     Ok(bytes)
 }
 
+/// How many descriptors this process may have (`RLIMIT_NOFILE`).
+pub(crate) fn table_len() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
 /// The standard stream `number` (0, 1 or 2), or `None` when this process closed it.
 pub(crate) fn standard_stream(number: RawFd) -> Option<BorrowedFd<'static>> {
     assert!((0..=2).contains(&number), "there are three standard streams");

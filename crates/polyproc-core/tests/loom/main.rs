@@ -526,8 +526,8 @@ impl<'a> Table<'a> {
 fn each_task_is_taken_once_and_none_is_passed_over() {
     model(2, || {
         let board = Arc::new(Board::new());
-        let first = board.table().publish(0).expect("a place");
-        let second = board.table().publish(1).expect("a place");
+        let (first, second) = (0, 1);
+        assert!(board.table().publish(0, first) && board.table().publish(1, second));
         let workers: Vec<_> = (1..3)
             .map(|worker| {
                 let board = board.clone();
@@ -540,7 +540,9 @@ fn each_task_is_taken_once_and_none_is_passed_over() {
             })
             .collect();
         let withdrawn = board.table().withdraw(0, first);
-        let third = withdrawn.then(|| board.table().publish(0).expect("the place at the head is free"));
+        let third = withdrawn.then_some(2);
+        // The place at the head is free then.
+        assert!(third.is_none_or(|third| board.table().publish(0, third)));
         let mut seen: Vec<_> = workers.into_iter().filter_map(|worker| worker.join().expect("no panic")).collect();
         while let Some(claimed) = board.table().claim(9) {
             seen.push(claimed);

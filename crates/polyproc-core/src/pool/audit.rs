@@ -1,0 +1,77 @@
+//! Tasks that are lost on the table. All workers may write there; one that went wild may have written over its words. What the
+//! parent knows of its own, and what each worker says in its own stream, is what counts: a task that is out, and that by these
+//! nobody runs and nobody can take, is laid down again.
+//!
+//! Also a worker that took a task and stands still before it begins it is found here.
+
+use std::time::{Duration, Instant};
+
+use super::claim::SlotState;
+use super::driver::{At, Driver, Inner};
+use super::scheduler::TaskId;
+use super::staff::Cause;
+use super::stream::{IDLE, running_position};
+use super::watch::Timer;
+use crate::prim::Ordering;
+
+/// How often it is looked, while tasks are out.
+pub(super) const AUDIT_PERIOD: Duration = Duration::from_secs(1);
+
+impl Driver {
+    /// See the module.
+    pub(super) fn audit(&self, inner: &mut Inner) {
+        inner.is_auditing = inner.out_tasks() > 0;
+        if !inner.is_auditing {
+            return;
+        }
+        inner.set_timer(Instant::now() + AUDIT_PERIOD, Timer::Audit);
+        self.repair_counts(inner);
+        let is_living = |number| inner.workers.iter().flatten().any(|worker| u64::from(worker.number) + 1 == number);
+        self.board.lookers().retain(is_living);
+        for (position, slot, id) in inner.out() {
+            if !self.is_run_by_anybody(inner, id, position) && self.is_lost(inner, id, slot, position) {
+                self.board.table().clear(slot);
+                self.lay_again(inner, id, slot);
+            }
+        }
+    }
+
+    /// The counts of the table are what the parent knows.
+    pub(super) fn repair_counts(&self, inner: &Inner) {
+        let table = self.board.table();
+        let is_queued = |(position, slot, _): &(u64, u32, TaskId)| {
+            table.slot_state(*slot) == SlotState::Queued { position: *position }
+        };
+        let first = inner.out().into_iter().filter(is_queued).map(|(position, ..)| position).min();
+        table.repair(first.unwrap_or(inner.tail), inner.tail);
+    }
+
+    /// Whether a worker says in its own stream that it runs the task.
+    fn is_run_by_anybody(&self, inner: &Inner, id: TaskId, position: u64) -> bool {
+        inner.workers.iter().flatten().any(|worker| {
+            let current = worker.stream.cell().current.load(Ordering::Acquire);
+            worker.reading == Some(id) || running_position(current) == Some(position)
+        })
+    }
+
+    /// Whether a task that nobody runs is one that nobody can take either.
+    fn is_lost(&self, inner: &mut Inner, id: TaskId, slot: u32, position: u64) -> bool {
+        let table = self.board.table();
+        match table.slot_state(slot) {
+            SlotState::Queued { position: at } if at == position => {
+                !table.is_reachable(slot, position, inner.tail) && table.withdraw(slot, position)
+            }
+            SlotState::Claimed { position: at, worker } if at == position => {
+                let found = inner.workers.iter_mut().flatten().find(|found| found.number == worker);
+                let (Some(worker), Some(task)) = (found, inner.tasks.get_mut(id.0)) else { return true };
+                if worker.stream.is_anything_unread() || !task.is_stuck_before_beginning() {
+                    return false;
+                }
+                // Idle, it stands still, and its death gives the task back. Else it runs another one, and never took this.
+                let is_idle = worker.stream.cell().current.load(Ordering::Acquire) == IDLE;
+                !is_idle || !worker.doom_at(Cause::Frozen, IDLE)
+            }
+            _ => matches!(inner.tasks.get(id.0).map(|task| &task.at), Some(At::Out { .. })),
+        }
+    }
+}
