@@ -1,0 +1,210 @@
+//! Kills, or stops, a process at every single instruction of an operation, and looks at what the others see.
+//!
+//! An operation is recorded once by single steps (`ptrace(2)`). Then each distinct instruction of it, at its first, second and
+//! last pass and at two seeded ones between, is a target: a new victim runs to it and is killed there, or stands still there.
+//! `docs/design/instructions.md` has the method, and what came of it.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `trace` | a process under `ptrace` |
+//! | `plan` | the instructions to be tried, and the report |
+//! | `trial` | one operation on shared objects: victim, second victim, checker |
+//! | `queues`, `objects` | put, get, `task_done`; locks, conditions, semaphores, events |
+//! | `workers` | a pool's worker |
+//! | `forkserver` | the fork server |
+//!
+//! The engine is built with `crash-points` here, as for all tests: one relaxed load at each marked step.
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+
+mod forkserver;
+mod objects;
+mod plan;
+mod queues;
+#[path = "../support/mod.rs"]
+mod support;
+mod trace;
+mod trial;
+mod workers;
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use objects::OBJECTS;
+use plan::{MODES, Mode, Row, Scale};
+use polyproc::Process;
+use queues::QUEUES;
+use serde::{Deserialize, Serialize};
+use support::TestResult;
+use trial::{Before, Operation};
+
+/// Whose operation, by its number in the tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Subject {
+    Queue(usize),
+    Object(usize),
+    Worker,
+    Forkserver,
+}
+
+impl Subject {
+    fn name(self) -> String {
+        match self {
+            Self::Queue(number) => QUEUES[number].name(),
+            Self::Object(number) => OBJECTS[number].name(),
+            Self::Worker => "pool worker, one task".to_owned(),
+            Self::Forkserver => "fork server, one start".to_owned(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Job {
+    subject: Subject,
+    mode: Mode,
+    scale: Scale,
+}
+
+/// In a process of its own, with its own fork server: what it leaves can be counted, and it can be ended if it hangs.
+fn run(job: Job) -> Result<Row, String> {
+    let run = || -> Result<Row, trial::Error> {
+        let before = Before::now()?;
+        let mut row = match job.subject {
+            Subject::Queue(number) => trial::run(QUEUES[number], job.mode, job.scale)?,
+            Subject::Object(number) => trial::run(OBJECTS[number], job.mode, job.scale)?,
+            Subject::Worker => workers::run(job.mode, job.scale)?,
+            Subject::Forkserver => forkserver::run(job.mode, job.scale)?,
+        };
+        let nowhere = trace::Place { file: "at the end".to_owned(), offset: 0 };
+        row.complain(0, &nowhere, before.left_over());
+        Ok(row)
+    };
+    run().map_err(|error| error.to_string())
+}
+
+/// Whether processes can be traced here. Where not, the test fails, unless it is told to pass.
+fn may_trace() -> Result<bool, Box<dyn std::error::Error>> {
+    let sleeper = Process::new(|()| std::thread::sleep(Duration::from_secs(3600)), ()).daemon(true).start()?;
+    let traced = trace::Tracee::stop(sleeper.pid());
+    let error = match traced {
+        Ok(tracee) => {
+            tracee.kill();
+            let _ = sleeper.join();
+            return Ok(true);
+        }
+        Err(error) => error,
+    };
+    sleeper.kill()?;
+    let _ = sleeper.join();
+    let why = format!("this system refuses ptrace ({error}): NOT A SINGLE INSTRUCTION WAS TRIED");
+    if std::env::var_os("POLYPROC_WITHOUT_PTRACE").is_some() {
+        println!("{why}");
+        return Ok(false);
+    }
+    Err(format!("{why}; set POLYPROC_WITHOUT_PTRACE=1 to let this test pass without it").into())
+}
+
+/// The function and line of an instruction, where `addr2line` is installed.
+fn symbol(place: &trace::Place) -> String {
+    let output = std::process::Command::new("addr2line")
+        .args(["-f", "-C", "-s", "-e", &place.file, &format!("{:#x}", place.offset)])
+        .output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).replace('\n', " ")).unwrap_or_default();
+    let file = place.file.rsplit('/').next().unwrap_or_default();
+    format!("{file}+{:#x} {}", place.offset, text.trim())
+}
+
+fn print(row: &Row) {
+    println!(
+        "| {} | {} | {} | {} | {} | {} | {} | {:.1} |",
+        row.operation,
+        row.mode,
+        row.instructions,
+        row.distinct,
+        row.tried,
+        row.missed,
+        row.violations.len(),
+        row.seconds
+    );
+}
+
+/// All operations in all modes, two at a time.
+fn everything(most: Option<usize>, limit: Duration) -> TestResult {
+    if !may_trace()? {
+        return Ok(());
+    }
+    let seed = std::env::var("POLYPROC_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let only = std::env::var("POLYPROC_OPERATION").unwrap_or_default();
+    let scale = Scale { most, seed };
+    let queues = (0..QUEUES.len()).map(Subject::Queue);
+    let objects = (0..OBJECTS.len()).map(Subject::Object);
+    let subjects = [Subject::Forkserver, Subject::Worker].into_iter().chain(queues).chain(objects);
+    let subjects = subjects.filter(|subject| subject.name().contains(&only));
+    let jobs: Vec<_> = subjects.flat_map(|subject| MODES.map(|mode| Job { subject, mode, scale })).collect();
+    let jobs = Mutex::new(jobs.into_iter());
+    let rows = Mutex::new(Vec::new());
+    let since = Instant::now();
+    println!("seed {seed}");
+    println!("| operation | mode | instructions | distinct | tried | missed | violations | seconds |");
+    println!("|---|---|---|---|---|---|---|---|");
+    let work = || {
+        while let Some(job) = { jobs.lock().expect("no panic").next() } {
+            let named = |why: String| format!("{} {:?}: {why}", job.subject.name(), job.mode);
+            let row = match Process::new(run, job).start() {
+                Err(error) => Err(named(error.to_string())),
+                Ok(runner) => match runner.join_timeout(limit) {
+                    Ok(Ok(row)) => row.map_err(named),
+                    Ok(Err(error)) => Err(named(error.to_string())),
+                    Err(runner) => {
+                        let _ = runner.kill();
+                        let _ = runner.join();
+                        Err(named(format!("not at its end after {limit:?}")))
+                    }
+                },
+            };
+            match &row {
+                Ok(row) => print(row),
+                Err(why) => println!("{why}"),
+            }
+            rows.lock().expect("no panic").push(row);
+        }
+    };
+    std::thread::scope(|scope| {
+        (0..2).for_each(|_| _ = scope.spawn(work));
+    });
+    let rows = rows.into_inner()?;
+    println!("{:.0} s", since.elapsed().as_secs_f64());
+    let mut wrong = 0;
+    for row in &rows {
+        match row {
+            Err(_) => wrong += 1,
+            Ok(row) => {
+                println!("{}, {}: {:?}", row.operation, row.mode, row.seen);
+                wrong += row.violations.len();
+                for violation in &row.violations {
+                    println!(
+                        "VIOLATION: {}, {}, after {} instructions, at {}: {}",
+                        row.operation,
+                        row.mode,
+                        violation.step,
+                        symbol(&violation.place),
+                        violation.what
+                    );
+                }
+            }
+        }
+    }
+    assert_eq!(wrong, 0, "violations: see above");
+    Ok(())
+}
+
+/// A sample: at most so many instructions of each operation and mode.
+#[test]
+fn some_instructions() -> TestResult {
+    everything(Some(25), Duration::from_secs(50))
+}
+
+#[test]
+#[ignore = "some minutes: run by the command in CONTRIBUTING.md"]
+fn every_instruction() -> TestResult {
+    everything(None, Duration::from_secs(900))
+}

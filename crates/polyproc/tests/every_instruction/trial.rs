@@ -1,0 +1,375 @@
+//! One operation on shared objects, by a victim, with other processes that look at what it leaves.
+//!
+//! | process | what it does |
+//! |---|---|
+//! | this one | makes the objects, traces the victim; at every other target it gives its own handles away, so that nobody who reaps has any |
+//! | victim | gets ready, stops, operates under the tracer, stops |
+//! | second | in `Mode::Double`: the same with an operation that meets what the victim left |
+//! | checker | calls with limits while the victim stands still, and checks everything after its end |
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, raise};
+use polyproc::{Child, Process, Receiver, Sender, simplex_pipe};
+use serde::{Deserialize, Serialize};
+
+use super::plan::{Mode, Random, Row, Scale, Target, targets, trim};
+use super::support;
+use super::trace::{Maps, Reached, Stop, Tracee};
+
+/// How late a call may come back on a machine that is busy with other things.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+/// The limit that calls get while the victim stands still.
+pub(crate) const LIMIT: Duration = Duration::from_millis(50);
+/// After so many hangs the others are waited for more briefly, as each costs [`PATIENCE`].
+const HANGS: usize = 3;
+const LESS_PATIENCE: Duration = Duration::from_millis(1500);
+/// An operation that nobody disturbs takes microseconds; under single steps, of a debug build, seconds.
+const OPERATION: Duration = Duration::from_secs(60);
+
+pub(crate) type Error = Box<dyn std::error::Error>;
+
+/// What the checker is told about the victims.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Situation {
+    /// The victim's operation came to its end.
+    pub(crate) acknowledged: bool,
+    /// The victim was killed, and not only at its own end.
+    pub(crate) killed: bool,
+    /// A second process was killed while it recovered.
+    pub(crate) second: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Order {
+    CallWithLimits,
+    Check(Situation),
+}
+
+/// What a checker says: what must not be, and what it saw.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Said {
+    pub(crate) complaints: Vec<String>,
+    pub(crate) seen: Vec<String>,
+}
+
+impl Said {
+    pub(crate) fn complain(&mut self, what: impl Into<String>) {
+        self.complaints.push(what.into());
+    }
+
+    pub(crate) fn check(&mut self, holds: bool, what: impl FnOnce() -> String) {
+        if !holds {
+            self.complaints.push(what());
+        }
+    }
+
+    /// Calls something that has a limit, and complains when it came back late.
+    pub(crate) fn in_time<T>(&mut self, what: &str, limit: Duration, call: impl FnOnce() -> T) -> T {
+        let since = Instant::now();
+        let result = call();
+        let took = since.elapsed();
+        self.check(took < limit + PATIENCE, || format!("{what} with a limit of {limit:?} took {took:?}"));
+        result
+    }
+}
+
+/// An operation, and what must hold whenever its process dies in it.
+pub(crate) trait Operation: Copy + Serialize + serde::de::DeserializeOwned + 'static {
+    type Objects: Clone + Serialize + serde::de::DeserializeOwned + 'static;
+    /// What the victim has prepared.
+    type Ready;
+    type Checker;
+
+    fn name(self) -> String;
+    fn objects(self) -> std::io::Result<Self::Objects>;
+    fn get_ready(self, objects: &Self::Objects) -> Self::Ready;
+    fn operate(self, objects: &Self::Objects, ready: Self::Ready);
+    /// What another process does that meets what a dead one left.
+    fn recover(self, objects: &Self::Objects);
+    /// Before the victim operates.
+    fn checker(self, objects: Self::Objects) -> Self::Checker;
+    fn call_with_limits(checker: &mut Self::Checker, said: &mut Said);
+    fn check(checker: Self::Checker, situation: Situation, said: &mut Said);
+    /// In a process that reaped the dead, after all: what is left over.
+    fn left_over(self, _: &Self::Objects) -> Option<String> {
+        None
+    }
+}
+
+fn mark() {
+    raise(Signal::SIGSTOP).expect("a process may stop itself");
+}
+
+type Gate = (Sender<()>, Receiver<()>);
+
+fn victim<O: Operation>((operation, objects, (ready, go)): (O, O::Objects, Gate)) {
+    let prepared = operation.get_ready(&objects);
+    ready.send(()).expect("it is read");
+    go.recv().expect("it is sent");
+    mark();
+    operation.operate(&objects, prepared);
+    mark();
+}
+
+fn second<O: Operation>((operation, objects, (ready, go)): (O, O::Objects, Gate)) {
+    ready.send(()).expect("it is read");
+    go.recv().expect("it is sent");
+    mark();
+    operation.recover(&objects);
+    mark();
+}
+
+type Line = (Sender<Said>, Receiver<Order>);
+
+fn checker<O: Operation>((operation, objects, (said, orders)): (O, O::Objects, Line)) {
+    let mut checker = operation.checker(objects);
+    said.send(Said::default()).expect("it is read");
+    while let Ok(order) = orders.recv() {
+        let mut new = Said::default();
+        match order {
+            Order::CallWithLimits => O::call_with_limits(&mut checker, &mut new),
+            Order::Check(situation) => {
+                O::check(checker, situation, &mut new);
+                return said.send(new).expect("it is read");
+            }
+        }
+        said.send(new).expect("it is read");
+    }
+}
+
+/// A process that stands at the start of its operation.
+struct Victim {
+    child: Child<()>,
+    tracee: Tracee,
+}
+
+impl Victim {
+    fn start<O: Operation>(run: fn((O, O::Objects, Gate)), operation: O, objects: &O::Objects) -> Result<Self, Error> {
+        let ((ready, tell_ready), (go, tell_go)) = (simplex_pipe()?, simplex_pipe()?);
+        let child = Process::new(run, (operation, objects.clone(), (tell_ready, go))).daemon(true).start()?;
+        ready.recv()?;
+        let tracee = Tracee::seize(child.pid())?;
+        tell_go.send(())?;
+        match tracee.wait(PATIENCE) {
+            Stop::Signal(Signal::SIGSTOP) => Ok(Self { child, tracee }),
+            other => Err(format!("the victim did not come to the start of its operation: {other:?}").into()),
+        }
+    }
+
+    fn kill(self) -> Result<(), Error> {
+        self.tracee.kill();
+        // Reaps it, and takes back what it held in the objects of this process.
+        match self.child.join_timeout(PATIENCE) {
+            Ok(_) => Ok(()),
+            Err(_) => Err("a killed process cannot be joined".into()),
+        }
+    }
+}
+
+/// Every instruction of the operation, from the first mark to the second.
+fn record<O: Operation>(operation: O, run: fn((O, O::Objects, Gate))) -> Result<(Vec<u64>, usize, Maps), Error> {
+    let objects = operation.objects()?;
+    let mut victim = Victim::start(run, operation, &objects)?;
+    let maps = Maps::of(victim.child.pid())?;
+    let mut addresses = Vec::new();
+    loop {
+        addresses.push(victim.tracee.at()?);
+        match victim.tracee.step(OPERATION)? {
+            Stop::Trap => {}
+            Stop::Signal(Signal::SIGSTOP) => break,
+            other => return Err(format!("the recorded operation ended by {other:?}").into()),
+        }
+    }
+    victim.kill()?;
+    let (skipped, own) = trim(&addresses, &maps);
+    Ok((own.to_vec(), skipped, maps))
+}
+
+/// Goes through the targets of one operation in one mode.
+pub(crate) fn run<O: Operation>(operation: O, mode: Mode, scale: Scale) -> Result<Row, Error> {
+    let since = Instant::now();
+    let mut row = Row::new(operation.name(), mode);
+    let (recording, skipped, maps) = record(operation, victim::<O>)?;
+    row.recorded(&recording);
+    let recovery = if mode == Mode::Double { record(operation, second::<O>)?.0.len() } else { 0 };
+    // Passes count from the start mark on.
+    let targets = targets(&recording, scale);
+    let mut random = Random(scale.seed);
+    let mut hangs = 0;
+    for (number, target) in targets.iter().enumerate() {
+        let trial = Trial { operation, mode, target, number, first: recording[0], skipped };
+        let mut said = Said::default();
+        let steps = random.below(recovery + recovery / 2 + 1);
+        let reached = trial.run(steps, &mut hangs, &mut said)?;
+        row.tried += usize::from(reached);
+        row.missed += usize::from(!reached);
+        said.seen.into_iter().for_each(|seen| row.see(seen));
+        row.complain(target.step, &maps.place(target.address), said.complaints);
+    }
+    row.seconds = since.elapsed().as_secs_f64();
+    Ok(row)
+}
+
+struct Trial<'a, O> {
+    operation: O,
+    mode: Mode,
+    target: &'a Target,
+    number: usize,
+    first: u64,
+    skipped: usize,
+}
+
+/// The other end of a checker.
+struct Checker {
+    child: Child<()>,
+    said: Receiver<Said>,
+    orders: Sender<Order>,
+}
+
+impl Checker {
+    fn start<O: Operation>(operation: O, objects: &O::Objects) -> Result<Self, Error> {
+        let ((said, say), (orders, order)) = (simplex_pipe()?, simplex_pipe()?);
+        let argument = (operation, objects.clone(), (say, orders));
+        let child = Process::new(checker::<O>, argument).daemon(true).start()?;
+        said.recv()?;
+        Ok(Self { child, said, orders: order })
+    }
+
+    fn ask(&self, order: Order) -> Result<(), Error> {
+        Ok(self.orders.send(order)?)
+    }
+
+    /// What it says; false when it says nothing in time.
+    fn hear(&self, patience: Duration, what: &str, said: &mut Said) -> Result<bool, Error> {
+        if !self.said.poll(patience)? {
+            let wait = std::fs::read_to_string(format!("/proc/{}/wchan", self.child.pid())).unwrap_or_default();
+            said.complain(format!("{what}: no answer within {patience:?}; the checker is in {wait:?}"));
+            return Ok(false);
+        }
+        match self.said.recv() {
+            Ok(new) => {
+                said.complaints.extend(new.complaints);
+                said.seen.extend(new.seen);
+            }
+            Err(error) => said.complain(format!("{what}: the checker ended: {error}")),
+        }
+        Ok(true)
+    }
+}
+
+impl<O: Operation> Trial<'_, O> {
+    /// False when the victim did not come to the target.
+    fn run(&self, steps: usize, hangs: &mut usize, said: &mut Said) -> Result<bool, Error> {
+        let objects = self.operation.objects()?;
+        let mut victim = Victim::start(victim::<O>, self.operation, &objects)?;
+        let other =
+            if self.mode == Mode::Double { Some(Victim::start(second::<O>, self.operation, &objects)?) } else { None };
+        let checker = Checker::start(self.operation, &objects)?;
+        // Whoever reaps takes back what the dead held in objects that it has: at every other target, nobody does.
+        let objects = self.number.is_multiple_of(2).then_some(objects);
+
+        let mut reached =
+            if self.skipped == 0 { Reached::Target } else { victim.tracee.run_to(self.first, 1, OPERATION)? };
+        // The first instruction is where it stands now.
+        if reached == Reached::Target {
+            reached = victim.tracee.run_to(self.target.address, self.target.pass, OPERATION)?;
+        }
+        let mut situation = Situation { acknowledged: reached != Reached::Target, killed: true, second: false };
+        if let Reached::End(stop) = reached
+            && stop != Stop::Signal(Signal::SIGSTOP)
+        {
+            said.complain(format!("the victim, undisturbed, did not come to the end of its operation: {stop:?}"));
+        }
+        if self.mode == Mode::Freeze {
+            checker.ask(Order::CallWithLimits)?;
+            let patience = if *hangs < HANGS { PATIENCE + PATIENCE } else { LESS_PATIENCE };
+            let in_time = checker.hear(patience, "calls with limits, while the victim stood still", said)?;
+            if !self.number.is_multiple_of(3) && !situation.acknowledged {
+                let stop = victim.tracee.resume(PATIENCE)?;
+                said.check(stop == Stop::Signal(Signal::SIGSTOP), || {
+                    format!("the victim went on and came to {stop:?}")
+                });
+                situation = Situation { acknowledged: true, killed: false, second: false };
+            }
+            victim.kill()?;
+            if !in_time {
+                *hangs += 1;
+                let came = checker.hear(PATIENCE, "calls with limits, after the victim's end", said)?;
+                if !came {
+                    checker.child.kill()?;
+                    return Ok(reached == Reached::Target);
+                }
+            }
+        } else {
+            victim.kill()?;
+        }
+        if let Some(mut other) = other {
+            situation.second = true;
+            for _ in 0..steps {
+                match other.tracee.step(PATIENCE)? {
+                    Stop::Trap => {}
+                    Stop::Running => {
+                        said.complain("the second process hangs in a system call while it recovers");
+                        break;
+                    }
+                    _ => break,
+                }
+            }
+            other.kill()?;
+        }
+        checker.ask(Order::Check(situation))?;
+        let answered = checker.hear(PATIENCE * 3, "the checks", said)?;
+        if !answered {
+            checker.child.kill()?;
+        }
+        if checker.child.join_timeout(PATIENCE).is_err() {
+            said.complain("the checker does not end");
+        }
+        if let Some(objects) = objects {
+            // The supervisor reaps, and takes back, in its own time.
+            let since = Instant::now();
+            while let Some(left) = self.operation.left_over(&objects) {
+                if since.elapsed() > PATIENCE {
+                    said.complain(left);
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(reached == Reached::Target)
+    }
+}
+
+/// What a subject leaves in this process: processes, descriptors.
+pub(crate) struct Before(std::collections::BTreeMap<String, usize>);
+
+impl Before {
+    pub(crate) fn now() -> Result<Self, Error> {
+        for _ in 0..3 {
+            Process::new(|()| (), ()).start()?.join()?;
+        }
+        Ok(Self(support::descriptors()))
+    }
+
+    /// What is there that was not, in time.
+    pub(crate) fn left_over(&self) -> Vec<String> {
+        let since = Instant::now();
+        loop {
+            let mut left = Vec::new();
+            if !support::is_childless() {
+                left.push(format!("processes are left: {:?}", support::children_of(std::process::id())));
+            }
+            for (kind, count) in support::descriptors() {
+                let before = self.0.get(&kind).copied().unwrap_or(0);
+                if count > before {
+                    left.push(format!("{} descriptors of {kind:?} are left", count - before));
+                }
+            }
+            if left.is_empty() || since.elapsed() > PATIENCE {
+                return left;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
