@@ -26,11 +26,12 @@ mod trace;
 mod trial;
 mod workers;
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use objects::OBJECTS;
-use plan::{MODES, Mode, Row, Scale};
+use plan::{MODES, Mode, Row, Scale, Violation};
 use polyproc::Process;
 use queues::QUEUES;
 use serde::{Deserialize, Serialize};
@@ -103,25 +104,46 @@ fn may_trace() -> Result<bool, Box<dyn std::error::Error>> {
     Err(format!("{why}; set POLYPROC_WITHOUT_PTRACE=1 to let this test pass without it").into())
 }
 
-/// The function and line of an instruction, where `addr2line` is installed.
+/// The function and line of an instruction, where `addr2line` is installed: of ours, if it was inlined there.
 fn symbol(place: &trace::Place) -> String {
-    let output = std::process::Command::new("addr2line")
-        .args(["-f", "-C", "-s", "-e", &place.file, &format!("{:#x}", place.offset)])
-        .output();
-    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).replace('\n', " ")).unwrap_or_default();
-    let file = place.file.rsplit('/').next().unwrap_or_default();
-    format!("{file}+{:#x} {}", place.offset, text.trim())
+    let address = format!("{:#x}", place.offset);
+    let output = std::process::Command::new("addr2line").args(["-f", "-C", "-i", "-e", &place.file, &address]).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let lines: Vec<_> = text.lines().collect();
+    let frames: Vec<_> = lines.chunks_exact(2).map(|frame| (frame[0], frame[1])).collect();
+    let own = frames.iter().find(|(_, line)| line.contains("crates/polyproc")).or(frames.first());
+    let (function, line) = own.copied().unwrap_or_default();
+    let line = line.split_once("crates/").map_or(line, |(_, line)| line);
+    format!("{}+{address} {function} {line}", place.file.rsplit('/').next().unwrap_or_default())
+}
+
+/// Violations of one kind together: how often, and where the first ones were.
+fn explain(row: &Row) {
+    const SHOWN: usize = 12;
+    let mut kinds = BTreeMap::<String, Vec<&Violation>>::new();
+    for violation in &row.violations {
+        let kind = violation.what.replace(|c: char| c.is_ascii_digit(), "");
+        kinds.entry(kind).or_default().push(violation);
+    }
+    for violations in kinds.values() {
+        println!("VIOLATION, {} times: {}, {}: {}", violations.len(), row.operation, row.mode, violations[0].what);
+        let stride = violations.len().div_ceil(SHOWN);
+        for violation in violations.iter().step_by(stride) {
+            println!("    after {} instructions, at {}", violation.step, symbol(&violation.place));
+        }
+    }
 }
 
 fn print(row: &Row) {
     println!(
-        "| {} | {} | {} | {} | {} | {} | {} | {:.1} |",
+        "| {} | {} | {} | {} | {} | {} | {} | {} | {:.1} |",
         row.operation,
         row.mode,
         row.instructions,
         row.distinct,
         row.tried,
         row.missed,
+        row.left_out,
         row.violations.len(),
         row.seconds
     );
@@ -144,8 +166,8 @@ fn everything(most: Option<usize>, limit: Duration) -> TestResult {
     let rows = Mutex::new(Vec::new());
     let since = Instant::now();
     println!("seed {seed}");
-    println!("| operation | mode | instructions | distinct | tried | missed | violations | seconds |");
-    println!("|---|---|---|---|---|---|---|---|");
+    println!("| operation | mode | instructions | distinct | tried | missed | left out | violations | seconds |");
+    println!("|---|---|---|---|---|---|---|---|---|");
     let work = || {
         while let Some(job) = { jobs.lock().expect("no panic").next() } {
             let named = |why: String| format!("{} {:?}: {why}", job.subject.name(), job.mode);
@@ -180,16 +202,7 @@ fn everything(most: Option<usize>, limit: Duration) -> TestResult {
             Ok(row) => {
                 println!("{}, {}: {:?}", row.operation, row.mode, row.seen);
                 wrong += row.violations.len();
-                for violation in &row.violations {
-                    println!(
-                        "VIOLATION: {}, {}, after {} instructions, at {}: {}",
-                        row.operation,
-                        row.mode,
-                        violation.step,
-                        symbol(&violation.place),
-                        violation.what
-                    );
-                }
+                explain(row);
             }
         }
     }

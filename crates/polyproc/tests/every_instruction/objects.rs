@@ -199,6 +199,7 @@ impl Operation for ObjectOperation {
                 let set = objects.event().is_set();
                 said.check(set || !situation.acknowledged, || "the event is not set".to_owned());
                 said.seen.push(format!("event set: {set}"));
+                said.happened = Some(set);
                 objects.event().set();
                 said.check(objects.event().wait_timeout(PATIENCE), || "nobody sees that the event is set".to_owned());
             }

@@ -22,9 +22,24 @@ pub(crate) const MODES: [Mode; 3] = [Mode::Kill, Mode::Freeze, Mode::Double];
 /// How much is tried.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Scale {
-    /// At most so many instructions of each operation and mode, spread evenly; all without.
+    /// At most so many instructions of each operation, spread evenly; all without.
     pub(crate) most: Option<usize>,
     pub(crate) seed: u64,
+}
+
+/// Where each death is combined with a random second one, a sample is as good as all.
+const MOST_DOUBLE: usize = 300;
+
+impl Scale {
+    /// What takes longer is tried at fewer instructions.
+    pub(crate) fn of(self, mode: Mode) -> Self {
+        let most = match mode {
+            Mode::Kill => self.most,
+            Mode::Freeze => self.most.map(|most| most / 2),
+            Mode::Double => Some(self.most.map_or(MOST_DOUBLE, |most| most / 2)),
+        };
+        Self { most, ..self }
+    }
 }
 
 /// Numbers that follow from a seed (D. Knuth's linear congruential generator).
@@ -101,6 +116,8 @@ pub(crate) struct Row {
     pub(crate) distinct: usize,
     pub(crate) tried: usize,
     pub(crate) missed: usize,
+    /// Not tried any more, after too many hangs.
+    pub(crate) left_out: usize,
     pub(crate) seconds: f64,
     /// How often each outcome was seen.
     pub(crate) seen: BTreeMap<String, usize>,

@@ -196,7 +196,8 @@ impl Operation for QueueOperation {
             Err(GetError::Empty) => said.seen.push("get timed out".to_owned()),
             Err(error) => said.complain(format!("get: {error}")),
         }
-        let _ = said.in_time("join", LIMIT, || checker.queue.join_timeout(LIMIT));
+        // Not all is done, so this takes as long as its limit.
+        let _ = said.in_time("join", LIMIT / 10, || checker.queue.join_timeout(LIMIT / 10));
         let _ = said.in_time("len", LIMIT, || checker.queue.len());
     }
 
@@ -282,6 +283,11 @@ impl Checker {
         let lost: Vec<_> = must.iter().filter(|number| !self.taken.contains(number)).collect();
         // The second one may have taken one.
         said.check(lost.len() <= usize::from(second), || format!("the items {lost:?} are lost"));
+        said.happened = match self.operation.what {
+            What::Put => Some(self.taken.contains(&NEXT)),
+            What::Get if !puts_back => Some(!self.taken.contains(&FIRST)),
+            _ => None,
+        };
         for number in may.iter().filter(|number| **number <= NEXT) {
             let is = if self.taken.contains(number) { "there" } else { "not there" };
             said.seen.push(format!("item {number} {is}"));

@@ -22,8 +22,12 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// The limit that calls get while the victim stands still.
 pub(crate) const LIMIT: Duration = Duration::from_millis(50);
 /// After so many hangs the others are waited for more briefly, as each costs [`PATIENCE`].
-const HANGS: usize = 3;
-const LESS_PATIENCE: Duration = Duration::from_millis(1500);
+pub(crate) const HANGS: usize = 3;
+pub(crate) const LESS_PATIENCE: Duration = Duration::from_millis(800);
+/// After so many hangs the rest of an operation is left out: it is known to be wrong.
+pub(crate) const MOST_HANGS: usize = 40;
+/// A recovery of more steps is stopped by a breakpoint at every other target.
+const LONG_RECOVERY: usize = 3000;
 /// An operation that nobody disturbs takes microseconds; under single steps, of a debug build, seconds.
 const OPERATION: Duration = Duration::from_secs(60);
 
@@ -51,6 +55,8 @@ enum Order {
 pub(crate) struct Said {
     pub(crate) complaints: Vec<String>,
     pub(crate) seen: Vec<String>,
+    /// Whether the operation has happened, where that can be told.
+    pub(crate) happened: Option<bool>,
 }
 
 impl Said {
@@ -192,23 +198,51 @@ pub(crate) fn run<O: Operation>(operation: O, mode: Mode, scale: Scale) -> Resul
     let mut row = Row::new(operation.name(), mode);
     let (recording, skipped, maps) = record(operation, victim::<O>)?;
     row.recorded(&recording);
-    let recovery = if mode == Mode::Double { record(operation, second::<O>)?.0.len() } else { 0 };
-    // Passes count from the start mark on.
-    let targets = targets(&recording, scale);
+    let recovery = if mode == Mode::Double { record(operation, second::<O>)?.0 } else { Vec::new() };
+    let recovery_targets = targets(&recovery, Scale { most: None, seed: scale.seed });
+    let targets = targets(&recording, scale.of(mode));
     let mut random = Random(scale.seed);
     let mut hangs = 0;
+    let mut happened = Vec::new();
     for (number, target) in targets.iter().enumerate() {
+        if hangs >= MOST_HANGS {
+            row.left_out = targets.len() - number;
+            break;
+        }
         let trial = Trial { operation, mode, target, number, first: recording[0], skipped };
         let mut said = Said::default();
-        let steps = random.below(recovery + recovery / 2 + 1);
-        let reached = trial.run(steps, &mut hangs, &mut said)?;
+        let is_long = recovery.len() > LONG_RECOVERY;
+        let second_end = if is_long && random.below(2) == 0 {
+            SecondEnd::At(recovery_targets[random.below(recovery_targets.len())])
+        } else {
+            SecondEnd::After(random.below((recovery.len() + recovery.len() / 2).min(LONG_RECOVERY) + 1))
+        };
+        let reached = trial.run(second_end, &mut hangs, &mut said)?;
         row.tried += usize::from(reached);
         row.missed += usize::from(!reached);
+        if let Some(is) = said.happened.filter(|_| mode == Mode::Kill && reached) {
+            happened.push((target, is));
+        }
         said.seen.into_iter().for_each(|seen| row.see(seen));
         row.complain(target.step, &maps.place(target.address), said.complaints);
     }
+    // One instruction decides: from there on it has happened, and before it has not.
+    happened.sort_by_key(|(target, _)| target.step);
+    if let Some(first) = happened.iter().position(|(_, is)| *is) {
+        for (target, _) in happened[first..].iter().filter(|(_, is)| !is) {
+            let what = format!("it had happened after {} instructions, and has not here", happened[first].0.step);
+            row.complain(target.step, &maps.place(target.address), [what]);
+        }
+    }
     row.seconds = since.elapsed().as_secs_f64();
     Ok(row)
+}
+
+/// When the second process is killed.
+#[derive(Debug, Clone, Copy)]
+enum SecondEnd {
+    After(usize),
+    At(Target),
 }
 
 struct Trial<'a, O> {
@@ -251,6 +285,7 @@ impl Checker {
             Ok(new) => {
                 said.complaints.extend(new.complaints);
                 said.seen.extend(new.seen);
+                said.happened = said.happened.or(new.happened);
             }
             Err(error) => said.complain(format!("{what}: the checker ended: {error}")),
         }
@@ -260,7 +295,7 @@ impl Checker {
 
 impl<O: Operation> Trial<'_, O> {
     /// False when the victim did not come to the target.
-    fn run(&self, steps: usize, hangs: &mut usize, said: &mut Said) -> Result<bool, Error> {
+    fn run(&self, second_end: SecondEnd, hangs: &mut usize, said: &mut Said) -> Result<bool, Error> {
         let objects = self.operation.objects()?;
         let mut victim = Victim::start(victim::<O>, self.operation, &objects)?;
         let other =
@@ -295,8 +330,11 @@ impl<O: Operation> Trial<'_, O> {
             victim.kill()?;
             if !in_time {
                 *hangs += 1;
-                let came = checker.hear(PATIENCE, "calls with limits, after the victim's end", said)?;
+                // What it complains of is the same hang.
+                let mut late = Said::default();
+                let came = checker.hear(PATIENCE, "calls with limits, after the victim's end", &mut late)?;
                 if !came {
+                    said.complaints.append(&mut late.complaints);
                     checker.child.kill()?;
                     return Ok(reached == Reached::Target);
                 }
@@ -306,6 +344,15 @@ impl<O: Operation> Trial<'_, O> {
         }
         if let Some(mut other) = other {
             situation.second = true;
+            let steps = match second_end {
+                SecondEnd::After(steps) => steps,
+                SecondEnd::At(target) => {
+                    let reached = other.tracee.run_to(target.address, target.pass, PATIENCE)?;
+                    let hangs = matches!(reached, Reached::End(Stop::Interrupted | Stop::Running));
+                    said.check(!hangs, || "the second process hangs while it recovers".to_owned());
+                    0
+                }
+            };
             for _ in 0..steps {
                 match other.tracee.step(PATIENCE)? {
                     Stop::Trap => {}

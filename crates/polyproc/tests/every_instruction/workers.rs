@@ -8,17 +8,14 @@ use polyproc::{AsyncResult, Failure, Pool, SharedMemory, TaskError};
 
 use super::plan::{Mode, Random, Row, Scale, Target, targets};
 use super::trace::{Maps, Reached, Stop, Tracee};
-use super::trial::{Error, PATIENCE, Said};
+use super::trial::{Error, HANGS, LESS_PATIENCE, MOST_HANGS, PATIENCE, Said};
 
 /// The limit of a task whose worker stands still.
-const LIMIT: Duration = Duration::from_millis(100);
+const LIMIT: Duration = Duration::from_millis(60);
 /// The task takes microseconds; under single steps longer.
 const TASK: Duration = Duration::from_secs(20);
 /// How long a worker may sleep in a system call before that counts as the end of the operation.
 const ASLEEP: Duration = Duration::from_millis(100);
-/// Hangs that are waited for with all patience.
-const HANGS: usize = 3;
-const LESS_PATIENCE: Duration = Duration::from_millis(1500);
 const SLOTS: usize = 1 << 17;
 const FUTEX: u64 = 202;
 /// Tasks above this number keep their worker busy.
@@ -55,13 +52,14 @@ impl Subject {
         loop {
             let stats = self.pool.stats().workers;
             if stats.len() == 2 && stats.iter().all(|worker| worker.tasks > 0) {
-                // Until they sleep: then nothing of the warm-up is left to be done.
-                while !stats.iter().all(|worker| sleeps_in_futex(worker.pid)) && since.elapsed() < PATIENCE {
-                    std::thread::sleep(Duration::from_micros(200));
+                // Once both sleep, nothing of the warm-up is left to be done.
+                if stats.iter().all(|worker| sleeps_in_futex(worker.pid)) {
+                    let [one, other] = [stats[0].pid, stats[1].pid];
+                    return Ok([(one, Tracee::stop(one)?), (other, Tracee::stop(other)?)]);
                 }
-                let [one, other] = [stats[0].pid, stats[1].pid];
-                if let (Ok(first), Ok(second)) = (Tracee::stop(one), Tracee::stop(other)) {
-                    return Ok([(one, first), (other, second)]);
+                if since.elapsed() < PATIENCE {
+                    std::thread::sleep(Duration::from_micros(200));
+                    continue;
                 }
             }
             if since.elapsed() > PATIENCE * 2 {
@@ -165,7 +163,12 @@ pub(crate) fn run(mode: Mode, scale: Scale) -> Result<Row, Error> {
     row.recorded(&recording);
     let mut random = Random(scale.seed);
     let mut hangs = 0;
-    for (number, target) in targets(&recording, scale).iter().enumerate() {
+    let targets = targets(&recording, scale.of(mode));
+    for (number, target) in targets.iter().enumerate() {
+        if hangs >= MOST_HANGS {
+            row.left_out = targets.len() - number;
+            break;
+        }
         let mut said = Said::default();
         let steps = random.below(recording.len());
         let reached = match trial(&mut subject, mode, target, number, steps, &mut hangs, &mut said) {
