@@ -11,7 +11,7 @@ use polyproc::{Process, SharedMemory, StartError, active_children};
 use polyproc_core::process::forkserver_pid;
 
 use super::plan::{Mode, Random, Row, Scale, Target, targets};
-use super::support::{children_of, wait_until};
+use super::support::{children_of, is_childless, wait_until};
 use super::trace::{Maps, Place, Stop, Tracee};
 use super::trial::{Error, LIMIT, PATIENCE, Said};
 
@@ -105,6 +105,15 @@ impl Subject {
     }
 }
 
+/// No process is left but the fork server and the one made ahead.
+fn is_childless_soon() -> bool {
+    let since = Instant::now();
+    while !is_childless() && since.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    is_childless()
+}
+
 /// Steps until the target, or the victim's sleep after its second request.
 fn walk(victim: &mut Tracee, steps: usize, mut each: impl FnMut(u64)) -> Result<bool, Error> {
     let mut received = 0;
@@ -142,7 +151,8 @@ pub(crate) fn run(mode: Mode, scale: Scale) -> Result<Row, Error> {
     let _ = started.recv_timeout(PATIENCE);
     row.recorded(&recording);
     let mut random = Random(scale.seed);
-    for (number, target) in targets(&recording, scale.of(mode)).iter().enumerate() {
+    let targets = targets(&recording, scale.of(mode));
+    for (number, target) in targets.iter().enumerate() {
         let mut said = Said::default();
         let steps = random.below(2000);
         let reached = trial(&mut subject, mode, target, number, steps, &mut said)?;
@@ -151,6 +161,12 @@ pub(crate) fn run(mode: Mode, scale: Scale) -> Result<Row, Error> {
         said.seen.into_iter().for_each(|seen| row.see(seen));
         let place: Place = maps.place(target.address);
         row.complain(target.step, &place, said.complaints);
+        if !is_childless_soon() {
+            let left = format!("processes are left: {:?}", children_of(std::process::id()));
+            row.complain(target.step, &place, [left]);
+            row.left_out = targets.len() - number - 1;
+            break;
+        }
     }
     row.seconds = since.elapsed().as_secs_f64();
     Ok(row)
@@ -166,14 +182,12 @@ fn trial(
 ) -> Result<bool, Error> {
     let pid = subject.fresh()?;
     let mut victim = Tracee::stop(pid)?;
-    let sleeper = Process::new(|()| std::thread::sleep(Duration::from_secs(3600)), ());
     let (task, started) = subject.start();
     let reached = walk(&mut victim, target.step, |_| ())?;
     match mode {
         Mode::Kill => victim.kill(),
         Mode::Freeze => {
-            drop(sleeper);
-            // A start has no limit. What has one ends in time.
+            // A start has no limit. What has one ends in time, and what asks only does.
             let (tell, told) = mpsc::channel();
             std::thread::spawn(move || {
                 let ready = polyproc::wait::<std::fs::File>(&[], Some(LIMIT)).is_ok();

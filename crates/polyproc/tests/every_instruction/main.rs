@@ -128,8 +128,11 @@ fn explain(row: &Row) {
     for violations in kinds.values() {
         println!("VIOLATION, {} times: {}, {}: {}", violations.len(), row.operation, row.mode, violations[0].what);
         let stride = violations.len().div_ceil(SHOWN);
+        let mut shown = None;
         for violation in violations.iter().step_by(stride) {
-            println!("    after {} instructions, at {}", violation.step, symbol(&violation.place));
+            if shown.replace(violation.step) != Some(violation.step) {
+                println!("    after {} instructions, at {}", violation.step, symbol(&violation.place));
+            }
         }
     }
 }

@@ -25,7 +25,9 @@ pub(crate) const LIMIT: Duration = Duration::from_millis(50);
 pub(crate) const HANGS: usize = 3;
 pub(crate) const LESS_PATIENCE: Duration = Duration::from_millis(800);
 /// After so many hangs the rest of an operation is left out: it is known to be wrong.
-pub(crate) const MOST_HANGS: usize = 40;
+pub(crate) fn are_too_many(hangs: usize, scale: Scale) -> bool {
+    hangs >= if scale.most.is_some() { 5 } else { 40 }
+}
 /// A recovery of more steps is stopped by a breakpoint at every other target.
 const LONG_RECOVERY: usize = 3000;
 /// An operation that nobody disturbs takes microseconds; under single steps, of a debug build, seconds.
@@ -205,7 +207,7 @@ pub(crate) fn run<O: Operation>(operation: O, mode: Mode, scale: Scale) -> Resul
     let mut hangs = 0;
     let mut happened = Vec::new();
     for (number, target) in targets.iter().enumerate() {
-        if hangs >= MOST_HANGS {
+        if are_too_many(hangs, scale) {
             row.left_out = targets.len() - number;
             break;
         }
@@ -366,8 +368,10 @@ impl<O: Operation> Trial<'_, O> {
             other.kill()?;
         }
         checker.ask(Order::Check(situation))?;
-        let answered = checker.hear(PATIENCE * 3, "the checks", said)?;
+        let patience = if *hangs < HANGS { PATIENCE * 2 } else { PATIENCE / 2 };
+        let answered = checker.hear(patience, "the checks", said)?;
         if !answered {
+            *hangs += 1;
             checker.child.kill()?;
         }
         if checker.child.join_timeout(PATIENCE).is_err() {

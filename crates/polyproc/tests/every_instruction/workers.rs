@@ -8,7 +8,7 @@ use polyproc::{AsyncResult, Failure, Pool, SharedMemory, TaskError};
 
 use super::plan::{Mode, Random, Row, Scale, Target, targets};
 use super::trace::{Maps, Reached, Stop, Tracee};
-use super::trial::{Error, HANGS, LESS_PATIENCE, MOST_HANGS, PATIENCE, Said};
+use super::trial::{Error, HANGS, LESS_PATIENCE, PATIENCE, Said, are_too_many};
 
 /// The limit of a task whose worker stands still.
 const LIMIT: Duration = Duration::from_millis(60);
@@ -165,7 +165,7 @@ pub(crate) fn run(mode: Mode, scale: Scale) -> Result<Row, Error> {
     let mut hangs = 0;
     let targets = targets(&recording, scale.of(mode));
     for (number, target) in targets.iter().enumerate() {
-        if hangs >= MOST_HANGS {
+        if are_too_many(hangs, scale) {
             row.left_out = targets.len() - number;
             break;
         }
