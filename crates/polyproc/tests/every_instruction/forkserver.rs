@@ -19,6 +19,7 @@ const SLOTS: usize = 1 << 17;
 /// How long the victim may sleep between two requests before that counts as the end.
 const ASLEEP: Duration = Duration::from_millis(400);
 const RECVMSG: u64 = 47;
+const MOST_FROZEN: usize = 300;
 
 fn leave_a_mark((runs, number): (SharedMemory, usize)) -> usize {
     let count = runs.read_at(number, 1).expect("a slot")[0];
@@ -151,7 +152,10 @@ pub(crate) fn run(mode: Mode, scale: Scale) -> Result<Row, Error> {
     let _ = started.recv_timeout(PATIENCE);
     row.recorded(&recording);
     let mut random = Random(scale.seed);
-    let targets = targets(&recording, scale.of(mode));
+    let scale = scale.of(mode);
+    // Each of them executes the program anew, twice.
+    let most = if mode == Mode::Kill { scale.most } else { scale.most.or(Some(MOST_FROZEN)) };
+    let targets = targets(&recording, Scale { most, ..scale });
     for (number, target) in targets.iter().enumerate() {
         let mut said = Said::default();
         let steps = random.below(2000);

@@ -162,9 +162,10 @@ fn everything(most: Option<usize>, limit: Duration) -> TestResult {
     let scale = Scale { most, seed };
     let queues = (0..QUEUES.len()).map(Subject::Queue);
     let objects = (0..OBJECTS.len()).map(Subject::Object);
-    let subjects = [Subject::Forkserver, Subject::Worker].into_iter().chain(queues).chain(objects);
-    let subjects = subjects.filter(|subject| subject.name().contains(&only));
-    let jobs: Vec<_> = subjects.flat_map(|subject| MODES.map(|mode| Job { subject, mode, scale })).collect();
+    let subjects = queues.chain(objects).chain([Subject::Worker, Subject::Forkserver]);
+    let subjects: Vec<_> = subjects.filter(|subject| subject.name().contains(&only)).collect();
+    let jobs: Vec<_> =
+        MODES.iter().flat_map(|&mode| subjects.iter().map(move |&subject| Job { subject, mode, scale })).collect();
     let jobs = Mutex::new(jobs.into_iter());
     let rows = Mutex::new(Vec::new());
     let since = Instant::now();
