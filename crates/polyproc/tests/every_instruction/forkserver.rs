@@ -156,7 +156,12 @@ pub(crate) fn run(mode: Mode, scale: Scale) -> Result<Row, Error> {
     // Each of them executes the program anew, twice.
     let most = if mode == Mode::Kill { scale.most } else { scale.most.or(Some(MOST_FROZEN)) };
     let targets = targets(&recording, Scale { most, ..scale });
+    let begun = Instant::now();
     for (number, target) in targets.iter().enumerate() {
+        if scale.is_over(begun, 0) {
+            row.left_out = targets.len() - number;
+            break;
+        }
         let mut said = Said::default();
         let steps = random.below(2000);
         let reached = trial(&mut subject, mode, target, number, steps, &mut said)?;
@@ -200,7 +205,7 @@ fn trial(
             });
             let ended = told.recv_timeout(LIMIT + PATIENCE);
             said.check(ended.is_ok(), || "a wait with a limit does not end while a start waits".to_owned());
-            if number % 3 == 0 { victim.kill() } else { victim.release() }
+            if number.is_multiple_of(3) { victim.kill() } else { victim.release() }
         }
         Mode::Double => {
             victim.kill();

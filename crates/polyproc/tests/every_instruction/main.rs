@@ -153,13 +153,13 @@ fn print(row: &Row) {
 }
 
 /// All operations in all modes, two at a time.
-fn everything(most: Option<usize>, limit: Duration) -> TestResult {
+fn everything(most: Option<usize>, budget: Option<Duration>, limit: Duration) -> TestResult {
     if !may_trace()? {
         return Ok(());
     }
     let seed = std::env::var("POLYPROC_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
     let only = std::env::var("POLYPROC_OPERATION").unwrap_or_default();
-    let scale = Scale { most, seed };
+    let scale = Scale { most, budget, seed };
     let queues = (0..QUEUES.len()).map(Subject::Queue);
     let objects = (0..OBJECTS.len()).map(Subject::Object);
     let subjects = queues.chain(objects).chain([Subject::Worker, Subject::Forkserver]);
@@ -214,14 +214,14 @@ fn everything(most: Option<usize>, limit: Duration) -> TestResult {
     Ok(())
 }
 
-/// A sample: at most so many instructions of each operation and mode.
+/// A sample: at most 25 instructions of each operation and mode, for at most 1.2 s each.
 #[test]
 fn some_instructions() -> TestResult {
-    everything(Some(25), Duration::from_secs(50))
+    everything(Some(25), Some(Duration::from_millis(1200)), Duration::from_secs(50))
 }
 
 #[test]
 #[ignore = "some minutes: run by the command in CONTRIBUTING.md"]
 fn every_instruction() -> TestResult {
-    everything(None, Duration::from_secs(900))
+    everything(None, None, Duration::from_secs(900))
 }

@@ -1,6 +1,7 @@
 //! Which instructions: an operation is recorded once, step by step, and each instruction of it is a target.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,8 @@ pub(crate) const MODES: [Mode; 3] = [Mode::Kill, Mode::Freeze, Mode::Double];
 pub(crate) struct Scale {
     /// At most so many instructions of each operation, spread evenly; all without.
     pub(crate) most: Option<usize>,
+    /// For so long, if that is less.
+    pub(crate) budget: Option<Duration>,
     pub(crate) seed: u64,
 }
 
@@ -39,6 +42,12 @@ impl Scale {
             Mode::Double => Some(self.most.map_or(MOST_DOUBLE, |most| most / 2)),
         };
         Self { most, ..self }
+    }
+
+    /// Whether a subject ends before its last target: it took too long, or hung so often that it is known to be wrong.
+    pub(crate) fn is_over(self, since: Instant, hangs: usize) -> bool {
+        let most_hangs = if self.most.is_some() { 5 } else { 40 };
+        hangs >= most_hangs || self.budget.is_some_and(|budget| since.elapsed() > budget)
     }
 }
 
@@ -85,11 +94,17 @@ pub(crate) fn targets(recording: &[u64], scale: Scale) -> Vec<Target> {
     spread(&all, scale)
 }
 
-/// At most as many as the scale allows: with a fixed stride, from a seeded offset.
-pub(crate) fn spread<T: Clone>(all: &[T], scale: Scale) -> Vec<T> {
+/// At most as many as the scale allows: with a fixed stride, from a seeded offset; and mixed, so that any part of them is a
+/// sample.
+fn spread(all: &[Target], scale: Scale) -> Vec<Target> {
     let Some(most) = scale.most.filter(|most| *most < all.len()) else { return all.to_vec() };
-    let offset = Random(scale.seed).below(all.len());
-    (0..most).map(|number| all[(offset + number * all.len() / most) % all.len()].clone()).collect()
+    let mut random = Random(scale.seed);
+    let offset = random.below(all.len());
+    let mut some: Vec<_> = (0..most).map(|number| all[(offset + number * all.len() / most) % all.len()]).collect();
+    for last in (1..some.len()).rev() {
+        some.swap(last, random.below(last + 1));
+    }
+    some
 }
 
 /// Without the libraries' instructions at both ends, which belong to the signals that mark the operation.

@@ -24,10 +24,6 @@ pub(crate) const LIMIT: Duration = Duration::from_millis(50);
 /// After so many hangs the others are waited for more briefly, as each costs [`PATIENCE`].
 pub(crate) const HANGS: usize = 3;
 pub(crate) const LESS_PATIENCE: Duration = Duration::from_millis(800);
-/// After so many hangs the rest of an operation is left out: it is known to be wrong.
-pub(crate) fn are_too_many(hangs: usize, scale: Scale) -> bool {
-    hangs >= if scale.most.is_some() { 5 } else { 40 }
-}
 /// A recovery of more steps is stopped by a breakpoint at every other target.
 const LONG_RECOVERY: usize = 3000;
 /// An operation that nobody disturbs takes microseconds; under single steps, of a debug build, seconds.
@@ -179,6 +175,7 @@ impl Victim {
 fn record<O: Operation>(operation: O, run: fn((O, O::Objects, Gate))) -> Result<(Vec<u64>, usize, Maps), Error> {
     let objects = operation.objects()?;
     let mut victim = Victim::start(run, operation, &objects)?;
+    let checker = Checker::start(operation, &objects)?;
     let maps = Maps::of(victim.child.pid())?;
     let mut addresses = Vec::new();
     loop {
@@ -190,6 +187,7 @@ fn record<O: Operation>(operation: O, run: fn((O, O::Objects, Gate))) -> Result<
         }
     }
     victim.kill()?;
+    checker.child.kill()?;
     let (skipped, own) = trim(&addresses, &maps);
     Ok((own.to_vec(), skipped, maps))
 }
@@ -201,13 +199,14 @@ pub(crate) fn run<O: Operation>(operation: O, mode: Mode, scale: Scale) -> Resul
     let (recording, skipped, maps) = record(operation, victim::<O>)?;
     row.recorded(&recording);
     let recovery = if mode == Mode::Double { record(operation, second::<O>)?.0 } else { Vec::new() };
-    let recovery_targets = targets(&recovery, Scale { most: None, seed: scale.seed });
+    let recovery_targets = targets(&recovery, Scale { most: None, ..scale });
     let targets = targets(&recording, scale.of(mode));
     let mut random = Random(scale.seed);
     let mut hangs = 0;
     let mut happened = Vec::new();
+    let begun = Instant::now();
     for (number, target) in targets.iter().enumerate() {
-        if are_too_many(hangs, scale) {
+        if scale.is_over(begun, hangs) {
             row.left_out = targets.len() - number;
             break;
         }

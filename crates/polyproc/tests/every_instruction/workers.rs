@@ -8,7 +8,7 @@ use polyproc::{AsyncResult, Failure, Pool, SharedMemory, TaskError};
 
 use super::plan::{Mode, Random, Row, Scale, Target, targets};
 use super::trace::{Maps, Reached, Stop, Tracee};
-use super::trial::{Error, HANGS, LESS_PATIENCE, PATIENCE, Said, are_too_many};
+use super::trial::{Error, HANGS, LESS_PATIENCE, PATIENCE, Said};
 
 /// The limit of a task whose worker stands still.
 const LIMIT: Duration = Duration::from_millis(60);
@@ -164,8 +164,9 @@ pub(crate) fn run(mode: Mode, scale: Scale) -> Result<Row, Error> {
     let mut random = Random(scale.seed);
     let mut hangs = 0;
     let targets = targets(&recording, scale.of(mode));
+    let begun = Instant::now();
     for (number, target) in targets.iter().enumerate() {
-        if are_too_many(hangs, scale) {
+        if scale.is_over(begun, hangs) {
             row.left_out = targets.len() - number;
             break;
         }
