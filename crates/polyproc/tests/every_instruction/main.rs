@@ -159,13 +159,15 @@ fn everything(most: Option<usize>, budget: Option<Duration>, limit: Duration) ->
     }
     let seed = std::env::var("POLYPROC_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
     let only = std::env::var("POLYPROC_OPERATION").unwrap_or_default();
+    let only_mode = std::env::var("POLYPROC_MODE").unwrap_or_default();
+    let modes: Vec<_> = MODES.into_iter().filter(|mode| mode.name().contains(&only_mode)).collect();
     let scale = Scale { most, budget, seed };
     let queues = (0..QUEUES.len()).map(Subject::Queue);
     let objects = (0..OBJECTS.len()).map(Subject::Object);
     let subjects = queues.chain(objects).chain([Subject::Worker, Subject::Forkserver]);
     let subjects: Vec<_> = subjects.filter(|subject| subject.name().contains(&only)).collect();
     let jobs: Vec<_> =
-        MODES.iter().flat_map(|&mode| subjects.iter().map(move |&subject| Job { subject, mode, scale })).collect();
+        modes.iter().flat_map(|&mode| subjects.iter().map(move |&subject| Job { subject, mode, scale })).collect();
     let jobs = Mutex::new(jobs.into_iter());
     let rows = Mutex::new(Vec::new());
     let since = Instant::now();
@@ -174,7 +176,7 @@ fn everything(most: Option<usize>, budget: Option<Duration>, limit: Duration) ->
     println!("|---|---|---|---|---|---|---|---|---|");
     let work = || {
         while let Some(job) = { jobs.lock().expect("no panic").next() } {
-            let named = |why: String| format!("{} {:?}: {why}", job.subject.name(), job.mode);
+            let named = |why: String| format!("{}, {}: {why}", job.subject.name(), job.mode.name());
             let row = match Process::new(run, job).start() {
                 Err(error) => Err(named(error.to_string())),
                 Ok(runner) => match runner.join_timeout(limit) {
@@ -223,5 +225,5 @@ fn some_instructions() -> TestResult {
 #[test]
 #[ignore = "some minutes: run by the command in CONTRIBUTING.md"]
 fn every_instruction() -> TestResult {
-    everything(None, None, Duration::from_secs(900))
+    everything(None, None, Duration::from_secs(1800))
 }

@@ -18,6 +18,16 @@ pub(crate) enum Mode {
     Double,
 }
 
+impl Mode {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Freeze => "freeze",
+            Self::Double => "double",
+        }
+    }
+}
+
 pub(crate) const MODES: [Mode; 3] = [Mode::Kill, Mode::Freeze, Mode::Double];
 
 /// How much is tried.
@@ -141,7 +151,7 @@ pub(crate) struct Row {
 
 impl Row {
     pub(crate) fn new(operation: String, mode: Mode) -> Self {
-        Self { operation, mode: format!("{mode:?}").to_lowercase(), ..Self::default() }
+        Self { operation, mode: mode.name().to_owned(), ..Self::default() }
     }
 
     pub(crate) fn recorded(&mut self, recording: &[u64]) {
