@@ -49,7 +49,7 @@ impl Scale {
         let most = match mode {
             Mode::Kill => self.most,
             Mode::Freeze => self.most.map(|most| most / 2),
-            Mode::Double => Some(self.most.map_or(MOST_DOUBLE, |most| most / 2)),
+            Mode::Double => Some(self.most.map_or(MOST_DOUBLE, |most| most / 4)),
         };
         Self { most, ..self }
     }
@@ -107,9 +107,9 @@ pub(crate) fn targets(recording: &[u64], scale: Scale) -> Vec<Target> {
 /// At most as many as the scale allows: with a fixed stride, from a seeded offset; and mixed, so that any part of them is a
 /// sample.
 fn spread(all: &[Target], scale: Scale) -> Vec<Target> {
-    let Some(most) = scale.most.filter(|most| *most < all.len()) else { return all.to_vec() };
     let mut random = Random(scale.seed);
     let offset = random.below(all.len());
+    let most = scale.most.unwrap_or(all.len()).min(all.len());
     let mut some: Vec<_> = (0..most).map(|number| all[(offset + number * all.len() / most) % all.len()]).collect();
     for last in (1..some.len()).rev() {
         some.swap(last, random.below(last + 1));

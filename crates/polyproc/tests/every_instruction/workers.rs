@@ -251,7 +251,7 @@ fn trial(
             *hangs += 1;
             said.complain(format!("a task with a limit of {LIMIT:?} has no outcome after {patience:?}"));
         }
-        if number % 3 == 0 {
+        if number.is_multiple_of(3) {
             victim.kill()
         } else {
             victim.release()
