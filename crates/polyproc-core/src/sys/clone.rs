@@ -79,8 +79,6 @@ impl SiblingMaker {
 
     /// Without it a robust mutex that the child leaves behind locked is never marked as orphaned (measured).
     fn repair_child(&self) {
-        super::robust::forget();
-        super::identity::forget_process_id();
         // SAFETY: head and length are the values libc registered for this very thread, of which we run the copy.
         unsafe { libc::syscall(libc::SYS_set_robust_list, self.robust_head, self.robust_len) };
     }

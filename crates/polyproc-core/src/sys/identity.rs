@@ -6,36 +6,46 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::deadline::Deadline;
-use crate::prim::{AtomicU32, AtomicU64, Ordering};
+use crate::prim::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-/// The id of this process, without a system call; also in a child that libc's `fork` made.
-pub(crate) fn process_id() -> u32 {
-    match PROCESS_ID.load(Ordering::Relaxed) {
-        0 => learn_process_id(),
-        known => known,
-    }
+/// What this process knows of itself, in a page that the kernel fills with zeros in every copy of the process, however that was
+/// made: `fork(3)`, `_Fork(3)`, or the bare system call (`MADV_WIPEONFORK`, Linux 4.14).
+#[derive(Debug, Default)]
+struct Known {
+    id: AtomicU32,
+    identity: AtomicU64,
 }
 
-static PROCESS_ID: AtomicU32 = AtomicU32::new(0);
+static KNOWN: AtomicPtr<Known> = AtomicPtr::new(std::ptr::null_mut());
+
+fn known() -> Option<&'static Known> {
+    // Acquire pairs with the Release in `learn`.
+    super::leaked(KNOWN.load(Ordering::Acquire))
+}
+
+/// The id of this process, without a system call.
+#[inline]
+pub(crate) fn process_id() -> u32 {
+    match known().map_or(0, |known| known.id.load(Ordering::Relaxed)) {
+        0 => learn(),
+        id => id,
+    }
+}
 
 #[cold]
-fn learn_process_id() -> u32 {
-    static WATCHED: AtomicU32 = AtomicU32::new(0);
+fn learn() -> u32 {
     let id = std::process::id();
-    if WATCHED.swap(1, Ordering::AcqRel) == 0 {
-        // SAFETY: the handler stores one word. Where there is no memory for it, nothing is remembered.
-        if unsafe { libc::pthread_atfork(None, None, Some(forget_process_id)) } != 0 {
-            WATCHED.store(0, Ordering::Release);
-            return id;
-        }
+    if known().is_none()
+        && let Ok(page) = super::memory::wiped_on_fork::<Known>()
+    {
+        // Another thread's page is as good.
+        let _ = KNOWN.compare_exchange(std::ptr::null_mut(), page, Ordering::AcqRel, Ordering::Relaxed);
     }
-    PROCESS_ID.store(id, Ordering::Relaxed);
+    // Where there is no memory for it, nothing is remembered.
+    if let Some(known) = known() {
+        known.id.store(id, Ordering::Relaxed);
+    }
     id
-}
-
-/// This is a new process: what was known of the old one does not hold.
-pub(super) extern "C" fn forget_process_id() {
-    PROCESS_ID.store(0, Ordering::Relaxed);
 }
 
 /// A process: its id, and the low half of its start time (clock ticks since boot), since ids are used again.
@@ -59,14 +69,15 @@ impl Identity {
 
     /// This process.
     pub(crate) fn own() -> Self {
-        static OWN: AtomicU64 = AtomicU64::new(0);
         let pid = process_id();
-        let known = Self(OWN.load(Ordering::Relaxed));
-        if known.pid() == pid {
-            return known;
+        let own = Self(known().map_or(0, |known| known.identity.load(Ordering::Relaxed)));
+        if own.pid() == pid {
+            return own;
         }
         let own = Self::new(pid, start_time(pid).unwrap_or(0)); // 0 where it cannot be learnt
-        OWN.store(own.0, Ordering::Relaxed);
+        if let Some(known) = known() {
+            known.identity.store(own.0, Ordering::Relaxed);
+        }
         own
     }
 
@@ -104,10 +115,19 @@ impl Identity {
 /// Field 22 of `/proc/PID/stat`, its low half.
 #[expect(clippy::cast_possible_truncation, reason = "the low half tells processes of the same id apart")]
 fn start_time(pid: u32) -> io::Result<u32> {
+    if !is_proc_of_this_namespace() {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let after_name = stat.rsplit_once(')').map_or("", |(_, after)| after);
     let ticks = after_name.split_whitespace().nth(19).and_then(|field| field.parse::<u64>().ok());
     Ok(ticks.ok_or(io::ErrorKind::InvalidData)? as u32)
+}
+
+/// Whether `/proc` tells of the PID namespace that this process is in: where it was made anew without mounting that, its ids are
+/// those of other processes.
+fn is_proc_of_this_namespace() -> bool {
+    std::fs::read_link("/proc/self").is_ok_and(|link| link.to_str() == Some(&*std::process::id().to_string()))
 }
 
 #[cfg(test)]

@@ -92,6 +92,20 @@ pub(crate) fn overwrite(memfd: BorrowedFd<'_>, offset: u64, bytes: &[u8]) {
     assert_eq!(written, Ok(bytes.len()));
 }
 
+/// A `T` in memory of its own, never freed, that the kernel fills with zeros in every copy of this process.
+pub(super) fn wiped_on_fork<T: Default>() -> io::Result<*mut T> {
+    let len = rustix::param::page_size().max(size_of::<T>());
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
+    let base = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, protection, MapFlags::PRIVATE) }?;
+    // SAFETY: the range is the mapping just made.
+    unsafe { rustix::mm::madvise(base, len, rustix::mm::Advice::LinuxWipeOnFork) }?;
+    let page = base.cast::<T>();
+    // SAFETY: a page has room and alignment for it, and nobody else knows of it.
+    unsafe { page.write(T::default()) };
+    Ok(page)
+}
+
 /// A part of a memory file, readable and writable, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Mapping {

@@ -17,7 +17,6 @@ use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ptr;
-use std::sync::Once;
 
 use crate::prim::{AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence};
 
@@ -60,40 +59,19 @@ struct Head {
 /// What is known of a thread: its id, and the head of its list, which lives as long as the thread.
 #[derive(Clone, Copy)]
 struct Thread {
+    /// The process that it is a thread of: in a copy of that, its id is another.
+    process: u32,
     tid: u32,
     head: *const Head,
 }
-const UNKNOWN: Thread = Thread { tid: 0, head: ptr::null() };
+const UNKNOWN: Thread = Thread { process: 0, tid: 0, head: ptr::null() };
 
 thread_local! {
     static THREAD: Cell<Thread> = const { Cell::new(UNKNOWN) };
 }
 
-/// Forgets what is known of this thread: in a new process, whose memory is a copy of another's, its id is another.
-pub(crate) fn forget() {
-    THREAD.set(UNKNOWN);
-}
-
-extern "C" fn forget_in_child() {
-    forget();
-}
-
-unsafe extern "C" {
-    // The libc crate has it for some systems only.
-    fn pthread_atfork(
-        prepare: Option<extern "C" fn()>,
-        parent: Option<extern "C" fn()>,
-        child: Option<extern "C" fn()>,
-    ) -> libc::c_int;
-}
-
 #[cold]
 fn introduce() -> Thread {
-    static AT_FORK: Once = Once::new();
-    AT_FORK.call_once(|| {
-        // SAFETY: the handler writes one thread-local cell. It fails only without memory, which forks need as well.
-        unsafe { pthread_atfork(None, None, Some(forget_in_child)) };
-    });
     let (mut head, mut len) = (ptr::null::<Head>(), 0usize);
     // SAFETY: the call fills two words of ours.
     let got = unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut head, &raw mut len) };
@@ -101,7 +79,7 @@ fn introduce() -> Thread {
         head = register();
     }
     let tid = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
-    let thread = Thread { tid, head };
+    let thread = Thread { process: super::identity::process_id(), tid, head };
     THREAD.set(thread);
     thread
 }
@@ -141,7 +119,7 @@ impl Me {
     #[inline]
     pub(crate) fn new() -> Self {
         let mut thread = THREAD.get();
-        if thread.tid == 0 {
+        if thread.process != super::identity::process_id() {
             thread = introduce();
         }
         // SAFETY: the kernel gave or took the address as this thread's; libc keeps it until the thread ends, and a `Me`
