@@ -397,8 +397,9 @@ pub(crate) struct Before(std::collections::BTreeMap<String, usize>);
 impl Before {
     pub(crate) fn now() -> Result<Self, Error> {
         for _ in 0..3 {
-            Process::new(|()| (), ()).start()?.join()?;
+            Process::new(|()| (), ()).daemon(true).start()?.join()?;
         }
+        support::wait_until(|| support::process_descriptors() == 2);
         Ok(Self(support::descriptors()))
     }
 
