@@ -52,7 +52,7 @@ def _as_of_executor(error):
 
 class _Future(Future):
     _result_of_pool = None
-    # As the standard executor: what the worker rebuilds from the arguments, such as proxies of a manager, lives until the call ends.
+    # As in the standard executor: what workers rebuild from arguments (proxies of a manager) lives until the call ends.
     _call = None
 
     def cancel(self):
