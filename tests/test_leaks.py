@@ -202,13 +202,6 @@ class Numbers:
         return self.number
 
 
-def through_the_iterator_of_an_imap(pool):
-    numbers = Numbers(1000)
-    numbers.reader = pool.imap(identity, numbers, max_pending=2)
-    next(numbers.reader)
-    return numbers
-
-
 def through_a_result_of_an_imap(pool):
     results = pool.imap(identity, [Node(), Node()])
     node = next(results)
@@ -217,8 +210,7 @@ def through_a_result_of_an_imap(pool):
 
 
 CYCLES = [
-    through_a_result, through_the_result_of_a_map, through_a_callback, through_an_error_callback,
-    through_the_iterator_of_an_imap, through_a_result_of_an_imap,
+    through_a_result, through_the_result_of_a_map, through_a_callback, through_an_error_callback, through_a_result_of_an_imap,
 ]  # fmt: skip
 
 

@@ -1,9 +1,15 @@
 """Pipes on the engine: messages arrive whole, of any size, with the handles in them.
 
-As in `multiprocessing`; `Listener` and `Client` are the standard library's and speak its protocol.
+As in `multiprocessing`; `Client` is the standard library's, and `Listener` speaks its protocol.
 """
 
+import collections
+import contextlib
 import io
+import os
+import socket
+import struct
+import threading
 from multiprocessing import connection as _standard
 
 from . import _polyproc, reduction
@@ -59,6 +65,106 @@ def Pipe(duplex=True):
     """Returns both ends of a pipe; if not `duplex`, the one to receive from, then the one to send to."""
     a, b = _polyproc.pipe(duplex)
     return Connection(a, writable=duplex), Connection(b, readable=duplex)
+
+
+# How long a peer has for each of its messages that prove that it knows the key, in seconds.
+_PROOF_SECONDS = 10
+# So many peers have their time at once; the first of them makes room for the next one.
+_MOST_STRANGERS = 64
+
+
+class Listener(_standard.Listener):
+    """Waits for connections. Where there is a key, peers prove that they know it many at a time: unlike in `multiprocessing`,
+    one that is silent keeps nobody waiting, and is dropped after ten seconds."""
+
+    def __init__(self, address=None, family=None, backlog=1, authkey=None):
+        super().__init__(address, family, backlog, authkey)
+        self._strangers = collections.OrderedDict()
+        self._known = collections.deque()
+        self._lock = threading.Lock()
+        if self._authkey:
+            self._listener._socket.setblocking(False)
+            self._bell, self._ring = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def accept(self):
+        """Waits for the next connection; raises `AuthenticationError` when a peer has another key."""
+        if self._listener is None:
+            raise OSError("listener is closed")
+        if not self._authkey:
+            return super().accept()
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._bell, 1)
+            if self._known:
+                connection, self._listener._last_accepted, error = self._known.popleft()
+                if error is not None:
+                    raise error
+                return connection
+            with contextlib.suppress(BlockingIOError):
+                connection = self._listener.accept()
+                self._greet(connection, self._listener._last_accepted)
+                continue
+            _standard.wait([self._listener._socket, self._bell])
+
+    def _greet(self, connection, peer):
+        thread = threading.Thread(target=self._hear, args=(connection, peer), name="polyproc-listener", daemon=True)
+        with self._lock:
+            first = next(iter(self._strangers.values())) if len(self._strangers) >= _MOST_STRANGERS else None
+            if first is not None:
+                _shut_down(first)
+            self._strangers[thread] = connection
+        thread.start()
+
+    def _hear(self, connection, peer):
+        """In a thread of its own: has a peer prove that it knows the key."""
+        known = None
+        try:
+            _set_timeout(connection, _PROOF_SECONDS)
+            _standard.deliver_challenge(connection, self._authkey)
+            _standard.answer_challenge(connection, self._authkey)
+            _set_timeout(connection, 0)
+            known = (connection, peer, None)
+        except _standard.AuthenticationError as error:
+            known = (None, None, error)
+        except (OSError, EOFError, ValueError):
+            pass  # silent, or gone, or nonsense
+        with self._lock:
+            self._strangers.pop(threading.current_thread(), None)
+        if known is None or known[0] is None:
+            connection.close()
+        if known is not None:
+            self._known.append(known)
+            with self._lock, contextlib.suppress(BlockingIOError):  # it is full, and somebody will look
+                if self._listener is not None:
+                    os.write(self._ring, b"1")
+
+    def close(self):
+        """Stops listening."""
+        with self._lock:
+            listener, self._listener = self._listener, None
+            if listener is None:
+                return
+            for stranger in self._strangers.values():
+                _shut_down(stranger)
+            if self._authkey:
+                os.close(self._bell)
+                os.close(self._ring)
+        listener.close()
+
+
+def _socket_of(connection):
+    return socket.socket(fileno=os.dup(connection.fileno()))
+
+
+def _set_timeout(connection, seconds):
+    with _socket_of(connection) as own:
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            own.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
+
+
+def _shut_down(connection):
+    with contextlib.suppress(OSError), _socket_of(connection) as own:
+        own.shutdown(socket.SHUT_RDWR)
 
 
 def reduce_connection(conn):

@@ -148,7 +148,8 @@ impl Outcome {
         *this.is_to_call(slf.py()) = true;
         let own = slf.clone().unbind();
         this.call.then(move || {
-            Python::attach(|py| {
+            // With all that it has: what is dropped without the interpreter lives on until somebody comes by with it.
+            Python::attach(move |py| {
                 let this = own.get();
                 let called = match this.gather(py) {
                     Some(Ok(value)) => callback.map(|callback| callback.call1(py, (value,))),

@@ -286,3 +286,25 @@ fn queues_and_pipes_are_awaited() -> TestResult {
     drop(runtime);
     Ok(())
 }
+
+#[test]
+fn silent_peers_keep_no_honest_one_waiting() -> TestResult {
+    let listener = Listener::bind(None, Some(b"open sesame"))?;
+    let address = listener.address().to_string();
+    // More than have their time at once.
+    let silent: Vec<_> = (0..100).map(|_| connect::<u32, u32>(&address, None)).collect::<Result<_, _>>()?;
+    std::thread::scope(|scope| {
+        let honest = scope.spawn(|| -> Result<u32, String> {
+            let connection = connect::<u32, u32>(&address, Some(b"open sesame")).map_err(|error| error.to_string())?;
+            connection.send(7).map_err(|error| error.to_string())?;
+            connection.recv().map_err(|error| error.to_string())
+        });
+        let accepted = listener.accept::<u32, u32>()?;
+        assert_eq!(accepted.recv()?, 7);
+        accepted.send(8)?;
+        assert_eq!(honest.join().expect("no panic")?, 8);
+        Ok::<_, Box<dyn std::error::Error>>(())
+    })?;
+    drop(silent);
+    Ok(())
+}

@@ -1,23 +1,34 @@
 //! Both sides of a connection prove to each other that they know a key, without sending it.
 //!
-//! The messages are those of Python's `multiprocessing.connection` (3.12 and newer): each side in turn sends
-//! `#CHALLENGE#{sha256}` and random bytes, gets `{sha256}` and the HMAC of all that follows `#CHALLENGE#` under the key,
-//! and answers `#WELCOME#` or `#FAILURE#`. HMAC: RFC 2104.
+//! | message | from | body |
+//! |---|---|---|
+//! | challenge | the listener | random `L` |
+//! | response | the connecting side | random `C`, HMAC of *connect*, `L`, `C` under the key |
+//! | proof | the listener | HMAC of *listen*, `C`, `L` under the key; empty when the response was wrong |
+//!
+//! Each side chooses a random number, both are under each HMAC, and so is the role: what one side says is of no use in another
+//! exchange, nor to prove the other role. HMAC-SHA256: RFC 2104. The scheme is the mutual authentication of ISO/IEC 9798-4.
+//!
+//! Before the peer is trusted, no more than [`LONGEST`] bytes of it are read, and no descriptor.
 
 use std::io;
+use std::os::fd::AsFd;
 
 use hmac_sha256::HMAC;
 
 use super::Connection;
+use super::channel::bare_bytes;
 use crate::deadline::Deadline;
+use crate::sys::{socket, watch};
 
-const CHALLENGE: &[u8] = b"#CHALLENGE#";
-const WELCOME: &[u8] = b"#WELCOME#";
-const FAILURE: &[u8] = b"#FAILURE#";
-const DIGEST: &[u8] = b"{sha256}";
-const RANDOM_LEN: usize = 40;
+const RANDOM_LEN: usize = 32;
+const MAC_LEN: usize = 32;
 /// No message of the exchange is longer; what is, is not read.
-const LONGEST: usize = 256;
+const LONGEST: usize = RANDOM_LEN + MAC_LEN;
+const LISTEN: &[u8] = b"polyproc listen";
+const CONNECT: &[u8] = b"polyproc connect";
+
+type Random = [u8; RANDOM_LEN];
 
 /// The other side did not prove that it knows the key.
 #[derive(Debug, thiserror::Error)]
@@ -37,62 +48,95 @@ pub enum AuthError {
     Silent(#[from] io::Error),
 }
 
-fn receive(connection: &Connection, deadline: Deadline) -> Result<Vec<u8>, AuthError> {
-    let message = loop {
-        match connection.receive(deadline) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            received => break received?,
-        }
-    };
-    let message = message.ok_or(AuthError::Silent(io::ErrorKind::UnexpectedEof.into()))?;
-    if message.head.len() <= LONGEST && message.fds.is_empty() { Ok(message.head) } else { Err(AuthError::Protocol) }
+/// The next message, if it is there.
+///
+/// # Errors
+/// [`AuthError::Silent`] with [`io::ErrorKind::WouldBlock`] when it is not.
+fn try_receive(connection: &Connection) -> Result<Vec<u8>, AuthError> {
+    let mut bytes = [0; 8 + LONGEST + 1];
+    let len = socket::receive_bytes(connection.as_fd(), &mut bytes).map_err(io::Error::from)?;
+    match bytes.get(..len) {
+        Some([]) => Err(AuthError::Silent(io::ErrorKind::UnexpectedEof.into())),
+        Some(message) => bare_bytes(message).map(<[u8]>::to_vec).ok_or(AuthError::Protocol),
+        None => Err(AuthError::Protocol), // longer than any of ours
+    }
 }
 
-fn send(connection: &Connection, parts: &[&[u8]], deadline: Deadline) -> Result<(), AuthError> {
-    let bytes = parts.concat();
+fn receive(connection: &Connection, deadline: Deadline) -> Result<Vec<u8>, AuthError> {
     loop {
-        match connection.send(&bytes, &[], deadline) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            sent => return Ok(sent?),
+        match try_receive(connection) {
+            Err(AuthError::Silent(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+            received => return received,
+        }
+        match watch::is_readable(connection.as_fd(), deadline) {
+            Ok(false) => return Err(AuthError::Silent(io::ErrorKind::TimedOut.into())),
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error.into()),
+            _ => {}
         }
     }
 }
 
-/// Whether `answer` is right for what followed `#CHALLENGE#`. In constant time.
-fn is_right(key: &[u8], challenge: &[u8], answer: &[u8]) -> bool {
-    let expected = HMAC::mac(challenge, key);
-    let Some(answer) = answer.strip_prefix(DIGEST) else { return false };
-    answer.len() == expected.len() && answer.iter().zip(expected).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+/// Sends without waiting: a peer that does not read so little is of no use.
+fn send(connection: &Connection, parts: &[&[u8]]) -> Result<(), AuthError> {
+    Ok(connection.send(&parts.concat(), &[], Deadline::PASSED)?)
 }
 
-/// What follows `#CHALLENGE#` in a message that asks for SHA-256.
-fn challenge_of(message: &[u8]) -> Option<&[u8]> {
-    message.strip_prefix(CHALLENGE).filter(|challenge| challenge.starts_with(DIGEST) && challenge.len() >= 28)
-}
-
-/// Has the other side prove that it knows the key.
-pub(super) fn deliver_challenge(connection: &Connection, key: &[u8], deadline: Deadline) -> Result<(), AuthError> {
+fn random() -> Result<Random, AuthError> {
     let mut random = [0; RANDOM_LEN];
     crate::sys::random(&mut random)?;
-    let challenge = [DIGEST, &random].concat();
-    send(connection, &[CHALLENGE, &challenge], deadline)?;
-    if is_right(key, &challenge, &receive(connection, deadline)?) {
-        return send(connection, &[WELCOME], deadline);
-    }
-    // The other side may have gone; that its key is wrong is what matters.
-    let _ = send(connection, &[FAILURE], deadline);
-    Err(AuthError::WrongKey)
+    Ok(random)
 }
 
-/// Proves to the other side that we know the key.
-pub(super) fn answer_challenge(connection: &Connection, key: &[u8], deadline: Deadline) -> Result<(), AuthError> {
-    let message = receive(connection, deadline)?;
-    let challenge = challenge_of(&message).ok_or(AuthError::Protocol)?;
-    send(connection, &[DIGEST, &HMAC::mac(challenge, key)], deadline)?;
+/// Whether two proofs are the same. In constant time.
+fn is_same(a: &[u8], b: &[u8; MAC_LEN]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+}
+
+fn mac(key: &[u8], role: &[u8], first: &[u8], second: &[u8]) -> [u8; MAC_LEN] {
+    HMAC::mac([role, first, second].concat(), key)
+}
+
+/// The listener's side of an exchange, between its challenge and the response.
+#[derive(Debug)]
+pub(super) struct Challenged {
+    random: Random,
+}
+
+impl Challenged {
+    /// Sends the challenge.
+    pub(super) fn send(connection: &Connection) -> Result<Self, AuthError> {
+        let random = random()?;
+        send(connection, &[&random])?;
+        Ok(Self { random })
+    }
+
+    /// Takes the response, if it is there, and proves that we know the key. False when it is not there yet.
+    pub(super) fn take(&self, connection: &Connection, key: &[u8]) -> Result<bool, AuthError> {
+        let response = match try_receive(connection) {
+            Err(AuthError::Silent(error)) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            received => received?,
+        };
+        let (theirs, proof) = response.split_first_chunk::<RANDOM_LEN>().ok_or(AuthError::Protocol)?;
+        if !is_same(proof, &mac(key, CONNECT, &self.random, theirs)) {
+            // The other side may have gone; that its key is wrong is what matters.
+            let _ = send(connection, &[]);
+            return Err(AuthError::WrongKey);
+        }
+        send(connection, &[&mac(key, LISTEN, theirs, &self.random)])?;
+        Ok(true)
+    }
+}
+
+/// The connecting side: proves that we know the key, and has the listener prove it.
+pub(super) fn answer(connection: &Connection, key: &[u8], deadline: Deadline) -> Result<(), AuthError> {
+    let challenge = receive(connection, deadline)?;
+    let theirs: Random = challenge.try_into().map_err(|_| AuthError::Protocol)?;
+    let ours = random()?;
+    send(connection, &[&ours, &mac(key, CONNECT, &theirs, &ours)])?;
     match receive(connection, deadline)? {
-        answer if answer == WELCOME => Ok(()),
-        answer if answer == FAILURE => Err(AuthError::Refused),
-        _ => Err(AuthError::Protocol),
+        proof if is_same(&proof, &mac(key, LISTEN, &ours, &theirs)) => Ok(()),
+        proof if proof.is_empty() => Err(AuthError::Refused),
+        _ => Err(AuthError::WrongKey),
     }
 }
 
@@ -100,13 +144,21 @@ pub(super) fn answer_challenge(connection: &Connection, key: &[u8], deadline: De
 mod tests {
     use super::*;
 
+    fn listen(connection: &Connection, key: &[u8]) -> Result<(), AuthError> {
+        let challenged = Challenged::send(connection)?;
+        while !challenged.take(connection, key)? {
+            watch::is_readable(connection.as_fd(), Deadline::NEVER)?;
+        }
+        Ok(())
+    }
+
     /// Both sides of an exchange with these keys.
     fn exchange(ours: &[u8], theirs: &[u8]) -> (Result<(), AuthError>, Result<(), AuthError>) {
         let (one, other) = Connection::pair().expect("a socket pair");
         std::thread::scope(|scope| {
-            let answering = scope.spawn(move || answer_challenge(&other, theirs, Deadline::NEVER));
-            let delivered = deliver_challenge(&one, ours, Deadline::NEVER);
-            (delivered, answering.join().expect("no panic"))
+            let answering = scope.spawn(move || answer(&other, theirs, Deadline::NEVER));
+            let listened = listen(&one, ours);
+            (listened, answering.join().expect("no panic"))
         })
     }
 
@@ -119,24 +171,49 @@ mod tests {
         ));
     }
 
+    /// A false listener passes the challenge of a true one on, and what comes back: it is not trusted by the client.
     #[test]
-    fn nonsense_is_refused() {
-        for bytes in [&b""[..], b"#CHALLENGE#", b"#CHALLENGE#{md5}aaaaaaaaaaaaaaaaaaaaaaaaaaaa", &[7; 300]] {
-            let (one, other) = Connection::pair().expect("a socket pair");
-            other.send(bytes, &[], Deadline::NEVER).expect("room");
-            assert!(matches!(answer_challenge(&one, b"key", Deadline::NEVER), Err(AuthError::Protocol)));
-        }
-        let (one, other) = Connection::pair().expect("a socket pair");
-        assert!(matches!(answer_challenge(&one, b"key", Deadline::PASSED), Err(AuthError::Silent(_))));
-        drop(other);
-        assert!(matches!(deliver_challenge(&one, b"key", Deadline::NEVER), Err(AuthError::Silent(_))));
+    fn what_one_side_says_proves_nothing_to_another() {
+        let key = b"open sesame";
+        let (client, false_listener) = Connection::pair().expect("a socket pair");
+        std::thread::scope(|scope| {
+            let answering = scope.spawn(move || answer(&client, key, Deadline::NEVER));
+            let challenge = [5; RANDOM_LEN];
+            send(&false_listener, &[&challenge]).expect("room");
+            let response = receive(&false_listener, Deadline::NEVER).expect("it answers");
+            let proof = response.get(RANDOM_LEN..).expect("a proof");
+            send(&false_listener, &[proof]).expect("room"); // reflected
+            assert!(matches!(answering.join().expect("no panic"), Err(AuthError::WrongKey)));
+        });
     }
 
     #[test]
-    fn the_answer_is_that_of_the_reference() {
+    fn nonsense_is_refused() {
+        for bytes in [&b""[..], b"#CHALLENGE#", &[7; LONGEST], &[7; 3000]] {
+            let (one, other) = Connection::pair().expect("a socket pair");
+            other.send(bytes, &[], Deadline::NEVER).expect("room");
+            assert!(matches!(answer(&one, b"key", Deadline::NEVER), Err(AuthError::Protocol)));
+        }
+        let (one, other) = Connection::pair().expect("a socket pair");
+        assert!(matches!(answer(&one, b"key", Deadline::PASSED), Err(AuthError::Silent(_))));
+        drop(other);
+        assert!(matches!(listen(&one, b"key"), Err(AuthError::Silent(_))));
+    }
+
+    /// A message whose head lies in a memory file, as large as it likes: nothing of it is read, and it is no descriptor of ours.
+    #[test]
+    fn no_memory_and_no_descriptor_is_taken_from_a_stranger() {
+        let (one, other) = Connection::pair().expect("a socket pair");
+        other.send(&vec![1; 1 << 20], &[other.as_fd()], Deadline::NEVER).expect("room");
+        let before = std::fs::read_dir("/proc/self/fd").expect("/proc").count();
+        assert!(matches!(answer(&one, b"key", Deadline::NEVER), Err(AuthError::Protocol)));
+        assert_eq!(std::fs::read_dir("/proc/self/fd").expect("/proc").count(), before);
+    }
+
+    #[test]
+    fn the_code_is_that_of_the_reference() {
         // RFC 4231, test case 2.
         let mac = HMAC::mac(b"what do ya want for nothing?", b"Jefe");
-        assert!(is_right(b"Jefe", b"what do ya want for nothing?", &[DIGEST, &mac].concat()));
         assert_eq!(mac[..4], [0x5b, 0xdc, 0xc1, 0x46]);
     }
 }

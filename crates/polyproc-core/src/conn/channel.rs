@@ -46,6 +46,13 @@ pub(crate) struct Message {
     pub(crate) payload: Payload,
 }
 
+/// The head of a whole message that lies in no memory file and has a stranger's word for its length.
+pub(super) fn bare_bytes(message: &[u8]) -> Option<&[u8]> {
+    let (header, head) = message.split_first_chunk::<HEADER_LEN>()?;
+    let len_bytes = usize::try_from(u64::from_le_bytes(*header) >> 16).ok()?;
+    (header[1] == 0 && head.len() == len_bytes).then_some(head)
+}
+
 /// What [`Channel::try_receive_any`] takes off a channel.
 #[derive(Debug)]
 pub(crate) enum Arrival {

@@ -4,10 +4,15 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::Duration;
 
+use super::auth::Challenged;
 use super::{AuthError, Connection, auth};
 use crate::deadline::Deadline;
+use crate::process::lock;
+use crate::sys::identity::process_id;
+use crate::sys::own_user;
 use crate::sys::socket::{self, UnixAddress};
 use crate::sys::watch;
 
@@ -66,17 +71,35 @@ pub enum ConnectError {
     },
 }
 
+/// A peer that has not proved yet that it knows the key.
+#[derive(Debug)]
+struct Stranger {
+    connection: Connection,
+    challenged: Challenged,
+    until: Deadline,
+}
+
+/// So many strangers have their time at once. Who comes then takes the place of the one that came first.
+const STRANGERS: usize = 64;
+/// How often a thread that accepts looks for strangers that another thread has left.
+const SLICE: Duration = Duration::from_millis(100);
+
 /// Waits for connections.
 #[derive(Debug)]
 pub struct Listener {
     socket: OwnedFd,
     address: Address,
     key: Option<Vec<u8>>,
+    /// Processes of other users may connect, too.
+    is_public: bool,
+    strangers: Mutex<Vec<Stranger>>,
+    /// The process that made it: a copy of that removes no file.
+    pid: u32,
 }
 
 impl Listener {
     /// Listens at `address`; without one, at an abstract name that the system makes up. With a key, whoever connects has to
-    /// know it.
+    /// know it. Processes of other users are turned away, unless [`Listener::for_all_users`].
     ///
     /// # Errors
     /// [`io::ErrorKind::AddrInUse`] when somebody, or a file, is there already; [`io::ErrorKind::InvalidInput`] for an
@@ -90,7 +113,14 @@ impl Listener {
                 (socket, Address::Abstract(name))
             }
         };
-        Ok(Self { socket, address, key })
+        Ok(Self { socket, address, key, is_public: false, strangers: Mutex::default(), pid: process_id() })
+    }
+
+    /// Lets processes of all users connect, who should have to know a key then.
+    #[must_use]
+    pub fn for_all_users(mut self) -> Self {
+        self.is_public = true;
+        self
     }
 
     /// Where it listens.
@@ -99,32 +129,83 @@ impl Listener {
         &self.address
     }
 
-    /// Waits until the deadline for the next connection, which proves that it knows the key, within ten seconds.
+    /// Waits until the deadline for the next connection that is let in. Where there is a key, peers have ten seconds to prove that
+    /// they know it, many at a time: one that is silent keeps nobody waiting.
     ///
     /// # Errors
     /// [`ConnectError`]. After [`ConnectError::Auth`] the next one may be accepted.
     pub fn accept(&self, deadline: Deadline) -> Result<Connection, ConnectError> {
-        let os = |source: io::Error| match source.kind() {
+        let mut strangers = Strangers { all: Vec::new(), listener: self };
+        loop {
+            strangers.all.append(&mut lock(&self.strangers));
+            if let Some(known) = self.look(&mut strangers.all)? {
+                return Ok(known);
+            }
+            if deadline.has_passed() {
+                return Err(self.os(io::ErrorKind::TimedOut.into()));
+            }
+            let fds = strangers.all.iter().map(|stranger| stranger.connection.as_fd());
+            let fds: Vec<_> = [self.as_fd()].into_iter().chain(fds).collect();
+            let until = if self.key.is_some() { deadline.or_sooner(SLICE) } else { deadline };
+            watch::readable(&fds, until).map_err(|error| self.os(error))?;
+        }
+    }
+
+    fn os(&self, source: io::Error) -> ConnectError {
+        match source.kind() {
             io::ErrorKind::Interrupted => ConnectError::Interrupted,
             _ => ConnectError::Os { address: self.address.clone(), source },
-        };
-        let connection = loop {
-            if !watch::is_readable(self.as_fd(), deadline).map_err(os)? {
-                return Err(os(io::ErrorKind::TimedOut.into()));
-            }
-            match socket::accept(self.as_fd()) {
-                Ok(socket) => break Connection::from(socket),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {} // another one has accepted it
-                Err(error) => return Err(os(error)),
-            }
-        };
-        if let Some(key) = &self.key {
-            let until = Deadline::after(AUTH_TIME);
-            auth::deliver_challenge(&connection, key, until)
-                .and_then(|()| auth::answer_challenge(&connection, key, until))
-                .map_err(|source| ConnectError::Auth { address: self.address.clone(), source })?;
         }
-        Ok(connection)
+    }
+
+    /// Takes what has come: a connection that is let in, if there is one.
+    fn look(&self, strangers: &mut Vec<Stranger>) -> Result<Option<Connection>, ConnectError> {
+        let auth = |source| ConnectError::Auth { address: self.address.clone(), source };
+        strangers.retain(|stranger| !stranger.until.has_passed());
+        if let Some(key) = &self.key {
+            for at in 0..strangers.len() {
+                let stranger = &strangers[at];
+                let known = match stranger.challenged.take(&stranger.connection, key) {
+                    Ok(false) => continue,
+                    Ok(true) => Ok(()),
+                    Err(error) => Err(error),
+                };
+                let Stranger { connection, .. } = strangers.remove(at);
+                return known.map(|()| Some(connection)).map_err(auth);
+            }
+        }
+        loop {
+            let socket = match socket::accept(self.as_fd()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                accepted => accepted.map_err(|error| self.os(error))?,
+            };
+            let is_same_user = || socket::peer_user(socket.as_fd()).is_ok_and(|user| user == own_user());
+            if !self.is_public && !is_same_user() {
+                continue;
+            }
+            let connection = Connection::from(socket);
+            if self.key.is_none() {
+                return Ok(Some(connection));
+            }
+            // One that goes at once is none.
+            let Ok(challenged) = Challenged::send(&connection) else { continue };
+            if strangers.len() >= STRANGERS {
+                strangers.remove(0);
+            }
+            strangers.push(Stranger { connection, challenged, until: Deadline::after(AUTH_TIME) });
+        }
+    }
+}
+
+/// The strangers that a thread looks after, for the next one when it is done.
+struct Strangers<'a> {
+    all: Vec<Stranger>,
+    listener: &'a Listener,
+}
+
+impl Drop for Strangers<'_> {
+    fn drop(&mut self) {
+        lock(&self.listener.strangers).append(&mut self.all);
     }
 }
 
@@ -137,7 +218,9 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Address::Path(path) = &self.address {
+        if let Address::Path(path) = &self.address
+            && self.pid == process_id()
+        {
             // Gone already when the user has removed it.
             let _ = std::fs::remove_file(path);
         }
@@ -154,8 +237,7 @@ pub fn connect(address: &Address, key: Option<&[u8]>) -> Result<Connection, Conn
     let connection = Connection::from(socket);
     if let Some(key) = key {
         let until = Deadline::after(AUTH_TIME);
-        auth::answer_challenge(&connection, key, until)
-            .and_then(|()| auth::deliver_challenge(&connection, key, until))
+        auth::answer(&connection, key, until)
             .map_err(|source| ConnectError::Auth { address: address.clone(), source })?;
     }
     Ok(connection)

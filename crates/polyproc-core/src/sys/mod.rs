@@ -63,6 +63,11 @@ pub(crate) fn thread_id() -> u32 {
     robust::Me::new().tid()
 }
 
+/// The user that this process acts as.
+pub(crate) fn own_user() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
 /// Fills `bytes` with random ones that nobody can guess (`getrandom(2)`).
 pub(crate) fn random(bytes: &mut [u8]) -> std::io::Result<()> {
     let got =

@@ -78,6 +78,19 @@ thread_local! {
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
+/// The first bytes of the next message, without waiting, and without the descriptors that came with it, which the kernel drops;
+/// and its whole length. 0 is the end of file.
+pub(crate) fn receive_bytes(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> rustix::io::Result<usize> {
+    let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
+    let (_, len) = rustix::io::retry_on_intr(|| rustix::net::recv(socket, &mut *bytes, flags))?;
+    Ok(len)
+}
+
+/// The user id of the process at the other end when it connected or listened.
+pub(crate) fn peer_user(socket: BorrowedFd<'_>) -> rustix::io::Result<u32> {
+    Ok(rustix::net::sockopt::socket_peercred(socket)?.uid.as_raw())
+}
+
 /// A message that was received.
 #[derive(Debug)]
 pub(crate) struct Received {
