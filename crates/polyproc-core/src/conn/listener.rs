@@ -4,13 +4,12 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::auth::Challenged;
 use super::{AuthError, Connection, auth};
 use crate::deadline::Deadline;
-use crate::process::lock;
 use crate::sys::identity::process_id;
 use crate::sys::own_user;
 use crate::sys::socket::{self, UnixAddress};
@@ -137,7 +136,7 @@ impl Listener {
     pub fn accept(&self, deadline: Deadline) -> Result<Connection, ConnectError> {
         let mut strangers = Strangers { all: Vec::new(), listener: self };
         loop {
-            strangers.all.append(&mut lock(&self.strangers));
+            strangers.all.append(&mut self.left());
             if let Some(known) = self.look(&mut strangers.all)? {
                 return Ok(known);
             }
@@ -149,6 +148,11 @@ impl Listener {
             let until = if self.key.is_some() { deadline.or_sooner(SLICE) } else { deadline };
             watch::readable(&fds, until).map_err(|error| self.os(error))?;
         }
+    }
+
+    /// The strangers that no thread looks after. A list stays whole when a thread panics.
+    fn left(&self) -> MutexGuard<'_, Vec<Stranger>> {
+        self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn os(&self, source: io::Error) -> ConnectError {
@@ -205,7 +209,7 @@ struct Strangers<'a> {
 
 impl Drop for Strangers<'_> {
     fn drop(&mut self) {
-        lock(&self.listener.strangers).append(&mut self.all);
+        self.listener.left().append(&mut self.all);
     }
 }
 

@@ -24,7 +24,7 @@ mod os {
     pub(super) use crate::deadline::Deadline;
     pub(super) use crate::prim::{Ordering, fence};
     pub(super) use crate::sys::futex::{ALL, Wait, wait, wake};
-    pub(super) use crate::sys::robust::{Me, OWNER, OWNER_DIED, Outer, WAITERS};
+    pub(super) use crate::sys::robust::{Me, OWNER, OWNER_DIED, Outer, WAITERS, is_gone};
     pub(super) use std::hint::spin_loop as spin;
 
     /// How often to look again before sleeping: the owner needs some ten nanoseconds, unless it lost its processor.

@@ -13,6 +13,8 @@ use super::os::{self, Deadline, Me, OWNER, OWNER_DIED, Ordering, Outer, WAITERS,
 use super::{Mutex, WaitError};
 
 const SLICE: Duration = Duration::from_millis(100);
+/// After about so many slices, a second, it is asked whether the owner lives.
+const SLICES_UNTIL_DOUBT: u32 = 10;
 /// A section takes nanoseconds, or as long as its owner is without a processor: who came to look once waits for so long.
 /// Only an owner that is stopped (`SIGSTOP`, a debugger) is waited for in vain.
 const GRACE: Duration = Duration::from_millis(100);
@@ -61,6 +63,7 @@ impl Mutex {
     fn lock_slowly(&self, tid: u32, deadline: Deadline) -> Result<bool, WaitError> {
         let word = &self.robust.word;
         let mut until = None;
+        let mut slices = 0;
         let mut spins = 0;
         // Whoever slept may have been one of several sleepers.
         let mut others_may_sleep = 0;
@@ -88,6 +91,14 @@ impl Mutex {
                 return Err(WaitError::TimedOut);
             }
             others_may_sleep = WAITERS;
+            slices += 1;
+            // The kernel marks the words of the dead, unless it was kept from it: by memory that it had taken back already, or a
+            // list that was overwritten.
+            if slices % SLICES_UNTIL_DOUBT == 0 && os::is_gone(seen & OWNER) {
+                // Fails when the mark came, or another owner.
+                let _ = word.compare_exchange(asleep, WAITERS | OWNER_DIED, Ordering::Relaxed, Ordering::Relaxed);
+                continue;
+            }
             if os::wait(word, asleep, left.min(SLICE)) == Wait::Interrupted {
                 return Err(WaitError::Interrupted);
             }

@@ -171,10 +171,10 @@ mod tests {
     use super::*;
 
     fn bytes(loan: &Loan, at: u64, len: usize) -> Vec<u8> {
-        let mut out = Vec::new();
-        let len_of_file = loan.as_raw().1 as u64;
-        let mapping = Mapping::new(loan.file().expect("one of a few"), 0, len_of_file).expect("the file");
-        mapping.copy_out(at, len, &mut out).expect("inside");
+        use std::os::unix::fs::FileExt;
+        let file = loan.file().expect("one of a few").try_clone_to_owned().expect("a descriptor");
+        let mut out = vec![0; len];
+        std::fs::File::from(file).read_exact_at(&mut out, at).expect("inside");
         out
     }
 
@@ -212,6 +212,13 @@ mod tests {
         assert_eq!(Loan::open(short, 1 << 20).expect_err("too short").kind(), io::ErrorKind::InvalidData);
         let file = crate::sys::fd::memfd_with(&[0; 100]).expect("a file");
         assert_eq!(Loan::open(file, 10).expect_err("not sealed").kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_borrower_cannot_write_to_what_others_borrow() {
+        let (fd, _) = lend(&[&[7; 100_000]]).expect("memory").expect("room");
+        assert!(memory::write(fd.as_fd(), 0, &[8]).is_err());
+        assert!(Mapping::new(fd.as_fd(), 0, memory::PAGE).is_err(), "not for writing");
     }
 
     #[test]

@@ -68,7 +68,7 @@ impl SharedMemory {
     /// [`OutOfBounds`]; nothing was written then.
     pub fn write_at(&self, offset: usize, bytes: &[u8]) -> Result<(), OutOfBounds> {
         let outside = OutOfBounds { offset, len: bytes.len(), size: self.len() };
-        self.0.mapping.copy_in(offset as u64, bytes).ok_or(outside)
+        self.0.mapping.store(offset as u64, bytes).ok_or(outside)
     }
 
     /// A copy of `len` bytes from `offset` on.
@@ -78,7 +78,7 @@ impl SharedMemory {
     pub fn read_at(&self, offset: usize, len: usize) -> Result<Vec<u8>, OutOfBounds> {
         let mut bytes = Vec::new();
         let outside = OutOfBounds { offset, len, size: self.len() };
-        self.0.mapping.copy_out(offset as u64, len, &mut bytes).ok_or(outside)?;
+        self.0.mapping.load(offset as u64, len, &mut bytes).ok_or(outside)?;
         Ok(bytes)
     }
 }
@@ -89,8 +89,7 @@ impl AsFd for SharedMemory {
     }
 }
 
-/// Bytes that are being filled, to become [`SharedBytes`]. Only this process has them; a forked child that touches them
-/// is killed by the kernel.
+/// Bytes that are being filled, to become [`SharedBytes`]. Only this process has them: in a forked child they are none.
 #[derive(Debug)]
 pub struct SharedBytesMut(Filling);
 
@@ -168,6 +167,19 @@ mod tests {
         assert!(memory.write_at(99, &[1, 2]).is_err() && memory.read_at(usize::MAX, 2).is_err());
         let file = crate::sys::fd::memfd_with(&[0; 100]).expect("a file");
         assert!(SharedMemory::from_fd(file).is_err(), "it could be made shorter");
+    }
+
+    #[test]
+    fn bytes_are_written_and_read_at_any_place() {
+        let memory = SharedMemory::new(61).expect("memory");
+        let mut model = vec![0; 61];
+        for (start, len) in (0..61).flat_map(|start| (0..=61 - start).map(move |len| (start, len))) {
+            let bytes: Vec<u8> = (0..len).map(|at| u8::try_from((start * 7 + at * 3) % 251).expect("small")).collect();
+            memory.write_at(start, &bytes).expect("inside");
+            model[start..start + len].copy_from_slice(&bytes);
+            assert_eq!(memory.read_at(0, 61).as_ref(), Ok(&model));
+            assert_eq!(memory.read_at(start, len).as_deref(), Ok(&bytes[..]));
+        }
     }
 
     #[test]

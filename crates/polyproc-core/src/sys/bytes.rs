@@ -1,6 +1,7 @@
 //! Memory files as byte slices: where nobody else can write, by construction or by the kernel's word.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
@@ -8,6 +9,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
+use super::identity::process_id;
 use crate::prim::{AtomicUsize, Ordering};
 
 /// A mapped memory file that may be looked at as a slice.
@@ -50,7 +52,18 @@ impl Drop for Slice {
 #[derive(Debug)]
 pub(crate) struct Filling {
     memfd: OwnedFd,
-    slice: Slice,
+    /// Forgotten in a copy of the process, where something else may be at its address.
+    slice: ManuallyDrop<Slice>,
+    pid: u32,
+}
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        if self.pid == process_id() {
+            // SAFETY: dropped once, here, and not used after this.
+            unsafe { ManuallyDrop::drop(&mut self.slice) };
+        }
+    }
 }
 
 impl Filling {
@@ -66,23 +79,29 @@ impl Filling {
             // SAFETY: the range is the mapping just made; in a child, touching it is a fault and no more.
             unsafe { rustix::mm::madvise(slice.base.as_ptr().cast(), len, Advice::LinuxDontFork) }?;
         }
-        Ok(Self { memfd, slice })
+        Ok(Self { memfd, slice: ManuallyDrop::new(slice), pid: process_id() })
     }
 
     pub(crate) fn as_slice(&self) -> &[u8] {
+        if self.pid != process_id() {
+            return &[]; // a copy of the process has no mapping
+        }
         // SAFETY: mapped for as long as `self` lives; nobody else has the file, and writing here takes `&mut self`.
         unsafe { std::slice::from_raw_parts(self.slice.base.as_ptr(), self.slice.len) }
     }
 
     pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
+        if self.pid != process_id() {
+            return &mut [];
+        }
         // SAFETY: as in `as_slice`, and `self` is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.slice.base.as_ptr(), self.slice.len) }
     }
 
     /// Nobody can write from now on, the kernel sees to it.
     pub(crate) fn seal(self) -> io::Result<Sealed> {
-        let Self { memfd, slice } = self;
-        drop(slice); // the kernel refuses to seal what is mapped for writing
+        let memfd = self.memfd.try_clone()?;
+        drop(self); // the kernel refuses to seal what is mapped for writing
         let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&memfd, seals)?;
         Sealed::map(memfd)

@@ -23,7 +23,8 @@ pub(crate) fn is_free(file: BorrowedFd<'_>) -> io::Result<bool> {
 /// copy of it, in any process or on its way in a socket.
 pub(crate) fn give(file: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let given = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    // For reading: a borrower maps it privately, and has no way to write to what others borrow.
+    let given = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::fs::flock(&given, FlockOperation::NonBlockingLockShared)?;
     Ok(given)
 }

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use super::shared::Shared;
+use crate::prim::{AtomicU64, Ordering};
 
 /// The size of a page, of which file offsets of mappings are multiples. Larger pages exist on aarch64: 64 KiB.
 pub(crate) const PAGE: u64 = 65536;
@@ -197,6 +198,62 @@ impl Mapping {
         unsafe { room.copy_from_nonoverlapping(from, len) };
         // SAFETY: `len` bytes behind the old end were just written.
         unsafe { out.set_len(out.len() + len) };
+        Some(())
+    }
+}
+
+/// The length of the words by which [`Mapping::store`] and [`Mapping::load`] go.
+const WORD: usize = size_of::<u64>();
+
+/// Memory that several threads of one process read and write with no other order than their own. All of it is accessed as whole
+/// aligned words, each of them atomic.
+impl Mapping {
+    /// The word that holds the byte at `offset` and the bytes before it in that word.
+    fn word(&self, offset: u64) -> Option<(&AtomicU64, usize)> {
+        let at = self.at(offset, 1)?;
+        let before = at.addr().get() % WORD;
+        // SAFETY: mappings begin at a page, so the start of the word is in here; where the file ends in it, the page does not.
+        let word = unsafe { at.sub(before) }.cast::<AtomicU64>();
+        // SAFETY: aligned, mapped for as long as `self` lives, and any bytes are valid.
+        Some((unsafe { word.as_ref() }, before))
+    }
+
+    /// Copies `bytes` to the file's `offset`; `None` when they do not fit in here.
+    pub(crate) fn store(&self, offset: u64, mut bytes: &[u8]) -> Option<()> {
+        self.at(offset, bytes.len())?;
+        let mut offset = offset;
+        while !bytes.is_empty() {
+            let (word, before) = self.word(offset)?;
+            let part = bytes.split_off(..bytes.len().min(WORD - before))?;
+            match <[u8; WORD]>::try_from(part) {
+                Ok(whole) => word.store(u64::from_ne_bytes(whole), Ordering::Relaxed),
+                Err(_) => {
+                    let change = |old: u64| {
+                        let mut new = old.to_ne_bytes();
+                        new.get_mut(before..before + part.len())?.copy_from_slice(part);
+                        Some(u64::from_ne_bytes(new))
+                    };
+                    word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change).ok()?;
+                }
+            }
+            offset += part.len() as u64;
+        }
+        Some(())
+    }
+
+    /// Puts `len` bytes at the file's `offset` at the end of `out`; `None` when they are not all in here.
+    pub(crate) fn load(&self, offset: u64, len: usize, out: &mut Vec<u8>) -> Option<()> {
+        self.at(offset, len)?;
+        out.try_reserve(len).ok()?;
+        let (mut offset, mut left) = (offset, len);
+        while left > 0 {
+            let (word, before) = self.word(offset)?;
+            let count = left.min(WORD - before);
+            let bytes = word.load(Ordering::Relaxed).to_ne_bytes();
+            out.extend_from_slice(bytes.get(before..before + count)?);
+            offset += count as u64;
+            left -= count;
+        }
         Some(())
     }
 }

@@ -70,6 +70,14 @@ thread_local! {
     static THREAD: Cell<Thread> = const { Cell::new(UNKNOWN) };
 }
 
+/// Whether no thread has this id.
+#[cold]
+pub(crate) fn is_gone(tid: u32) -> bool {
+    // SAFETY: the call takes a number; nothing is changed.
+    let policy = unsafe { libc::sched_getscheduler(tid.cast_signed()) };
+    policy == -1 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
+}
+
 #[cold]
 fn introduce() -> Thread {
     let (mut head, mut len) = (ptr::null::<Head>(), 0usize);

@@ -137,7 +137,10 @@ pub(super) fn end_group_by_handler() -> io::Result<rustix::process::Signal> {
 static REPORT_TO: AtomicI32 = AtomicI32::new(-1);
 /// The message, sent as it stands by the handler.
 const STACK_OVERFLOW_MESSAGE: [u8; 8] = crate::conn::bare_message(crate::process::outcome::tag::STACK_OVERFLOW);
+/// Beside the frame that the kernel puts there, which holds all registers: the more the processor has, the larger.
 const ALTERNATE_STACK_LEN_BYTES: usize = 16 * 1024;
+/// `linux/auxvec.h`
+const AT_MINSIGSTKSZ: libc::c_ulong = 51;
 /// A fault this near to the stack pointer, above or below it, is the stack's own: frames are probed page by page.
 const NEAR_BYTES: usize = 128 * 1024;
 
@@ -146,10 +149,13 @@ const NEAR_BYTES: usize = 128 * 1024;
 /// std installs its own in `main`'s runtime, which our children skip; and std's turns the signal into `SIGABRT`, ours
 /// leaves it as it is.
 pub(crate) fn install_overflow_handler() -> io::Result<()> {
+    // SAFETY: it reads the vector that the kernel gave the process; 0 where that says nothing.
+    let frame = unsafe { libc::getauxval(AT_MINSIGSTKSZ) };
+    let len = ALTERNATE_STACK_LEN_BYTES + usize::try_from(frame).unwrap_or(0);
     let stack = libc::stack_t {
-        ss_sp: Box::leak(vec![0u8; ALTERNATE_STACK_LEN_BYTES].into_boxed_slice()).as_mut_ptr().cast(),
+        ss_sp: Box::leak(vec![0u8; len].into_boxed_slice()).as_mut_ptr().cast(),
         ss_flags: 0,
-        ss_size: ALTERNATE_STACK_LEN_BYTES,
+        ss_size: len,
     };
     // SAFETY: the memory was leaked just now, so it is this thread's for ever.
     if unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) } != 0 {
