@@ -10,7 +10,7 @@ use super::claim::SlotState;
 use super::driver::{At, Driver, Inner};
 use super::scheduler::TaskId;
 use super::staff::Cause;
-use super::stream::{IDLE, running_position};
+use super::stream::{DOOMED, IDLE, running_position};
 use super::watch::Timer;
 use crate::prim::Ordering;
 
@@ -26,6 +26,7 @@ impl Driver {
         }
         inner.set_timer(Instant::now() + AUDIT_PERIOD, Timer::Audit);
         self.repair_counts(inner);
+        (0..inner.workers.len()).for_each(|at| audit_worker(inner, at));
         let is_living = |number| inner.workers.iter().flatten().any(|worker| u64::from(worker.number) + 1 == number);
         self.board.lookers().retain(is_living);
         for (position, slot, id) in inner.out() {
@@ -73,5 +74,26 @@ impl Driver {
             }
             _ => matches!(inner.tasks.get(id.0).map(|task| &task.at), Some(At::Out { .. })),
         }
+    }
+}
+
+/// A worker that wrote over its own stream may wait for room that is there, or say of itself that it runs nothing while it has a task
+/// to answer. Its counts are what the parent knows; if it goes on in contradiction with itself, it is of no use.
+fn audit_worker(inner: &mut Inner, at: usize) {
+    let Some(worker) = &inner.workers[at] else { return };
+    worker.stream.repair_counts();
+    let current = worker.stream.cell().current.load(Ordering::Acquire);
+    let is_doomed_by_itself = current == DOOMED && worker.doom.is_none();
+    let task = worker.reading.and_then(|id| inner.tasks.get_mut(id.0));
+    let is_silent = task.is_some_and(|task| {
+        let At::Out { position, .. } = task.at else { return false };
+        let is_running = running_position(current) == Some(position) || worker.stream.is_anything_unread();
+        if is_running {
+            task.unbegun_since = None;
+        }
+        !is_running && task.is_stuck_before_beginning()
+    });
+    if is_doomed_by_itself || is_silent {
+        inner.discard(at);
     }
 }

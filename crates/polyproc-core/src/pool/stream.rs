@@ -391,6 +391,13 @@ impl Results {
         !self.is_broken && self.stream.tail().load(Ordering::Acquire) != self.head
     }
 
+    /// The counts that the worker sees are the parent's.
+    pub(super) fn repair_counts(&self) {
+        self.stream.head().store(self.head, Ordering::Release);
+        self.stream.count(256).store(self.returned, Ordering::Release);
+        self.stream.space().rouse();
+    }
+
     /// The worker wrote nonsense: nothing more is read.
     pub(super) fn break_off(&mut self) {
         self.is_broken = true;

@@ -1,0 +1,89 @@
+//! A worker that went wild: it writes over what it shares with its pool, under a living parent. It may fail its own task; the
+//! parent and all other tasks go on.
+//!
+//! `POLYPROC_HOSTILE_ROUNDS` makes it longer.
+
+mod support;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use polyproc::{Failure, Pool};
+use support::{Clean, TestResult};
+
+/// Random numbers, the same in each run (xorshift, G. Marsaglia, 2003).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
+/// Writes random words over the beginning of this worker's memory files of a name.
+fn scribble((name, seed, words, len): (String, u64, u64, u64)) -> usize {
+    let mut random = Random(seed);
+    let mut files = 0;
+    for entry in std::fs::read_dir("/proc/self/fd").expect("/proc").flatten() {
+        let to = std::fs::read_link(entry.path()).map(|to| to.display().to_string()).unwrap_or_default();
+        if !to.starts_with(&format!("/memfd:{name} ")) {
+            continue;
+        }
+        let file = File::options().read(true).write(true).open(entry.path()).expect("a memory file");
+        for _ in 0..words {
+            // Small numbers, all ones, and any: what counts and states are most sensitive to.
+            let word = match random.next() % 3 {
+                0 => random.next() % 64,
+                1 => u64::MAX - random.next() % 64,
+                _ => random.next(),
+            };
+            file.write_all_at(&word.to_ne_bytes(), random.next() % len / 8 * 8).expect("inside");
+        }
+        files += 1;
+    }
+    files
+}
+
+fn rounds() -> u64 {
+    std::env::var("POLYPROC_HOSTILE_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(6)
+}
+
+/// After each round everything that is submitted ends, with the right value or the loss of a worker, which retries make up for.
+fn goes_on_after(name: &str, len: u64) -> TestResult {
+    let _clean = Clean::start();
+    for round in 1..=rounds() {
+        let pool = Pool::new(3)?;
+        let before: Vec<_> = (0..20u64).map(|x| pool.options().retries(100).apply_async(|x: u64| x + 1, x)).collect();
+        let words = 1 + round % 5 * 8;
+        match pool.apply(scribble, (name.to_owned(), round * 0x9E37_79B9, words, len)) {
+            Ok(files) => assert!(files > 0, "nothing was written over"),
+            Err(error) => assert!(matches!(error.failure, Failure::WorkerLost(_)), "round {round}: {error}"),
+        }
+        for (x, result) in before.into_iter().enumerate() {
+            assert_eq!(result.get()?, x as u64 + 1, "round {round}");
+        }
+        let after = pool.options().retries(100).map(|x: u64| x * 2, 0..200)?;
+        assert!(after.into_iter().eq((0..200).map(|x| x * 2)), "round {round}");
+        pool.terminate();
+        pool.join()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn over_the_words_of_its_own_stream() -> TestResult {
+    goes_on_after("polyproc-worker", 12_288)
+}
+
+#[test]
+fn over_the_counts_of_the_table() -> TestResult {
+    goes_on_after("polyproc-pool", 4_096)
+}
+
+#[test]
+fn over_the_ring_of_the_table() -> TestResult {
+    goes_on_after("polyproc-pool", 12_288)
+}
