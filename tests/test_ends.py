@@ -147,6 +147,7 @@ def test_a_program_that_closes_all_descriptors_ends(programs, used):
 
 CHANGES_USER = """
     import os, threading
+    import polyproc.connection, polyproc.queues, polyproc.synchronize  # another user may not read the interpreter's files
     import polyproc as mp
 
     def change_user():
