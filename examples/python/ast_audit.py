@@ -9,7 +9,6 @@ a parser takes. They are lines of the report, as a file would be that takes too 
 import argparse
 import ast
 import collections
-import itertools
 import json
 import os
 import pathlib
@@ -117,14 +116,23 @@ def main():
     options = parse_arguments()
     start = time.perf_counter()
     packages, problems = collections.defaultdict(collections.Counter), {}
-    for_pool, for_us = itertools.tee(files_below(options.folders))
+    handed_out = collections.deque()
+
+    def paths():
+        for path, package in files_below(options.folders):
+            handed_out.append((path, package))
+            yield path
+
     with polyproc.Pool(options.workers, memory_limit=options.memory << 20) as pool:
-        results = pool.imap(audit, (path for path, _ in for_pool), timeout=options.timeout)
-        for path, package in for_us:
+        results = pool.imap(audit, paths(), timeout=options.timeout)
+        while True:
             try:
                 counts, problem = next(results)
+            except StopIteration:
+                break
             except (PoolError, OSError) as error:
                 counts, problem = {"files": 1}, str(error)
+            path, package = handed_out.popleft()
             packages[package].update(counts)
             if problem:
                 problems[path] = problem

@@ -140,6 +140,7 @@ impl Driver {
         let mut used = std::mem::take(bytes);
         inner.slots[slot as usize] = Some(id);
         task.at = At::Out { slot, position, block, len, from: task.done };
+        task.unbegun_since = None;
         inner.out_bytes += len;
         inner.told.published += 1;
         let is_loose = task.is_loose;
@@ -187,6 +188,7 @@ impl Driver {
             && table.publish(slot, tail)
         {
             *position = tail;
+            task.unbegun_since = None;
             inner.tail = claim::next(tail);
             inner.told.published += 1;
         }

@@ -65,12 +65,20 @@ impl Driver {
             SlotState::Claimed { position: at, worker } if at == position => {
                 let found = inner.workers.iter_mut().flatten().find(|found| found.number == worker);
                 let (Some(worker), Some(task)) = (found, inner.tasks.get_mut(id.0)) else { return true };
-                if worker.stream.is_anything_unread() || !task.is_stuck_before_beginning() {
+                if !task.is_stuck_before_beginning() {
                     return false;
                 }
-                // Idle, it stands still, and its death gives the task back. Else it runs another one, and never took this.
-                let is_idle = worker.stream.cell().current.load(Ordering::Acquire) == IDLE;
-                !is_idle || !worker.doom_at(Cause::Frozen, IDLE)
+                let current = worker.stream.cell().current.load(Ordering::Acquire);
+                // Looked at after that: what it answered before it went on to another task is seen.
+                if worker.stream.is_anything_unread() || running_position(current) == Some(position) {
+                    return false;
+                }
+                if current == IDLE {
+                    // It stands still, and its death gives the task back; or it begins the task just now.
+                    let _ = worker.doom_at(Cause::Frozen, IDLE);
+                    return false;
+                }
+                current != DOOMED // it runs another one, and never took this
             }
             _ => matches!(inner.tasks.get(id.0).map(|task| &task.at), Some(At::Out { .. })),
         }

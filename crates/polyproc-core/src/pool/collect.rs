@@ -136,7 +136,8 @@ impl Driver {
     /// The waiting thread goes. If it was the leader, another follows, or the pool's thread does it.
     fn leave(&self, inner: &mut Inner, me: Waiter) {
         inner.follow_no_more(me);
-        if inner.leader != Some(me) {
+        // One that was woken to lead, and is done itself, passes that on.
+        if inner.leader.is_some_and(|leader| leader != me) {
             return;
         }
         inner.leader = None;
@@ -238,6 +239,9 @@ impl Driver {
             }
             if let Some(worker) = &mut inner.workers[at] {
                 worker.reading = Some(id);
+            }
+            if let Some(task) = inner.tasks.get_mut(id.0) {
+                task.unbegun_since = None;
             }
             return Ok(());
         }
@@ -346,7 +350,7 @@ impl Inner {
         })
     }
 
-    fn is_anything_unread(&self) -> bool {
+    pub(super) fn is_anything_unread(&self) -> bool {
         self.workers.iter().flatten().any(|worker| worker.stream.is_anything_unread())
     }
 

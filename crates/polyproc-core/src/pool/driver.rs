@@ -350,7 +350,7 @@ impl Driver {
         told.wakers.into_iter().for_each(|waker| call_user(|| waker.wake()));
         told.thens.into_iter().for_each(|then| self.callbacks.run(then));
         if told.leader {
-            self.board.doorbell().ring(|| true, || ());
+            self.board.doorbell().ring(|| true, || self.bell.ring());
         }
         if told.driver {
             self.bell.ring();
@@ -386,6 +386,10 @@ impl Driver {
             }
             if is_eager {
                 self.hand_over(inner);
+                // A leader that sleeps until few tasks are left is to be woken for this one's results.
+                if inner.leader.is_some() && self.board.doorbell().hurry() && inner.is_anything_unread() {
+                    inner.told.leader = true;
+                }
             }
             (key, parker)
         })
@@ -433,7 +437,8 @@ impl Driver {
         let ids: Vec<_> = inner.tasks.iter().filter(|(_, task)| task.call == call).map(|(id, _)| TaskId(id)).collect();
         let mut is_left = false;
         for id in ids {
-            match &inner.tasks[id.0].at {
+            let Some(task) = inner.tasks.get(id.0) else { continue };
+            match &task.at {
                 At::Waiting(_) => {
                     self.remove(inner, id, &stop_end(stop));
                     self.handle(inner, Event::Dropped(id));
@@ -445,7 +450,7 @@ impl Driver {
                         self.handle(inner, Event::Ended(id));
                     } else if stop != Stop::GivenUp {
                         let cause = if stop == Stop::TimedOut { Cause::TimedOut } else { Cause::Cancelled };
-                        is_left |= !inner.doom_holder(&self.board, id, cause);
+                        is_left |= !self.doom_holder(inner, id, cause);
                     }
                 }
             }
@@ -453,6 +458,19 @@ impl Driver {
         if is_left {
             inner.set_timer(super::watch::soon(), Timer::Stop { call, serial, stop });
         }
+    }
+
+    /// Kills the worker that has taken a task: at once when it has begun, and when it has stood still for a while before that.
+    /// False when that is still to come, or the task is over.
+    fn doom_holder(&self, inner: &mut Inner, id: TaskId, cause: Cause) -> bool {
+        self.read_holder(inner, id); // what it has answered counts
+        let Some(task) = inner.tasks.get_mut(id.0) else { return true };
+        let At::Out { slot, position, .. } = task.at else { return false };
+        let holder = self.board.table().holder(slot, position);
+        let Some(worker) = inner.workers.iter_mut().flatten().find(|worker| Some(worker.number) == holder) else {
+            return false;
+        };
+        worker.doom(cause, Some(position)) || task.is_stuck_before_beginning() && worker.doom_at(cause, IDLE)
     }
 
     /// Nobody wants the results any more. The pool's thread collects what is still to come: no other thread waits for it.
@@ -508,18 +526,6 @@ impl Inner {
         let id = FunctionId(self.serial());
         self.names.insert(id, encode_function(name, context));
         id
-    }
-
-    /// Kills the worker that has taken a task: at once when it has begun, and when it has stood still for a while before that.
-    /// False when that is still to come, or the task is over.
-    fn doom_holder(&mut self, board: &Board, id: TaskId, cause: Cause) -> bool {
-        let Some(task) = self.tasks.get_mut(id.0) else { return false };
-        let At::Out { slot, position, .. } = task.at else { return false };
-        let holder = board.table().holder(slot, position);
-        let Some(worker) = self.workers.iter_mut().flatten().find(|worker| Some(worker.number) == holder) else {
-            return false;
-        };
-        worker.doom(cause, Some(position)) || task.is_stuck_before_beginning() && worker.doom_at(cause, IDLE)
     }
 
     /// The slot is free, and the block.

@@ -83,6 +83,8 @@ fn most_fds(workers: Option<usize>) -> u64 {
     (sys::fd::table_len() / 4 / workers.max(1)).clamp(1, MOST_FDS)
 }
 
+/// See [`Worker::has_many_fds`].
+const MOST_FDS_WAITING: usize = 512;
 /// More than these do not make it faster.
 const MOST_FDS: u64 = 64;
 
@@ -186,6 +188,11 @@ impl Worker {
         self.doom = Some(Doom { position: running_position(current), cause });
         self.kill();
         true
+    }
+
+    /// Whether so many descriptors of results wait for their results that no more are taken from it.
+    pub(super) fn has_many_fds(&self) -> bool {
+        self.fds.iter().flatten().map(Vec::len).sum::<usize>() >= MOST_FDS_WAITING
     }
 
     /// Kills it, whatever it does. One that has ended takes no signal, which is as good.

@@ -37,8 +37,6 @@ const UNBEGUN_DEATHS: u32 = 3;
 const MESSAGES_AT_ONCE: usize = 64;
 /// More than fit in a channel.
 pub(super) const CHANNEL_MESSAGES: usize = 1024;
-/// So many descriptors of results may wait here for their results.
-const MOST_FDS: usize = 512;
 /// How long items wait at most behind one that takes long, while other workers have nothing to do.
 pub(super) const SHARE_PERIOD: Duration = Duration::from_millis(1);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
@@ -271,6 +269,7 @@ impl Driver {
 
     /// Looks whether an item of the task has run for too long, and when to look again.
     fn limit(&self, inner: &mut Inner, id: TaskId, serial: u64) {
+        self.read_holder(inner, id); // what it has answered counts
         let Some(task) = inner.tasks.get_mut(id.0).filter(|task| task.serial == serial) else { return };
         let At::Out { slot, position, .. } = task.at else {
             task.has_limit_timer = false; // set again when it goes out
@@ -306,6 +305,16 @@ impl Driver {
             },
         };
         inner.set_timer(Instant::now() + again, Timer::Limit { task: id, serial });
+    }
+
+    /// Takes what the worker wrote that has taken a task.
+    pub(super) fn read_holder(&self, inner: &mut Inner, id: TaskId) {
+        let Some(At::Out { slot, position, .. }) = inner.tasks.get(id.0).map(|task| &task.at) else { return };
+        let holder = self.board.table().holder(*slot, *position);
+        let is_holder = |worker: &Option<Worker>| worker.as_ref().is_some_and(|worker| Some(worker.number) == holder);
+        if let Some(at) = inner.workers.iter().position(is_holder) {
+            self.read_worker(inner, at);
+        }
     }
 
     /// Starts the workers that the scheduler wants. Not under the lock: that takes a while.
@@ -365,6 +374,9 @@ impl Driver {
                 let error = Arc::new(StartError::Os { doing: "watching a worker", source });
                 inner.told.events.push(PoolEvent::WorkerNotStarted { error: Arc::clone(&error) });
                 inner.why = Some(Why::Start(error));
+                if let Some(Some(worker)) = inner.workers.get_mut(place.0) {
+                    worker.doom = Some(Doom { position: None, cause: Cause::Frozen }); // by us, so that it is not tried for ever
+                }
                 self.hear(inner, place.0);
             });
         }
@@ -378,6 +390,9 @@ impl Driver {
         let status = child.try_wait().unwrap_or(None);
         let most = if status.is_some() { CHANNEL_MESSAGES } else { MESSAGES_AT_ONCE };
         let is_open = self.hear_channel(inner, at, most);
+        if inner.workers[at].as_ref().is_some_and(Worker::has_many_fds) {
+            self.read_worker(inner, at); // their results, before more is heard
+        }
         let Some(status) = status else {
             if !is_open {
                 // It closed its channel: it is of no use any more, and its death is next.
@@ -398,7 +413,7 @@ impl Driver {
     pub(super) fn hear_channel(&self, inner: &mut Inner, at: usize, most: usize) -> bool {
         for _ in 0..most {
             let Some(worker) = &mut inner.workers[at] else { return false };
-            if worker.fds.iter().flatten().map(Vec::len).sum::<usize>() >= MOST_FDS {
+            if worker.has_many_fds() {
                 // Their results come first; a worker that sends descriptors of no results is of no use.
                 if !worker.stream.is_anything_unread() && worker.reading.is_none() {
                     inner.discard(at);
@@ -569,9 +584,9 @@ impl Driver {
 
     /// Ends all workers; those that have not ended after a while, by force.
     pub(super) fn terminate(&self) {
-        self.is_terminated.store(true, Ordering::Release);
         self.with(|inner| {
             self.handle(inner, Event::Terminated);
+            self.is_terminated.store(true, Ordering::Release);
             inner.set_timer(Instant::now() + GRACE, Timer::Kill);
             inner.told.driver = true;
         });

@@ -210,7 +210,9 @@ impl<'a> Worker<'a> {
             Ok::<_, WaitError>(something.then_some(()))
         };
         // Signals and the end of the slice: look again.
-        process::idle(|| _ = self.board.sleepers().wait(Deadline::after(SLICE), SLICE, look));
+        while self.board.table().waiting() == 0 && !self.is_to_retire() {
+            process::idle(|| _ = self.board.sleepers().wait(Deadline::after(SLICE), SLICE, look));
+        }
         self.begin_busy();
     }
 

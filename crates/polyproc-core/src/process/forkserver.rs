@@ -317,6 +317,14 @@ impl Server {
         }
     }
 
+    /// Ends the process that the zygote made last, and that this one has no descriptor of.
+    fn end_made(&self) {
+        if let Some(pid) = self.cell.pid() {
+            pidfd::end(pid.get());
+        }
+        self.cell.clear();
+    }
+
     /// See [`Forkserver::adopt_spare`].
     fn adopt_spare(&mut self, state: &'static State) -> bool {
         if !matches!(self.spare, Spare::Asked(_)) {
@@ -336,8 +344,16 @@ impl Server {
             // It is dead: the next start finds what it left.
             Ok(None) => true,
             Err(error) if is_peer_gone(&error) => true,
-            // It made none, or there was no room for its descriptor; then the process ends with its channel.
-            Ok(Some(_)) | Err(_) => {
+            // It made none, or there was no room for its descriptor.
+            Ok(Some(made)) => {
+                if !matches!(made, Ok(Err(_))) {
+                    self.end_made();
+                }
+                self.spare = Spare::None;
+                true
+            }
+            Err(_) => {
+                self.end_made();
                 self.spare = Spare::None;
                 true
             }

@@ -100,7 +100,9 @@ impl Mutex {
                 continue;
             }
             if os::wait(word, asleep, left.min(SLICE)) == Wait::Interrupted {
-                return Err(WaitError::Interrupted);
+                // The end of the time counts first: a wait that is called again would have its grace anew.
+                let is_over = until.is_some_and(Deadline::has_passed);
+                return Err(if is_over { WaitError::TimedOut } else { WaitError::Interrupted });
             }
         }
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::object::{Object, SLICE, TooManyWaiters, Waiter, Waiting, handle};
 use crate::deadline::Deadline;
-use crate::prim::Ordering;
+use crate::prim::{AtomicBool, Ordering};
 use crate::robust::{Guard, WaitError};
 use crate::sys::identity::Identity;
 
@@ -33,7 +33,17 @@ pub enum EnterError {
 /// A place among those who wait.
 #[derive(Debug)]
 #[must_use = "the place is taken until `Condition::leave`"]
-pub struct Ticket(u32);
+pub struct Ticket {
+    place: u32,
+    /// It was waited with before: the dead are looked for.
+    has_waited: AtomicBool,
+}
+
+impl Ticket {
+    fn new(place: u32) -> Self {
+        Self { place, has_waited: AtomicBool::new(false) }
+    }
+}
 
 impl Condition {
     /// One that nobody waits for.
@@ -60,14 +70,14 @@ impl Condition {
         {
             let _mutex = self.0.lock(deadline, || {})?;
             if let Ok(place) = self.0.enlist(0) {
-                return Ok(Ticket(place));
+                return Ok(Ticket::new(place));
             }
         }
         // The dead may fill it.
         let dead = self.0.dead();
         let _mutex = self.0.lock(deadline, || {})?;
         self.bury(&dead);
-        Ok(self.0.enlist(0).map(Ticket)?)
+        Ok(self.0.enlist(0).map(Ticket::new)?)
     }
 
     /// Waits until this place is notified.
@@ -75,11 +85,10 @@ impl Condition {
     /// # Errors
     /// [`WaitError`].
     pub fn wait(&self, ticket: &Ticket, deadline: Deadline) -> Result<(), WaitError> {
-        let waiter = self.0.waiter(ticket.0);
-        let mut slept = false;
+        let waiter = self.0.waiter(ticket.place);
         self.0.layout().sleepers.wait(deadline, SLICE, || {
-            if std::mem::replace(&mut slept, true) && waiter.state() == Waiting::Waits {
-                self.pass_on(&self.0.dead_behind(ticket.0));
+            if ticket.has_waited.swap(true, Ordering::Relaxed) && waiter.state() == Waiting::Waits {
+                self.pass_on(&self.0.dead_behind(ticket.place));
             }
             Ok((waiter.state() == Waiting::Released).then_some(()))
         })
@@ -87,7 +96,7 @@ impl Condition {
 
     /// Gives the place back. True when it was notified, if only just now.
     pub fn leave(&self, ticket: Ticket) -> bool {
-        let waiter = self.0.waiter(ticket.0);
+        let waiter = self.0.waiter(ticket.place);
         // Without the mutex: a wait that is over does not wait for a process that stands still. Whoever notifies finds one of both.
         if waiter.change(Waiting::Waits, Waiting::Free) {
             return false;

@@ -6,7 +6,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::deadline::Deadline;
-use crate::prim::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use crate::prim::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 /// What this process knows of itself, in a page that the kernel fills with zeros in every copy of the process, however that was
 /// made: `fork(3)`, `_Fork(3)`, or the bare system call (`MADV_WIPEONFORK`, Linux 4.14).
@@ -34,9 +34,12 @@ pub(crate) fn process_id() -> u32 {
 
 #[cold]
 fn learn() -> u32 {
+    static IS_REFUSED: AtomicBool = AtomicBool::new(false);
     let id = std::process::id();
+    let page = || super::memory::wiped_on_fork::<Known>().inspect_err(|_| IS_REFUSED.store(true, Ordering::Relaxed));
     if known().is_none()
-        && let Ok(page) = super::memory::wiped_on_fork::<Known>()
+        && !IS_REFUSED.load(Ordering::Relaxed)
+        && let Ok(page) = page()
     {
         // Another thread's page is as good.
         let _ = KNOWN.compare_exchange(std::ptr::null_mut(), page, Ordering::AcqRel, Ordering::Relaxed);

@@ -100,7 +100,12 @@ pub(super) fn wiped_on_fork<T: Default>() -> io::Result<*mut T> {
     // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
     let base = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, protection, MapFlags::PRIVATE) }?;
     // SAFETY: the range is the mapping just made.
-    unsafe { rustix::mm::madvise(base, len, rustix::mm::Advice::LinuxWipeOnFork) }?;
+    let wiped = unsafe { rustix::mm::madvise(base, len, rustix::mm::Advice::LinuxWipeOnFork) };
+    if let Err(error) = wiped {
+        // SAFETY: as above, and nobody else knows of it.
+        let _ = unsafe { rustix::mm::munmap(base, len) };
+        return Err(error.into());
+    }
     let page = base.cast::<T>();
     // SAFETY: a page has room and alignment for it, and nobody else knows of it.
     unsafe { page.write(T::default()) };

@@ -53,7 +53,7 @@ pub(crate) mod watch;
 
 /// What an atomic pointer to leaked memory leads to.
 pub(crate) fn leaked<T: Sync>(pointer: *mut T) -> Option<&'static T> {
-    // SAFETY: every pointer passed here is null or came from `Box::leak`, stored with Release and loaded with Acquire, and
+    // SAFETY: every pointer passed here is null or came from `Box::leak`, or from a mapping that is never taken back, stored with Release and loaded with Acquire, and
     // nobody ever takes the box back or writes through it.
     unsafe { pointer.as_ref() }
 }

@@ -144,6 +144,9 @@ mod os {
         pub(super) fn or_after(self, _: Duration) -> Self {
             self
         }
+        pub(super) fn has_passed(self) -> bool {
+            false
+        }
     }
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
