@@ -93,12 +93,15 @@ class Listener(_standard.Listener):
         if not self._authkey:
             return super().accept()
         while True:
+            if self._listener is None:
+                raise OSError("listener is closed")
             with contextlib.suppress(BlockingIOError):
                 os.read(self._bell, 1)
-            if self._known:
-                connection, self._listener._last_accepted, error = self._known.popleft()
+            with contextlib.suppress(IndexError):  # another thread may be first
+                connection, peer, error = self._known.popleft()
                 if error is not None:
                     raise error
+                self._listener._last_accepted = peer
                 return connection
             with contextlib.suppress(BlockingIOError):
                 connection = self._listener.accept()
@@ -109,11 +112,14 @@ class Listener(_standard.Listener):
     def _greet(self, connection, peer):
         thread = threading.Thread(target=self._hear, args=(connection, peer), name="polyproc-listener", daemon=True)
         with self._lock:
-            first = next(iter(self._strangers.values())) if len(self._strangers) >= _MOST_STRANGERS else None
-            if first is not None:
-                _shut_down(first)
+            if len(self._strangers) >= _MOST_STRANGERS:
+                _shut_down(self._strangers.popitem(last=False)[1])
             self._strangers[thread] = connection
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # there are too many threads
+            self._strangers.pop(thread, None)
+            connection.close()
 
     def _hear(self, connection, peer):
         """In a thread of its own: has a peer prove that it knows the key."""
@@ -126,12 +132,13 @@ class Listener(_standard.Listener):
             known = (connection, peer, None)
         except _standard.AuthenticationError as error:
             known = (None, None, error)
-        except (OSError, EOFError, ValueError):
+        except Exception:
             pass  # silent, or gone, or nonsense
-        with self._lock:
-            self._strangers.pop(threading.current_thread(), None)
-        if known is None or known[0] is None:
-            connection.close()
+        finally:
+            with self._lock:
+                self._strangers.pop(threading.current_thread(), None)
+                if known is None or known[0] is None:
+                    connection.close()
         if known is not None:
             self._known.append(known)
             with self._lock, contextlib.suppress(BlockingIOError):  # it is full, and somebody will look

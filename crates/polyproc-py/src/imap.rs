@@ -35,6 +35,8 @@ struct State {
     tasks: Tasks,
     /// `None` once it has given its last item, or a thread of its own takes items.
     items: Option<Py<PyIterator>>,
+    /// A thread takes items just now.
+    is_filling: bool,
     /// All items were taken.
     is_fed: bool,
     /// Items are taken without a bound, as nobody waits for results any more.
@@ -105,19 +107,6 @@ impl State {
         self.tasks.feed.seal();
     }
 
-    /// Takes items while there is room for them.
-    fn fill(&mut self, py: Python<'_>) -> PyResult<()> {
-        while self.has_room() {
-            let Some(items) = &self.items else { return Ok(()) };
-            let next = next_item(&items.bind(py).clone(), self.chunksize);
-            self.add(py, next);
-            if self.is_draining && self.count().is_multiple_of(SIGNAL_PERIOD) {
-                py.check_signals()?;
-            }
-        }
-        Ok(())
-    }
-
     /// Takes the results that have come.
     fn collect(&mut self, py: Python<'_>) {
         let Self { tasks, unsent, early, ended, .. } = self;
@@ -165,6 +154,7 @@ impl Imap {
         let state = State {
             tasks,
             items: Some(items.clone().unbind()),
+            is_filling: false,
             is_fed: false,
             is_draining: false,
             is_stopped: false,
@@ -185,6 +175,42 @@ impl Imap {
 
     fn state(&self, py: Python<'_>) -> MutexGuard<'_, State> {
         self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes items while there is room for them. Not under the lock: the iterator, and signal handlers, may come back here.
+    fn fill(&self, py: Python<'_>) -> PyResult<()> {
+        let (items, chunksize) = {
+            let mut state = self.state(py);
+            let Some(items) = state.items.as_ref().filter(|_| !state.is_filling) else { return Ok(()) };
+            let items = items.clone_ref(py);
+            state.is_filling = true;
+            (items, state.chunksize)
+        };
+        let filled = self.fill_from(py, items.bind(py), chunksize);
+        self.state(py).is_filling = false;
+        filled
+    }
+
+    fn fill_from(&self, py: Python<'_>, items: &Bound<'_, PyIterator>, chunksize: usize) -> PyResult<()> {
+        for round in 1_u64.. {
+            let is_draining = {
+                let state = self.state(py);
+                if !state.has_room() || state.items.is_none() {
+                    break;
+                }
+                state.is_draining
+            };
+            let next = next_item(items, chunksize);
+            let mut state = self.state(py);
+            if state.items.is_some() {
+                state.add(py, next); // else it was stopped meanwhile
+            }
+            drop(state);
+            if is_draining && round.is_multiple_of(SIGNAL_PERIOD) {
+                py.check_signals()?;
+            }
+        }
+        Ok(())
     }
 
     /// Waits until an item is to be taken; false when none is.
@@ -219,9 +245,8 @@ impl Imap {
 impl Imap {
     /// Takes first items from the iterator in this thread, as [`Imap::next`] does from then on.
     fn begin(&self, py: Python<'_>) -> PyResult<()> {
-        let mut state = self.state(py);
-        state.fill(py)?;
-        state.tasks.feed.flush();
+        self.fill(py)?;
+        self.state(py).tasks.feed.flush();
         Ok(())
     }
 
@@ -254,8 +279,8 @@ impl Imap {
     fn next(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Vec<Py<PyAny>>>> {
         let deadline = time::deadline(timeout);
         loop {
+            self.fill(py)?;
             let mut state = self.state(py);
-            state.fill(py)?;
             state.collect(py);
             if let Some(end) = state.ready.pop_front() {
                 state.taken += 1;
@@ -286,10 +311,9 @@ impl Imap {
 
     /// Takes all items that there are, as nobody waits for results any more; or has the thread do it that takes them.
     fn drain(&self, py: Python<'_>) -> PyResult<()> {
-        let mut state = self.state(py);
-        state.is_draining = true;
+        self.state(py).is_draining = true;
         self.changed.notify_all();
-        state.fill(py)
+        self.fill(py)
     }
 
     /// No more items are taken.

@@ -46,10 +46,11 @@ fn put(
     timeout: Option<f64>,
 ) -> PyResult<Result<(), PutError>> {
     let put = queue.put_parts(parts, fds, Deadline::PASSED);
-    if !block || !matches!(put, Err(PutError::Full | PutError::Interrupted)) {
-        return Ok(put);
-    }
-    let deadline = time::deadline(timeout);
+    let deadline = match put {
+        Err(PutError::Full | PutError::Interrupted) if block => time::deadline(timeout),
+        Err(PutError::Interrupted) => Deadline::PASSED, // again, once the signal was seen to
+        done => return Ok(done),
+    };
     time::wait(py, || queue.put_parts(parts, fds, deadline))
 }
 
@@ -152,8 +153,12 @@ impl Queue {
         codec::with_memory(|bytes| {
             let mut fds: Vec<OwnedFd> = Vec::new();
             let mut got = queue.get(bytes, &mut fds, Deadline::PASSED);
-            if block && matches!(got, Err(GetError::Empty | GetError::Interrupted)) {
-                let deadline = time::deadline(timeout);
+            let again = match got {
+                Err(GetError::Empty | GetError::Interrupted) if block => Some(time::deadline(timeout)),
+                Err(GetError::Interrupted) => Some(Deadline::PASSED), // once the signal was seen to
+                _ => None,
+            };
+            if let Some(deadline) = again {
                 got = time::wait(py, || queue.get(bytes, &mut fds, deadline))?;
             }
             match got {
