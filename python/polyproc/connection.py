@@ -88,8 +88,6 @@ class Listener(_standard.Listener):
 
     def accept(self):
         """Waits for the next connection; raises `AuthenticationError` when a peer has another key."""
-        if self._listener is None:
-            raise OSError("listener is closed")
         if not self._authkey:
             return super().accept()
         while True:

@@ -9,19 +9,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use polyproc::{Failure, Pool};
-use support::{Clean, TestResult};
-
-/// Random numbers, the same in each run (xorshift, G. Marsaglia, 2003).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-}
+use support::{Clean, Random, TestResult};
 
 /// Writes random words over the beginning of this worker's memory files of a name.
 fn scribble((name, seed, words, len): (String, u64, u64, u64)) -> usize {

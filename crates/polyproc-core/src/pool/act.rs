@@ -7,7 +7,7 @@ use super::audit::AUDIT_PERIOD;
 use super::board::{INLINE_LEN, LIMITED, Order, STEPWISE, WITH_FDS};
 use super::call::End;
 use super::claim;
-use super::driver::{At, Driver, Inner, Task};
+use super::driver::{At, Driver, Inner};
 use super::scheduler::{Action, Event, Loss, TaskId};
 use super::staff::Worker;
 use super::task::{PoolEvent, TaskEnd, next_item};
@@ -42,13 +42,12 @@ impl Driver {
                 }
             }
             Action::MakeWay(priority) => {
-                let is_less =
-                    |task: &Task| inner.calls.get(task.call).is_some_and(|call| call.settings.priority < priority);
-                let out = inner.tasks.iter().filter(|(_, task)| is_less(task)).filter_map(|(id, task)| match task.at {
-                    At::Out { slot, position, .. } => Some((position, slot, TaskId(id))),
-                    At::Waiting(_) => None,
-                });
-                let mut out: Vec<_> = out.collect();
+                let is_less = |id: TaskId| {
+                    let call = inner.tasks.get(id.0).and_then(|task| inner.calls.get(task.call));
+                    call.is_some_and(|call| call.settings.priority < priority)
+                };
+                let mut out = inner.out();
+                out.retain(|(_, _, id)| is_less(*id));
                 out.sort_unstable();
                 for (position, slot, id) in out.into_iter().rev() {
                     if self.board.table().withdraw(slot, position) {

@@ -64,13 +64,14 @@ impl Callbacks {
     /// [`WaitError::Interrupted`] when a signal handler ran.
     pub(super) fn join(&self, deadline: Deadline) -> Result<bool, WaitError> {
         let mut state = lock(&self.state);
-        if let State::Running(..) = &*state {
-            let State::Running(sender, thread) = std::mem::replace(&mut *state, State::Over(None)) else {
-                return Ok(true);
-            };
-            drop(sender); // no more will come: the thread ends when it has run those that are there
-            *state = State::Over(Some(thread));
-        }
+        *state = match std::mem::replace(&mut *state, State::Over(None)) {
+            State::Running(sender, thread) => {
+                drop(sender); // no more will come: the thread ends when it has run those that are there
+                State::Over(Some(thread))
+            }
+            State::Fresh => State::Over(None),
+            over @ State::Over(_) => over,
+        };
         let State::Over(Some(thread)) = &*state else { return Ok(true) };
         if thread.thread().id() == std::thread::current().id() {
             return Ok(true);

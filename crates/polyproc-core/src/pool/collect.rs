@@ -51,9 +51,12 @@ impl Driver {
     /// See [`Call::wait`].
     pub(super) fn wait(&self, call: &Call, want: Want, deadline: Deadline) -> Result<bool, WaitError> {
         let mut may_spin = true;
-        let me = self.with(|inner| Waiter { call: call.key, serial: inner.serial() });
+        let mut me = None;
         loop {
-            let step = self.with(|inner| self.step(inner, me, want, deadline, &mut may_spin));
+            let (me, step) = self.with(|inner| {
+                let me = *me.get_or_insert_with(|| Waiter { call: call.key, serial: inner.serial() });
+                (me, self.step(inner, me, want, deadline, &mut may_spin))
+            });
             let woken = match step {
                 Step::Done => return Ok(true),
                 Step::TimedOut => return Ok(false),

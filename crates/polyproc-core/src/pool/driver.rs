@@ -550,15 +550,20 @@ impl Inner {
     pub(super) fn ended(&mut self, call: usize, count: u64) {
         let Some(state) = self.calls.get_mut(call) else { return };
         state.left -= count;
-        if !state.followers.is_empty() {
-            self.told.unpark(state);
-        }
         self.told.wakers.extend(state.waker.take());
-        self.told.leader |= self.leader.is_some_and(|leader| leader.call == call);
         if state.is_abandoned {
             state.ends = call::Ends::default();
         }
+        self.tell_waiters(call);
         self.settle(call);
+    }
+
+    /// Wakes the threads that wait for this call's results.
+    fn tell_waiters(&mut self, call: usize) {
+        if let Some(state) = self.calls.get_mut(call).filter(|state| !state.followers.is_empty()) {
+            self.told.unpark(state);
+        }
+        self.told.leader |= self.leader.is_some_and(|leader| leader.call == call);
     }
 
     /// Sees to what follows when a call is over.
@@ -587,11 +592,7 @@ impl Inner {
         if let Some(state) = self.calls.get_mut(call) {
             state.is_sealed = true;
             if state.is_over() {
-                // Another thread may wait for a result that will not come.
-                if !state.followers.is_empty() {
-                    self.told.unpark(state);
-                }
-                self.told.leader |= self.leader.is_some_and(|leader| leader.call == call);
+                self.tell_waiters(call); // for a result that will not come
             }
             self.settle(call);
         }

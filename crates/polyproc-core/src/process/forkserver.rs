@@ -344,15 +344,13 @@ impl Server {
             // It is dead: the next start finds what it left.
             Ok(None) => true,
             Err(error) if is_peer_gone(&error) => true,
-            // It made none, or there was no room for its descriptor.
-            Ok(Some(made)) => {
-                if !matches!(made, Ok(Err(_))) {
-                    self.end_made();
-                }
+            // It made none.
+            Ok(Some(Ok(Err(_)))) => {
                 self.spare = Spare::None;
                 true
             }
-            Err(_) => {
+            // There was no room for its descriptor.
+            Ok(Some(Err(_))) | Err(_) => {
                 self.end_made();
                 self.spare = Spare::None;
                 true

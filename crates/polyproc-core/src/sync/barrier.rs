@@ -77,15 +77,7 @@ impl Barrier {
     }
 
     fn mutex(&self) -> Guard<'_> {
-        loop {
-            if let Ok(guard) = self.lock(Deadline::NEVER) {
-                return guard;
-            }
-        }
-    }
-
-    fn lock(&self, deadline: Deadline) -> Result<Guard<'_>, WaitError> {
-        self.0.lock(deadline, || self.mend())
+        self.0.lock_through_signals(|| self.mend())
     }
 
     /// Finishes what a dead owner of the mutex had begun.

@@ -55,11 +55,7 @@ impl Condition {
     }
 
     fn mutex(&self) -> Guard<'_> {
-        loop {
-            if let Ok(guard) = self.0.lock(Deadline::NEVER, || {}) {
-                return guard;
-            }
-        }
+        self.0.lock_through_signals(|| {})
     }
 
     /// From now on this thread counts as waiting: to be called before the user's lock is released.

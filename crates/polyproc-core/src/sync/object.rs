@@ -193,6 +193,15 @@ impl Object {
         Ok(guard)
     }
 
+    /// As [`Object::lock`], however long it takes, and through signal handlers.
+    pub(super) fn lock_through_signals(&self, mend: impl Fn()) -> Guard<'_> {
+        loop {
+            if let Ok(guard) = self.lock(Deadline::NEVER, &mend) {
+                return guard;
+            }
+        }
+    }
+
     /// The places of the table that were ever used.
     pub(super) fn waiters(&self) -> impl Iterator<Item = &Waiter> {
         let used = self.state().used.load(Ordering::Acquire).min(MOST_WAITERS);

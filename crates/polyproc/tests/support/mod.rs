@@ -149,3 +149,19 @@ pub(crate) fn overflow(depth: u64) -> u64 {
     }
     overflow(depth + 1) + frame[1]
 }
+
+/// Random numbers, the same in each run (xorshift, G. Marsaglia, 2003).
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+}
