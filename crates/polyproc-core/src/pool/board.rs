@@ -268,6 +268,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_taken_back_makes_room() {
+        let board = Board::new().expect("memory");
+        let table = board.table();
+        let mut positions = 0..;
+        for _ in 0..3 {
+            let published: Vec<(u32, u64)> = (0..SLOTS).zip(&mut positions).collect();
+            assert!(published.iter().all(|(slot, position)| table.publish(*slot, *position)));
+            assert!(published.iter().all(|(slot, position)| table.withdraw(*slot, *position)));
+        }
+        assert!(table.publish(5, u64::from(3 * SLOTS)));
+        assert_eq!(table.claim(1).map(|(slot, _)| slot), Some(5));
+        assert_eq!(table.claim(1), None);
+    }
+
+    #[test]
     fn a_corrupt_table_gives_nothing() {
         let board = Board::new().expect("memory");
         let table = board.table();
