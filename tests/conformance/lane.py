@@ -23,8 +23,8 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 METHODS = ("forkserver", "spawn", "fork")
-# Seconds that one test may take: the slowest takes some 20, and on a loaded machine threads may have begun sleeps of 30 each
-# that it cannot end.
+# Seconds that one test may take: the slowest takes some 20, and on a loaded machine threads may have begun sleeps of
+# `support.LONG_TIMEOUT`, here 60, that nothing can end.
 PATIENCE = 240
 
 
@@ -54,6 +54,7 @@ def write_tests(folder, module):
 RUNNER = """
 import json, os, signal, sys, unittest
 from test import support
+support.LONG_TIMEOUT = 60.0
 out = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored

@@ -75,3 +75,35 @@ fn over_the_counts_of_the_table() -> TestResult {
 fn over_the_ring_of_the_table() -> TestResult {
     goes_on_after("polyproc-pool", 12_288)
 }
+
+#[test]
+fn over_the_states_of_the_tasks() -> TestResult {
+    goes_on_after("polyproc-pool", 77_824)
+}
+
+/// By which mappings and descriptors this process could write to memory files of a name.
+fn ways_to_write(name: &str) -> Result<(usize, Vec<String>), String> {
+    let name = format!("/memfd:{name} ");
+    let maps = std::fs::read_to_string("/proc/self/maps").map_err(|error| error.to_string())?;
+    let mappings: Vec<_> = maps.lines().filter(|line| line.contains(&name)).map(str::to_owned).collect();
+    let mut ways: Vec<_> = mappings.iter().filter(|line| !line.contains(" r--s ")).cloned().collect();
+    for entry in std::fs::read_dir("/proc/self/fd").map_err(|error| error.to_string())?.flatten() {
+        let to = std::fs::read_link(entry.path()).map(|to| to.display().to_string()).unwrap_or_default();
+        let info = std::fs::read_to_string(entry.path().to_string_lossy().replace("/fd/", "/fdinfo/"));
+        let flags = info.unwrap_or_default().lines().find_map(|line| line.strip_prefix("flags:").map(str::to_owned));
+        if to.starts_with(&name) && !flags.unwrap_or_default().ends_with('0') {
+            ways.push(to);
+        }
+    }
+    Ok((mappings.len(), ways))
+}
+
+#[test]
+fn no_worker_can_write_to_what_others_are_to_do() -> TestResult {
+    let pool = Pool::new(1)?;
+    let (mappings, ways) = pool.apply(|name: String| ways_to_write(&name), "polyproc-orders".to_owned())??;
+    assert!(mappings > 0 && ways.is_empty(), "{mappings} mappings, {ways:?}");
+    let (_, ways) = pool.apply(|name: String| ways_to_write(&name), "polyproc-pool".to_owned())??;
+    assert!(!ways.is_empty(), "it sees none at all");
+    Ok(())
+}

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::audit::AUDIT_PERIOD;
-use super::board::{INLINE_LEN, LIMITED, Order, STEPWISE, WITH_FDS};
 use super::call::End;
 use super::claim;
 use super::driver::{At, Driver, Inner};
+use super::orders::{LIMITED, Order, STEPWISE, WITH_FDS};
 use super::scheduler::{Action, Event, Loss, TaskId};
 use super::staff::Worker;
 use super::task::{PoolEvent, TaskEnd, next_item};
@@ -109,32 +109,20 @@ impl Driver {
         let At::Waiting(bytes) = &mut task.at else { return Ok(()) };
         let Some(call) = inner.calls.get(task.call) else { return Ok(()) };
         let len = bytes.len() as u64;
-        let block = match bytes.len() {
-            ..=INLINE_LEN => None,
-            _ => Some(inner.blocks.allocate(self.board.segment(), len)?),
-        };
         let limited = call.settings.limit.map_or(0, |_| LIMITED);
-        let order = Order {
-            function: call.function.0,
-            argument_at: block.map_or(0, |block| block.offset),
-            argument_len: len,
-            items: task.count - task.done,
-            flags: limited | if task.fds.is_empty() { 0 } else { WITH_FDS } | if task.is_loose { STEPWISE } else { 0 },
-        };
+        let flags = limited | if task.fds.is_empty() { 0 } else { WITH_FDS } | if task.is_loose { STEPWISE } else { 0 };
+        let order = Order::new(call.function.0, task.count - task.done, flags);
         let slot = inner.free_slots.pop().ok_or(MemoryError::Corrupt)?;
-        let inline = if block.is_none() { &bytes[..] } else { &[] };
-        let laid = self.board.write(slot, &order, inline);
-        let laid = laid.and_then(|()| block.map_or(Ok(()), |block| self.board.segment().copy_in(block.offset, bytes)));
         let position = inner.tail;
-        let laid = laid.and_then(|()| match self.board.table().publish(slot, position) {
-            true => Ok(()),
-            false => Err(MemoryError::Corrupt),
+        let written = self.orders.write(&mut inner.blocks, slot, order, bytes);
+        let laid = written.and_then(|block| match self.board.table().publish(slot, position) {
+            true => Ok(block),
+            false => {
+                block.into_iter().for_each(|block| self.orders.free(&mut inner.blocks, block));
+                Err(MemoryError::Corrupt)
+            }
         });
-        if let Err(error) = laid {
-            inner.free_slots.push(slot);
-            block.into_iter().for_each(|block| inner.blocks.free(self.board.segment(), block));
-            return Err(error);
-        }
+        let block = laid.inspect_err(|_| inner.free_slots.push(slot))?;
         inner.tail = claim::next(position);
         let mut used = std::mem::take(bytes);
         inner.slots[slot as usize] = Some(id);
@@ -198,9 +186,8 @@ impl Driver {
         let Some(task) = inner.tasks.get_mut(id.0) else { return };
         let At::Out { slot, block, len, from, .. } = task.at else { return };
         let mut bytes = Vec::new();
-        // Only a process that went wild makes this fail: the items then fail to be decoded.
-        if let Ok(order) = self.board.read(slot) {
-            let _ = self.board.read_argument(slot, &order, &mut bytes);
+        if let Ok(order) = self.orders.read(slot) {
+            let _ = self.orders.read_argument(slot, &order, &mut bytes); // only for want of memory: the items fail then
             let mut rest = &bytes[..];
             for _ in from..task.done + skip {
                 let _ = next_item(&mut rest);
@@ -208,7 +195,7 @@ impl Driver {
             bytes = rest.to_vec();
         }
         task.at = At::Waiting(bytes);
-        inner.free(&self.board, slot, block, len);
+        inner.free(&self.orders, slot, block, len);
     }
 
     /// The item that ran is lost.
@@ -238,7 +225,7 @@ impl Driver {
         if let At::Out { slot, position, block, len, .. } = task.at {
             // A worker that has it goes on with it, unread, until it is killed.
             self.board.table().withdraw(slot, position);
-            inner.free(&self.board, slot, block, len);
+            inner.free(&self.orders, slot, block, len);
         }
         for item in task.done..task.count {
             let end = End::Failed(Box::new(end.clone()));

@@ -1,4 +1,5 @@
-//! [`Board`]: the memory that a pool shares with all its workers: the table of tasks, and what they lie in.
+//! [`Board`]: the words that a pool and all its workers write: which tasks are to be taken, and by whom they were. What tasks
+//! consist of stands in [`Orders`](super::orders::Orders).
 //!
 //! | offset | bytes | what | who writes it, when |
 //! |---|---|---|---|
@@ -8,10 +9,8 @@
 //! | 192 | 64 | tail: how many tasks were laid down | see `claim` |
 //! | 256 | 64 | [`Sleepers`]: workers without a task | see there |
 //! | 320 | 64 | [`Lookers`]: workers without a task that look again and again | a worker, from 0 and back; the parent, when that one died |
-//! | 1024 | 256 | the segment's regions | see [`Segment`] |
 //! | 4096 | 8192 | the ring of slot numbers | the parent, before `tail` counts them |
-//! | 12288 | 262144 | [`Slot`]s | the parent, before their state says *queued*; of claims see `claim` |
-//! | 274432 | | large arguments | the parent, before a slot speaks of them |
+//! | 12288 | 65536 | the state of each slot, in a cache line of its own | see `claim` |
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,26 +18,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use super::{Count, Doorbell, Table};
 use crate::prim::{AtomicU32, AtomicU64, Ordering};
 use crate::robust::Sleepers;
-use crate::shm::{MemoryError, Segment};
-use crate::sys::shared::shared;
+use crate::sys::memory::{self, Mapping, PAGE};
+use crate::sys::shared::{Shared, shared};
 
 /// How many tasks can be with the workers or ahead of them.
 pub(super) const SLOTS: u32 = 1024;
 /// Places in the ring of slot numbers. With as many spare places as slots, tasks are moved to new places at most once for
 /// each that is published.
 const PLACES: u32 = 2 * SLOTS;
-/// Arguments up to this length lie in the slot itself.
-pub(super) const INLINE_LEN: usize = 192;
-const REGION_TABLE: u64 = 1024;
 const RING: u64 = 4096;
-const FIRST_SLOT: u64 = RING + PLACES as u64 * 4;
-const SLOT_LEN: u64 = 256;
-const INLINE: u64 = 64;
-/// Where the parent's blocks begin.
-pub(super) const FIRST_BLOCK: u64 = FIRST_SLOT + SLOTS as u64 * SLOT_LEN;
-const FIRST_REGION: u64 = 5 * 65536;
-const _: () = assert!(FIRST_BLOCK < FIRST_REGION && size_of::<Slot>() as u64 == INLINE);
-const _: () = assert!(INLINE + INLINE_LEN as u64 == SLOT_LEN);
+const STATES: u64 = RING + size_of::<Ring>() as u64;
+const STATE_LEN: u64 = size_of::<Count>() as u64;
+const LEN_BYTES: u64 = (STATES + SLOTS as u64 * STATE_LEN).next_multiple_of(PAGE);
 
 /// So many workers look for tasks at a time; the others sleep.
 const LOOKERS: usize = 4;
@@ -87,143 +78,58 @@ shared! {
     struct Ring { numbers: [AtomicU32; PLACES as usize], }
 }
 
-shared! {
-    /// A task. The argument's bytes lie behind this when `offset` is 0.
-    ///
-    /// | offset | bytes | field |
-    /// |---|---|---|
-    /// | 0 | 8 | state: see `claim` |
-    /// | 8 | 8 | id of the function: its name goes over channels, as it says what to run |
-    /// | 16 | 8 | where the argument lies, 0 for behind this |
-    /// | 24 | 8 | and how long it is |
-    /// | 32 | 4 | how many items |
-    /// | 36 | 4 | [`LIMITED`], [`WITH_FDS`], [`STEPWISE`] |
-    struct Slot {
-        state: AtomicU64,
-        function: AtomicU64,
-        argument_at: AtomicU64,
-        argument_len: AtomicU64,
-        items: AtomicU32,
-        flags: AtomicU32,
-    }
-}
-
-/// The items have a time limit: the worker says when it begins each.
-pub(super) const LIMITED: u32 = 1;
-/// The worker says which item it runs, and leaves the task when it is cut.
-pub(super) const STEPWISE: u32 = 4;
-/// Descriptors belong to the argument: the worker asks for them.
-pub(super) const WITH_FDS: u32 = 2;
-
-/// What stands in a slot beside its state and its argument.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Order {
-    pub(super) function: u64,
-    /// 0 when it lies in the slot.
-    pub(super) argument_at: u64,
-    pub(super) argument_len: u64,
-    pub(super) items: u32,
-    pub(super) flags: u32,
-}
-
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Board {
-    segment: Segment,
+    memfd: OwnedFd,
+    mapping: Mapping,
 }
 
 impl Board {
     pub(super) fn new() -> io::Result<Self> {
-        let segment = Segment::create(c"polyproc-pool", FIRST_REGION, REGION_TABLE, RING)?;
-        segment.reserve(0, FIRST_BLOCK)?;
-        Ok(Self { segment })
+        let memfd = memory::create(c"polyproc-pool", LEN_BYTES)?;
+        memory::reserve(memfd.as_fd(), 0, LEN_BYTES)?;
+        Self::open(memfd)
     }
 
     pub(super) fn open(memfd: OwnedFd) -> io::Result<Self> {
-        Ok(Self { segment: Segment::open(memfd, FIRST_REGION, REGION_TABLE, RING)? })
+        let mapping = Mapping::new(memfd.as_fd(), 0, LEN_BYTES)?;
+        Ok(Self { memfd, mapping })
     }
 
-    pub(super) fn segment(&self) -> &Segment {
-        &self.segment
+    fn at<T: Shared>(&self, offset: u64) -> &T {
+        self.mapping.view(offset).expect("an aligned place inside")
     }
 
     pub(super) fn doorbell(&self) -> &Doorbell {
-        self.segment.fixed(0)
+        self.at(0)
     }
 
     /// So many tasks on the table are few.
     pub(super) fn low_water(&self) -> &AtomicU64 {
-        &self.segment.fixed::<Count>(64).count
+        &self.at::<Count>(64).count
     }
 
     pub(super) fn sleepers(&self) -> &Sleepers {
-        self.segment.fixed(256)
+        self.at(256)
     }
 
     pub(super) fn lookers(&self) -> &Lookers {
-        self.segment.fixed(320)
+        self.at(320)
     }
 
     pub(super) fn table(&self) -> Table<'_> {
         Table { board: self }
     }
-
-    fn slot(&self, number: u32) -> Option<&Slot> {
-        (number < SLOTS).then(|| self.segment.fixed(FIRST_SLOT + u64::from(number) * SLOT_LEN))
-    }
-
-    /// Writes a task that is not on the table.
-    pub(super) fn write(&self, number: u32, order: &Order, inline: &[u8]) -> Result<(), MemoryError> {
-        let slot = self.slot(number).ok_or(MemoryError::Corrupt)?;
-        for (field, value) in [
-            (&slot.function, order.function),
-            (&slot.argument_at, order.argument_at),
-            (&slot.argument_len, order.argument_len),
-        ] {
-            field.store(value, Ordering::Relaxed);
-        }
-        slot.items.store(order.items, Ordering::Relaxed);
-        slot.flags.store(order.flags, Ordering::Relaxed);
-        self.segment.copy_in(Self::inline_at(number), inline)
-    }
-
-    /// What was written.
-    pub(super) fn read(&self, number: u32) -> Result<Order, MemoryError> {
-        let slot = self.slot(number).ok_or(MemoryError::Corrupt)?;
-        let load = |field: &AtomicU64| field.load(Ordering::Relaxed);
-        Ok(Order {
-            function: load(&slot.function),
-            argument_at: load(&slot.argument_at),
-            argument_len: load(&slot.argument_len),
-            items: slot.items.load(Ordering::Relaxed),
-            flags: slot.flags.load(Ordering::Relaxed),
-        })
-    }
-
-    /// Where the bytes behind a slot lie in the file.
-    pub(super) fn inline_at(number: u32) -> u64 {
-        FIRST_SLOT + u64::from(number) * SLOT_LEN + INLINE
-    }
-
-    /// Puts the argument of a slot at the end of `out`.
-    pub(super) fn read_argument(&self, number: u32, order: &Order, out: &mut Vec<u8>) -> Result<(), MemoryError> {
-        match order.argument_at {
-            0 if order.argument_len <= INLINE_LEN as u64 => {
-                self.segment.copy_out(Self::inline_at(number), order.argument_len, out)
-            }
-            0 => Err(MemoryError::Corrupt),
-            at => self.segment.copy_out(at, order.argument_len, out),
-        }
-    }
 }
 
 impl<'a> Table<'a> {
     pub(super) fn head(&self) -> &'a AtomicU64 {
-        &self.board.segment.fixed::<Count>(128).count
+        &self.board.at::<Count>(128).count
     }
 
     pub(super) fn tail(&self) -> &'a AtomicU64 {
-        &self.board.segment.fixed::<Count>(192).count
+        &self.board.at::<Count>(192).count
     }
 
     pub(super) fn places(&self) -> u64 {
@@ -233,17 +139,17 @@ impl<'a> Table<'a> {
     /// The slot number at the place of a position.
     #[expect(clippy::cast_possible_truncation, reason = "a remainder")]
     pub(super) fn number(&self, position: u64) -> &'a AtomicU32 {
-        &self.board.segment.fixed::<Ring>(RING).numbers[(position % u64::from(PLACES)) as usize]
+        &self.board.at::<Ring>(RING).numbers[(position % u64::from(PLACES)) as usize]
     }
 
     pub(super) fn state(&self, slot: u32) -> Option<&'a AtomicU64> {
-        Some(&self.board.slot(slot)?.state)
+        (slot < SLOTS).then(|| &self.board.at::<Count>(STATES + u64::from(slot) * STATE_LEN).count)
     }
 }
 
 impl AsFd for Board {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.segment.as_fd()
+        self.memfd.as_fd()
     }
 }
 
@@ -289,10 +195,5 @@ mod tests {
         assert!(table.publish(0, 0));
         table.number(0).store(SLOTS + 7, Ordering::Relaxed);
         assert_eq!(table.claim(1), None);
-        let order = Order { function: 0, argument_at: u64::MAX - 5, argument_len: 100, items: 1, flags: 0 };
-        assert!(board.read_argument(0, &order, &mut Vec::new()).is_err());
-        assert!(
-            board.read_argument(0, &Order { argument_at: 0, argument_len: 1 << 40, ..order }, &mut Vec::new()).is_err()
-        );
     }
 }

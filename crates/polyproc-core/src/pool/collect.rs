@@ -219,7 +219,7 @@ impl Driver {
     /// All items of a task have been answered.
     pub(super) fn finish(&self, inner: &mut Inner, at: usize, id: TaskId) {
         if let Some(At::Out { slot, block, len, .. }) = inner.tasks.try_remove(id.0).map(|task| task.at) {
-            inner.free(&self.board, slot, block, len);
+            inner.free(&self.orders, slot, block, len);
         }
         if let Some(worker) = &mut inner.workers[at] {
             worker.reading = None;
@@ -297,7 +297,7 @@ impl Driver {
     /// An item panicked: runs it again, as a task of its own, if it may be.
     fn try_again(&self, inner: &mut Inner, id: TaskId) -> bool {
         let serial = inner.serial();
-        let (Some(task), board) = (inner.tasks.get(id.0), &self.board) else { return false };
+        let Some(task) = inner.tasks.get(id.0) else { return false };
         let Some(call) = inner.calls.get(task.call) else { return false };
         let (priority, retries) = (call.settings.priority, call.settings.retries);
         let may = call.settings.retries_panics && task.panics < retries && call.stop.is_none();
@@ -306,8 +306,8 @@ impl Driver {
             return false;
         }
         let mut bytes = Vec::new();
-        let Ok(order) = board.read(slot) else { return false };
-        if board.read_argument(slot, &order, &mut bytes).is_err() {
+        let Ok(order) = self.orders.read(slot) else { return false };
+        if self.orders.read_argument(slot, &order, &mut bytes).is_err() {
             return false;
         }
         let mut rest = &bytes[..];

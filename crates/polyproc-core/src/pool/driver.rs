@@ -18,13 +18,14 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
-use super::board::{Board, FIRST_BLOCK, SLOTS};
+use super::board::{Board, SLOTS};
 use super::call::{self, CallSettings, End, FunctionId, Parker, Stop};
 use super::callbacks::Callbacks;
 use super::collect::Waiter;
 use super::doorbell;
 use super::handle::{OnLog, PoolError, PoolSettings};
 use super::latch::Latch;
+use super::orders::Orders;
 use super::scheduler::{Action, Event, Place, Scheduler, TaskId};
 use super::staff::{Cause, Numbers, Worker};
 use super::stream::IDLE;
@@ -207,6 +208,7 @@ pub(super) struct Inner {
 pub(super) struct Driver {
     inner: Mutex<Inner>,
     pub(super) board: Board,
+    pub(super) orders: Orders,
     pub(super) watch: Watch,
     /// Rung by workers, and by whoever has something for the pool's thread.
     pub(super) bell: Bell,
@@ -233,7 +235,7 @@ impl std::fmt::Debug for Driver {
 
 impl Driver {
     pub(super) fn new(workers: usize, settings: PoolSettings) -> Result<Arc<Self>, PoolError> {
-        let board = Board::new().map_err(PoolError::Os)?;
+        let (board, orders) = Board::new().and_then(|board| Ok((board, Orders::new()?))).map_err(PoolError::Os)?;
         let (watch, bell) = Watch::new().and_then(|watch| Ok((watch, Bell::new()?))).map_err(PoolError::Os)?;
         watch.add(&bell, super::watch::BELL).map_err(PoolError::Os)?;
         board.doorbell().set(doorbell::AWAY);
@@ -246,7 +248,7 @@ impl Driver {
             tail: 0,
             is_auditing: false,
             out_bytes: 0,
-            blocks: Blocks::new(FIRST_BLOCK),
+            blocks: Orders::blocks(),
             functions: HashMap::new(),
             names: HashMap::new(),
             spare: Vec::new(),
@@ -271,6 +273,7 @@ impl Driver {
         Ok(Arc::new(Self {
             inner: Mutex::new(inner),
             board,
+            orders,
             watch,
             bell,
             settings,
@@ -529,12 +532,12 @@ impl Inner {
     }
 
     /// The slot is free, and the block.
-    pub(super) fn free(&mut self, board: &Board, slot: u32, block: Option<Extent>, len: u64) {
+    pub(super) fn free(&mut self, orders: &Orders, slot: u32, block: Option<Extent>, len: u64) {
         self.out_bytes -= len;
         self.slots[slot as usize] = None;
         self.free_slots.push(slot);
         if let Some(block) = block {
-            self.blocks.free(board.segment(), block);
+            orders.free(&mut self.blocks, block);
         }
     }
 

@@ -4,7 +4,8 @@
 //! | file | what it does |
 //! |---|---|
 //! | `scheduler` | decides: events in, actions out, no clock and no descriptor |
-//! | `claim`, `board` | the table: how tasks are taken, and the memory that they lie in |
+//! | `claim`, `board` | the table: how tasks are taken, and the words by which they are |
+//! | `orders` | what the tasks are, which workers can only read |
 //! | `stream` | one worker's memory: what it does, and how its results come back |
 //! | `doorbell` | how workers wake the parent |
 //! | `worker` | the child's loop |
@@ -28,6 +29,7 @@ mod driver;
 mod feed;
 mod handle;
 mod latch;
+mod orders;
 mod scheduler;
 mod staff;
 mod stream;

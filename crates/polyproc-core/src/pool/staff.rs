@@ -2,10 +2,9 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use super::board::Board;
 use super::handle::PoolSettings;
 use super::scheduler::{Place, TaskId};
 use super::stream::{DOOMED, IDLE, Phase, Results, Stream, running_position};
@@ -13,7 +12,6 @@ use super::task::Setup;
 use crate::frame::Payload;
 use crate::prim::{AtomicU64, Ordering};
 use crate::process::{Child, Ending, ExitStatus, GiveUp, Settings, Signal, StartError, start_worker};
-use crate::sys::watch::Bell;
 use crate::sys::{self, clock, priority};
 
 /// Why a worker is killed.
@@ -111,14 +109,13 @@ pub struct WorkerStats {
 }
 
 impl Worker {
-    /// Starts a worker for a place.
+    /// Starts a worker for a place. It shares the board, the orders and the bell with all others.
     pub(super) fn start(
         settings: &PoolSettings,
         place: Place,
         number: u32,
         key: u64,
-        board: &Board,
-        bell: &Bell,
+        shared: [BorrowedFd<'_>; 3],
         give_up: GiveUp<'_>,
     ) -> Result<Self, StartError> {
         let os = |source| StartError::Os { doing: "preparing a pool's worker", source };
@@ -137,7 +134,7 @@ impl Worker {
             initializer: function.map(|function| (function.clone(), argument)),
             finalizer: settings.finalizer.clone(),
         };
-        let fds = [board.as_fd(), stream.as_fd(), bell.as_fd()].into_iter().chain(fds.iter().map(AsFd::as_fd));
+        let fds = shared.into_iter().chain([stream.as_fd()]).chain(fds.iter().map(AsFd::as_fd));
         let fds = fds.map(|fd| fd.try_clone_to_owned()).collect::<io::Result<_>>().map_err(os)?;
         let process = Settings {
             name: settings.name.as_ref().map(|name| format!("{name}-{}", place.0 + 1)),

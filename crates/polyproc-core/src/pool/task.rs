@@ -143,7 +143,7 @@ pub(super) fn decode_unfit(payload: Payload) -> Result<Why, WireError> {
     }
 }
 
-/// What a worker is told when it starts. Its descriptors: the board, its stream, the bell, then those of the initializer.
+/// What a worker is told when it starts. Its descriptors: the board, the orders, the bell, its stream, then those of the initializer.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Setup {
     pub(super) number: u32,

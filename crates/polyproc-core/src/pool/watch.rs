@@ -230,9 +230,9 @@ impl Driver {
         let At::Out { slot, position, from, .. } = task.at else { return };
         let current = &worker.stream.cell().current;
         let now = current.load(Ordering::Acquire);
-        let Ok(order) = self.board.read(slot) else { return };
+        let Ok(order) = self.orders.read(slot) else { return };
         let kept = running_item(now) + 1;
-        let items = task.count - from; // what the slot says of it may have been written over
+        let items = task.count - from;
         let is_cuttable = running_position(now) == Some(position) && !is_cut(now) && kept < items;
         // Release and Acquire: the worker, when it sees this, begins no further item.
         if !is_cuttable || current.compare_exchange(now, cut(now), Ordering::AcqRel, Ordering::Acquire).is_err() {
@@ -240,8 +240,7 @@ impl Driver {
         }
         let rest = items - kept;
         let mut bytes = Vec::new();
-        // Only a process that went wild makes this fail: the items then fail to be decoded.
-        let _ = self.board.read_argument(slot, &order, &mut bytes);
+        let _ = self.orders.read_argument(slot, &order, &mut bytes); // only for want of memory: the items fail then
         let mut left = &bytes[..];
         for _ in 0..kept {
             let _ = next_item(&mut left);
@@ -345,7 +344,12 @@ impl Driver {
             let number = inner.numbers.next(super::claim::WORKERS, is_taken);
             Some((place, number, inner.serial()))
         }) {
-            let worker = Worker::start(&self.settings, place, number, key, &self.board, &self.bell, give_up);
+            let orders = self.orders.for_a_worker();
+            let worker = orders.map_err(|source| StartError::Os { doing: "sharing a pool's tasks", source });
+            let worker = worker.and_then(|orders| {
+                let shared = [self.board.as_fd(), orders.as_fd(), self.bell.as_fd()];
+                Worker::start(&self.settings, place, number, key, shared, give_up)
+            });
             self.install(place, worker.map_err(|error| (place, error))?);
         }
         Ok(())

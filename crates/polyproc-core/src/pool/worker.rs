@@ -7,7 +7,8 @@ use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::board::{Board, LIMITED, Order, STEPWISE, WITH_FDS};
+use super::board::Board;
+use super::orders::{LIMITED, Order, Orders, STEPWISE, WITH_FDS};
 use super::stream::{self, Cell, IDLE, INLINE_LEN, Kind, Phase, RING_LEN, Stream, WORD_LEN};
 use super::task::{Setup, decode_function, next_item, tag};
 use crate::conn::Channel;
@@ -77,6 +78,7 @@ struct Known {
 struct Worker<'a> {
     channel: &'a Channel,
     board: Board,
+    orders: Orders,
     stream: Arc<Stream>,
     bell: Bell,
     number: u32,
@@ -107,7 +109,8 @@ impl<'a> Worker<'a> {
         let setup = Setup::decode(&payload.head)?;
         let mut fds = payload.fds.into_iter();
         let mut next = || fds.next().ok_or(io::ErrorKind::InvalidData);
-        let (board, stream, bell) = (Board::open(next()?)?, Arc::new(Stream::open(next()?)?), Bell::from(next()?));
+        let (board, orders) = (Board::open(next()?)?, Orders::open(next()?)?);
+        let (bell, stream) = (Bell::from(next()?), Arc::new(Stream::open(next()?)?));
         let _ = LENDING.set((Arc::clone(&stream), setup.most_fds)); // once per process
         if let Some(nice) = setup.nice {
             crate::sys::priority::set_nice(nice)?;
@@ -137,6 +140,7 @@ impl<'a> Worker<'a> {
         Ok(Some(Self {
             channel,
             board,
+            orders,
             stream,
             bell,
             number: setup.number,
@@ -261,7 +265,7 @@ impl<'a> Worker<'a> {
     }
 
     fn run_task(&mut self, slot: u32, position: u64) -> Result<(), MemoryError> {
-        let order = self.board.read(slot)?;
+        let order = self.orders.read(slot)?;
         if order.flags & LIMITED != 0 {
             // Before it is declared: the parent never sees it run since the time of an earlier item.
             self.cell().started.store(clock::monotonic_nanos(), Ordering::Relaxed);
@@ -275,7 +279,7 @@ impl<'a> Worker<'a> {
         // Begun before the argument is copied: a death for want of memory is the task's own.
         let mut argument = std::mem::take(&mut self.argument);
         argument.clear();
-        self.board.read_argument(slot, &order, &mut argument)?;
+        self.orders.read_argument(slot, &order, &mut argument)?;
         let mut fds = if order.flags & WITH_FDS != 0 { self.ask_for_fds(position) } else { Ok(Vec::new()) };
         let known = self.know(&order);
         let _quiet = panic::Quiet::new();

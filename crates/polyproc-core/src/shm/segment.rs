@@ -10,8 +10,8 @@ use std::sync::OnceLock;
 
 use super::MemoryError;
 use super::arena::PAGED;
-use crate::prim::{AtomicU64, Ordering};
-use crate::sys::memory::{self, Mapping, PAGE};
+use crate::prim::{AtomicU64, Ordering, fence};
+use crate::sys::memory::{self, Access, Mapping, PAGE};
 use crate::sys::shared::{Shared, shared};
 
 /// Enough for 2^47 bytes when each region doubles the file.
@@ -32,6 +32,7 @@ shared! {
 #[derive(Debug)]
 pub(crate) struct Segment {
     memfd: OwnedFd,
+    access: Access,
     inode: u64,
     /// Where [`Regions`] stands in the first region.
     table: u64,
@@ -45,21 +46,26 @@ pub(crate) struct Segment {
 impl Segment {
     /// A new one of `len_bytes` (whole [`PAGE`]s), with the table of its regions at `table`, and data from `data` on.
     pub(crate) fn create(name: &CStr, len_bytes: u64, table: u64, data: u64) -> io::Result<Self> {
-        let segment = Self::map(memory::create(name, len_bytes)?, len_bytes, table, data)?;
+        let segment = Self::map(memory::create(name, len_bytes)?, Access::Write, len_bytes, table, data)?;
         segment.regions().ends[0].store(len_bytes, Ordering::Release);
         Ok(segment)
     }
 
     /// The one that a peer made with the same lengths.
     pub(crate) fn open(memfd: OwnedFd, len_bytes: u64, table: u64, data: u64) -> io::Result<Self> {
-        Self::map(memfd, len_bytes, table, data)
+        Self::map(memfd, Access::Write, len_bytes, table, data)
     }
 
-    fn map(memfd: OwnedFd, len_bytes: u64, table: u64, data: u64) -> io::Result<Self> {
+    /// The same, of which bytes can only be copied out.
+    pub(crate) fn open_read_only(memfd: OwnedFd, len_bytes: u64, table: u64, data: u64) -> io::Result<Self> {
+        Self::map(memfd, Access::Read, len_bytes, table, data)
+    }
+
+    fn map(memfd: OwnedFd, access: Access, len_bytes: u64, table: u64, data: u64) -> io::Result<Self> {
         let (_, inode) = memory::inspect(memfd.as_fd())?;
-        let first = Mapping::new(memfd.as_fd(), 0, len_bytes)?;
+        let first = Mapping::with_access(memfd.as_fd(), access, 0, len_bytes)?;
         assert!(first.view::<Regions>(table).is_some(), "the table lies in the first region");
-        Ok(Self { memfd, inode, table, data, first, further: [const { OnceLock::new() }; REGIONS - 1] })
+        Ok(Self { memfd, access, inode, table, data, first, further: [const { OnceLock::new() }; REGIONS - 1] })
     }
 
     fn regions(&self) -> &Regions {
@@ -99,14 +105,16 @@ impl Segment {
     fn map_region(&self, at: usize) -> Result<&Mapping, MemoryError> {
         let before = if at == 0 { Some(&self.first) } else { self.further[at - 1].get() };
         let start = before.ok_or(MemoryError::Corrupt)?.end();
-        let end = self.regions().ends[at + 1].load(Ordering::Acquire);
+        // Relaxed, and the fence: what is mapped to be read must not be loaded in any other way.
+        let end = self.regions().ends[at + 1].load(Ordering::Relaxed);
+        fence(Ordering::Acquire); // pairs with the Release in `add_region`
         if end <= start || !end.is_multiple_of(PAGE) {
             return Err(MemoryError::Corrupt);
         }
         if memory::inspect(self.memfd.as_fd())?.0 < end {
             return Err(MemoryError::Corrupt);
         }
-        let mapping = Mapping::new(self.memfd.as_fd(), start, end)?;
+        let mapping = Mapping::with_access(self.memfd.as_fd(), self.access, start, end)?;
         Ok(self.further[at].get_or_init(|| mapping))
     }
 
@@ -125,6 +133,12 @@ impl Segment {
     #[inline]
     pub(crate) fn copy_in(&self, offset: u64, bytes: &[u8]) -> Result<(), MemoryError> {
         self.holding(offset, bytes.len() as u64)?.copy_in(offset, bytes).ok_or(MemoryError::Corrupt)
+    }
+
+    /// The words at `offset`.
+    #[inline]
+    pub(crate) fn copy_words<const N: usize>(&self, offset: u64) -> Result<[u64; N], MemoryError> {
+        self.holding(offset, size_of::<[u64; N]>() as u64)?.copy_words(offset).ok_or(MemoryError::Corrupt)
     }
 
     /// Puts `len` bytes at `offset` at the end of `out`.
@@ -186,7 +200,7 @@ impl Segment {
         };
         // Where limits do not let it double, as much as is needed must do.
         let (end, mapping) = map(start + len.max(start)).or_else(|_: io::Error| map(start + len))?;
-        ends[used].store(end, Ordering::Release); // pairs with the Acquire in `map_region`
+        ends[used].store(end, Ordering::Release); // pairs with the fence in `map_region`
         self.further[used - 1].get_or_init(|| mapping);
         Ok(start)
     }

@@ -4,10 +4,10 @@
 //! in place ([`Mapping::view`]), bytes are copied in and out.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
@@ -112,9 +112,28 @@ pub(super) fn wiped_on_fork<T: Default>() -> io::Result<*mut T> {
     Ok(page)
 }
 
-/// A part of a memory file, readable and writable, until it is dropped.
+/// Another descriptor of a memory file, by which nothing can be written to it; by the file's mode, neither can another user open it
+/// to write. Where `/proc` is not there, one that could.
+pub(crate) fn reopen_read_only(memfd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    rustix::fs::fchmod(memfd, Mode::RUSR | Mode::WUSR)?;
+    let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());
+    match rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+        Err(Errno::NOENT) => memfd.try_clone_to_owned(),
+        result => Ok(result?),
+    }
+}
+
+/// What a [`Mapping`] is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    Write,
+}
+
+/// A part of a memory file, readable and, unless it was mapped otherwise, writable, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Mapping {
+    access: Access,
     base: NonNull<u8>,
     start: u64,
     len: usize,
@@ -128,25 +147,33 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// Maps the bytes from `start` to `end`, which the file has (see [`inspect`]).
     pub(crate) fn new(memfd: BorrowedFd<'_>, start: u64, end: u64) -> io::Result<Self> {
-        Self::map(memfd, start, end, MapFlags::SHARED)
+        Self::with_access(memfd, Access::Write, start, end)
+    }
+
+    /// As [`Mapping::new`]; of one to read, bytes are copied out, and atomics only loaded, relaxed.
+    pub(crate) fn with_access(memfd: BorrowedFd<'_>, access: Access, start: u64, end: u64) -> io::Result<Self> {
+        Self::map(memfd, access, start, end, MapFlags::SHARED)
     }
 
     /// As [`Mapping::new`], with all its pages: some four times as fast as the faults that would find them one by one.
     pub(crate) fn with_pages(memfd: BorrowedFd<'_>, start: u64, end: u64) -> io::Result<Self> {
-        Self::map(memfd, start, end, MapFlags::SHARED | MapFlags::POPULATE)
+        Self::map(memfd, Access::Write, start, end, MapFlags::SHARED | MapFlags::POPULATE)
     }
 
-    fn map(memfd: BorrowedFd<'_>, start: u64, end: u64, flags: MapFlags) -> io::Result<Self> {
+    fn map(memfd: BorrowedFd<'_>, access: Access, start: u64, end: u64, flags: MapFlags) -> io::Result<Self> {
         let len = end.checked_sub(start).and_then(|len| usize::try_from(len).ok()).filter(|len| *len > 0);
         let len = len.ok_or(Errno::INVAL)?;
         if inspect(memfd)?.0 < end {
             return Err(Errno::INVAL.into());
         }
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let protection = match access {
+            Access::Read => ProtFlags::READ,
+            Access::Write => ProtFlags::READ | ProtFlags::WRITE,
+        };
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
         let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, protection, flags, memfd, start) }?;
         let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned null"))?;
-        Ok(Self { base, start, len })
+        Ok(Self { access, base, start, len })
     }
 
     /// Where in the file it starts.
@@ -183,13 +210,27 @@ impl Mapping {
         Some(unsafe { at.as_ref() })
     }
 
+    /// The address of `len` bytes at the file's `offset` to write to.
+    #[inline]
+    fn at_to_write(&self, offset: u64, len: usize) -> Option<NonNull<u8>> {
+        self.at(offset, len).filter(|_| self.access == Access::Write)
+    }
+
     /// Copies `bytes` to the file's `offset`; `None` when they do not fit in here.
     #[inline]
     pub(crate) fn copy_in(&self, offset: u64, bytes: &[u8]) -> Option<()> {
-        let to = self.at(offset, bytes.len())?;
+        let to = self.at_to_write(offset, bytes.len())?;
         // SAFETY: `to` has room, and private memory does not overlap a mapping.
         unsafe { to.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
         Some(())
+    }
+
+    /// The words at the file's `offset`; `None` when they are not all in here.
+    #[inline]
+    pub(crate) fn copy_words<const N: usize>(&self, offset: u64) -> Option<[u64; N]> {
+        let from = self.at(offset, size_of::<[u64; N]>())?.cast::<[u64; N]>();
+        // SAFETY: `from` has as many bytes, of which any are valid.
+        Some(unsafe { from.read_unaligned() })
     }
 
     /// Puts `len` bytes at the file's `offset` at the end of `out`; `None` when they are not all in here, or `out` has no
@@ -225,7 +266,7 @@ impl Mapping {
 
     /// Copies `bytes` to the file's `offset`; `None` when they do not fit in here.
     pub(crate) fn store(&self, offset: u64, mut bytes: &[u8]) -> Option<()> {
-        self.at(offset, bytes.len())?;
+        self.at_to_write(offset, bytes.len())?;
         let mut offset = offset;
         while !bytes.is_empty() {
             let (word, before) = self.word(offset)?;

@@ -1,0 +1,182 @@
+//! [`Orders`]: what the tasks on the table are: functions by number, and arguments. The parent writes them; its workers read them
+//! by a descriptor and a mapping that cannot write, so that none can change what another one is to do.
+//!
+//! | offset | bytes | what | who writes it, when |
+//! |---|---|---|---|
+//! | 0 | 256 | the segment's regions | see [`Segment`] |
+//! | 4096 | 262144 | [`Order`]s, 256 bytes each | the parent, before the slot's state says *queued* |
+//! | 266240 | | large arguments | the parent, before an order speaks of them |
+//!
+//! An order:
+//!
+//! | offset | bytes | field |
+//! |---|---|---|
+//! | 0 | 8 | id of the function: its name goes over channels, as it says what to run |
+//! | 8 | 8 | where the argument lies, 0 for behind this |
+//! | 16 | 8 | and how long it is |
+//! | 24 | 4 | how many items |
+//! | 28 | 4 | [`LIMITED`], [`WITH_FDS`], [`STEPWISE`] |
+//! | 32 | 224 | an argument that fits |
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::board::SLOTS;
+use crate::shm::{Blocks, Extent, MemoryError, Segment};
+use crate::sys::memory;
+
+/// Arguments up to this length lie behind the order itself.
+const INLINE_LEN: usize = 224;
+const FIRST_ORDER: u64 = 4096;
+const ORDER_LEN: u64 = 256;
+/// Words of an order.
+const WORDS: usize = 4;
+const INLINE: u64 = (WORDS * size_of::<u64>()) as u64;
+const _: () = assert!(INLINE + INLINE_LEN as u64 == ORDER_LEN);
+const FIRST_BLOCK: u64 = FIRST_ORDER + SLOTS as u64 * ORDER_LEN;
+const FIRST_REGION: u64 = FIRST_BLOCK.next_multiple_of(memory::PAGE);
+
+/// The items have a time limit: the worker says when it begins each.
+pub(super) const LIMITED: u32 = 1;
+/// Descriptors belong to the argument: the worker asks for them.
+pub(super) const WITH_FDS: u32 = 2;
+/// The worker says which item it runs, and leaves the task when it is cut.
+pub(super) const STEPWISE: u32 = 4;
+
+/// What a task is. See the module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Order {
+    pub(super) function: u64,
+    pub(super) items: u32,
+    pub(super) flags: u32,
+    /// 0 when it lies behind the order.
+    argument_at: u64,
+    argument_len: u64,
+}
+
+impl Order {
+    pub(super) fn new(function: u64, items: u32, flags: u32) -> Self {
+        Self { function, items, flags, argument_at: 0, argument_len: 0 }
+    }
+
+    fn to_words(self) -> [u64; WORDS] {
+        [self.function, self.argument_at, self.argument_len, u64::from(self.items) | u64::from(self.flags) << 32]
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the halves of a word")]
+    fn from_words([function, argument_at, argument_len, last]: [u64; WORDS]) -> Self {
+        Self { function, argument_at, argument_len, items: last as u32, flags: (last >> 32) as u32 }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Orders {
+    segment: Segment,
+}
+
+impl Orders {
+    pub(super) fn new() -> io::Result<Self> {
+        let segment = Segment::create(c"polyproc-orders", FIRST_REGION, 0, FIRST_ORDER)?;
+        segment.reserve(0, FIRST_BLOCK)?;
+        Ok(Self { segment })
+    }
+
+    /// The orders of the parent, from what [`Orders::for_a_worker`] gave.
+    pub(super) fn open(memfd: OwnedFd) -> io::Result<Self> {
+        Ok(Self { segment: Segment::open_read_only(memfd, FIRST_REGION, 0, FIRST_ORDER)? })
+    }
+
+    /// A descriptor that reads them.
+    pub(super) fn for_a_worker(&self) -> io::Result<OwnedFd> {
+        memory::reopen_read_only(self.segment.as_fd())
+    }
+
+    /// The large arguments' blocks, for the parent to keep.
+    pub(super) fn blocks() -> Blocks {
+        Blocks::new(FIRST_BLOCK)
+    }
+
+    /// Gives a large argument's block back.
+    pub(super) fn free(&self, blocks: &mut Blocks, extent: Extent) {
+        blocks.free(&self.segment, extent);
+    }
+
+    fn order_at(slot: u32) -> Result<u64, MemoryError> {
+        if slot < SLOTS { Ok(FIRST_ORDER + u64::from(slot) * ORDER_LEN) } else { Err(MemoryError::Corrupt) }
+    }
+
+    /// Writes a task that is not on the table, with its argument; gives the block that it lies in when it is large.
+    ///
+    /// # Errors
+    /// [`MemoryError::System`] when there is no memory for it.
+    pub(super) fn write(
+        &self,
+        blocks: &mut Blocks,
+        slot: u32,
+        order: Order,
+        argument: &[u8],
+    ) -> Result<Option<Extent>, MemoryError> {
+        let (at, len) = (Self::order_at(slot)?, argument.len() as u64);
+        let block = match argument.len() {
+            ..=INLINE_LEN => None,
+            _ => Some(blocks.allocate(&self.segment, len)?),
+        };
+        let order = Order { argument_at: block.map_or(0, |block| block.offset), argument_len: len, ..order };
+        let written = self.segment.copy_in(at, order.to_words().map(u64::to_ne_bytes).as_flattened());
+        let written = written.and_then(|()| self.segment.copy_in(Self::argument_at(slot, &order)?, argument));
+        if let (Err(_), Some(block)) = (&written, block) {
+            self.free(blocks, block);
+        }
+        written.map(|()| block)
+    }
+
+    fn argument_at(slot: u32, order: &Order) -> Result<u64, MemoryError> {
+        if order.argument_at == 0 { Ok(Self::order_at(slot)? + INLINE) } else { Ok(order.argument_at) }
+    }
+
+    /// What was written.
+    pub(super) fn read(&self, slot: u32) -> Result<Order, MemoryError> {
+        Ok(Order::from_words(self.segment.copy_words(Self::order_at(slot)?)?))
+    }
+
+    /// Puts the argument of a task at the end of `out`.
+    pub(super) fn read_argument(&self, slot: u32, order: &Order, out: &mut Vec<u8>) -> Result<(), MemoryError> {
+        self.segment.copy_out(Self::argument_at(slot, order)?, order.argument_len, out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_read_and_not_written_by_a_worker() {
+        let orders = Orders::new().expect("memory");
+        let worker = Orders::open(orders.for_a_worker().expect("a descriptor")).expect("memory");
+        let mut blocks = Orders::blocks();
+        for (slot, len) in [(0, 0), (SLOTS - 1, INLINE_LEN), (7, INLINE_LEN + 1), (8, 3 << 20)] {
+            let argument = vec![len.to_ne_bytes()[0]; len];
+            let block = orders.write(&mut blocks, slot, Order::new(5, u32::MAX, STEPWISE), &argument).expect("memory");
+            assert_eq!(block.is_some(), len > INLINE_LEN);
+            let (order, mut read) = (worker.read(slot).expect("an order"), Vec::new());
+            assert_eq!((order.function, order.items, order.flags), (5, u32::MAX, STEPWISE));
+            worker.read_argument(slot, &order, &mut read).expect("memory");
+            assert_eq!(read, argument);
+            assert!(worker.write(&mut blocks, slot, order, &[1]).is_err(), "the mapping reads only");
+        }
+        let written = rustix::io::pwrite(&worker.segment, &[1], 0);
+        assert_eq!(written, Err(rustix::io::Errno::BADF), "the descriptor reads only");
+    }
+
+    #[test]
+    fn nonsense_gives_errors() {
+        let orders = Orders::new().expect("memory");
+        let read = |slot, argument_at, argument_len| {
+            let order = Order { argument_at, argument_len, ..Order::new(0, 1, 0) };
+            orders.read_argument(slot, &order, &mut Vec::new()).is_ok()
+        };
+        assert!(read(SLOTS - 1, 0, 100) && !read(0, u64::MAX - 5, 100) && !read(0, 0, 1 << 40));
+        assert!(!read(SLOTS, 0, 100) && orders.read(SLOTS).is_err());
+    }
+}
