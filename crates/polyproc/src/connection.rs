@@ -352,6 +352,12 @@ impl Listener {
         Ok(Self(core::Listener::bind(address, BACKLOG, key.map(<[u8]>::to_vec))?))
     }
 
+    /// Lets processes of all users connect; others than those of this process's user are turned away else.
+    #[must_use]
+    pub fn for_all_users(self) -> Self {
+        Self(self.0.for_all_users())
+    }
+
     /// Where it listens: what [`connect`] takes.
     #[must_use]
     pub fn address(&self) -> &Address {
@@ -396,7 +402,8 @@ impl AsFd for Listener {
 /// Connects to a [`Listener`]: Python's `Client`.
 ///
 /// # Errors
-/// [`ConnectError::Os`] when nobody listens there; [`ConnectError::Auth`] when the keys differ.
+/// [`ConnectError::Os`] when nobody listens there, or, at an abstract name and without a key, another user;
+/// [`ConnectError::Auth`] when the keys differ.
 #[doc(alias = "Client")]
 pub fn connect<S, R>(address: impl AsRef<Path>, key: Option<&[u8]>) -> Result<Connection<S, R>, ConnectError> {
     Ok(core::connect(&parse(address.as_ref()), key)?.into())

@@ -5,8 +5,8 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use polyproc::{
-    ConnectError, Connection, Event, GetError, JoinableQueue, Listener, Lock, Pool, Process, PutError, Queue,
-    RecvError, SendError, SharedBytes, SharedBytesMut, SharedMemory, connect, pipe, simplex_pipe, wait,
+    ConnectError, Connection, Event, ForkWithThreads, GetError, JoinableQueue, Listener, Lock, Pool, Process, PutError,
+    Queue, RecvError, SendError, SharedBytes, SharedBytesMut, SharedMemory, connect, pipe, simplex_pipe, wait,
 };
 
 mod support;
@@ -306,5 +306,49 @@ fn silent_peers_keep_no_honest_one_waiting() -> TestResult {
         Ok::<_, Box<dyn std::error::Error>>(())
     })?;
     drop(silent);
+    Ok(())
+}
+
+#[test]
+fn a_copy_of_the_process_that_drops_a_listener_leaves_it_its_path() -> TestResult {
+    let path = scratch("copied");
+    let mut listener = Some(Listener::bind(path.to_str(), None)?);
+    #[expect(unsafe_code, reason = "a test of it")]
+    // SAFETY: the copy only drops the listener, and returns.
+    let promise = unsafe { ForkWithThreads::new() };
+    let copy = Process::fork(|| drop(listener.take())).fork_with_threads(promise).start()?;
+    copy.join()?;
+    let _connection: Connection<u8, u8> = connect(&path, None)?;
+    drop(listener);
+    assert!(connect::<u8, u8>(&path, None).is_err() && !path.exists(), "it is the owner's to remove");
+    Ok(())
+}
+
+#[test]
+fn who_took_an_abstract_name_is_not_trusted_without_a_key() -> TestResult {
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(()); // only root can become another user
+    }
+    let _clean = Clean::start();
+    let (ours, theirs) = pipe::<(), String>()?;
+    let listen = |(tell, key): (Connection<String, ()>, Option<Vec<u8>>)| {
+        let other = nix::unistd::Uid::from_raw(12_345);
+        nix::unistd::setresuid(other, other, other).expect("root may");
+        let listener = Listener::bind(None, key.as_deref()).expect("a new name").for_all_users();
+        tell.send(listener.address().to_string()).expect("it is read");
+        let _ = listener.accept_timeout::<u8, u8>(Duration::from_secs(20)).map(|connection| connection.recv());
+    };
+    for key in [None, Some(b"open sesame".to_vec())] {
+        let child = Process::new(listen, (theirs.try_clone()?, key.clone())).start()?;
+        let connected = connect::<u8, u8>(ours.recv()?, key.as_deref());
+        match (&key, connected) {
+            (None, Err(ConnectError::Os { source, .. })) => {
+                assert_eq!(source.kind(), io::ErrorKind::PermissionDenied, "{source}");
+            }
+            (Some(_), Ok(_)) => {}
+            (_, other) => return Err(format!("{other:?}").into()),
+        }
+        child.join()?;
+    }
     Ok(())
 }

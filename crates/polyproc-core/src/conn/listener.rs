@@ -231,13 +231,21 @@ impl Drop for Listener {
     }
 }
 
-/// Connects to the listener at `address`. With a key, both sides prove that they know it, within ten seconds.
+/// Connects to the listener at `address`. With a key, both sides prove that they know it, within ten seconds. Without one, whoever
+/// listens at an abstract name has to be of the same user, or root: anybody may take a name that is free.
 ///
 /// # Errors
-/// [`ConnectError`].
+/// [`ConnectError`]; [`ConnectError::Os`] with [`io::ErrorKind::PermissionDenied`] when somebody else listens there.
 pub fn connect(address: &Address, key: Option<&[u8]>) -> Result<Connection, ConnectError> {
     let os = |source| ConnectError::Os { address: address.clone(), source };
     let socket = address.to_unix().and_then(|unix| socket::connect(&unix)).map_err(os)?;
+    if key.is_none() && matches!(address, Address::Abstract(_)) {
+        let user = socket::peer_user(socket.as_fd()).map_err(|error| os(error.into()))?;
+        if user != own_user() && user != 0 {
+            let why = format!("user {user} listens there, and there is no key to know a friend by");
+            return Err(os(io::Error::new(io::ErrorKind::PermissionDenied, why)));
+        }
+    }
     let connection = Connection::from(socket);
     if let Some(key) = key {
         let until = Deadline::after(AUTH_TIME);

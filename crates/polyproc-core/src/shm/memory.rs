@@ -170,6 +170,20 @@ mod tests {
     }
 
     #[test]
+    fn huge_pages_are_refused() {
+        use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+        let Ok(file) = memfd_create(c"huge", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB)
+        else {
+            return; // the system has none
+        };
+        ftruncate(&file, 2 << 20).expect("no page is needed for that");
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::WRITE).expect("a new file");
+        let copy = file.try_clone().expect("a descriptor");
+        assert_eq!(SharedBytes::from_fd(copy).expect_err("huge").kind(), io::ErrorKind::InvalidData);
+        assert_eq!(SharedMemory::from_fd(file).expect_err("huge").kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
     fn bytes_are_written_and_read_at_any_place() {
         let memory = SharedMemory::new(61).expect("memory");
         let mut model = vec![0; 61];

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use super::identity::process_id;
+use super::memory::inspect_sealed;
 use crate::prim::{AtomicUsize, Ordering};
 
 /// A mapped memory file that may be looked at as a slice.
@@ -119,11 +120,8 @@ impl Sealed {
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] for a file that somebody could change.
     pub(crate) fn map(memfd: OwnedFd) -> io::Result<Self> {
-        let sealed = rustix::fs::fcntl_get_seals(&memfd)?.contains(SealFlags::WRITE | SealFlags::SHRINK);
-        if !sealed {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a memory file that a peer could change"));
-        }
-        let len = usize::try_from(rustix::fs::fstat(&memfd)?.st_size).map_err(io::Error::other)?;
+        let (len, _) = inspect_sealed(memfd.as_fd(), SealFlags::WRITE | SealFlags::SHRINK)?;
+        let len = usize::try_from(len).map_err(io::Error::other)?;
         let slice = Slice::map(memfd.as_fd(), len, ProtFlags::READ, MapFlags::SHARED)?;
         Ok(Self { memfd, slice })
     }

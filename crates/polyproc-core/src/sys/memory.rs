@@ -27,9 +27,17 @@ pub(crate) fn create(name: &std::ffi::CStr, len_bytes: u64) -> io::Result<OwnedF
 
 /// Length and inode of a memory file from a peer, which must be one that nobody can make shorter.
 pub(crate) fn inspect(memfd: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
-    let seals = rustix::fs::fcntl_get_seals(memfd)?;
-    if !seals.contains(SealFlags::SHRINK) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a memory file that a peer could make shorter"));
+    inspect_sealed(memfd, SealFlags::SHRINK)
+}
+
+/// As [`inspect`], with these seals at least. A file of huge pages is none of ours: a read of it may be a `SIGBUS` at any time.
+pub(super) fn inspect_sealed(memfd: BorrowedFd<'_>, seals: SealFlags) -> io::Result<(u64, u64)> {
+    let invalid = |what| Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    if !rustix::fs::fcntl_get_seals(memfd)?.contains(seals) {
+        return invalid("a memory file that a peer could make shorter, or change");
+    }
+    if rustix::fs::fstatfs(memfd)?.f_type == rustix::fs::FsWord::from(libc::HUGETLBFS_MAGIC) {
+        return invalid("a memory file of huge pages");
     }
     let stat = rustix::fs::fstat(memfd)?;
     Ok((u64::try_from(stat.st_size).map_err(io::Error::other)?, stat.st_ino))
