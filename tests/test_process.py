@@ -11,7 +11,7 @@ from multiprocessing import process as standard_process
 import polyproc
 import polyproc.connection
 import pytest
-from conftest import eventually, is_running, wait_for_end
+from conftest import eventually, is_running, of_methods, wait_for_end
 
 
 def put(queue, value):
@@ -398,6 +398,38 @@ def test_nothing_is_left_open(mp):
     for _ in range(10):
         run()
     eventually(lambda: count() <= before)  # the engine closes what belongs to the dead
+
+
+@of_methods("spawn", "forkserver")
+def test_descriptors_that_are_inherited_are_closed_and_those_of_its_own_start_are_not(programs):
+    """What a new interpreter opened before ``polyproc`` was asked to run is its own."""
+    (programs.folder / "sitecustomize.py").write_text("import os\nopened = os.dup(1)\nos.set_inheritable(opened, True)\n")
+    code, out, err = programs.run(
+        """
+        import os, sys
+        import polyproc as mp
+
+        def look(number):
+            import sitecustomize
+            print(is_output(number), is_output(sitecustomize.opened), flush=True)
+
+        def is_output(number):
+            try:
+                return os.path.sameopenfile(number, 1)
+            except OSError:
+                return False
+
+        if __name__ == "__main__":
+            inherited = 100
+            os.dup2(1, inherited, inheritable=True)
+            process = mp.get_context(METHOD).Process(target=look, args=(inherited,))
+            process.start()
+            process.join()
+        """,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(programs.folder), *filter(None, sys.path)])},
+    )
+    assert (code, err) == (0, "")
+    assert out == "False True\n"
 
 
 def test_start_twice_and_from_another_process(mp):

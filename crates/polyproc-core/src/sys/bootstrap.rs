@@ -124,8 +124,11 @@ fn run(
         Role::Zygote => Some(PidCell::map(fd::take_inherited(exec::FIRST_FD + 1)?)?),
         Role::Process => None,
     };
-    let handed_over = 1 + i32::from(cell.is_some());
-    fd::close_from(exec::FIRST_FD + handed_over)?;
+    if !exec::gives_nothing_else() {
+        // Python's init comes late: what its start has opened meanwhile is closed, too.
+        let handed_over = 1 + i32::from(cell.is_some());
+        fd::close_from(exec::FIRST_FD + handed_over)?;
+    }
     signal::ignore_sigpipe()?;
     signal::install_overflow_handler()?;
     run_remaining_constructors();

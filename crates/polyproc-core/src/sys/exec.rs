@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::ptr;
+use std::sync::LazyLock;
 
 /// What to execute.
 #[derive(Debug)]
@@ -32,6 +33,21 @@ fn null_terminated(strings: &[CString]) -> Vec<*mut libc::c_char> {
     strings.iter().map(|s| s.as_ptr().cast_mut()).chain([ptr::null_mut()]).collect()
 }
 
+type AddCloseFrom = unsafe extern "C" fn(*mut libc::posix_spawn_file_actions_t, libc::c_int) -> libc::c_int;
+
+/// `posix_spawn_file_actions_addclosefrom_np(3)`, which glibc has from 2.34 on.
+static ADD_CLOSE_FROM: LazyLock<Option<AddCloseFrom>> = LazyLock::new(|| {
+    // SAFETY: the name is a string of C.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"posix_spawn_file_actions_addclosefrom_np".as_ptr()) };
+    // SAFETY: null is `None`; else it is the function of that name, which has this type.
+    unsafe { std::mem::transmute::<*mut libc::c_void, Option<AddCloseFrom>>(found) }
+});
+
+/// Whether a new program has no descriptors but those that were given to it. Else it has to close what it inherited.
+pub(crate) fn gives_nothing_else() -> bool {
+    ADD_CLOSE_FROM.is_some()
+}
+
 /// An initialised `posix_spawn_file_actions_t`.
 struct FileActions(MaybeUninit<libc::posix_spawn_file_actions_t>);
 
@@ -41,6 +57,15 @@ impl FileActions {
         // SAFETY: the call initialises what the pointer leads to.
         check(unsafe { libc::posix_spawn_file_actions_init(actions.0.as_mut_ptr()) })?;
         Ok(actions)
+    }
+
+    /// All from `first` on are closed.
+    fn close_from(&mut self, first: i32) -> io::Result<()> {
+        match *ADD_CLOSE_FROM {
+            // SAFETY: `new` initialised the object.
+            Some(add) => check(unsafe { add(self.0.as_mut_ptr(), first) }),
+            None => Ok(()),
+        }
     }
 
     fn dup2(&mut self, from: i32, to: i32) -> io::Result<()> {
@@ -99,6 +124,7 @@ pub(crate) fn spawn(program: Program) -> io::Result<u32> {
     for (fd, number) in moved.iter().zip(FIRST_FD..) {
         actions.dup2(fd.as_raw_fd(), number)?;
     }
+    actions.close_from(first_free)?;
     let attributes = Attributes::new()?;
     let path = c_string(program.path)?;
     let argv: Vec<_> = program.argv.into_iter().map(c_string).collect::<io::Result<_>>()?;

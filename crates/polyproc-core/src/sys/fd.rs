@@ -75,7 +75,7 @@ pub(crate) fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Closes every descriptor from `first` on: what the parent had open without close-on-exec.
+/// Closes every descriptor from `first` on: what the parent had open without close-on-exec, where that could not be left behind.
 pub(crate) fn close_from(first: RawFd) -> io::Result<()> {
     // SAFETY: runs in a fresh program before `main`, where nobody owns a descriptor above those handed over.
     let closed = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
