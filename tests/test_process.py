@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import textwrap
 import threading
 import time
 from multiprocessing import connection as standard_connection
@@ -430,6 +431,41 @@ def test_descriptors_that_are_inherited_are_closed_and_those_of_its_own_start_ar
     )
     assert (code, err) == (0, "")
     assert out == "False True\n"
+
+
+def test_random_numbers_of_processes_differ(programs):
+    """Also by generators that were used before the process was copied."""
+    (programs.folder / "drawn.py").write_text(
+        textwrap.dedent("""
+        import random, ssl, tempfile, uuid
+
+        def draw():
+            return random.random(), ssl.RAND_bytes(8), uuid.uuid1(), uuid.uuid4(), next(tempfile._get_candidate_names())
+
+        draw()
+        """)
+    )
+    code, out, err = programs.run(
+        """
+        import drawn
+        import polyproc as mp
+
+        def put(queue):
+            queue.put(drawn.draw())
+
+        if __name__ == "__main__":
+            context = mp.get_context(METHOD)
+            queue = context.Queue()
+            processes = [context.Process(target=put, args=(queue,)) for _ in range(3)]
+            for process in processes:
+                process.start()
+            drawn = [queue.get() for _ in processes]
+            for process in processes:
+                process.join()
+            print([len(set(column)) for column in zip(*drawn)])
+        """
+    )
+    assert (code, out, err) == (0, "[3, 3, 3, 3, 3]\n", "")
 
 
 def test_start_twice_and_from_another_process(mp):

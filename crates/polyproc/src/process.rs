@@ -437,6 +437,9 @@ pub fn wait<S: AsFd>(sentinels: &[S], timeout: Option<Duration>) -> io::Result<V
 /// It must leave no thread running; if it panics or does, starting fails with [`StartError::Preload`]. Descriptors that it
 /// leaves open are inherited.
 ///
+/// Processes begin as copies of what `function` leaves behind: a generator of random numbers that it has seeded gives all of them the
+/// same numbers. Handlers of `pthread_atfork(3)`, by which libraries of C make such state anew, do not run.
+///
 /// # Errors
 /// [`StartError::Function`] or [`StartError::Argument`].
 ///
