@@ -42,6 +42,7 @@ pub use deadline::Deadline;
 pub use frame::{Context, Input, Payload, Verdict};
 pub use robust::WaitError;
 pub use shm::{Loan, MemoryError, OutOfBounds, SharedBytes, SharedBytesMut, SharedMemory, lend};
+pub use sys::per_process::PerProcess;
 #[cfg(feature = "crash-points")]
 #[doc(hidden)]
 pub mod crash {

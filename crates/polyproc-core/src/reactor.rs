@@ -9,16 +9,15 @@ use std::sync::Mutex;
 use std::task::{Context, Poll, Waker};
 
 use crate::deadline::Deadline;
-use crate::prim::{AtomicPtr, AtomicU64, Ordering};
+use crate::prim::{AtomicU64, Ordering};
 use crate::process::{State, call_user, lock};
 use crate::shm::registry;
+use crate::sys::per_process::PerProcess;
 use crate::sys::watch::{Bell, Watch};
 
 const BELL: u64 = 0;
 
-/// One per process: a forked child has none of its parent's threads.
 struct Reactor {
-    pid: u32,
     watch: Watch,
     /// Rung when the first of several futures begins to wait.
     bell: Bell,
@@ -27,33 +26,25 @@ struct Reactor {
     waiting: Mutex<HashMap<u64, Option<Waker>>>,
 }
 
-static REACTOR: AtomicPtr<Reactor> = AtomicPtr::new(std::ptr::null_mut());
-static STARTING: Mutex<()> = Mutex::new(());
+/// `None` until it is needed.
+static REACTOR: PerProcess<Mutex<Option<&'static Reactor>>> = PerProcess::new(|_| Mutex::default());
 
 impl Reactor {
     fn current() -> io::Result<&'static Self> {
-        let existing =
-            || crate::sys::leaked(REACTOR.load(Ordering::Acquire)).filter(|reactor| reactor.pid == std::process::id());
-        if let Some(reactor) = existing() {
-            return Ok(reactor);
-        }
-        let _starting = lock(&STARTING);
-        if let Some(reactor) = existing() {
+        let mut started = lock(REACTOR.get());
+        if let Some(reactor) = *started {
             return Ok(reactor);
         }
         let reactor = Self {
-            pid: std::process::id(),
             watch: Watch::new()?,
             bell: Bell::new()?,
             next_key: AtomicU64::new(BELL + 1),
             waiting: Mutex::default(),
         };
         reactor.watch.add(&reactor.bell, BELL)?;
-        let reactor = Box::leak(Box::new(reactor));
-        let shared: &'static Self = reactor;
-        State::current().own_threads.spawn("polyproc-async", move || shared.run())?;
-        REACTOR.store(std::ptr::from_ref(shared).cast_mut(), Ordering::Release);
-        Ok(shared)
+        let reactor: &'static Self = Box::leak(Box::new(reactor));
+        State::current().own_threads.spawn("polyproc-async", move || reactor.run())?;
+        Ok(started.insert(reactor))
     }
 
     fn run(&self) {

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use polyproc_core::Loan;
+use polyproc_core::{Loan, PerProcess};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
@@ -80,11 +80,11 @@ impl Memory {
 }
 
 /// What was lent to this process and is in use.
-static LOANS: Mutex<Vec<Weak<Memory>>> = Mutex::new(Vec::new());
+static LOANS: PerProcess<Mutex<Vec<Weak<Memory>>>> = PerProcess::inherited();
 
 pub(crate) fn note_loan(loan: Loan) -> Arc<Memory> {
     let memory = Arc::new(Memory::Lent(loan));
-    let mut loans = LOANS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut loans = LOANS.get().lock().unwrap_or_else(PoisonError::into_inner);
     loans.retain(|known| known.strong_count() > 0);
     loans.push(Arc::downgrade(&memory));
     memory
@@ -93,7 +93,7 @@ pub(crate) fn note_loan(loan: Loan) -> Arc<Memory> {
 /// The descriptor of the loan that all these bytes belong to and are unchanged in, and where in it they are.
 pub(crate) fn find_loan(parts: &[&[u8]]) -> PyResult<Option<(OwnedFd, Vec<u64>)>> {
     let loans: Vec<_> = {
-        let loans = LOANS.lock().unwrap_or_else(PoisonError::into_inner);
+        let loans = LOANS.get().lock().unwrap_or_else(PoisonError::into_inner);
         loans.iter().filter_map(Weak::upgrade).collect()
     };
     for memory in loans {

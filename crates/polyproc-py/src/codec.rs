@@ -29,6 +29,7 @@ use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
+use pyo3::sync::critical_section::with_critical_section;
 use pyo3::types::{PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
 
 use crate::buffer::{self, Memory, Owned};
@@ -110,10 +111,15 @@ fn put_simple(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: u32) -> bool {
     } else if depth > 0 {
         return false;
     } else if let Ok(list) = value.cast_exact::<PyList>() {
-        return put_len(LIST, list.len(), out) && list.iter().all(|item| put_simple(&item, out, depth + 1));
+        // Another thread may change it, where there is no lock for all of the interpreter.
+        return with_critical_section(list, || {
+            put_len(LIST, list.len(), out) && list.iter().all(|item| put_simple(&item, out, depth + 1))
+        });
     } else if let Ok(dict) = value.cast_exact::<PyDict>() {
-        return put_len(DICT, dict.len(), out)
-            && dict.iter().all(|(key, value)| put_simple(&key, out, 1) && put_simple(&value, out, 1));
+        return with_critical_section(dict, || {
+            put_len(DICT, dict.len(), out)
+                && dict.iter().all(|(key, value)| put_simple(&key, out, 1) && put_simple(&value, out, 1))
+        });
     } else {
         return false;
     }
@@ -253,8 +259,12 @@ pub(crate) fn encode_all(
     out: &mut Vec<u8>,
     fds: &mut Vec<OwnedFd>,
 ) -> PyResult<()> {
-    let start = begin_list(values.len(), out);
-    if u32::try_from(values.len()).is_ok() && values.iter().all(|value| put_simple(&value, out, 1)) {
+    let start = out.len();
+    let are_simple = with_critical_section(values, || {
+        begin_list(values.len(), out);
+        u32::try_from(values.len()).is_ok() && values.iter().all(|value| put_simple(&value, out, 1))
+    });
+    if are_simple {
         return Ok(());
     }
     out.truncate(start);

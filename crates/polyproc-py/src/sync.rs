@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 
 use polyproc_core::sync::{self, Acquired, BarrierError, EnterError, Holder, Owner, ReleaseError, Turn, WeakLock};
-use polyproc_core::{Deadline, WaitError};
+use polyproc_core::{Deadline, PerProcess, WaitError};
 use pyo3::exceptions::{PyAssertionError, PyOSError, PyRuntimeError, PyRuntimeWarning, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
@@ -68,10 +68,10 @@ impl SemLock {
 }
 
 /// The locks of this process.
-static LOCKS: Mutex<Vec<WeakLock>> = Mutex::new(Vec::new());
+static LOCKS: PerProcess<Mutex<Vec<WeakLock>>> = PerProcess::inherited();
 
 fn note(lock: &sync::Lock) {
-    let mut locks = LOCKS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut locks = LOCKS.get().lock().unwrap_or_else(PoisonError::into_inner);
     if locks.len() == locks.capacity() {
         locks.retain(|lock| lock.upgrade().is_some()); // before it would grow
     }
@@ -81,7 +81,7 @@ fn note(lock: &sync::Lock) {
 /// For the orderly end of this process: locks that it holds stay held, and are not taken over.
 #[pyfunction]
 fn leave_locks(py: Python<'_>) {
-    let locks = LOCKS.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
+    let locks = LOCKS.get().lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
     locks.iter().filter_map(WeakLock::upgrade).for_each(|lock| lock.leave());
 }
 

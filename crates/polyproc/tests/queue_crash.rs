@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use polyproc::{
-    GetError, JoinError, JoinableQueue, OnConsumerDeath, Process, Queue, Receiver, Sender, SharedMemory, Signal,
-    simplex_pipe,
+    ForkWithThreads, GetError, JoinError, JoinableQueue, OnConsumerDeath, Process, Queue, Receiver, Sender,
+    SharedMemory, Signal, simplex_pipe,
 };
 use polyproc_core::crash::{self, STEPS, Step};
 use serde::{Deserialize, Serialize};
@@ -334,4 +334,29 @@ fn random_deaths_with_a_bound() -> TestResult {
 fn random_deaths_without_a_bound() -> TestResult {
     let _clean = Clean::start();
     torture(kills(), 0)
+}
+
+#[test]
+fn a_copy_of_the_process_takes_back_what_its_own_children_held() -> TestResult {
+    let queue = Queue::new(0)?;
+    let ((reaped, tell), go) = (simplex_pipe()?, polyproc::Event::new()?);
+    #[expect(unsafe_code, reason = "the promise that a test is")]
+    // SAFETY: the copies use what the engine makes anew, and nothing of the test's threads.
+    let promise = unsafe { ForkWithThreads::new() };
+    let copy = Process::fork(|| {
+        let victim = Process::fork(|| {
+            crash::arm(Step::PutFilled, 1);
+            queue.put(Item::new(3)).expect("an open queue");
+        });
+        let died = victim.fork_with_threads(promise).start().expect("starts").join().is_err();
+        tell.send(died).expect("it is read");
+        go.wait();
+    });
+    let copy = copy.fork_with_threads(promise).start()?;
+    assert!(reaped.recv()?, "the victim came to the step");
+    // This process has reaped nobody yet.
+    assert_eq!(crash::blocks_in_use(), 1, "but for the last chunk, all memory is free again");
+    go.set();
+    copy.join()?;
+    Ok(())
 }

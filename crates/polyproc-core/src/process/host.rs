@@ -10,6 +10,7 @@ use std::sync::{Mutex, OnceLock};
 
 use super::state::lock;
 use crate::sys::clone::Copied;
+use crate::sys::per_process::PerProcess;
 use crate::sys::{bootstrap, signal};
 
 /// Makes a copy by calling what it is given, once; that returns true in the child.
@@ -20,7 +21,7 @@ pub type OnInterrupt = fn() -> bool;
 
 static ON_INTERRUPT: OnceLock<OnInterrupt> = OnceLock::new();
 static AROUND_FORK: OnceLock<AroundFork> = OnceLock::new();
-static PROGRAM: Mutex<Option<Vec<OsString>>> = Mutex::new(None);
+static PROGRAM: PerProcess<Mutex<Option<Vec<OsString>>>> = PerProcess::inherited();
 
 /// Has every copy of a process of this program, by `fork` and in the fork server, made inside `around`: what must be done
 /// before and after a fork in all programs of this kind. The first call counts.
@@ -51,7 +52,7 @@ pub(crate) fn is_interrupted() -> bool {
 pub fn set_program(argv: Vec<OsString>) {
     assert!(!argv.is_empty(), "a program has a name");
     bootstrap::set_in_place();
-    *lock(&PROGRAM) = Some(argv);
+    *lock(PROGRAM.get()) = Some(argv);
 }
 
 /// Whether the engine may have set variables of the environment since this was last asked: a program that keeps a copy of them
@@ -63,7 +64,7 @@ pub fn has_environment_changed() -> bool {
 
 /// What [`set_program`] was given.
 pub(super) fn program() -> Option<Vec<OsString>> {
-    lock(&PROGRAM).clone()
+    lock(PROGRAM.get()).clone()
 }
 
 /// Runs a wait of a pool's worker that has nothing to do, once.

@@ -27,6 +27,7 @@ use crate::prim::Ordering;
 use crate::shm::registry;
 use crate::sys::bootstrap::{self, Role};
 use crate::sys::clone::{self, Copied};
+use crate::sys::per_process::PerProcess;
 use crate::sys::{exec, fd, pidfd, watch};
 
 /// What a process is to run.
@@ -122,12 +123,12 @@ pub(super) fn os(doing: &'static str) -> impl Fn(io::Error) -> StartError {
     move |source| StartError::Os { doing, source }
 }
 
-static EXECUTABLE: Mutex<Option<OsString>> = Mutex::new(None);
+static EXECUTABLE: PerProcess<Mutex<Option<OsString>>> = PerProcess::inherited();
 
 /// The program that `spawn` and the fork server execute, in place of `/proc/self/exe`: needed where that link leads to an
 /// emulator or to the dynamic linker. It must be the same build. Takes effect at the next start of either.
 pub fn set_executable(path: impl Into<OsString>) {
-    *lock(&EXECUTABLE) = Some(path.into());
+    *lock(EXECUTABLE.get()) = Some(path.into());
 }
 
 /// A function that runs once in the fork server; what it leaves in memory is shared by all processes made from then on.
@@ -253,7 +254,7 @@ pub(super) fn execute(
         Some(argv) => (argv[0].clone(), argv),
         None => ("/proc/self/exe".into(), std::env::args_os().collect()),
     };
-    let path = lock(&EXECUTABLE).clone().unwrap_or(path);
+    let path = lock(EXECUTABLE.get()).clone().unwrap_or(path);
     let program = exec::Program { path, argv, env, fds };
     let pid = state.supervisor()?.exec(program).map_err(os("executing the program anew"))?;
     known(state, pid, channel, StartMethod::Spawn)

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::ptr;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::forkserver::Forkserver;
@@ -10,14 +9,13 @@ use super::supervisor::Supervisor;
 use super::threads::OwnThreads;
 use super::{Child, Function, StartError};
 use crate::frame::Payload;
-use crate::prim::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use crate::prim::{AtomicBool, AtomicU64, Ordering};
 use crate::sys::life::LifePipe;
+use crate::sys::per_process::PerProcess;
 
-/// One per process, made when it is first asked for. A process that was copied from another one makes its own: the
-/// children, threads and locks in the copied memory are those of the parent.
+/// See the module.
 #[derive(Debug)]
 pub(crate) struct State {
-    pid: u32,
     children: Mutex<HashMap<u64, Child>>,
     next_key: AtomicU64,
     started: AtomicU64,
@@ -32,7 +30,8 @@ pub(crate) struct State {
     pub(crate) preload: Mutex<Option<(Function, Payload)>>,
 }
 
-static STATE: AtomicPtr<State> = AtomicPtr::new(ptr::null_mut());
+/// Made anew in a copy of the process: the children and threads in the copied memory are those of the parent.
+static STATE: PerProcess<State> = PerProcess::new(|_| State::new());
 
 /// What a lock guards stays whole when a thread panics while it holds it: every change is one insertion or removal.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -42,17 +41,15 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl State {
     /// This process's own, if it has one yet.
     pub(crate) fn existing() -> Option<&'static Self> {
-        // Acquire pairs with the Release of `current`.
-        crate::sys::leaked(STATE.load(Ordering::Acquire)).filter(|state| state.pid == std::process::id())
+        STATE.existing()
     }
 
     pub(crate) fn current() -> &'static Self {
-        let seen = STATE.load(Ordering::Acquire);
-        if let Some(state) = crate::sys::leaked(seen).filter(|state| state.pid == std::process::id()) {
-            return state;
-        }
-        let new = Box::leak(Box::new(Self {
-            pid: std::process::id(),
+        STATE.get()
+    }
+
+    fn new() -> Self {
+        Self {
             children: Mutex::default(),
             next_key: AtomicU64::new(super::supervisor::BELL + 1),
             started: AtomicU64::new(0),
@@ -63,10 +60,6 @@ impl State {
             starting: Mutex::default(),
             forkserver: Mutex::default(),
             preload: Mutex::default(),
-        }));
-        match STATE.compare_exchange(seen, new, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => new,
-            Err(_) => Self::current(), // another thread was first
         }
     }
 

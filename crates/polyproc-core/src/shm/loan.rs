@@ -16,9 +16,9 @@ use std::ptr::NonNull;
 use std::sync::{Mutex, PoisonError};
 
 use crate::sys::bytes::Borrowed;
-use crate::sys::identity::process_id;
 use crate::sys::lease;
 use crate::sys::memory::{self, Mapping};
+use crate::sys::per_process::PerProcess;
 
 /// Each part starts at a multiple of this.
 const ALIGN: u64 = 64;
@@ -41,11 +41,10 @@ struct File {
 /// The files of this process, those first that were lent the longest time ago.
 #[derive(Debug)]
 struct Stock {
-    pid: u32,
     files: VecDeque<File>,
 }
 
-static STOCK: Mutex<Stock> = Mutex::new(Stock { pid: 0, files: VecDeque::new() });
+static STOCK: PerProcess<Mutex<Stock>> = PerProcess::new(|_| Mutex::new(Stock { files: VecDeque::new() }));
 
 /// Where parts of these lengths are in the file, and where they end.
 pub(crate) fn places(lens: impl IntoIterator<Item = usize>) -> (Vec<u64>, u64) {
@@ -65,11 +64,7 @@ pub(crate) fn places(lens: impl IntoIterator<Item = usize>) -> (Vec<u64>, u64) {
 /// When the system gives no memory or no descriptor.
 pub fn lend(parts: &[&[u8]]) -> io::Result<Option<(OwnedFd, Vec<u64>)>> {
     let (starts, len) = places(parts.iter().map(|part| part.len()));
-    let mut stock = STOCK.lock().unwrap_or_else(PoisonError::into_inner);
-    let pid = process_id();
-    if stock.pid != pid {
-        *stock = Stock { pid, files: VecDeque::new() }; // a copy of the lender: the files are the lender's
-    }
+    let mut stock = STOCK.get().lock().unwrap_or_else(PoisonError::into_inner);
     let Some(mut file) = stock.take(len)? else { return Ok(None) };
     file.fill(parts, &starts)?;
     let loan = lease::give(file.memfd.as_fd())?;

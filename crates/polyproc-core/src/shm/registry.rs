@@ -5,12 +5,12 @@
 
 use std::any::Any;
 use std::collections::HashMap;
-use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use crate::prim::{AtomicPtr, AtomicU64, Ordering};
+use crate::prim::{AtomicU64, Ordering};
 use crate::sys::clock;
+use crate::sys::per_process::PerProcess;
 
 /// An object in shared memory, as this process sees it.
 pub(crate) trait Object: Any + Send + Sync {
@@ -29,23 +29,11 @@ pub(crate) trait Object: Any + Send + Sync {
 
 type Objects = HashMap<u64, Weak<dyn Object>>;
 
-/// One per process: the copy in a forked child may be locked for ever.
-struct Registry {
-    pid: u32,
-    objects: Mutex<Objects>,
-}
-
-static REGISTRY: AtomicPtr<Registry> = AtomicPtr::new(ptr::null_mut());
+/// A copy of the process shares what it inherited, too.
+static OBJECTS: PerProcess<Mutex<Objects>> = PerProcess::inherited();
 
 fn objects() -> MutexGuard<'static, Objects> {
-    let seen = REGISTRY.load(Ordering::Acquire);
-    if let Some(registry) = crate::sys::leaked(seen).filter(|registry| registry.pid == std::process::id()) {
-        return registry.objects.lock().unwrap_or_else(PoisonError::into_inner);
-    }
-    let new = Box::leak(Box::new(Registry { pid: std::process::id(), objects: Mutex::default() }));
-    // Where another thread was first, its registry is found the next time round.
-    let _ = REGISTRY.compare_exchange(seen, new, Ordering::AcqRel, Ordering::Acquire);
-    objects()
+    OBJECTS.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The object of the memory file `inode`, if this process has it already.
@@ -73,9 +61,6 @@ pub(crate) fn note<T: Object>(inode: u64, object: T) -> Arc<T> {
 }
 
 fn for_each(act: impl Fn(&dyn Object)) {
-    if REGISTRY.load(Ordering::Acquire).is_null() {
-        return;
-    }
     let all: Vec<_> = objects().values().filter_map(Weak::upgrade).collect();
     all.iter().for_each(|object| act(&**object));
 }

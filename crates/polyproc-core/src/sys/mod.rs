@@ -17,6 +17,7 @@
 //! | `lease` | who has a memory file, and what was written to a private mapping of it |
 //! | `life` | dying together with the parent |
 //! | `memory` | memory files and their mappings |
+//! | `per_process` | statics that each process has of its own |
 //! | `pidfd` | process descriptors: wait, signal, exit status |
 //! | `priority` | niceness, processors, memory of a process |
 //! | `robust` | the kernel's help for locks whose owner dies |
@@ -42,6 +43,7 @@ pub(crate) mod image;
 pub(crate) mod lease;
 pub(crate) mod life;
 pub(crate) mod memory;
+pub(crate) mod per_process;
 pub(crate) mod pidfd;
 pub(crate) mod priority;
 pub(crate) mod robust;
