@@ -6,7 +6,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use polyproc::{JoinError, Process, StartError, StartMethod};
-use support::{Clean, TestResult, forkserver, wait_until};
+use support::{Clean, TestResult, forkserver, sandbox, wait_until};
 
 fn kill(pid: u32, signal: &str) {
     // Fails when the process is gone already, which is as good.
@@ -188,7 +188,7 @@ fn limit_descriptors(count: u64) -> u64 {
 #[test]
 fn where_clone3_is_refused_processes_are_spawned() -> TestResult {
     fn in_a_sandbox(_: ()) -> Result<(bool, u32), String> {
-        refuse_clone3();
+        sandbox::refuse(&[(libc::SYS_clone3, libc::ENOSYS)]);
         let child = Process::new(|n: u32| n + 1, 1).start().map_err(|error| error.to_string())?;
         let spawned = child.start_method() == StartMethod::Spawn;
         Ok((spawned, child.join().map_err(|error| error.to_string())?))
@@ -197,7 +197,7 @@ fn where_clone3_is_refused_processes_are_spawned() -> TestResult {
     // What only a fork server can do says that it cannot.
     let preloaded = Process::new(
         |()| {
-            refuse_clone3();
+            sandbox::refuse(&[(libc::SYS_clone3, libc::ENOSYS)]);
             polyproc::set_forkserver_preload(|()| (), ()).expect("a named function");
             matches!(Process::new(|()| (), ()).start(), Err(StartError::Preload { .. }))
         },
@@ -205,24 +205,4 @@ fn where_clone3_is_refused_processes_are_spawned() -> TestResult {
     );
     assert!(preloaded.start()?.join()?);
     Ok(())
-}
-
-/// From now on `clone3` fails with `ENOSYS` in this process and all it starts, as in many container sandboxes.
-#[expect(unsafe_code, reason = "a seccomp filter has to be installed")]
-fn refuse_clone3() {
-    let instruction =
-        |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter { code: code.try_into().expect("16 bits"), jt, jf, k };
-    let number = u32::try_from(libc::SYS_clone3).expect("a small number");
-    let mut filter = [
-        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, number, 0, 1),
-        instruction(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned(), 0, 0),
-        instruction(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0, 0),
-    ];
-    let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
-    // SAFETY: the call takes numbers.
-    let allowed = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } == 0;
-    // SAFETY: the call reads a filter that outlives it.
-    let installed = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) } == 0;
-    assert!(allowed && installed, "{}", std::io::Error::last_os_error());
 }

@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use polyproc::Pool;
+use polyproc::{Event, Pool, SharedBytes, SharedBytesMut};
 
 #[derive(Debug)]
 struct Keep(Mutex<Vec<(Level, String, String)>>);
@@ -51,5 +51,51 @@ fn records_come_in_order_and_before_the_result() -> Result<(), Box<dyn std::erro
     let quiet = Pool::new(1)?;
     assert_eq!(quiet.apply(work, 1)?, 1);
     assert!(kept().is_empty());
+    Ok(())
+}
+
+/// Logs a record that travels in a memory file, and a small one after it, and lends its argument back.
+fn log_and_lend(x: u8) -> Result<SharedBytes, String> {
+    log::info!("{}", "x".repeat(100_000));
+    log::info!("small");
+    SharedBytesMut::new(1000)
+        .and_then(|mut bytes| {
+            bytes.fill(x);
+            bytes.freeze()
+        })
+        .map(SharedBytes::from)
+        .map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_record_that_cannot_be_received_takes_no_descriptors_of_results() -> Result<(), Box<dyn std::error::Error>> {
+    log::set_logger(&KEPT)?;
+    log::set_max_level(LevelFilter::Info);
+    let pool = Pool::builder().workers(1).forward_logs().build()?;
+    let value = |result: Result<SharedBytes, String>| result.map(|bytes| (bytes[0], bytes.len()));
+    assert_eq!(value(pool.apply(log_and_lend, 1)?), Ok((1, 1000)));
+    KEPT.0.lock().expect("not poisoned").clear();
+    let go = Event::new()?;
+    let wait_and_log = |(go, x): (Event, u8)| {
+        go.wait();
+        log_and_lend(x)
+    };
+    let result = pool.apply_async(wait_and_log, (go.clone(), 2));
+    // Every number that is free, but for those that what is received next takes.
+    let fillers: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+    go.set();
+    // A record of the results's task arrives after the large one.
+    while !KEPT.0.lock().expect("not poisoned").iter().any(|(_, _, text)| text == "small") {
+        std::thread::yield_now();
+    }
+    drop(fillers);
+    // Its descriptors may have come before there was room for them; if so, it says so.
+    match result.get() {
+        Ok(bytes) => assert_eq!(value(bytes), Ok((2, 1000))),
+        Err(error) => assert!(error.to_string().contains("too many open files"), "{error}"),
+    }
+    for x in 3..10 {
+        assert_eq!(value(pool.apply(log_and_lend, x)?), Ok((x, 1000)), "the result of another task");
+    }
     Ok(())
 }

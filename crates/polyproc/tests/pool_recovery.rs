@@ -12,7 +12,7 @@ use std::time::Duration;
 use polyproc::{Failure, Pool, PoolEvent, Process, StartError, StartMethod, active_children};
 use polyproc_core::crash::{self, STEPS, Step};
 use support::{
-    Clean, TestResult, children_of, forkserver, is_gone, is_program, line_after, scratch, start_program,
+    Clean, TestResult, children_of, forkserver, is_gone, is_program, line_after, sandbox, scratch, start_program,
     state_and_parent, wait_until,
 };
 
@@ -337,5 +337,23 @@ fn a_stopped_fork_server_does_not_hold_up_the_end_of_a_pool() -> TestResult {
     pool.join()?;
     assert!(result.get().is_err());
     Command::new("kill").args(["-CONT", &zygote]).status()?;
+    Ok(())
+}
+
+#[test]
+fn a_worker_that_cannot_be_watched_holds_no_task() -> TestResult {
+    let in_a_sandbox = |()| -> Result<bool, String> {
+        let pool = Pool::new(1).map_err(|error| error.to_string())?;
+        let pid = pool.apply(|()| std::process::id(), ()).map_err(|error| error.to_string())?;
+        sandbox::refuse(&[(libc::SYS_epoll_ctl, libc::ENOSPC)]);
+        let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).map_err(|error| error.to_string())?;
+        // Each worker that is started from now on is given up, and so is the pool after some of them.
+        let lost = (0..10).map(|x| pool.options().retries(100).apply_async(|x: u32| x, x)).map(|result| result.get());
+        Ok(lost
+            .into_iter()
+            .all(|result| matches!(result, Err(error) if matches!(error.failure, Failure::NoWorkers(_)))))
+    };
+    assert_eq!(Process::new(in_a_sandbox, ()).start()?.join()?, Ok(true));
     Ok(())
 }

@@ -88,3 +88,24 @@ impl Callbacks {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_they_were_joined_callbacks_run_where_they_are_given() {
+        for first in [false, true] {
+            let callbacks = Callbacks::default();
+            let runs_here = || {
+                let (sender, receiver) = channel();
+                callbacks.run(Box::new(move || sender.send(std::thread::current().id()).expect("it is read")));
+                receiver.recv() == Ok(std::thread::current().id())
+            };
+            assert!(!first || !runs_here());
+            assert_eq!(callbacks.join(Deadline::NEVER), Ok(true));
+            assert!(runs_here(), "no thread is started that nobody joins");
+            assert_eq!(callbacks.join(Deadline::NEVER), Ok(true));
+        }
+    }
+}

@@ -69,3 +69,40 @@ pub enum WaitError {
     #[error("a signal handler ran during the wait")]
     Interrupted,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::deadline::Deadline;
+    use crate::prim::Ordering;
+    use crate::sys::memory::{self, Mapping, PAGE};
+    use crate::sys::thread_id;
+
+    /// As after a death of which the kernel left no mark: its memory was taken back before, or its list overwritten.
+    #[test]
+    fn a_lock_of_a_thread_that_is_gone_is_taken_over_and_that_of_a_living_one_is_not() {
+        let memfd = memory::create(c"test", PAGE).expect("memory");
+        let mapping = Mapping::new(memfd.as_fd(), 0, PAGE).expect("memory");
+        let mutex = mapping.view::<Mutex>(0).expect("inside");
+        let gone = std::thread::spawn(thread_id).join().expect("no panic");
+        mutex.robust.word.store(gone, Ordering::Relaxed);
+        let guard = mutex.lock(Deadline::NEVER).expect("nobody has it");
+        assert!(guard.owner_died);
+        drop(guard);
+        assert!(!mutex.lock(Deadline::NEVER).expect("it is free").owner_died);
+        let (sender, receiver) = std::sync::mpsc::channel::<()>();
+        let (told, living) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            told.send(thread_id()).expect("it is read");
+            let _ = receiver.recv();
+        });
+        mutex.robust.word.store(living.recv().expect("it lives"), Ordering::Relaxed);
+        let doubted_once = Deadline::after(Duration::from_millis(1500));
+        assert_eq!(mutex.lock(doubted_once).map(drop), Err(WaitError::TimedOut));
+        drop(sender);
+        thread.join().expect("no panic");
+    }
+}

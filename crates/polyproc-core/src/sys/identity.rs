@@ -150,4 +150,27 @@ mod tests {
         assert!(identity.is_dead());
         assert!(Identity::NOBODY.is_dead());
     }
+    #[test]
+    fn proc_of_another_namespace_says_nothing() {
+        let test = std::env::current_exe().expect("this test");
+        let name = "sys::identity::tests::in_a_namespace_whose_proc_is_another_ones";
+        let mut unshare = std::process::Command::new("unshare");
+        let output = unshare.args(["--fork", "--pid"]).arg(test).args(["--exact", name, "--ignored"]).output();
+        let Ok(output) = output else { return };
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        if err.starts_with("unshare:") {
+            return; // only root may
+        }
+        assert!(out.contains("1 passed"), "{out}{err}");
+    }
+
+    #[test]
+    #[ignore = "run by another test, in a namespace of its own"]
+    fn in_a_namespace_whose_proc_is_another_ones() {
+        assert_eq!(std::process::id(), 1);
+        assert_eq!(Identity::own().start(), 0, "of another process 1");
+        assert!(!Identity::own().is_dead());
+        let another = Identity::new(1, 12_345);
+        assert!(!another.is_dead(), "what cannot be known counts as living");
+    }
 }

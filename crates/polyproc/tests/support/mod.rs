@@ -1,6 +1,8 @@
 //! What several test files need: a check that nothing is left over, and tests that are programs of their own.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod sandbox;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::io::{BufRead, BufReader};
