@@ -282,6 +282,33 @@ fn commands_that_a_task_started_end_with_it() -> TestResult {
 }
 
 #[test]
+fn commands_end_with_a_worker_that_ends_while_somebody_asks_whether_it_lives() -> TestResult {
+    let _clean = Clean::start();
+    let (pool, path) = (Pool::new(1)?, scratch("asked"));
+    for _ in 0..20 {
+        let lost = pool.apply_async(run_command, path.clone());
+        let command = started_command(&path)?;
+        let workers = active_children();
+        std::thread::scope(|scope| {
+            for worker in &workers {
+                scope.spawn(|| wait_until_quickly(|| !worker.is_alive()));
+                _ = worker.kill();
+            }
+        });
+        assert!(lost.get().is_err());
+        wait_until(|| is_gone(command));
+    }
+    Ok(())
+}
+
+/// As [`wait_until`], looking all the time.
+fn wait_until_quickly(condition: impl Fn() -> bool) {
+    while !condition() {
+        std::hint::spin_loop();
+    }
+}
+
+#[test]
 #[ignore = "a program that another test runs"]
 fn program_with_commands() {
     if !is_program() {

@@ -166,8 +166,9 @@ impl Child {
         if known.is_some() {
             return Ok(*known);
         }
-        if self.shared.facts.get().is_some_and(|facts| facts.leads_group) {
-            pidfd::end_group(self.as_fd(), self.shared.pid);
+        let leads_group = self.shared.facts.get().is_some_and(|facts| facts.leads_group);
+        if leads_group && !pidfd::end_group(self.as_fd(), self.shared.pid)? {
+            return Ok(None); // not reaped if it ends just now: its group would be nobody's
         }
         let status = pidfd::reap(self.as_fd())?;
         if status.is_some() {

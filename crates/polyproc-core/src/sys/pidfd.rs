@@ -62,24 +62,26 @@ pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
     }
 }
 
-/// Ends what is left of the process group that the child `pid` led, if the child has ended. To be called before it is reaped:
-/// until then its number is the group's.
-pub(crate) fn end_group(pidfd: BorrowedFd<'_>, pid: u32) {
-    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
+/// Ends what is left of the process group that the child `pid` led, if the child has ended; false when it has not. To be called
+/// before it is reaped: until then its number is the group's.
+pub(crate) fn end_group(pidfd: BorrowedFd<'_>, pid: u32) -> io::Result<bool> {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(true) };
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    let is_ours = match rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::PidFd(pidfd), options)) {
-        Ok(ended) => ended.is_some(),
-        // Reaped elsewhere: while no process has the number again, a group with it is the old one.
-        Err(Errno::CHILD) => {
-            super::watch::is_readable(pidfd, Deadline::PASSED).unwrap_or(false)
-                && rustix::process::test_kill_process(pid) == Err(Errno::SRCH)
-        }
-        Err(_) => false,
-    };
-    if is_ours {
+    let (has_ended, is_its_group) =
+        match rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::PidFd(pidfd), options)) {
+            Ok(ended) => (ended.is_some(), ended.is_some()),
+            // Reaped elsewhere: while no process has the number again, a group with it is the old one.
+            Err(Errno::CHILD) => {
+                let has_ended = super::watch::is_readable(pidfd, Deadline::PASSED)?;
+                (has_ended, has_ended && rustix::process::test_kill_process(pid) == Err(Errno::SRCH))
+            }
+            Err(error) => return Err(error.into()),
+        };
+    if is_its_group {
         // ESRCH: nobody is left.
         let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
     }
+    Ok(has_ended)
 }
 
 /// `struct pidfd_info` of `linux/pidfd.h`, first version.
