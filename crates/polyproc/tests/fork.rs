@@ -2,7 +2,7 @@
 
 mod support;
 
-use polyproc::{ForkWithThreads, JoinError, Process, StartError, StartMethod, current_process};
+use polyproc::{ForkWithThreads, JoinError, Pool, PoolError, Process, StartError, StartMethod, current_process};
 use support::TestResult;
 
 #[test]
@@ -20,6 +20,9 @@ fn refused_while_other_threads_run_unless_promised() -> TestResult {
     // SAFETY: the child only returns a number.
     let promise = unsafe { ForkWithThreads::new() };
     assert_eq!(Process::fork(|| 7).fork_with_threads(promise).start()?.join()?, 7);
+    let pool = || Pool::builder().workers(1).start_method(StartMethod::Fork);
+    assert!(matches!(pool().build(), Err(PoolError::Fork)));
+    assert_eq!(pool().fork_with_threads(promise).build()?.apply(|x: u32| x + 1, 1)?, 2);
     // From a thread that ends: the child's life is bound to the process, not to it.
     let daemon = std::thread::spawn(move || {
         let wait = || std::thread::sleep(std::time::Duration::from_secs(3600));
@@ -45,7 +48,7 @@ fn a_closure_takes_along_what_it_captures() -> TestResult {
 fn in_a_process_with_one_thread() -> TestResult {
     // Threads of our own do not stand in the way.
     Process::new(|()| (), ()).start()?.join()?;
-    let pool = polyproc::Pool::new(1)?;
+    let pool = Pool::new(1)?;
     let (text, numbers) = ("captured".to_owned(), vec![1u64; 1_000_000]);
     let child =
         Process::fork(|| (text.clone(), numbers.iter().sum::<u64>(), current_process().name().to_owned())).name("copy");
@@ -62,7 +65,7 @@ fn in_a_process_with_one_thread() -> TestResult {
     let nested = Process::fork(|| {
         let forkserver = Process::new(|n: u32| n + 1, 1).start().expect("starts").join().expect("returns");
         let fork = Process::fork(|| 3u32).start().expect("starts").join().expect("returns");
-        let own_pool = polyproc::Pool::new(1).expect("a pool").apply(|n: u32| n * 2, 4).expect("a result");
+        let own_pool = Pool::new(1).expect("a pool").apply(|n: u32| n * 2, 4).expect("a result");
         // The parent's pool has no thread here: an error, no hang.
         let parents_pool = pool.apply(|n: u32| n, 1).is_err();
         (forkserver, fork, own_pool, parents_pool)

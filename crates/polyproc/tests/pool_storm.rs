@@ -1,4 +1,5 @@
-//! A storm of deaths: workers are killed at random, and every task still ends exactly once.
+//! A storm of deaths: workers of all start methods are killed at random, also while they start, and every task still ends exactly
+//! once.
 //!
 //! `POLYPROC_STORM_ROUNDS` and `POLYPROC_STORM_TASKS` make it longer: the full one is 100 rounds of 100,000.
 
@@ -7,7 +8,7 @@ mod support;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use polyproc::{Failure, Pool, active_children};
+use polyproc::{Failure, ForkWithThreads, Pool, StartMethod, active_children};
 use support::{Clean, Random, TestResult};
 
 fn setting(name: &str, default: usize) -> usize {
@@ -33,11 +34,17 @@ fn work(x: u64) -> u64 {
     (0..end).fold(x, |x, _| std::hint::black_box(x)) ^ 1
 }
 
+const METHODS: [StartMethod; 3] = [StartMethod::Forkserver, StartMethod::Spawn, StartMethod::Fork];
+
 /// One storm; how many workers were killed, and how many items were lost.
 fn storm(round: u64, tasks: u64, retries: u32) -> Result<(usize, usize), Box<dyn std::error::Error>> {
-    let pool = Pool::new(3)?;
+    #[expect(unsafe_code, reason = "the promise that a test is")]
+    // SAFETY: the copies run `work`, and nothing of the test's threads.
+    let promise = unsafe { ForkWithThreads::new() };
+    let method = METHODS[usize::try_from(round % 3)?];
+    let pool = Pool::builder().workers(3).start_method(method).fork_with_threads(promise).build()?;
     let over = AtomicBool::new(false);
-    let chunksize = [1, 1, 7, 100][usize::try_from(round % 4)?];
+    let chunksize = [1, 7, 1, 100][usize::try_from(round / 3 % 4)?];
     /// Ends the killer, also when an assertion fails.
     struct End<'a>(&'a AtomicBool);
     impl Drop for End<'_> {
@@ -51,7 +58,7 @@ fn storm(round: u64, tasks: u64, retries: u32) -> Result<(usize, usize), Box<dyn
         let mut ended = vec![false; usize::try_from(tasks)?];
         let mut lost = 0;
         let options = || pool.chunksize(chunksize).retries(retries).backoff(Duration::from_micros(100));
-        if round.is_multiple_of(3) && retries > 0 {
+        if (round / 3).is_multiple_of(3) && retries > 0 {
             let results = options().map(work, 0..tasks)?;
             assert!(results.iter().zip(0..).all(|(result, x)| *result == work(x)));
             ended.fill(true);
@@ -71,7 +78,7 @@ fn storm(round: u64, tasks: u64, retries: u32) -> Result<(usize, usize), Box<dyn
                 };
                 assert!(
                     !std::mem::replace(&mut ended[index], true),
-                    "item {index} ended twice: round {round}, chunks of {chunksize}, {retries} retries, {lost} lost"
+                    "item {index} ended twice: round {round}, {method:?}, chunks of {chunksize}, {retries} retries, {lost} lost"
                 );
             }
         }
@@ -87,7 +94,7 @@ fn storm(round: u64, tasks: u64, retries: u32) -> Result<(usize, usize), Box<dyn
 #[test]
 fn every_task_ends_exactly_once() -> TestResult {
     let _clean = Clean::start();
-    let (rounds, tasks) = (setting("POLYPROC_STORM_ROUNDS", 4), setting("POLYPROC_STORM_TASKS", 5_000));
+    let (rounds, tasks) = (setting("POLYPROC_STORM_ROUNDS", 6), setting("POLYPROC_STORM_TASKS", 5_000));
     for (what, retries) in [("no retries", 0), ("with retries", 1000)] {
         let (mut kills, mut lost) = (0, 0);
         for round in 0..rounds {

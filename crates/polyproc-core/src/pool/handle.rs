@@ -82,8 +82,11 @@ pub enum PoolError {
         /// What is possible.
         limit: usize,
     },
-    /// Workers are replaced by a thread, which must not copy the program.
-    #[error("a pool cannot start its workers by `fork`: it has a thread of its own; use `forkserver` or `spawn`")]
+    /// Workers are replaced by a thread, which must not copy the program unless somebody promised that it is sound.
+    #[error(
+        "a pool does not start its workers by `fork`, as threads run beside it, its own among them: use `forkserver` or `spawn`, \
+         or promise that it is sound by `fork_with_threads`"
+    )]
     Fork,
     /// The number of processors is not known, and no number of workers was given.
     #[error("could not find out how many processors there are: {0}")]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use polyproc_core::Payload;
 use polyproc_core::pool::{self as core, PoolError, PoolEvent, PoolSettings};
-use polyproc_core::process::{EnvChange, Function, StartMethod};
+use polyproc_core::process::{EnvChange, ForkWithThreads, Function, StartMethod};
 
 use super::Pool;
 use super::function::{Finish, Initialise, InitialiseForwarding};
@@ -69,9 +69,17 @@ impl<S: 'static> PoolBuilder<S> {
         self
     }
 
-    /// How workers are started: `forkserver` or `spawn`.
+    /// How workers are started, [`StartMethod::Forkserver`] by default. `fork` takes
+    /// [`fork_with_threads`](PoolBuilder::fork_with_threads).
     pub fn start_method(mut self, method: StartMethod) -> Self {
         self.settings.method = method;
+        self
+    }
+
+    /// Starts workers by `fork` even though other threads run, the pool's own among them, on your word that it is sound: see
+    /// [`ForkWithThreads::new`].
+    pub fn fork_with_threads(mut self, promise: ForkWithThreads) -> Self {
+        self.settings.fork_with_threads = Some(promise);
         self
     }
 
