@@ -396,11 +396,11 @@ impl Barrier {
     fn wait(&self, py: Python<'_>, timeout: Option<f64>, action: Option<Bound<'_, PyAny>>) -> PyResult<usize> {
         let deadline = time::deadline(timeout);
         let turn = time::wait(py, || self.0.come(deadline))?.map_err(|error| broken(py, error))?;
-        if let Turn::Last { index } = turn {
+        if let Turn::Last { index, .. } = turn {
             if let Some(action) = action {
                 action.call0().inspect_err(|_| self.0.abort())?;
             }
-            return self.0.release().map(|()| index).map_err(|error| broken(py, error));
+            return self.0.release(&turn).map(|()| index).map_err(|error| broken(py, error));
         }
         let waited = time::wait(py, || self.0.wait(&turn, deadline));
         if waited.is_err() {

@@ -490,11 +490,11 @@ impl Barrier {
                 came => break came?,
             }
         };
-        if let Turn::Last { index } = turn {
+        if let Turn::Last { index, .. } = turn {
             let breaks = BreakOnPanic(&self.core);
             action();
             std::mem::forget(breaks);
-            return self.core.release().map(|()| index);
+            return self.core.release(&turn).map(|()| index);
         }
         loop {
             match self.core.wait(&turn, deadline) {

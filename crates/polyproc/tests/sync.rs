@@ -234,6 +234,30 @@ fn a_barrier_releases_all_at_once_again_and_again() -> TestResult {
 }
 
 #[test]
+fn an_action_during_which_the_barrier_is_reset_releases_nobody() -> TestResult {
+    let barrier = Barrier::new(1)?;
+    let ((begin, begun), (end, ended)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+    std::thread::scope(|scope| {
+        let mut next = None;
+        let waited = barrier.wait_with(|| {
+            barrier.reset();
+            let barrier = &barrier;
+            next = Some(scope.spawn(move || {
+                barrier.wait_with(|| {
+                    begin.send(()).expect("received");
+                    ended.recv().expect("sent");
+                })
+            }));
+            begun.recv().expect("sent");
+        });
+        assert_eq!(waited, Err(BarrierError::Broken));
+        end.send(()).expect("received");
+        assert_eq!(next.and_then(|next| next.join().ok()), Some(Ok(0)));
+    });
+    Ok(())
+}
+
+#[test]
 fn a_barrier_breaks_for_the_dead_and_the_late() -> TestResult {
     let _clean = Clean::start();
     let barrier = Barrier::new(3)?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::claim::SlotState;
 use super::driver::{At, Driver, Inner};
 use super::scheduler::TaskId;
-use super::staff::Cause;
+use super::staff::{self, Cause};
 use super::stream::{DOOMED, IDLE, running_position};
 use super::watch::Timer;
 use crate::prim::Ordering;
@@ -63,8 +63,8 @@ impl Driver {
                 !table.is_reachable(slot, position, inner.tail) && table.withdraw(slot, position)
             }
             SlotState::Claimed { position: at, worker } if at == position => {
-                let found = inner.workers.iter_mut().flatten().find(|found| found.number == worker);
-                let (Some(worker), Some(task)) = (found, inner.tasks.get_mut(id.0)) else { return true };
+                let worker = staff::with_number(&mut inner.workers, worker);
+                let (Some(worker), Some(task)) = (worker, inner.tasks.get_mut(id.0)) else { return true };
                 if !task.is_stuck_before_beginning() {
                     return false;
                 }

@@ -27,7 +27,7 @@ use super::handle::{OnLog, PoolError, PoolSettings};
 use super::latch::Latch;
 use super::orders::Orders;
 use super::scheduler::{Action, Event, Place, Scheduler, TaskId};
-use super::staff::{Cause, Numbers, Worker};
+use super::staff::{self, Cause, Numbers, Worker};
 use super::stream::IDLE;
 use super::task::{Items, PoolEvent, TaskEnd, Why, encode_function};
 use super::watch::{Timer, Timers};
@@ -470,9 +470,8 @@ impl Driver {
         let Some(task) = inner.tasks.get_mut(id.0) else { return true };
         let At::Out { slot, position, .. } = task.at else { return false };
         let holder = self.board.table().holder(slot, position);
-        let Some(worker) = inner.workers.iter_mut().flatten().find(|worker| Some(worker.number) == holder) else {
-            return false;
-        };
+        let worker = holder.and_then(|number| staff::with_number(&mut inner.workers, number));
+        let Some(worker) = worker else { return false };
         worker.doom(cause, Some(position)) || task.is_stuck_before_beginning() && worker.doom_at(cause, IDLE)
     }
 

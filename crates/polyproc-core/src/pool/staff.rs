@@ -75,6 +75,11 @@ impl Numbers {
     }
 }
 
+/// The worker that claims tasks by this number, if it is there still.
+pub(super) fn with_number(workers: &mut [Option<Worker>], number: u32) -> Option<&mut Worker> {
+    workers.iter_mut().flatten().find(|worker| worker.number == number)
+}
+
 /// How many descriptors of results each of so many workers may have waiting here: a quarter of the table for all.
 fn most_fds(workers: Option<usize>) -> u64 {
     let workers = workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)) as u64;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::call::{FunctionId, Stop};
 use super::driver::{At, Driver, Inner, Logged, Task, stop_end};
 use super::scheduler::{Blame, Event, Held, Hope, Pace, Place, TaskId};
-use super::staff::{Cause, Doom, Worker};
+use super::staff::{self, Cause, Doom, Worker};
 use super::stream::{DOOMED, cut, is_cut, running_item, running_position};
 use super::task::{PoolEvent, TaskEnd, Why, decode_unfit, next_item, tag};
 use crate::conn::{Arrival, Message};
@@ -277,7 +277,7 @@ impl Driver {
         let Some(call) = inner.calls.get(task.call) else { return };
         let (Some(limit), soft_signal) = (call.settings.limit, call.settings.soft_signal) else { return };
         let holder = self.board.table().holder(slot, position);
-        let worker = inner.workers.iter_mut().flatten().find(|worker| Some(worker.number) == holder);
+        let worker = holder.and_then(|number| staff::with_number(&mut inner.workers, number));
         let Some(worker) = worker else {
             // Nobody has it yet, so it has the whole time before it.
             return inner.set_timer(Instant::now() + limit, Timer::Limit { task: id, serial });

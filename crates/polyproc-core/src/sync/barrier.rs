@@ -1,8 +1,11 @@
 //! [`Barrier`]: waiting until so many have come.
 //!
-//! Each who comes takes a place in the table, with the barrier's generation. The last one runs the action and begins the
-//! next generation: that store releases all who wait in earlier ones, whoever marks their places. A party that dies while it
-//! waits, or while it runs the action, breaks the barrier: the others are told at once, and nobody waits for the dead.
+//! Each who comes takes a place in the table, with the barrier's generation. One word holds the generation and the phase, and
+//! each step is one change of it: the last one who comes runs the action and then begins the next generation, which releases
+//! all who wait in the one before. A party that dies while it waits, or while it runs the action, breaks the barrier: the
+//! others are told at once, and nobody waits for the dead.
+//!
+//! The mutex is held to come and to reset only. A wait that is over does not wait for a process that stands still.
 
 use std::io;
 use std::sync::Arc;
@@ -10,15 +13,51 @@ use std::sync::Arc;
 use super::object::{Object, SLICE, TooManyWaiters, Waiter, Waiting, handle};
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
-use crate::robust::{Guard, WaitError};
+use crate::robust::WaitError;
 use crate::sys::identity::Identity;
 
-const FILLING: u32 = 0;
-/// The owner runs the action.
-const RUNNING: u32 = 1;
-const BROKEN: u32 = 2;
-/// Broken for those who wait, and then as new.
-const RESETTING: u32 = 3;
+/// What a barrier does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+enum Phase {
+    Filling = 0,
+    /// The owner runs the action.
+    Running = 1,
+    Broken = 2,
+    /// Broken for those who wait, and then as new.
+    Resetting = 3,
+}
+
+/// The generation and the phase of a barrier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Word(u64);
+
+impl Word {
+    fn new(generation: u64, phase: Phase) -> Self {
+        Self(generation.wrapping_mul(4) + phase as u64)
+    }
+
+    fn phase(self) -> Phase {
+        match self.0 % 4 {
+            0 => Phase::Filling,
+            1 => Phase::Running,
+            2 => Phase::Broken,
+            _ => Phase::Resetting,
+        }
+    }
+
+    fn generation(self) -> u64 {
+        self.0 / 4
+    }
+
+    fn with(self, phase: Phase) -> Self {
+        Self::new(self.generation(), phase)
+    }
+
+    fn next(self) -> Self {
+        Self::new(self.generation().wrapping_add(1), Phase::Filling)
+    }
+}
 
 /// A wait at a barrier failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -50,6 +89,8 @@ pub enum Turn {
     Last {
         /// One less than the number of parties.
         index: usize,
+        #[doc(hidden)]
+        generation: u64,
     },
 }
 
@@ -76,49 +117,44 @@ impl Barrier {
         usize::try_from(self.0.layout().kind.limit.load(Ordering::Relaxed)).unwrap_or(usize::MAX)
     }
 
-    fn mutex(&self) -> Guard<'_> {
-        self.0.lock_through_signals(|| self.mend())
+    fn word(&self) -> Word {
+        Word(self.0.state().value.load(Ordering::Acquire))
+    }
+
+    /// One step; false when the word was no longer `from`.
+    fn step(&self, from: Word, to: Word) -> bool {
+        self.0.state().value.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Those who wait in the generation.
+    fn waiting(&self, generation: u64) -> impl Iterator<Item = &Waiter> {
+        let is_of = move |waiter: &&Waiter| waiter.generation.load(Ordering::Relaxed) == generation;
+        self.0.waiters().filter(|waiter| waiter.state() == Waiting::Waits).filter(is_of)
     }
 
     /// Finishes what a dead owner of the mutex had begun.
     fn mend(&self) {
-        let state = self.0.state();
-        let phase = state.phase.load(Ordering::Relaxed);
-        match phase {
-            BROKEN | RESETTING => self.mark(Waiting::Broken, |_| true),
-            _ => {}
+        let word = self.word();
+        if word.phase() == Phase::Resetting {
+            self.finish_reset(word);
         }
-        if phase == RESETTING {
-            state.phase.store(FILLING, Ordering::Relaxed);
-        }
-        let generation = state.value.load(Ordering::Relaxed);
-        let is_earlier = |of| of != generation;
-        if phase == RUNNING && self.waiting().any(|waiter| is_earlier(waiter.generation.load(Ordering::Relaxed))) {
-            state.phase.store(FILLING, Ordering::Relaxed);
-        }
-        self.mark(Waiting::Released, is_earlier);
-    }
-
-    fn waiting(&self) -> impl Iterator<Item = &Waiter> {
-        self.0.waiters().filter(|waiter| waiter.state() == Waiting::Waits)
-    }
-
-    fn mark(&self, state: Waiting, of_generation: impl Fn(u64) -> bool) {
-        self.waiting()
-            .filter(|waiter| of_generation(waiter.generation.load(Ordering::Relaxed)))
-            .for_each(|waiter| waiter.set(state));
     }
 
     /// How many wait.
     #[must_use]
     pub fn n_waiting(&self) -> usize {
-        self.waiting().count()
+        let word = self.word();
+        if matches!(word.phase(), Phase::Filling | Phase::Running) {
+            self.waiting(word.generation()).count()
+        } else {
+            0
+        }
     }
 
     /// Whether it is broken.
     #[must_use]
     pub fn is_broken(&self) -> bool {
-        self.0.state().phase.load(Ordering::Relaxed) == BROKEN
+        self.word().phase() == Phase::Broken
     }
 
     /// One more party is there; waits until the deadline while the action of the last generation runs.
@@ -126,28 +162,33 @@ impl Barrier {
     /// # Errors
     /// [`BarrierError`].
     pub fn come(&self, deadline: Deadline) -> Result<Turn, BarrierError> {
-        let state = self.0.state();
-        let come = || -> Result<Option<Turn>, BarrierError> {
-            if self.n_waiting() + 1 >= self.parties() || state.phase.load(Ordering::Relaxed) == RUNNING {
-                self.break_if_dead(&self.0.dead());
+        let come = || -> Result<Option<Turn>, Ended> {
+            let is_full = self.n_waiting() + 1 >= self.parties() || self.word().phase() == Phase::Running;
+            let dead = if is_full { self.0.dead() } else { Vec::new() };
+            self.break_if_dead(&dead);
+            let _mutex = self.0.lock(deadline, || self.mend())?;
+            // None of them waits in a generation that is still whole.
+            self.0
+                .waiters()
+                .filter(|waiter| dead.contains(&waiter.owner()))
+                .for_each(|waiter| waiter.set(Waiting::Free));
+            let word = self.word();
+            match word.phase() {
+                Phase::Filling => {}
+                Phase::Running => return Ok(None),
+                Phase::Broken | Phase::Resetting => return Err(Ended::Barrier(BarrierError::Broken)),
             }
-            let _mutex = self.mutex();
-            match state.phase.load(Ordering::Relaxed) {
-                FILLING => {}
-                RUNNING => return Ok(None),
-                _ => return Err(BarrierError::Broken),
-            }
-            let index = self.waiting().count();
+            let index = self.waiting(word.generation()).count();
             if index + 1 >= self.parties() {
-                state.owner.store(Identity::own().bits(), Ordering::Relaxed);
-                state.phase.store(RUNNING, Ordering::Relaxed);
-                return Ok(Some(Turn::Last { index }));
+                self.0.state().owner.store(Identity::own().bits(), Ordering::Relaxed);
+                let is_whole = self.step(word, word.with(Phase::Running));
+                let last = Turn::Last { index, generation: word.generation() };
+                return is_whole.then_some(Some(last)).ok_or(Ended::Barrier(BarrierError::Broken));
             }
-            let place = self.0.enlist(state.value.load(Ordering::Relaxed))?;
+            let place = self.0.enlist(word.generation()).map_err(|error| Ended::Barrier(error.into()))?;
             Ok(Some(Turn::Wait { index, place }))
         };
-        let came = self.0.layout().sleepers.wait(deadline, SLICE, || come().map_err(Ended::Barrier));
-        came.map_err(|ended| match ended {
+        self.0.layout().sleepers.wait(deadline, SLICE, come).map_err(|ended| match ended {
             Ended::Barrier(error) => error,
             Ended::Wait(WaitError::Interrupted) => BarrierError::Interrupted,
             Ended::Wait(WaitError::TimedOut) => {
@@ -164,91 +205,99 @@ impl Barrier {
     pub fn wait(&self, turn: &Turn, deadline: Deadline) -> Result<usize, BarrierError> {
         let &Turn::Wait { index, place } = turn else { return Err(BarrierError::Broken) };
         let waiter = self.0.waiter(place);
+        let generation = waiter.generation.load(Ordering::Relaxed);
         let waited = self.0.layout().sleepers.wait(deadline, SLICE, || {
-            if waiter.state() == Waiting::Waits {
+            if self.ended(waiter).is_none() {
                 self.break_if_dead(&self.0.dead_behind(place));
             }
-            Ok(Some(waiter.state()).filter(|state| *state != Waiting::Waits))
+            Ok(self.ended(waiter))
         });
-        match waited {
+        let ended = match waited {
             Err(WaitError::Interrupted) => return Err(BarrierError::Interrupted),
             Err(WaitError::TimedOut) => {
-                let mutex = self.mutex();
-                if waiter.state() == Waiting::Waits {
-                    self.abort_locked(mutex);
-                }
+                self.break_of(generation);
+                self.ended(waiter).unwrap_or(Err(BarrierError::Broken))
             }
-            Ok(_) => {}
-        }
-        let _mutex = self.mutex();
-        let released = waiter.state() == Waiting::Released;
+            Ok(ended) => ended,
+        };
         waiter.set(Waiting::Free);
-        if released { Ok(index) } else { Err(BarrierError::Broken) }
+        ended.map(|()| index)
+    }
+
+    /// What became of one who waits; `None` while it is to wait on.
+    fn ended(&self, waiter: &Waiter) -> Option<Result<(), BarrierError>> {
+        let word = self.word(); // first: a reset marks those who wait before it changes the generation
+        match word.phase() {
+            _ if waiter.state() == Waiting::Broken => Some(Err(BarrierError::Broken)),
+            _ if word.generation() != waiter.generation.load(Ordering::Relaxed) => Some(Ok(())),
+            Phase::Broken | Phase::Resetting => Some(Err(BarrierError::Broken)),
+            Phase::Filling | Phase::Running => None,
+        }
     }
 
     /// The action has run: all go on.
     ///
     /// # Errors
-    /// [`BarrierError::Broken`] when it was aborted meanwhile.
-    pub fn release(&self) -> Result<(), BarrierError> {
-        let state = self.0.state();
-        let mutex = self.mutex();
-        if state.phase.load(Ordering::Relaxed) != RUNNING {
+    /// [`BarrierError::Broken`] when it was aborted or reset meanwhile.
+    pub fn release(&self, turn: &Turn) -> Result<(), BarrierError> {
+        let &Turn::Last { generation, .. } = turn else { return Err(BarrierError::Broken) };
+        let running = Word::new(generation, Phase::Running);
+        if !self.step(running, running.next()) {
             return Err(BarrierError::Broken);
         }
-        let next = state.value.load(Ordering::Relaxed).wrapping_add(1);
-        state.value.store(next, Ordering::Release); // releases all of earlier generations
-        state.phase.store(FILLING, Ordering::Relaxed); // the mutex is held: nobody comes in between
-        self.mark(Waiting::Released, |of| of != next);
-        drop(mutex);
         self.0.layout().sleepers.wake_all();
         Ok(())
     }
 
     /// Breaks the barrier: all who wait, and who come, are told so, until it is reset.
     pub fn abort(&self) {
-        self.abort_locked(self.mutex());
+        while !self.break_of(self.word().generation()) {}
     }
 
-    /// In the same section in which it was found that there is a reason.
-    fn abort_locked(&self, mutex: Guard<'_>) {
-        self.0.state().phase.store(BROKEN, Ordering::Relaxed);
-        self.mark(Waiting::Broken, |_| true);
-        drop(mutex);
-        self.0.layout().sleepers.wake_all();
+    /// Breaks the barrier if it is still of this generation; false if it is not.
+    fn break_of(&self, generation: u64) -> bool {
+        loop {
+            let word = self.word();
+            let is_whole = matches!(word.phase(), Phase::Filling | Phase::Running);
+            if word.generation() != generation || !is_whole {
+                return word.generation() == generation;
+            }
+            if self.step(word, word.with(Phase::Broken)) {
+                self.0.layout().sleepers.wake_all();
+                return true;
+            }
+        }
     }
 
     /// As new. Those who wait are told that it is broken.
     pub fn reset(&self) {
-        let state = self.0.state();
-        let mutex = self.mutex();
-        state.phase.store(RESETTING, Ordering::Relaxed);
-        self.mark(Waiting::Broken, |_| true);
-        state.phase.store(FILLING, Ordering::Relaxed);
+        let mutex = self.0.lock_through_signals(|| self.mend());
+        loop {
+            let word = self.word();
+            if self.step(word, word.with(Phase::Resetting)) {
+                self.finish_reset(word); // nobody else changes the word while it is so
+                break;
+            }
+        }
         drop(mutex);
         self.0.layout().sleepers.wake_all();
     }
 
-    /// Breaks the barrier when one of the `dead` waits, or who runs the action has died. Places of the dead are freed.
+    /// Tells those who wait, and begins the next generation. Under the mutex.
+    fn finish_reset(&self, word: Word) {
+        for waiter in self.waiting(word.generation()) {
+            waiter.change(Waiting::Waits, Waiting::Broken);
+        }
+        self.0.state().value.store(word.next().0, Ordering::Release);
+    }
+
+    /// Breaks the barrier when one of the `dead` waits, or who runs the action has died.
     fn break_if_dead(&self, dead: &[Identity]) {
-        let state = self.0.state();
-        let runner = Identity::from_bits(state.owner.load(Ordering::Relaxed));
-        let runner_died = state.phase.load(Ordering::Relaxed) == RUNNING && runner.is_dead();
-        if dead.is_empty() && !runner_died {
-            return;
-        }
-        let mutex = self.mutex();
-        let mut breaks = runner_died
-            && state.phase.load(Ordering::Relaxed) == RUNNING
-            && state.owner.load(Ordering::Relaxed) == runner.bits();
-        for waiter in self.0.waiters().filter(|waiter| dead.contains(&waiter.owner())) {
-            breaks |= waiter.state() == Waiting::Waits;
-            if waiter.state() != Waiting::Waits {
-                waiter.set(Waiting::Free);
-            }
-        }
-        if breaks {
-            self.abort_locked(mutex); // marks the dead one's place as well, which the next look frees
+        let word = self.word();
+        let runner = Identity::from_bits(self.0.state().owner.load(Ordering::Relaxed));
+        let runner_died = word.phase() == Phase::Running && runner.is_dead();
+        if runner_died || self.waiting(word.generation()).any(|waiter| dead.contains(&waiter.owner())) {
+            self.break_of(word.generation());
         }
     }
 }

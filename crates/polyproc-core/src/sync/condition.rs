@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::object::{Object, SLICE, TooManyWaiters, Waiter, Waiting, handle};
 use crate::deadline::Deadline;
 use crate::prim::{AtomicBool, Ordering};
-use crate::robust::{Guard, WaitError};
+use crate::robust::WaitError;
 use crate::sys::identity::Identity;
 
 /// A condition. Clones are the same one.
@@ -54,10 +54,6 @@ impl Condition {
         Ok(Self(Object::create(4, 0, 0)?))
     }
 
-    fn mutex(&self) -> Guard<'_> {
-        self.0.lock_through_signals(|| {})
-    }
-
     /// From now on this thread counts as waiting: to be called before the user's lock is released.
     ///
     /// # Errors
@@ -84,7 +80,7 @@ impl Condition {
         let waiter = self.0.waiter(ticket.place);
         self.0.layout().sleepers.wait(deadline, SLICE, || {
             if ticket.has_waited.swap(true, Ordering::Relaxed) && waiter.state() == Waiting::Waits {
-                self.pass_on(&self.0.dead_behind(ticket.place));
+                self.pass_on(&self.0.dead_behind(ticket.place), deadline)?;
             }
             Ok((waiter.state() == Waiting::Released).then_some(()))
         })
@@ -126,20 +122,21 @@ impl Condition {
         }
     }
 
-    fn pass_on(&self, dead: &[Identity]) {
+    fn pass_on(&self, dead: &[Identity], deadline: Deadline) -> Result<(), WaitError> {
         if !dead.is_empty() {
-            let mutex = self.mutex();
+            let mutex = self.0.lock(deadline, || {})?;
             self.bury(dead);
             drop(mutex);
             self.0.layout().sleepers.wake_all();
         }
+        Ok(())
     }
 
     /// Notifies up to `count` of those who wait and live, the first first.
     pub fn notify(&self, count: usize) {
         // Where all are notified, no notification can be lost to a dead one.
         let dead = if count < self.0.waiters().count() { self.0.dead() } else { Vec::new() };
-        let mutex = self.mutex();
+        let mutex = self.0.lock_through_signals(|| {});
         self.bury(&dead);
         // One that leaves just now is passed over.
         let notified = self.in_order().into_iter().filter(|waiter| waiter.change(Waiting::Waits, Waiting::Released));

@@ -52,10 +52,10 @@ shared! {
     /// | offset | bytes | field | meaning |
     /// |---|---|---|---|
     /// | 0 | 8 | owner | the [`Identity`] that holds a lock, or runs a barrier's action |
-    /// | 8 | 8 | value | of a semaphore; twice the number of sets of an event, plus one while it is set; a barrier's generation |
+    /// | 8 | 8 | value | of a semaphore; twice the number of sets of an event, plus one while it is set; a barrier's generation and phase |
     /// | 16 | 4 | thread | of a lock's owner |
     /// | 20 | 4 | count | how often the owner of a lock holds it |
-    /// | 24 | 4 | phase | of a barrier |
+    /// | 24 | 4 | | unused |
     /// | 28 | 4 | used | how many places in the table of waiters were ever used |
     /// | 32 | 8 | ticket | the last one given to a waiter |
     pub(super) struct State {
@@ -63,7 +63,7 @@ shared! {
         pub(super) value: AtomicU64,
         pub(super) thread: AtomicU32,
         pub(super) count: AtomicU32,
-        pub(super) phase: AtomicU32,
+        unused: AtomicU32,
         pub(super) used: AtomicU32,
         pub(super) ticket: AtomicU64,
     }

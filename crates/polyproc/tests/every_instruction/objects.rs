@@ -1,9 +1,9 @@
-//! Locks, conditions, semaphores, events.
+//! Locks, conditions, semaphores, events, barriers.
 
 use std::sync::mpsc;
 use std::time::Duration;
 
-use polyproc::{Condition, Event, Lock, LockError, LockGuard, RLock, Semaphore};
+use polyproc::{Barrier, BarrierError, Condition, Event, Lock, LockError, LockGuard, RLock, Semaphore};
 use serde::{Deserialize, Serialize};
 
 use super::trial::{LIMIT, Operation, PATIENCE, Said, Situation};
@@ -18,11 +18,13 @@ pub(crate) enum ObjectOperation {
     Wait,
     Semaphore,
     Event,
+    /// Comes, gives up at once, which breaks the barrier, and resets it.
+    Barrier,
 }
 
-pub(crate) const OBJECTS: [ObjectOperation; 6] = {
-    use ObjectOperation::{Event, Lock, Notify, RLock, Semaphore, Wait};
-    [Lock, RLock, Notify, Wait, Semaphore, Event]
+pub(crate) const OBJECTS: [ObjectOperation; 7] = {
+    use ObjectOperation::{Barrier, Event, Lock, Notify, RLock, Semaphore, Wait};
+    [Lock, RLock, Notify, Wait, Semaphore, Event, Barrier]
 };
 
 /// Each operation has what it needs.
@@ -33,6 +35,7 @@ pub(crate) struct Objects {
     condition: Option<Condition>,
     semaphore: Option<Semaphore>,
     event: Option<Event>,
+    barrier: Option<Barrier>,
 }
 
 impl Objects {
@@ -54,6 +57,10 @@ impl Objects {
 
     fn event(&self) -> &Event {
         self.event.as_ref().expect("made for this operation")
+    }
+
+    fn barrier(&self) -> &Barrier {
+        self.barrier.as_ref().expect("made for this operation")
     }
 }
 
@@ -105,6 +112,7 @@ impl Operation for ObjectOperation {
             Self::Wait => "Condition wait, no time",
             Self::Semaphore => "Semaphore acquire, release",
             Self::Event => "Event set",
+            Self::Barrier => "Barrier wait, no time, reset",
         }
         .to_owned()
     }
@@ -120,6 +128,7 @@ impl Operation for ObjectOperation {
             }
             Self::Semaphore => objects.semaphore = Some(Semaphore::new(PERMITS)?),
             Self::Event => objects.event = Some(Event::new()?),
+            Self::Barrier => objects.barrier = Some(Barrier::new(2)?),
         }
         Ok(objects)
     }
@@ -153,6 +162,10 @@ impl Operation for ObjectOperation {
                 objects.semaphore().release().expect("a semaphore without a bound");
             }
             Self::Event => objects.event().set(),
+            Self::Barrier => {
+                let _ = objects.barrier().wait_timeout(Duration::ZERO);
+                objects.barrier().reset();
+            }
         }
     }
 
@@ -185,6 +198,10 @@ impl Operation for ObjectOperation {
                 let set = said.in_time("wait", LIMIT, || objects.event().wait_timeout(LIMIT));
                 said.seen.push(format!("event set: {set}"));
             }
+            Self::Barrier => {
+                let waited = said.in_time("wait", LIMIT, || objects.barrier().wait_timeout(LIMIT));
+                said.seen.push(format!("barrier: {waited:?}"));
+            }
         }
     }
 
@@ -203,6 +220,7 @@ impl Operation for ObjectOperation {
                 objects.event().set();
                 said.check(objects.event().wait_timeout(PATIENCE), || "nobody sees that the event is set".to_owned());
             }
+            Self::Barrier => check_barrier(objects.barrier(), said),
         }
     }
 }
@@ -230,6 +248,18 @@ fn check_lock<G>(acquire: impl Fn() -> Result<(), LockError<G>>, situation: Situ
     }
     let again = acquire();
     said.check(again.is_ok(), || format!("the second time: {:?}", again.err()));
+}
+
+/// Two pass it, once it was reset and again.
+fn check_barrier(barrier: &Barrier, said: &mut Said) {
+    barrier.reset();
+    for _ in 0..2 {
+        let other = barrier.clone();
+        let other = std::thread::spawn(move || other.wait_timeout(PATIENCE));
+        let mut both = [barrier.wait_timeout(PATIENCE), other.join().unwrap_or(Err(BarrierError::Broken))];
+        both.sort_by_key(|index| index.unwrap_or(usize::MAX));
+        said.check(both == [Ok(0), Ok(1)], || format!("those who come to the barrier get {both:?}"));
+    }
 }
 
 impl Checker {
