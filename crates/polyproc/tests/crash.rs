@@ -153,11 +153,11 @@ fn too_many_open_files_is_an_error_and_nothing_ran_or_is_left() -> TestResult {
     for room in 0..24 {
         for method in [StartMethod::Forkserver, StartMethod::Spawn] {
             let stdout = polyproc::Stdio::Fd(write.try_clone()?.into());
-            let old = limit_descriptors(u64::try_from(open - 8 + room)?);
+            let old = support::limit_descriptors(u64::try_from(open - 8 + room)?);
             // A large argument needs a descriptor of its own.
             let argument = (7, vec![0; if room % 2 == 0 { 0 } else { 100_000 }]);
             let started = Process::new(leave_a_mark, argument).start_method(method).stdout(stdout).start();
-            limit_descriptors(old);
+            support::limit_descriptors(old);
             match started {
                 Ok(child) => returned += usize::from(child.join()? == 7),
                 Err(StartError::Os { source, .. }) => assert_eq!(source.raw_os_error(), Some(libc::EMFILE)),
@@ -171,18 +171,6 @@ fn too_many_open_files_is_an_error_and_nothing_ran_or_is_left() -> TestResult {
     assert_eq!(seen.len(), returned);
     assert!((4..44).contains(&returned), "{returned} of 48 starts found room");
     Ok(())
-}
-
-/// Sets how many descriptors this process may have; returns how many it could have before.
-#[expect(unsafe_code, reason = "setrlimit")]
-fn limit_descriptors(count: u64) -> u64 {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the call fills the structure.
-    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
-    let old = std::mem::replace(&mut limit.rlim_cur, count);
-    // SAFETY: the call reads the structure.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
-    old
 }
 
 #[test]

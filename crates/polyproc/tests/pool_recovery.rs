@@ -12,8 +12,8 @@ use std::time::Duration;
 use polyproc::{Failure, Pool, PoolEvent, Process, StartError, StartMethod, active_children};
 use polyproc_core::crash::{self, STEPS, Step};
 use support::{
-    Clean, TestResult, children_of, forkserver, is_gone, is_program, line_after, sandbox, scratch, start_program,
-    state_and_parent, wait_until,
+    Clean, TestResult, children_of, forkserver, is_gone, is_program, limit_descriptors, line_after, sandbox, scratch,
+    start_program, state_and_parent, wait_until,
 };
 
 const LONG: Duration = Duration::from_secs(3600);
@@ -382,5 +382,20 @@ fn a_worker_that_cannot_be_watched_holds_no_task() -> TestResult {
             .all(|result| matches!(result, Err(error) if matches!(error.failure, Failure::NoWorkers(_)))))
     };
     assert_eq!(Process::new(in_a_sandbox, ()).start()?.join()?, Ok(true));
+    Ok(())
+}
+
+#[test]
+fn a_function_that_could_not_be_asked_for_is_asked_for_again() -> TestResult {
+    let _clean = Clean::start();
+    let pool = Pool::new(1)?;
+    // A large context takes a descriptor of its own, and the worker may have no more.
+    let before = pool.apply(limit_descriptors, 3)?;
+    let count = |context: &Vec<u8>, x: usize| context.len() + x;
+    let mut results = pool.options().look_ahead(1).context(&vec![0; 200_000]).imap(count, [1, 2]);
+    let refused = results.next().and_then(Result::err).expect("the context cannot come");
+    assert!(refused.to_string().contains("could not be asked for"), "{refused}");
+    pool.apply(limit_descriptors, before)?;
+    assert_eq!(results.next().transpose()?, Some(200_002));
     Ok(())
 }

@@ -56,6 +56,18 @@ pub(crate) fn is_childless() -> bool {
     children.len() <= 2 && children.into_iter().all(own)
 }
 
+/// Sets how many descriptors this process may have; returns how many it could have before.
+#[expect(unsafe_code, reason = "setrlimit")]
+pub(crate) fn limit_descriptors(count: u64) -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the call fills the structure.
+    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
+    let old = std::mem::replace(&mut limit.rlim_cur, count);
+    // SAFETY: the call reads the structure.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+    old
+}
+
 /// The open descriptors of this process: how many of each kind or file.
 pub(crate) fn descriptors() -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
