@@ -58,8 +58,11 @@ def test_a_copy_made_behind_the_interpreters_back_ends_no_worker(programs):
             pool = mp.Pool(2)
             pool.map(abs, range(10), 1)
             before = {worker.pid for worker in pool._pool}
+            lock = mp.RLock()
+            lock.acquire()
             pid = ctypes.PyDLL(None).syscall(*FORK)
             if pid == 0:
+                assert not lock.acquire(False), "it is another process"
                 del pool
                 gc.collect()
                 os._exit(0)

@@ -126,7 +126,9 @@ class Condition(_Object, _standard.Condition):
 
     def wait(self, timeout=None):
         assert self._lock._semlock._is_mine(), "must acquire() condition before using wait()"
-        ticket = self._shared.enter()
+        ticket = self._shared.enter(timeout)
+        if ticket is None:
+            return False
         count = self._lock._semlock._count()
         for _ in range(count):
             self._lock.release()

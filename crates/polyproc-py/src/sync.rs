@@ -250,10 +250,16 @@ impl Condition {
         self.0.as_fd().as_raw_fd()
     }
 
-    /// From now on this thread counts as waiting; its lock may be released.
-    fn enter(&self, py: Python<'_>) -> PyResult<Ticket> {
-        let ticket = time::wait(py, || self.0.enter(Deadline::NEVER))?.map_err(no_place)?;
-        Ok(Ticket { condition: self.0.clone(), ticket: Mutex::new(Some(ticket)) })
+    /// From now on this thread counts as waiting; its lock may be released. `None` when a process stands still in the middle
+    /// of using the condition for `timeout` seconds.
+    #[pyo3(signature = (timeout=None))]
+    fn enter(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Ticket>> {
+        let deadline = time::deadline(timeout);
+        let ticket = match time::wait(py, || self.0.enter(deadline))? {
+            Err(EnterError::Wait(_)) => return Ok(None),
+            entered => entered.map_err(no_place)?,
+        };
+        Ok(Some(Ticket { condition: self.0.clone(), ticket: Mutex::new(Some(ticket)) }))
     }
 
     fn notify(&self, py: Python<'_>, count: usize) {

@@ -324,16 +324,68 @@ fn a_copy_of_the_process_that_drops_a_listener_leaves_it_its_path() -> TestResul
     Ok(())
 }
 
+/// Whether this process may become another user; says so where it may not.
+fn may_change_user() -> bool {
+    let may = nix::unistd::geteuid().is_root();
+    if !may {
+        eprintln!("not tried: only root can become another user");
+    }
+    may
+}
+
+fn become_another_user() {
+    let other = nix::unistd::Uid::from_raw(12_345);
+    nix::unistd::setresuid(other, other, other).expect("root may");
+}
+
+/// Says something to a listener, and hears its answer.
+fn say((address, key, what): (String, Option<Vec<u8>>, u8)) -> Result<u8, String> {
+    let connection = connect::<u8, u8>(address.as_str(), key.as_deref()).map_err(|error| error.to_string())?;
+    connection.send(what).map_err(|error| error.to_string())?;
+    connection.recv().map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_listener_turns_other_users_away() -> TestResult {
+    if !may_change_user() {
+        return Ok(());
+    }
+    let _clean = Clean::start();
+    let visit = |visit| {
+        become_another_user();
+        say(visit)
+    };
+    // Without a key, another user's listener is not trusted; with one it is asked.
+    let key = Some(b"open sesame".to_vec());
+    for is_for_all in [false, true] {
+        let listener = Listener::bind(None, key.as_deref())?;
+        let listener = if is_for_all { listener.for_all_users() } else { listener };
+        let address = listener.address().to_string();
+        let accept = std::thread::spawn(move || {
+            let visitor = listener.accept::<u8, u8>().expect("one comes");
+            let said = visitor.recv().expect("it says something");
+            visitor.send(said).expect("it listens");
+            said
+        });
+        let visited = Process::new(visit, (address.clone(), key.clone(), 1)).start()?.join()?;
+        assert_eq!(visited.is_ok(), is_for_all, "{visited:?}");
+        if !is_for_all {
+            assert_eq!(say((address, key.clone(), 2)), Ok(2));
+        }
+        assert_eq!(accept.join().expect("no panic"), if is_for_all { 1 } else { 2 });
+    }
+    Ok(())
+}
+
 #[test]
 fn who_took_an_abstract_name_is_not_trusted_without_a_key() -> TestResult {
-    if !nix::unistd::geteuid().is_root() {
-        return Ok(()); // only root can become another user
+    if !may_change_user() {
+        return Ok(());
     }
     let _clean = Clean::start();
     let (ours, theirs) = pipe::<(), String>()?;
     let listen = |(tell, key): (Connection<String, ()>, Option<Vec<u8>>)| {
-        let other = nix::unistd::Uid::from_raw(12_345);
-        nix::unistd::setresuid(other, other, other).expect("root may");
+        become_another_user();
         let listener = Listener::bind(None, key.as_deref()).expect("a new name").for_all_users();
         tell.send(listener.address().to_string()).expect("it is read");
         let _ = listener.accept_timeout::<u8, u8>(Duration::from_secs(20)).map(|connection| connection.recv());

@@ -38,6 +38,28 @@ fn refused_while_other_threads_run_unless_promised() -> TestResult {
     Ok(())
 }
 
+/// The copy has no mapping of bytes that are being filled; what stands in their place is its own.
+#[test]
+fn a_copy_that_drops_bytes_that_are_being_filled_unmaps_nothing_of_its_own() -> TestResult {
+    const LEN: usize = 16 << 20;
+    #[expect(unsafe_code, reason = "the promise that a test is")]
+    // SAFETY: the copy touches nothing of the test's threads.
+    let promise = unsafe { ForkWithThreads::new() };
+    let mut filling = Some(polyproc::SharedBytesMut::new(LEN)?);
+    if let Some(bytes) = &mut filling {
+        bytes[..4].copy_from_slice(b"kept");
+    }
+    let copy = Process::fork(|| {
+        let own: Vec<_> = (0..3).map(|_| vec![1u8; LEN - 8192]).collect();
+        drop(filling.take());
+        own.iter().map(|own| own.iter().map(|byte| usize::from(*byte)).sum::<usize>()).sum::<usize>()
+    });
+    assert_eq!(copy.fork_with_threads(promise).start()?.join()?, 3 * (LEN - 8192));
+    let bytes = filling.take().ok_or("the original has it")?.freeze()?;
+    assert_eq!(&bytes[..4], b"kept");
+    Ok(())
+}
+
 #[test]
 fn a_closure_takes_along_what_it_captures() -> TestResult {
     // The test runner has a second thread; a process of ours has one.

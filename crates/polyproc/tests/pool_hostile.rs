@@ -6,9 +6,12 @@
 mod support;
 
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
-use polyproc::{Failure, Pool};
+use polyproc::{Failure, Pool, TaskError};
+use polyproc_core::pool::wild;
 use support::{Clean, Random, TestResult};
 
 /// Writes random words over the beginning of this worker's memory files of a name.
@@ -105,5 +108,74 @@ fn no_worker_can_write_to_what_others_are_to_do() -> TestResult {
     assert!(mappings > 0 && ways.is_empty(), "{mappings} mappings, {ways:?}");
     let (_, ways) = pool.apply(|name: String| ways_to_write(&name), "polyproc-pool".to_owned())??;
     assert!(!ways.is_empty(), "it sees none at all");
+    Ok(())
+}
+
+/// More descriptors than a result may have, again and again, and no result; until it is killed.
+fn send_descriptors_without_end((): ()) {
+    let null = File::open("/dev/null").expect("/dev/null");
+    let fds = [null.as_fd(); 100];
+    while wild::send_fds(&fds).is_ok() {}
+}
+
+#[test]
+fn descriptors_of_no_result_cost_the_worker_that_sends_them() -> TestResult {
+    let _clean = Clean::start();
+    let pool = Pool::new(2)?;
+    let before = support::descriptors().values().sum::<usize>();
+    let lost = pool.apply(send_descriptors_without_end, ());
+    assert!(matches!(lost, Err(TaskError { failure: Failure::WorkerLost(_), .. })), "{lost:?}");
+    assert_eq!(pool.map(|x: u64| x + 1, 0..100)?, (1..101).collect::<Vec<_>>());
+    support::wait_until(|| support::descriptors().values().sum::<usize>() <= before);
+    Ok(())
+}
+
+#[test]
+fn questions_whose_answers_nobody_reads_cost_the_worker_that_asks() -> TestResult {
+    let pool = Pool::new(2)?;
+    let flood = |(): ()| while wild::ask().is_ok() {};
+    let lost = pool.apply(flood, ());
+    assert!(matches!(lost, Err(TaskError { failure: Failure::WorkerLost(_), .. })), "{lost:?}");
+    assert_eq!(pool.map(|x: u64| x + 1, 0..100)?, (1..101).collect::<Vec<_>>());
+    Ok(())
+}
+
+#[test]
+fn a_worker_that_logs_without_end_keeps_nobody_waiting() -> TestResult {
+    let pool = Pool::new(2)?;
+    let over = support::scratch("log-without-end");
+    let log_until = |over: PathBuf| {
+        while !over.exists() {
+            polyproc_core::pool::log(b"again");
+        }
+    };
+    let logs = pool.apply_async(log_until, over.clone());
+    for x in 0..100u64 {
+        assert_eq!(pool.apply(|x: u64| x + 1, x)?, x + 1);
+    }
+    std::fs::write(&over, "")?;
+    logs.get()?;
+    Ok(())
+}
+
+#[test]
+fn no_worker_answers_for_another() -> TestResult {
+    let pool = Pool::new(2)?;
+    let over = support::scratch("answers-for-another");
+    let wait_for = |over: PathBuf| {
+        support::wait_until(|| over.exists());
+        7u64
+    };
+    // The first task of a pool, so at position 0 of slot 0.
+    let victim = pool.apply_async(wait_for, over.clone());
+    let forge = |value: u64| {
+        wild::answer_for(0, 0, &[u8::try_from(value).unwrap_or(0)]).map_err(|error| error.to_string())?;
+        std::thread::sleep(std::time::Duration::from_secs(3600)); // until it is killed
+        Ok::<_, String>(())
+    };
+    let lost = pool.apply(forge, 8);
+    assert!(matches!(lost, Err(TaskError { failure: Failure::WorkerLost(_), .. })), "{lost:?}");
+    std::fs::write(&over, "")?;
+    assert_eq!(victim.get()?, 7);
     Ok(())
 }

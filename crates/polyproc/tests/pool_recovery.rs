@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use polyproc::{Failure, Pool, PoolEvent, Process, StartError, StartMethod, active_children};
@@ -110,6 +111,30 @@ fn a_panic_in_on_event_ends_no_thread_of_the_pool() -> TestResult {
     }
     assert_eq!(pool.apply(|x: u32| x, 5)?, 5);
     wait_until(|| ends.load(Ordering::Relaxed) == 3);
+    Ok(())
+}
+
+#[test]
+fn a_panic_in_a_waker_ends_no_thread_of_the_pool() -> TestResult {
+    struct Panics(AtomicUsize);
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            panic!("as told");
+        }
+    }
+    let _clean = Clean::start();
+    let (pool, go) = (Pool::new(1)?, scratch("panicking-waker"));
+    let mut result = Box::pin(pool.apply_async(wait_for_file, go.clone()));
+    let panics = Arc::new(Panics(AtomicUsize::new(0)));
+    let waker = Waker::from(Arc::clone(&panics));
+    assert!(result.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    std::fs::write(&go, "")?;
+    wait_until(|| panics.0.load(Ordering::Relaxed) > 0);
+    assert_eq!(pool.apply(|x: u32| x, 5)?, 5);
+    let lost = pool.apply(die, ()).expect_err("it died");
+    assert!(matches!(lost.failure, Failure::WorkerLost(_)), "{lost}");
+    assert_eq!(pool.apply(|x: u32| x, 6)?, 6);
     Ok(())
 }
 

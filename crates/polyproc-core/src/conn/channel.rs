@@ -225,6 +225,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_said_to_lie_in_a_memory_file_is_there() {
+        let spilled = |len: u64| [&[1, 1][..], &len.to_le_bytes()[..6]].concat();
+        let sparse = crate::sys::memory::create(c"polyproc-test", 1 << 30).expect("a memory file");
+        assert!(decode((spilled(1 << 30), vec![sparse])).is_err(), "it costs the peer nothing");
+        let executable = std::fs::File::open("/proc/self/exe").expect("this program");
+        assert!(decode((spilled(4), vec![executable.into()])).is_err(), "a read of another file may wait for ever");
+        let whole = fd::memfd_with(b"four").expect("a memory file");
+        let message = decode((spilled(4), vec![whole])).expect("a good message").expect("not the end");
+        assert_eq!(message.payload.head, b"four");
+    }
+
+    #[test]
     fn what_a_dead_peer_sent_is_still_read() {
         let (ours, theirs) = Channel::pair().expect("a socket pair");
         let theirs = Channel::from(theirs);

@@ -35,6 +35,9 @@ mod staff;
 mod stream;
 mod task;
 mod watch;
+#[cfg(feature = "crash-points")]
+#[doc(hidden)]
+pub mod wild;
 mod worker;
 
 pub use call::{Call, CallSettings, Ends, ItemEnd, Want};

@@ -86,8 +86,9 @@ fn most_fds(workers: Option<usize>) -> u64 {
     (sys::fd::table_len() / 4 / workers.max(1)).clamp(1, MOST_FDS)
 }
 
-/// See [`Worker::has_many_fds`].
+/// See [`Worker::has_many_fds`]. More than one result can have.
 const MOST_FDS_WAITING: usize = 512;
+const _: () = assert!(MOST_FDS_WAITING > sys::socket::MAX_FDS);
 /// More than these do not make it faster.
 const MOST_FDS: u64 = 64;
 

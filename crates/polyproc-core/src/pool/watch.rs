@@ -418,8 +418,9 @@ impl Driver {
         for _ in 0..most {
             let Some(worker) = &mut inner.workers[at] else { return false };
             if worker.has_many_fds() {
-                // Their results come first; a worker that sends descriptors of no results is of no use.
-                if !worker.stream.is_anything_unread() && worker.reading.is_none() {
+                // Their results come first; a worker that sends descriptors of no results is of no use. Without an unread
+                // result these would be of one result that is to come, which has fewer.
+                if !worker.stream.is_anything_unread() {
                     inner.discard(at);
                 }
                 return true;

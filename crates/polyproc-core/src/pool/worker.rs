@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -45,6 +45,23 @@ pub fn log(record: &[u8]) -> bool {
     if sent {
         LOGGED.store(true, Ordering::Release);
     }
+    sent
+}
+
+#[cfg(feature = "crash-points")]
+pub(super) fn channel() -> Option<&'static Channel> {
+    CHANNEL.get().copied()
+}
+
+#[cfg(feature = "crash-points")]
+pub(super) fn stream() -> Option<&'static Stream> {
+    LENDING.get().map(|(stream, _)| &**stream)
+}
+
+/// Sends a message to the parent, which may be busy for a while.
+fn send(channel: &Channel, tag: u8, head: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut sent = Ok(());
+    process::idle(|| sent = channel.send(tag, head, fds));
     sent
 }
 
@@ -362,7 +379,7 @@ impl<'a> Worker<'a> {
     }
 
     fn ask(&self, question: u8, number: u64, answer: u8) -> io::Result<Payload> {
-        self.channel.send(question, &number.to_le_bytes(), &[])?;
+        send(self.channel, question, &number.to_le_bytes(), &[])?;
         let mut received = Ok(None);
         process::idle(|| received = self.channel.receive());
         let message = received?.ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -420,7 +437,7 @@ impl<'a> Worker<'a> {
         let fds = std::mem::take(&mut out.fds);
         if !fds.is_empty() {
             let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-            if let Err(error) = self.channel.send(tag::RESULT_FDS, &[], &borrowed) {
+            if let Err(error) = send(self.channel, tag::RESULT_FDS, &[], &borrowed) {
                 let why = format!("the result's descriptors could not be sent to the parent: {error}");
                 return self.refuse(flags, &why);
             }

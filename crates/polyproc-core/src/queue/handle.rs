@@ -74,6 +74,7 @@ impl From<MemoryError> for PutError {
     fn from(error: MemoryError) -> Self {
         match error {
             MemoryError::Busy => Self::Full, // for now, as behind any process that stands still
+            MemoryError::Interrupted => Self::Interrupted,
             error => Self::Memory(error),
         }
     }
@@ -83,6 +84,7 @@ impl From<MemoryError> for GetError {
     fn from(error: MemoryError) -> Self {
         match error {
             MemoryError::Busy => Self::Empty,
+            MemoryError::Interrupted => Self::Interrupted,
             error => Self::Memory(error),
         }
     }
@@ -173,7 +175,7 @@ impl Queue {
         };
         let place = first_chunk().map_err(|error| match error {
             MemoryError::System(error) => error,
-            error @ (MemoryError::Corrupt | MemoryError::Busy) => io::Error::other(error),
+            error @ (MemoryError::Corrupt | MemoryError::Busy | MemoryError::Interrupted) => io::Error::other(error),
         })?;
         let layout = ring.layout();
         for side in [&layout.put, &layout.get] {

@@ -178,13 +178,16 @@ impl<'a> Arena<'a> {
     /// The lists are whole while the guard lives.
     ///
     /// # Errors
-    /// [`MemoryError::Busy`] when the deadline passes, which it does only while the lock's owner stands still.
+    /// [`MemoryError::Busy`] when the deadline passes, which it does only while the lock's owner stands still;
+    /// [`MemoryError::Interrupted`].
     pub(crate) fn lock(&self, deadline: Deadline) -> Result<Guard<'a>, MemoryError> {
         let mut guard = loop {
             match self.header.lock.lock(deadline) {
                 Ok(guard) => break guard,
                 Err(WaitError::TimedOut) => return Err(MemoryError::Busy),
-                Err(WaitError::Interrupted) => {} // a short section is not given up because of a signal
+                // Only a wait for as long as it takes is given up because of a signal.
+                Err(WaitError::Interrupted) if deadline == Deadline::NEVER => return Err(MemoryError::Interrupted),
+                Err(WaitError::Interrupted) => {}
             }
         };
         let is_whole = !guard.owner_died && self.header.unlisted.swap(0, Ordering::AcqRel) == 0;
@@ -312,7 +315,9 @@ impl<'a> Arena<'a> {
             record.is_warm.store(0, Ordering::Relaxed);
             self.segment.release(record.offset(), record.capacity());
         }
-        match self.lock(Deadline::PASSED) {
+        // Once somebody found that the lock's owner stands still, nobody else waits to see it.
+        let stands_still = self.header.unlisted.load(Ordering::Relaxed) != 0;
+        match if stands_still { Err(MemoryError::Busy) } else { self.lock(Deadline::PASSED) } {
             Ok(_guard) => self.free_locked(block),
             // Nobody waits for a process that stands still: it is free, and whoever has the lock next lists it.
             Err(MemoryError::Busy) => {

@@ -87,7 +87,9 @@ impl Stock {
             return Ok(None);
         }
         let len = len.next_multiple_of(memory::PAGE);
-        Ok(Some(File { memfd: memory::create(c"polyproc-loan", len)?, len, mapping: None }))
+        let memfd = memory::create(c"polyproc-loan", len)?;
+        memory::close_to_other_users(memfd.as_fd())?;
+        Ok(Some(File { memfd, len, mapping: None }))
     }
 
     /// Lets go of the oldest of the files that nobody has, when these are too much memory.
@@ -214,6 +216,8 @@ mod tests {
         let (fd, _) = lend(&[&[7; 100_000]]).expect("memory").expect("room");
         assert!(memory::write(fd.as_fd(), 0, &[8]).is_err());
         assert!(Mapping::new(fd.as_fd(), 0, memory::PAGE).is_err(), "not for writing");
+        let mode = rustix::fs::fstat(&fd).expect("a file").st_mode & 0o777;
+        assert_eq!(mode, 0o600, "nor can another user open it anew");
     }
 
     #[test]

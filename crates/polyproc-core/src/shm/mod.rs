@@ -33,6 +33,9 @@ pub enum MemoryError {
     /// A process stands still in the middle of giving out this memory, and the deadline passed.
     #[error("a process is stopped while it gives out shared memory")]
     Busy,
+    /// A signal handler ran while a process stands still there.
+    #[error("a signal handler ran during the wait")]
+    Interrupted,
     /// The system gives no memory, address space or descriptor.
     #[error("the system refused shared memory: {0}")]
     System(#[from] std::io::Error),

@@ -221,3 +221,20 @@ impl AsFd for Segment {
         self.memfd.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_memory_was_reserved_for_is_not_read() {
+        let segment = Segment::create(c"polyproc-test", 4 * PAGE, 1024, PAGE).expect("a memory file");
+        let offset = segment.place(4 * PAGE, 64 << 20).expect("a long file");
+        let mut out = Vec::new();
+        assert!(matches!(segment.copy_out(offset, 64 << 20, &mut out), Err(MemoryError::Corrupt)));
+        assert_eq!(out.capacity(), 0);
+        segment.reserve(offset, 64 << 20).expect("memory");
+        segment.copy_out(offset, 64 << 20, &mut out).expect("zeros");
+        assert_eq!(out.len(), 64 << 20);
+    }
+}

@@ -6,7 +6,9 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, SealFlags};
+
+use super::memory;
 
 /// `memfd_create(2)`: an unnamed, empty file in memory, close-on-exec. The name shows up in `/proc/PID/fd` only.
 pub(crate) fn memfd(name: &CStr) -> io::Result<OwnedFd> {
@@ -20,14 +22,16 @@ pub(crate) fn memfd_with(bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// The first `len_bytes` bytes of a memory file, wherever its shared offset stands.
+/// The first `len_bytes` bytes of a memory file, wherever its shared offset stands. A peer may have made it up: a read of another
+/// file may wait for ever, and a file that is longer than its memory costs the reader more than the peer.
 pub(crate) fn read_memfd(memfd: OwnedFd, len_bytes: usize) -> io::Result<Vec<u8>> {
-    let file = File::from(memfd);
-    if file.metadata()?.len() < len_bytes as u64 {
+    memory::inspect_sealed(memfd.as_fd(), SealFlags::empty())?;
+    if memory::reserved_bytes(memfd.as_fd())? < len_bytes as u64 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
+    let file = File::from(memfd);
     let mut bytes = Vec::new();
-    bytes.try_reserve_exact(len_bytes).map_err(|_| io::ErrorKind::OutOfMemory)?; // a file may be longer than memory
+    bytes.try_reserve_exact(len_bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
     bytes.resize(len_bytes, 0);
     file.read_exact_at(&mut bytes, 0)?;
     Ok(bytes)

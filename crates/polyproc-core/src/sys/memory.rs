@@ -120,10 +120,15 @@ pub(super) fn wiped_on_fork<T: Default>() -> io::Result<*mut T> {
     Ok(page)
 }
 
-/// Another descriptor of a memory file, by which nothing can be written to it; by the file's mode, neither can another user open it
-/// to write. Where `/proc` is not there, one that could.
+/// By the file's mode, no other user can open it anew to write.
+pub(crate) fn close_to_other_users(memfd: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::fs::fchmod(memfd, Mode::RUSR | Mode::WUSR)?)
+}
+
+/// Another descriptor of a memory file, by which nothing can be written to it; neither can another user. Where `/proc` is not there,
+/// one that could.
 pub(crate) fn reopen_read_only(memfd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    rustix::fs::fchmod(memfd, Mode::RUSR | Mode::WUSR)?;
+    close_to_other_users(memfd)?;
     let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());
     match rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
         Err(Errno::NOENT) => memfd.try_clone_to_owned(),
@@ -317,5 +322,21 @@ impl Drop for Mapping {
         // SAFETY: the mapping is `self`'s own, and no reference into it outlives `self`.
         let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
         debug_assert!(unmapped.is_ok(), "munmap of an own mapping failed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn nobody_adds_seals() {
+        let memfd = create(c"polyproc-test", PAGE).expect("a memory file");
+        for seal in [SealFlags::GROW, SealFlags::WRITE, SealFlags::FUTURE_WRITE] {
+            assert_eq!(rustix::fs::fcntl_add_seals(&memfd, seal), Err(Errno::PERM), "{seal:?}");
+        }
+        assert!(rustix::fs::ftruncate(memfd.as_fd(), 0).is_err(), "nor makes it shorter");
     }
 }

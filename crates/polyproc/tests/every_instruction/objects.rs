@@ -182,7 +182,14 @@ impl Operation for ObjectOperation {
     fn call_with_limits(checker: &mut Checker, said: &mut Said) {
         let objects = &checker.objects;
         match checker.operation {
-            Self::Lock | Self::Notify | Self::Wait => {
+            Self::Notify | Self::Wait => {
+                let guard = said.in_time("lock", LIMIT, || any(objects.lock().lock_timeout(LIMIT)));
+                if let Some(guard) = guard {
+                    let wait = || objects.condition().wait_timeout(guard, LIMIT).map(drop).is_ok();
+                    let _ = said.in_time("wait", LIMIT, wait);
+                }
+            }
+            Self::Lock => {
                 said.limited(|| objects.lock().lock_timeout(LIMIT).map(drop).map_err(|error| format!("{error:?}")));
                 said.limited(|| objects.lock().try_lock().map(drop).map_err(|error| format!("{error:?}")));
             }

@@ -1,0 +1,37 @@
+//! What a pool's worker may do that went wild, for tests. To be called in a worker.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use super::stream::{Kind, WORD_LEN};
+use super::task::tag;
+use super::worker;
+use crate::shm::MemoryError;
+
+/// Sends descriptors of a result that does not come.
+///
+/// # Errors
+/// When the message cannot be sent.
+pub fn send_fds(fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    worker::channel().ok_or(io::ErrorKind::NotConnected)?.send(tag::RESULT_FDS, &[], fds)
+}
+
+/// Asks for a function, and leaves the answer.
+///
+/// # Errors
+/// As [`send_fds`].
+pub fn ask() -> io::Result<()> {
+    worker::channel().ok_or(io::ErrorKind::NotConnected)?.send(tag::NEED_FUNCTION, &[0; 8], &[])
+}
+
+/// Begins the task of a slot and position, which another worker runs, and ends its only item with these bytes.
+///
+/// # Errors
+/// [`MemoryError`].
+pub fn answer_for(slot: u32, position: u64, bytes: &[u8]) -> Result<(), MemoryError> {
+    let stream = worker::stream().ok_or(MemoryError::Corrupt)?;
+    let mut record = [&[0; WORD_LEN], bytes].concat();
+    stream.write_begin(slot, position)?;
+    stream.write_end(Kind::Returned, 0, &mut record)?;
+    Ok(())
+}
