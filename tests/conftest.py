@@ -119,6 +119,28 @@ def programs(tmp_path, method):
         program.communicate()
 
 
+# For programs: `refuse(calls)` has the system refuse calls of these numbers from then on, as profiles of containers do.
+REFUSE = """
+    import ctypes, errno, platform, struct
+
+    CALLS = {
+        "x86_64": {"clone3": 435, "get_robust_list": 274},
+        "aarch64": {"clone3": 435, "get_robust_list": 100},
+    }[platform.machine()]
+
+    def refuse(*calls):
+        code = [struct.pack("HBBI", 0x20, 0, 0, 0)]  # load the number of the call
+        for call in calls:
+            code.append(struct.pack("HBBI", 0x15, 0, 1, CALLS[call]))
+            code.append(struct.pack("HBBI", 0x06, 0, 0, 0x00050000 | errno.ENOSYS))
+        code.append(struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000))
+        filter = ctypes.create_string_buffer(b"".join(code))
+        program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code), ctypes.addressof(filter)))
+        prctl = ctypes.CDLL(None, use_errno=True).prctl
+        assert prctl(38, 1, 0, 0, 0) == 0 and prctl(22, 2, program) == 0, ctypes.get_errno()
+"""
+
+
 def kill_group(program):
     """Kills a program that was not waited for yet, so that its id is its own, and what it started."""
     os.killpg(program.pid, signal.SIGKILL)

@@ -12,7 +12,7 @@ from multiprocessing import process as standard_process
 import polyproc
 import polyproc.connection
 import pytest
-from conftest import eventually, is_running, of_methods, wait_for_end
+from conftest import REFUSE, eventually, is_running, of_methods, wait_for_end
 
 
 def put(queue, value):
@@ -482,3 +482,36 @@ def test_is_running_is_told_of_zombies():
     wait_for_end(pid)
     assert not is_running(pid)
     os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("calls", [["clone3"], ["clone3", "get_robust_list"]])
+def test_starts_in_containers(programs, calls):
+    """Their default profiles refuse `clone3`; with the other one, nothing can be cloned."""
+    code, out, err = programs.run(
+        REFUSE
+        + """
+    import sys
+    import polyproc as mp
+
+    def square(x):
+        return x * x
+
+    def put(queue, x):
+        queue.put(square(x))
+
+    if __name__ == "__main__":
+        refuse(*sys.argv[1:])
+        mp.set_start_method(METHOD)
+        queue = mp.Queue()
+        for x in range(3):
+            process = mp.Process(target=put, args=(queue, x))
+            process.start()
+            process.join()
+            assert process.exitcode == 0
+        print([queue.get() for _ in range(3)])
+        with mp.Pool(2) as pool:
+            print(pool.map(square, range(5)))
+        """,
+        *calls,
+    )
+    assert (code, out, err) == (0, "[0, 1, 4]\n[0, 1, 4, 9, 16]\n", "")

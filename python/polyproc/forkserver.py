@@ -47,6 +47,11 @@ def with_preload(preparation, start):
         # The main module raises when it is imported, or starts threads: then each process imports it by itself.
         _prepared.preparation = None
         _set_preload(None)
+    try:
+        return start(preparation)
+    except _polyproc.PreloadError:
+        # Another module does, or the system lets no fork server make processes: then these are told all, and import all.
+        _polyproc.set_preload(None, [])
         return start(preparation)
 
 

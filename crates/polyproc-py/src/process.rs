@@ -156,11 +156,11 @@ fn fork(py: Python<'_>, name: String, daemon: bool, run: Py<PyAny>) -> PyResult<
     py.detach(|| process::start(settings, Job::Closure(Box::new(run)))).map(Child).map_err(error)
 }
 
-/// The fork server runs `polyproc._child.preload(data, fds)` once, before it makes processes.
+/// The fork server runs `polyproc._child.preload(data, fds)` once, before it makes processes; nothing for `None`.
 #[pyfunction]
-fn set_preload(py: Python<'_>, data: &[u8], fds: Vec<RawFd>) -> PyResult<()> {
-    let preload = (function::<Preload>()?, payload(data, &fds)?);
-    py.detach(|| process::set_preload(Some(preload)));
+fn set_preload(py: Python<'_>, data: Option<&[u8]>, fds: Vec<RawFd>) -> PyResult<()> {
+    let preload = data.map(|data| Ok::<_, PyErr>((function::<Preload>()?, payload(data, &fds)?))).transpose()?;
+    py.detach(|| process::set_preload(preload));
     Ok(())
 }
 

@@ -3,9 +3,10 @@
 mod support;
 
 use std::io::Read;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use polyproc::{JoinError, Process, StartError, StartMethod};
+use polyproc::{JoinError, Pool, Process, StartError, StartMethod};
 use support::{Clean, TestResult, forkserver, sandbox, wait_until};
 
 fn kill(pid: u32, signal: &str) {
@@ -55,6 +56,19 @@ fn leave_a_mark((n, _): (u32, Vec<u8>)) -> u32 {
 
 #[test]
 fn a_forkserver_killed_at_any_moment_of_a_start_loses_and_doubles_nothing() -> TestResult {
+    start_while_the_forkserver_is_killed()
+}
+
+#[test]
+fn a_forkserver_without_clone3_killed_at_any_moment_of_a_start_loses_and_doubles_nothing() -> TestResult {
+    let in_a_sandbox = |()| {
+        sandbox::refuse(&[(libc::SYS_clone3, libc::ENOSYS)]);
+        start_while_the_forkserver_is_killed().map_err(|error| error.to_string())
+    };
+    Ok(Process::new(in_a_sandbox, ()).start()?.join()??)
+}
+
+fn start_while_the_forkserver_is_killed() -> TestResult {
     let _clean = Clean::start();
     let (mut marks, write) = std::io::pipe()?;
     let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
@@ -173,24 +187,41 @@ fn too_many_open_files_is_an_error_and_nothing_ran_or_is_left() -> TestResult {
     Ok(())
 }
 
-#[test]
-fn where_clone3_is_refused_processes_are_spawned() -> TestResult {
-    fn in_a_sandbox(_: ()) -> Result<(bool, u32), String> {
-        sandbox::refuse(&[(libc::SYS_clone3, libc::ENOSYS)]);
-        let child = Process::new(|n: u32| n + 1, 1).start().map_err(|error| error.to_string())?;
-        let spawned = child.start_method() == StartMethod::Spawn;
-        Ok((spawned, child.join().map_err(|error| error.to_string())?))
+/// What comes of starts where the system refuses these calls, with `clone3` among them: whether the fork
+/// server makes processes, whether a pool works, and what a process sees of a preload.
+fn start_without(calls: Vec<i64>) -> Result<(bool, u64, Result<u32, bool>), String> {
+    static PRELOADED: AtomicU32 = AtomicU32::new(0);
+    let refused: Vec<_> = calls.into_iter().map(|call| (call, libc::ENOSYS)).collect();
+    sandbox::refuse(&refused);
+    let text = |error: &dyn std::error::Error| error.to_string();
+    let child = Process::new(|n: u32| n + 1, 1).start().map_err(|error| text(&error))?;
+    let is_cloned = child.start_method() == StartMethod::Forkserver;
+    child.join().map_err(|error| text(&error))?;
+    for n in 0..20u32 {
+        let child = Process::new(|n: u32| n + 1, n).start().map_err(|error| text(&error))?;
+        assert_eq!(child.join().ok(), Some(n + 1));
     }
-    assert_eq!(Process::new(in_a_sandbox, ()).start()?.join()?, Ok((true, 2)));
-    // What only a fork server can do says that it cannot.
-    let preloaded = Process::new(
-        |()| {
-            sandbox::refuse(&[(libc::SYS_clone3, libc::ENOSYS)]);
-            polyproc::set_forkserver_preload(|()| (), ()).expect("a named function");
-            matches!(Process::new(|()| (), ()).start(), Err(StartError::Preload { .. }))
-        },
-        (),
-    );
-    assert!(preloaded.start()?.join()?);
+    let pool = Pool::new(2).map_err(|error| text(&error))?;
+    let sum = pool.map(|x: u64| x, 0..100).map_err(|error| text(&error))?.into_iter().sum();
+    polyproc::set_forkserver_preload(|()| PRELOADED.store(7, Ordering::Relaxed), ()).expect("a named function");
+    let preloaded = match Process::new(|()| PRELOADED.load(Ordering::Relaxed), ()).start() {
+        Ok(child) => Ok(child.join().map_err(|error| text(&error))?),
+        Err(error) => Err(matches!(error, StartError::Preload { .. })),
+    };
+    Ok((is_cloned, sum, preloaded))
+}
+
+#[test]
+fn where_clone3_is_refused_the_fork_server_clones_otherwise() -> TestResult {
+    let started = Process::new(start_without, vec![libc::SYS_clone3]).start()?.join()?;
+    assert_eq!(started, Ok((true, 4950, Ok(7))));
+    Ok(())
+}
+
+#[test]
+fn where_nothing_can_be_cloned_processes_are_spawned() -> TestResult {
+    // The second is what a fork server learns libc's addresses by. What only a fork server can do says that it cannot.
+    let started = Process::new(start_without, vec![libc::SYS_clone3, libc::SYS_get_robust_list]).start()?.join()?;
+    assert_eq!(started, Ok((false, 4950, Err(true))));
     Ok(())
 }

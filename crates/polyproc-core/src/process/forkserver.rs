@@ -94,7 +94,7 @@ enum Spare {
 enum MakeError {
     /// It is dead, and made none.
     Gone,
-    /// `clone3` failed.
+    /// Neither `clone3` nor `clone` would.
     Clone(io::Error),
     /// The wait for its answer was given up. The answer may still come.
     Interrupted,
@@ -148,7 +148,7 @@ impl Forkserver {
                 Err(Failure::Make(MakeError::Gone)) => *self = Self::NotStarted,
                 Err(Failure::Make(MakeError::Clone(error))) => {
                     if !matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL)) {
-                        return Err(os("clone3 in the fork server")(error));
+                        return Err(os("clone in the fork server")(error));
                     }
                     self.retire(state);
                     *self = Self::Refused;
@@ -308,7 +308,7 @@ impl Server {
                     self.spare = Spare::Asked(channel);
                     Err(MakeError::Interrupted.into())
                 }
-                answer => Ok(Some(adopt(state, answer?, channel)?)),
+                answer => Ok(Some(answer?.adopt(state, channel)?)),
             },
             other => {
                 self.spare = other;
@@ -335,7 +335,7 @@ impl Server {
             Ok(Some(Ok(Ok(made)))) => {
                 // Without a supervisor nobody reaps anything.
                 if let Spare::Asked(channel) = std::mem::replace(&mut self.spare, Spare::None)
-                    && let Ok(child) = adopt(state, made, channel)
+                    && let Ok(child) = made.adopt(state, channel)
                 {
                     self.spare = Spare::Made(child);
                 }
@@ -404,8 +404,8 @@ impl Server {
         heard
     }
 
-    /// Id and descriptor of the process asked for. It has no order yet.
-    fn answer(&self, give_up: GiveUp<'_>) -> Result<(u32, OwnedFd), MakeError> {
+    /// The process asked for. It has no order yet.
+    fn answer(&self, give_up: GiveUp<'_>) -> Result<Made, MakeError> {
         let failure = match self.hear(SPIN, give_up) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(MakeError::Interrupted),
             Ok(Some(message)) => match decode_made(message) {
@@ -422,7 +422,7 @@ impl Server {
         let made = self.cell.pid();
         self.cell.clear(); // so that the next answer from this dead zygote is not the same process
         match (made, failure) {
-            (Some(pid), None) => pidfd::open_or_end(pid.get()).map(|pidfd| (pid.get(), pidfd)).map_err(MakeError::Os),
+            (Some(pid), None) => Ok(Made { pid: pid.get(), pidfd: None }),
             (None, None) => Err(MakeError::Gone),
             // There is no descriptor for it: too many are open.
             (made, Some(error)) => {
@@ -442,11 +442,23 @@ impl Server {
     }
 }
 
-/// A process that the zygote made, known to the supervisor from now on.
-fn adopt(state: &'static State, (pid, pidfd): (u32, OwnedFd), channel: Channel) -> Result<Child, StartError> {
-    let child = Child::new(pid, pidfd, channel, StartMethod::Forkserver);
-    state.adopt(&child)?;
-    Ok(child)
+/// A process that the zygote made.
+struct Made {
+    pid: u32,
+    /// Where the zygote got none, this process opens one: it is its child.
+    pidfd: Option<OwnedFd>,
+}
+
+impl Made {
+    /// The supervisor knows it from now on.
+    fn adopt(self, state: &'static State, channel: Channel) -> Result<Child, StartError> {
+        let Some(pidfd) = self.pidfd else {
+            return super::start::known(state, self.pid, channel, StartMethod::Forkserver);
+        };
+        let child = Child::new(self.pid, pidfd, channel, StartMethod::Forkserver);
+        state.adopt(&child)?;
+        Ok(child)
+    }
 }
 
 /// Ends a process that has nothing to lose; the supervisor reaps it.
@@ -474,10 +486,10 @@ pub(super) fn tell(
     }
 }
 
-fn decode_made(mut message: Message) -> Result<Result<(u32, OwnedFd), MakeError>, WireError> {
+fn decode_made(mut message: Message) -> Result<Result<Made, MakeError>, WireError> {
     let number = Reader::new(&message.payload.head).u32()?;
     match message.tag {
-        tag::MADE => Ok(Ok((number, message.payload.fds.pop().ok_or(WireError)?))),
+        tag::MADE => Ok(Ok(Made { pid: number, pidfd: message.payload.fds.pop() })),
         tag::NO_CLONE => Ok(Err(MakeError::Clone(io::Error::from_raw_os_error(number.cast_signed())))),
         _ => Err(WireError),
     }

@@ -215,8 +215,8 @@ fn start_program(
         let request = Request { order: &mut order, env: &env, current_dir, stdio: &stdio, life, input };
         child = lock_unless(&state.forkserver, give_up)?.start(state, request, give_up)?;
         if child.is_none() && lock(&state.preload).is_some() {
-            let why =
-                "the system does not allow clone3 in the fork server, and no other start method shares its memory";
+            let why = "the system lets the fork server make no processes (by `clone3` or `clone`), and no other start method \
+                       shares its memory: allow one of them, or start without a preload";
             return Err(StartError::Preload { why: why.to_owned() });
         }
     }
@@ -261,7 +261,12 @@ pub(super) fn execute(
 }
 
 /// The child `pid` of this process, known to the supervisor from now on.
-fn known(state: &'static State, pid: u32, channel: Channel, method: StartMethod) -> Result<Child, StartError> {
+pub(super) fn known(
+    state: &'static State,
+    pid: u32,
+    channel: Channel,
+    method: StartMethod,
+) -> Result<Child, StartError> {
     let opening = os("opening a process descriptor (pidfd_open, Linux 5.3)");
     let child = match pidfd::open_or_end(pid) {
         Ok(pidfd) => Child::new(pid, pidfd, channel, method),

@@ -45,7 +45,7 @@ pub(crate) fn serve(parent_pid: u32, channel: &Channel, cell: &PidCell) -> io::R
     clone::name_thread("forkserver");
     panic::install_hook(false);
     let Some(request) = channel.receive()? else { clone::exit_now(0) };
-    let maker = match prepare(request.payload) {
+    let mut maker = match prepare(request.payload) {
         Ok(Ok(maker)) => maker,
         Ok(Err(error)) => {
             channel.send(tag::NO_CLONE, &encode_errno(&error), &[])?;
@@ -67,7 +67,10 @@ pub(crate) fn serve(parent_pid: u32, channel: &Channel, cell: &PidCell) -> io::R
     while let Some(mut request) = channel.receive()? {
         let Some(theirs) = request.payload.fds.pop() else { return Err(WireError.into()) };
         match super::host::copy(|| maker.make(cell)) {
-            Ok(Copied::Parent((pid, pidfd))) => channel.send(tag::MADE, &pid.to_le_bytes(), &[pidfd.as_fd()])?,
+            Ok(Copied::Parent((pid, pidfd))) => {
+                let pidfd: Vec<_> = pidfd.iter().map(AsFd::as_fd).collect();
+                channel.send(tag::MADE, &pid.to_le_bytes(), &pidfd)?;
+            }
             Err(error) => channel.send(tag::NO_CLONE, &encode_errno(&error), &[])?,
             Ok(Copied::Child) => {
                 fd::close_copy(channel.as_fd());

@@ -1,4 +1,4 @@
-//! New processes by copy: `clone3(2)` for the zygote and `fork(2)` for the user's own process.
+//! New processes by copy: `clone3(2)` or `clone(2)` for the zygote and `fork(2)` for the user's own process.
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -12,7 +12,7 @@ pub(crate) enum Copied<T> {
     Parent(T),
 }
 
-/// What raw `clone3` needs to know of this thread so that the child's C library stays whole.
+/// What raw `clone3` and `clone` need to know of this thread so that the child's C library stays whole.
 ///
 /// libc's `fork` does three things that the bare system call does not: it writes the child's thread id where libc keeps
 /// it, it registers the robust-mutex list anew, and it runs `pthread_atfork` handlers. The first is done by
@@ -20,9 +20,11 @@ pub(crate) enum Copied<T> {
 /// *other* threads at the moment of the fork, and the zygote has none (checked once it serves).
 #[derive(Debug)]
 pub(crate) struct SiblingMaker {
-    tid_address: u64,
+    tid_address: usize,
     robust_head: usize,
     robust_len: usize,
+    /// The default profiles of container runtimes refuse it, as they cannot look into its arguments.
+    is_clone3_refused: bool,
 }
 
 impl SiblingMaker {
@@ -40,14 +42,46 @@ impl SiblingMaker {
         if got != 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { tid_address: tid_address.as_ptr() as u64, robust_head, robust_len })
+        Ok(Self { tid_address: tid_address.as_ptr() as usize, robust_head, robust_len, is_clone3_refused: false })
     }
 
-    /// `clone3(CLONE_PARENT | CLONE_PIDFD | CLONE_PARENT_SETTID)`: the new process is a *sibling*, a child of this
-    /// process's own parent. The kernel stores its id in `cell` before it runs. Returns id and process descriptor.
+    /// Makes a *sibling*, a child of this process's own parent (`CLONE_PARENT`). The kernel stores its id in `cell` before it
+    /// runs. Returns its id, and its process descriptor where the system gives one with it.
     ///
     /// The caller has one thread only, and the child gets a copy of this thread as it stands.
-    pub(crate) fn make(&self, cell: &PidCell) -> io::Result<Copied<(u32, OwnedFd)>> {
+    pub(crate) fn make(&mut self, cell: &PidCell) -> io::Result<Copied<(u32, Option<OwnedFd>)>> {
+        if !self.is_clone3_refused {
+            match self.clone3(cell) {
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
+                    self.is_clone3_refused = true;
+                }
+                made => return made,
+            }
+        }
+        self.clone(cell)
+    }
+
+    /// `clone(2)`, whose word for the parent is either the new process's id or its descriptor: the id, which is exact whoever
+    /// dies.
+    fn clone(&self, cell: &PidCell) -> io::Result<Copied<(u32, Option<OwnedFd>)>> {
+        let flags =
+            libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID | libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID;
+        let [no_stack, no_tls] = [0_usize; 2];
+        let (parent_tid, child_tid) = (cell.address(), self.tid_address);
+        let last = if cfg!(target_arch = "x86_64") { [child_tid, no_tls] } else { [no_tls, child_tid] };
+        // SAFETY: without CLONE_VM the child runs on a copy of this stack; the pointers are live words of ours.
+        let pid = unsafe { libc::syscall(libc::SYS_clone, flags, no_stack, parent_tid, last[0], last[1]) };
+        match pid {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                self.repair_child();
+                Ok(Copied::Child)
+            }
+            pid => Ok(Copied::Parent((u32::try_from(pid).map_err(io::Error::other)?, None))),
+        }
+    }
+
+    fn clone3(&self, cell: &PidCell) -> io::Result<Copied<(u32, Option<OwnedFd>)>> {
         let mut pidfd: i32 = -1;
         // SAFETY: all-zero is a valid `clone_args`.
         let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -59,7 +93,7 @@ impl SiblingMaker {
         args.flags = u64::from(flags.cast_unsigned());
         args.pidfd = &raw mut pidfd as u64;
         args.parent_tid = cell.address() as u64;
-        args.child_tid = self.tid_address;
+        args.child_tid = self.tid_address as u64;
         // exit_signal stays 0: with CLONE_PARENT the kernel takes the caller's own, and refuses another.
         // SAFETY: without CLONE_VM the child runs on a copy of this stack; the pointers are live words of ours.
         let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
@@ -72,7 +106,7 @@ impl SiblingMaker {
             pid => {
                 let pid = u32::try_from(pid).map_err(io::Error::other)?;
                 // SAFETY: the kernel opened this descriptor for us.
-                Ok(Copied::Parent((pid, unsafe { OwnedFd::from_raw_fd(pidfd) })))
+                Ok(Copied::Parent((pid, Some(unsafe { OwnedFd::from_raw_fd(pidfd) }))))
             }
         }
     }
