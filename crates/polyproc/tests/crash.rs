@@ -219,6 +219,20 @@ fn where_clone3_is_refused_the_fork_server_clones_otherwise() -> TestResult {
 }
 
 #[test]
+fn where_close_range_is_refused_descriptors_are_closed_otherwise() -> TestResult {
+    let started = Process::new(start_without, vec![libc::SYS_close_range]).start()?.join()?;
+    assert_eq!(started, Ok((true, 4950, Ok(7))));
+    Ok(())
+}
+
+#[test]
+fn where_pidfd_open_is_missing_a_start_says_so() -> TestResult {
+    let started = Process::new(start_without, vec![libc::SYS_pidfd_open]).start()?.join()?;
+    assert!(started.as_ref().is_err_and(|why| why.contains("pidfd_open")), "{started:?}");
+    Ok(())
+}
+
+#[test]
 fn where_nothing_can_be_cloned_processes_are_spawned() -> TestResult {
     // The second is what a fork server learns libc's addresses by. What only a fork server can do says that it cannot.
     let started = Process::new(start_without, vec![libc::SYS_clone3, libc::SYS_get_robust_list]).start()?.join()?;

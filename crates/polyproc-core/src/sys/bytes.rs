@@ -5,7 +5,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::SealFlags;
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
@@ -69,7 +69,7 @@ impl Drop for Filling {
 
 impl Filling {
     pub(crate) fn new(len: usize) -> io::Result<Self> {
-        let memfd = rustix::fs::memfd_create(c"polyproc-bytes", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        let memfd = super::fd::memfd(c"polyproc-bytes")?;
         rustix::fs::ftruncate(&memfd, len as u64)?;
         if len > 0 {
             // Memory now, or an error now: a write without any would be a SIGBUS.

@@ -7,12 +7,18 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
 
 use super::memory;
 
-/// `memfd_create(2)`: an unnamed, empty file in memory, close-on-exec. The name shows up in `/proc/PID/fd` only.
+/// `memfd_create(2)`: an unnamed, empty file in memory, close-on-exec, that can be sealed and never executed: hardened systems
+/// allow no others (`vm.memfd_noexec`). The name shows up in `/proc/PID/fd` only.
 pub(crate) fn memfd(name: &CStr) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?)
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    match rustix::fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(Errno::INVAL) => Ok(rustix::fs::memfd_create(name, flags)?), // Linux before 6.3
+        created => Ok(created?),
+    }
 }
 
 /// A memory file that holds `bytes`.
@@ -83,7 +89,19 @@ pub(crate) fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
 pub(crate) fn close_from(first: RawFd) -> io::Result<()> {
     // SAFETY: runs in a fresh program before `main`, where nobody owns a descriptor above those handed over.
     let closed = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
-    if closed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if closed == 0 {
+        return Ok(());
+    }
+    // Refused, as by older profiles of containers.
+    let open: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|fd| *fd >= first)
+        .collect();
+    for fd in open {
+        // SAFETY: as above. The folder's own descriptor is closed by now, and this one's error with it.
+        unsafe { libc::close(fd) };
+    }
+    Ok(())
 }
 
 /// Closes the copy of a descriptor that this copied process must not keep, though its owner lives on in memory.

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
-use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::fs::{FallocateFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
@@ -19,7 +19,7 @@ pub(crate) const PAGE: u64 = 65536;
 
 /// A new memory file of `len_bytes` zeros that nobody can make shorter, nor keep others from mapping by further seals.
 pub(crate) fn create(name: &std::ffi::CStr, len_bytes: u64) -> io::Result<OwnedFd> {
-    let memfd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let memfd = super::fd::memfd(name)?;
     rustix::fs::ftruncate(&memfd, len_bytes)?;
     rustix::fs::fcntl_add_seals(&memfd, SealFlags::SHRINK | SealFlags::SEAL)?;
     Ok(memfd)
@@ -338,5 +338,17 @@ mod tests {
             assert_eq!(rustix::fs::fcntl_add_seals(&memfd, seal), Err(Errno::PERM), "{seal:?}");
         }
         assert!(rustix::fs::ftruncate(memfd.as_fd(), 0).is_err(), "nor makes it shorter");
+    }
+
+    #[test]
+    fn no_memory_file_can_be_executed() {
+        let memfd = create(c"polyproc-test", PAGE).expect("a memory file");
+        let mode = rustix::fs::fstat(&memfd).expect("a file").st_mode & 0o111;
+        let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::NOEXEC_SEAL;
+        if matches!(rustix::fs::memfd_create(c"probe", flags), Err(Errno::INVAL)) {
+            return eprintln!("not tried: Linux before 6.3");
+        }
+        assert_eq!(mode, 0);
+        assert!(rustix::fs::fcntl_get_seals(&memfd).expect("seals").bits() & 0x20 != 0, "F_SEAL_EXEC");
     }
 }
