@@ -324,20 +324,6 @@ fn a_copy_of_the_process_that_drops_a_listener_leaves_it_its_path() -> TestResul
     Ok(())
 }
 
-/// Whether this process may become another user; says so where it may not.
-fn may_change_user() -> bool {
-    let may = nix::unistd::geteuid().is_root();
-    if !may {
-        eprintln!("not tried: only root can become another user");
-    }
-    may
-}
-
-fn become_another_user() {
-    let other = nix::unistd::Uid::from_raw(12_345);
-    nix::unistd::setresuid(other, other, other).expect("root may");
-}
-
 /// Says something to a listener, and hears its answer.
 fn say((address, key, what): (String, Option<Vec<u8>>, u8)) -> Result<u8, String> {
     let connection = connect::<u8, u8>(address.as_str(), key.as_deref()).map_err(|error| error.to_string())?;
@@ -347,12 +333,12 @@ fn say((address, key, what): (String, Option<Vec<u8>>, u8)) -> Result<u8, String
 
 #[test]
 fn a_listener_turns_other_users_away() -> TestResult {
-    if !may_change_user() {
+    if !support::may_change_user() {
         return Ok(());
     }
     let _clean = Clean::start();
     let visit = |visit| {
-        become_another_user();
+        support::become_another_user();
         say(visit)
     };
     // Without a key, another user's listener is not trusted; with one it is asked.
@@ -379,13 +365,13 @@ fn a_listener_turns_other_users_away() -> TestResult {
 
 #[test]
 fn who_took_an_abstract_name_is_not_trusted_without_a_key() -> TestResult {
-    if !may_change_user() {
+    if !support::may_change_user() {
         return Ok(());
     }
     let _clean = Clean::start();
     let (ours, theirs) = pipe::<(), String>()?;
     let listen = |(tell, key): (Connection<String, ()>, Option<Vec<u8>>)| {
-        become_another_user();
+        support::become_another_user();
         let listener = Listener::bind(None, key.as_deref()).expect("a new name").for_all_users();
         tell.send(listener.address().to_string()).expect("it is read");
         let _ = listener.accept_timeout::<u8, u8>(Duration::from_secs(20)).map(|connection| connection.recv());

@@ -431,3 +431,25 @@ fn a_preload_that_fails_says_so_at_every_start() -> TestResult {
     Process::new(|()| (), ()).start()?.join()?;
     Ok(())
 }
+
+/// Started before it gave up its privileges, and after it.
+fn users_of_processes((): ()) -> Result<Vec<u32>, String> {
+    let start = || -> Result<u32, String> {
+        let child = Process::new(|()| nix::unistd::geteuid().as_raw(), ()).start();
+        child.map_err(|error| error.to_string())?.join().map_err(|error| error.to_string())
+    };
+    let mut users = vec![start()?, start()?, start()?];
+    support::become_another_user();
+    users.extend([start()?, start()?]);
+    Ok(users)
+}
+
+#[test]
+fn a_program_that_gave_up_privileges_starts_no_process_that_has_them() -> TestResult {
+    if support::may_change_user() {
+        let _clean = Clean::start();
+        let users = Process::new(users_of_processes, ()).start()?.join()??;
+        assert_eq!(users, [0, 0, 0, support::OTHER_USER, support::OTHER_USER]);
+    }
+    Ok(())
+}

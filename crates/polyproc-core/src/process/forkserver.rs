@@ -22,6 +22,7 @@ use crate::frame::Payload;
 use crate::frame::wire::{Reader, WireError, Writer};
 use crate::sys::bootstrap::Role;
 use crate::sys::cell::PidCell;
+use crate::sys::credentials::Credentials;
 use crate::sys::{pidfd, watch};
 
 /// How long the requester looks for an answer before it sleeps: about what the kernel takes to clone the zygote. Waking it
@@ -75,6 +76,8 @@ pub(crate) struct Server {
     /// Environment and working directory that it was given, and gives its children.
     env: Vec<(OsString, OsString)>,
     current_dir: Option<PathBuf>,
+    /// Those that it has, and its children.
+    credentials: Credentials,
     spare: Spare,
 }
 
@@ -120,6 +123,7 @@ impl Forkserver {
         mut request: Request<'_>,
         give_up: GiveUp<'_>,
     ) -> Result<Option<Child>, StartError> {
+        self.retire_another_users(state)?;
         let mut killed = None;
         for _ in 0..ATTEMPTS {
             if matches!(self, Self::NotStarted) {
@@ -163,6 +167,16 @@ impl Forkserver {
         }))
     }
 
+    /// A program that gave up privileges does not start processes that have them.
+    fn retire_another_users(&mut self, state: &'static State) -> Result<(), StartError> {
+        if let Self::Starting(server) | Self::Running(server) = self
+            && server.credentials != Credentials::own().map_err(os("looking who this process is"))?
+        {
+            self.retire(state);
+        }
+        Ok(())
+    }
+
     pub(super) fn pid(&self) -> Option<u32> {
         match self {
             Self::Starting(server) | Self::Running(server) => Some(server.zygote.pid()),
@@ -170,7 +184,8 @@ impl Forkserver {
         }
     }
 
-    /// Ends the zygote, which has nothing to lose; the next start makes another.
+    /// Ends the zygote, which has nothing to lose, by a signal, or where it is another user's by the end of its channel; the next
+    /// start makes another.
     pub(super) fn retire(&mut self, state: &'static State) {
         let (Self::Starting(mut server) | Self::Running(mut server)) = std::mem::take(self) else { return };
         discard(&server.zygote);
@@ -213,8 +228,10 @@ impl Server {
         let cell = PidCell::new().map_err(os("making the fork server's shared word"))?;
         let cell_fd = cell.as_fd().try_clone_to_owned().map_err(os("copying a descriptor"))?;
         let env: Vec<_> = std::env::vars_os().collect();
+        let credentials = Credentials::own().map_err(os("looking who this process is"))?;
         let zygote = super::start::execute(state, Role::Zygote, env.clone(), channel, vec![theirs, cell_fd])?;
-        let server = Self { zygote, cell, env, current_dir: std::env::current_dir().ok(), spare: Spare::NotWanted };
+        let current_dir = std::env::current_dir().ok();
+        let server = Self { zygote, cell, env, current_dir, credentials, spare: Spare::NotWanted };
         let preload = lock(&state.preload);
         let mut head = Writer::default();
         let mut fds = Vec::new();

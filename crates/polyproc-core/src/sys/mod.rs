@@ -7,6 +7,7 @@
 //! | `cell` | one shared word, in which the kernel records a child's id |
 //! | `clock` | the monotonic clock |
 //! | `clone` | `clone3(2)` for the zygote, `fork(2)` |
+//! | `credentials` | users and groups |
 //! | `crash` | dying at a marked step, for tests |
 //! | `exec` | `posix_spawn(3)` of the own executable |
 //! | `fd` | standard streams, `close_range(2)`, `memfd_create(2)` |
@@ -34,6 +35,7 @@ pub(crate) mod cell;
 pub(crate) mod clock;
 pub(crate) mod clone;
 pub(crate) mod crash;
+pub(crate) mod credentials;
 pub(crate) mod exec;
 pub(crate) mod fd;
 pub(crate) mod function;

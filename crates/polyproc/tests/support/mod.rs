@@ -56,6 +56,23 @@ pub(crate) fn is_childless() -> bool {
     children.len() <= 2 && children.into_iter().all(own)
 }
 
+/// The user that tests become.
+pub(crate) const OTHER_USER: u32 = 12_345;
+
+/// Whether this process may become another user; says so where it may not.
+pub(crate) fn may_change_user() -> bool {
+    let may = nix::unistd::geteuid().is_root();
+    if !may {
+        eprintln!("not tried: only root can become another user");
+    }
+    may
+}
+
+pub(crate) fn become_another_user() {
+    let other = nix::unistd::Uid::from_raw(OTHER_USER);
+    nix::unistd::setresuid(other, other, other).expect("root may");
+}
+
 /// Sets how many descriptors this process may have; returns how many it could have before.
 #[expect(unsafe_code, reason = "setrlimit")]
 pub(crate) fn limit_descriptors(count: u64) -> u64 {

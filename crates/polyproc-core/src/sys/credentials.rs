@@ -1,0 +1,26 @@
+//! Users and groups: what a process may (`credentials(7)`).
+
+use std::io;
+
+/// Those of this process. A copy of another process has that one's, whatever this one changed to meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Credentials {
+    /// Real, effective and saved.
+    users: [u32; 3],
+    groups: [u32; 3],
+    further_groups: Vec<u32>,
+}
+
+impl Credentials {
+    pub(crate) fn own() -> io::Result<Self> {
+        let (mut users, mut groups) = ([0; 3], [0; 3]);
+        let [real, effective, saved] = &mut users;
+        // SAFETY: the call fills three words of ours; it cannot fail otherwise.
+        unsafe { libc::getresuid(real, effective, saved) };
+        let [real, effective, saved] = &mut groups;
+        // SAFETY: as above.
+        unsafe { libc::getresgid(real, effective, saved) };
+        let further_groups = rustix::process::getgroups()?.into_iter().map(rustix::process::Gid::as_raw).collect();
+        Ok(Self { users, groups, further_groups })
+    }
+}
