@@ -47,6 +47,8 @@ struct State {
     is_abandoned: bool,
     /// So many wait for a result.
     waiting: usize,
+    /// The thread that takes items waits until there is room.
+    waits_for_room: bool,
     /// More than one: tasks are of so many, and give lists.
     chunksize: usize,
     /// So many tasks may be under way, or ended and not taken.
@@ -160,6 +162,7 @@ impl Imap {
             is_stopped: false,
             is_abandoned: false,
             waiting: 0,
+            waits_for_room: false,
             chunksize: chunksize.max(1),
             ahead: ahead.max(1) as u64,
             taken: 0,
@@ -232,9 +235,12 @@ impl Imap {
                     let _: Result<bool, WaitError> = self.call.wait(Want::Next, Deadline::after(SLICE));
                     return;
                 }
-                let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
                 if !state.is_stopped && !state.has_room() && !state.is_abandoned {
-                    let _ = self.changed.wait_timeout(state, SLICE);
+                    state.waits_for_room = true;
+                    let (mut state, _) =
+                        self.changed.wait_timeout(state, SLICE).unwrap_or_else(PoisonError::into_inner);
+                    state.waits_for_room = false;
                 }
             });
         }
@@ -281,10 +287,14 @@ impl Imap {
         loop {
             self.fill(py)?;
             let mut state = self.state(py);
-            state.collect(py);
+            if state.ready.is_empty() {
+                state.collect(py);
+            }
             if let Some(end) = state.ready.pop_front() {
                 state.taken += 1;
-                self.changed.notify_one();
+                if state.waits_for_room {
+                    self.changed.notify_one(); // a system call
+                }
                 return end.map(|value| Some(vec![value])).map_err(|error| PyErr::from_value(error.into_bound(py)));
             }
             if state.is_fed && state.count() == state.taken {
