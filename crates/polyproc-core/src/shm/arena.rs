@@ -246,6 +246,12 @@ impl<'a> Arena<'a> {
         let table = (number / FIRST_TABLE + 1).ilog2();
         let start = self.header.tables.get(table as usize).ok_or(MemoryError::Corrupt)?;
         if start.load(Ordering::Relaxed) == 0 {
+            // Its first record comes when the table before it is full: another count is nonsense, and a table may be large.
+            let is_next = number == FIRST_TABLE * ((1 << table) - 1);
+            let is_there = |before: u32| self.header.tables[before as usize].load(Ordering::Relaxed) != 0;
+            if !is_next || !(0..table).all(is_there) {
+                return Err(MemoryError::Corrupt);
+            }
             let len = (FIRST_TABLE << table) * RECORD;
             let at = self.place(len)?;
             self.segment.reserve(at, len)?;
@@ -373,9 +379,12 @@ impl<'a> Arena<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::sys::memory;
 
     const LEN: u64 = 256 << 10;
 
@@ -441,6 +450,20 @@ mod tests {
         arena.rebuild().expect("good records");
         let again: Vec<_> = (0..3).map(|_| arena.allocate(5000, Deadline::NEVER).expect("memory").0).collect();
         assert!(again.contains(&blocks[1].0) && again.contains(&blocks[2].0) && again.contains(&4));
+    }
+
+    #[test]
+    fn a_count_that_is_nonsense_reserves_nothing() {
+        let segment = segment();
+        let arena = Arena::new(&segment, 2048);
+        arena.allocate(5000, Deadline::NEVER).expect("memory");
+        let before = memory::reserved_bytes(segment.as_fd()).expect("a file");
+        // A table of half a gigabyte would begin there.
+        arena.header.count.store(FIRST_TABLE * ((1 << 15) - 1), Ordering::Relaxed);
+        assert!(matches!(arena.allocate(5000, Deadline::NEVER), Err(MemoryError::Corrupt)));
+        arena.header.count.store(FIRST_TABLE + 7, Ordering::Relaxed);
+        assert!(matches!(arena.allocate(5000, Deadline::NEVER), Err(MemoryError::Corrupt)));
+        assert_eq!(memory::reserved_bytes(segment.as_fd()).expect("a file"), before);
     }
 
     #[test]

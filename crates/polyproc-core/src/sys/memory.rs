@@ -54,12 +54,19 @@ pub(crate) fn grow(memfd: BorrowedFd<'_>, len_bytes: u64) -> io::Result<()> {
 /// So much is reserved at a time: a signal makes the kernel undo what the call under way has reserved (Linux before 6.12).
 const RESERVE_STEP: u64 = 16 << 20;
 
+/// Less than this is reserved without a look at what is available.
+const LOOKED_FOR: u64 = 64 << 20;
+
 /// Has the kernel find memory for a part of the file now: a write there would be a `SIGBUS` when there is none.
 ///
 /// # Errors
-/// [`io::ErrorKind::OutOfMemory`] or [`io::ErrorKind::StorageFull`] when there is none.
+/// [`io::ErrorKind::OutOfMemory`] or [`io::ErrorKind::StorageFull`] when there is none: at once where so much is not available, as
+/// the kernel would end other processes first.
 pub(crate) fn reserve(memfd: BorrowedFd<'_>, offset: u64, len_bytes: u64) -> io::Result<()> {
-    let end = offset + len_bytes;
+    if len_bytes >= LOOKED_FOR {
+        super::available::check(len_bytes)?;
+    }
+    let end = offset.checked_add(len_bytes).ok_or(io::ErrorKind::OutOfMemory)?;
     for start in (offset..end).step_by(usize::try_from(RESERVE_STEP).unwrap_or(usize::MAX)) {
         let len = RESERVE_STEP.min(end - start);
         rustix::io::retry_on_intr(|| rustix::fs::fallocate(memfd, FallocateFlags::KEEP_SIZE, start, len))?;
@@ -338,6 +345,17 @@ mod tests {
             assert_eq!(rustix::fs::fcntl_add_seals(&memfd, seal), Err(Errno::PERM), "{seal:?}");
         }
         assert!(rustix::fs::ftruncate(memfd.as_fd(), 0).is_err(), "nor makes it shorter");
+    }
+
+    #[test]
+    fn what_is_not_available_is_not_reserved() {
+        // In a file that takes none at all, so that nothing happens to the machine if this fails.
+        let null = crate::sys::fd::dev_null().expect("/dev/null");
+        for len in [1 << 46, u64::MAX - 1] {
+            let error = reserve(null.as_fd(), 4096, len).expect_err("more than any machine has");
+            assert_eq!(error.kind(), io::ErrorKind::OutOfMemory, "{error}");
+            assert!(error.to_string().contains("available"), "{error}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! | file | what it wraps |
 //! |---|---|
+//! | `available` | how much memory there is for this process |
 //! | `bootstrap` | the constructor that takes a child over before `main`; `atexit(3)` |
 //! | `bytes` | memory files that nobody else can write, as slices |
 //! | `cell` | one shared word, in which the kernel records a child's id |
@@ -29,6 +30,7 @@
 //! | `watch` | `poll(2)`, `epoll(7)`, `eventfd(2)` |
 #![expect(unsafe_code, reason = "every system call and raw pointer of the engine is in this module")]
 
+pub(crate) mod available;
 pub(crate) mod bootstrap;
 pub(crate) mod bytes;
 pub(crate) mod cell;
