@@ -453,3 +453,58 @@ fn a_program_that_gave_up_privileges_starts_no_process_that_has_them() -> TestRe
     }
     Ok(())
 }
+
+/// What bounds this thread and its process: umask, processors, descriptors, niceness.
+fn bounds() -> Vec<String> {
+    let read = |file: &str| std::fs::read_to_string(file).expect("/proc");
+    let status = read("/proc/thread-self/status");
+    let mut bounds: Vec<_> = ["Umask:", "Cpus_allowed_list:"]
+        .iter()
+        .filter_map(|field| status.lines().find(|line| line.starts_with(field)).map(str::to_owned))
+        .collect();
+    bounds.extend(read("/proc/self/limits").lines().find(|line| line.starts_with("Max open files")).map(str::to_owned));
+    let stat = read("/proc/thread-self/stat");
+    bounds.extend(stat.rsplit(')').next().and_then(|fields| fields.split_whitespace().nth(16)).map(str::to_owned));
+    bounds
+}
+
+#[expect(unsafe_code, clippy::multiple_unsafe_ops_per_block, reason = "the calls that a program makes")]
+fn change_bounds() {
+    // SAFETY: an all-zero set of processors is an empty one.
+    let mut cpus: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the calls read and fill what is given to them.
+    unsafe {
+        libc::umask(0o027);
+        assert_eq!(libc::sched_getaffinity(0, size_of_val(&cpus), &raw mut cpus), 0);
+        let first = (0..1024).find(|cpu| libc::CPU_ISSET(*cpu, &cpus)).expect("it runs somewhere");
+        libc::CPU_ZERO(&mut cpus);
+        libc::CPU_SET(first, &mut cpus);
+        assert_eq!(libc::sched_setaffinity(0, size_of_val(&cpus), &raw const cpus), 0);
+        assert_eq!(libc::setpriority(libc::PRIO_PROCESS, 0, 7), 0);
+    }
+    support::limit_descriptors(200);
+}
+
+fn bounds_of_processes(method: bool) -> Result<Vec<Vec<String>>, String> {
+    let method = METHODS[usize::from(method)];
+    let start = || -> Result<Vec<String>, String> {
+        let child = Process::new(|()| bounds(), ()).start_method(method).start();
+        child.map_err(|error| error.to_string())?.join().map_err(|error| error.to_string())
+    };
+    let mut found = vec![bounds(), start()?, start()?];
+    change_bounds();
+    found.extend([bounds(), start()?, start()?]);
+    Ok(found)
+}
+
+#[test]
+fn the_bounds_of_a_process_are_those_that_its_starter_has_then() -> TestResult {
+    for method in [false, true] {
+        let found = Process::new(bounds_of_processes, method).start()?.join()??;
+        assert_eq!(found[0].len(), 4);
+        assert_eq!([&found[1], &found[2]], [&found[0]; 2], "{method}: before");
+        assert_ne!(found[3], found[0]);
+        assert_eq!([&found[4], &found[5]], [&found[3]; 2], "{method}: after");
+    }
+    Ok(())
+}

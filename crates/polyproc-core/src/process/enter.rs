@@ -11,6 +11,7 @@ use super::{Current, Function, Handler, Outcome, Parent, panic};
 use crate::conn::{Channel, is_peer_gone};
 use crate::frame::wire::WireError;
 use crate::frame::{Input, Payload, Verdict};
+use crate::sys::bounds::Bounds;
 use crate::sys::life::{self, Whom};
 use crate::sys::{bootstrap, clone, fd, signal};
 
@@ -42,6 +43,9 @@ pub(crate) fn run(channel: Channel) -> io::Result<Infallible> {
     let stdio = [Some(stdin?), Some(stdout?), Some(stderr?)];
     let set_up = set_up(order.who, &order.env, order.current_dir.as_deref(), &stdio);
     drop(stdio);
+    // When nothing more is to be opened.
+    let bound = || order.bounds.apply().map_err(|(what, error)| format!("could not take over {what}: {error}"));
+    let set_up = set_up.and_then(|()| bound());
     let outcome = match (set_up, order.work) {
         (Err(why), _) => Outcome::Refused(why),
         (Ok(()), Work::Call(function)) => match function.resolve() {
@@ -151,7 +155,7 @@ pub(crate) fn rehearse() -> io::Result<()> {
     let work = Work::Call(Function::new::<fn(), Nothing>(|| ()).map_err(io::Error::other)?);
     let who = Current { parent: Some(Parent { name: String::new(), pid: 0 }), ..super::current() };
     let null = fd::dev_null()?;
-    Order { who, env: Vec::new(), current_dir: None, work }.send(
+    Order { who, env: Vec::new(), current_dir: None, bounds: Bounds::default(), work }.send(
         &parents,
         &[null.as_fd(); 3],
         None,

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
-use super::order::Order;
+use super::order::{Order, decode_bounds};
 use super::start::os;
 use super::state::lock;
 use super::zygote::tag;
@@ -21,6 +21,7 @@ use crate::deadline::Deadline;
 use crate::frame::Payload;
 use crate::frame::wire::{Reader, WireError, Writer};
 use crate::sys::bootstrap::Role;
+use crate::sys::bounds::Bounds;
 use crate::sys::cell::PidCell;
 use crate::sys::credentials::Credentials;
 use crate::sys::{pidfd, watch};
@@ -78,6 +79,8 @@ pub(crate) struct Server {
     current_dir: Option<PathBuf>,
     /// Those that it has, and its children.
     credentials: Credentials,
+    /// As soon as it is ready: those that it has, and its children.
+    bounds: Bounds,
     spare: Spare,
 }
 
@@ -110,6 +113,7 @@ pub(super) struct Request<'a> {
     pub(super) order: &'a mut Order,
     pub(super) env: &'a [(OsString, OsString)],
     pub(super) current_dir: Option<&'a PathBuf>,
+    pub(super) bounds: Bounds,
     pub(super) stdio: &'a [BorrowedFd<'a>; 3],
     pub(super) life: Option<BorrowedFd<'a>>,
     pub(super) input: &'a Payload,
@@ -231,7 +235,8 @@ impl Server {
         let credentials = Credentials::own().map_err(os("looking who this process is"))?;
         let zygote = super::start::execute(state, Role::Zygote, env.clone(), channel, vec![theirs, cell_fd])?;
         let current_dir = std::env::current_dir().ok();
-        let server = Self { zygote, cell, env, current_dir, credentials, spare: Spare::NotWanted };
+        let server =
+            Self { zygote, cell, env, current_dir, credentials, bounds: Bounds::default(), spare: Spare::NotWanted };
         let preload = lock(&state.preload);
         let mut head = Writer::default();
         let mut fds = Vec::new();
@@ -250,9 +255,13 @@ impl Server {
     }
 
     /// Waits until the zygote is ready. `Ok(false)`: the system refuses.
-    fn await_ready(&self, state: &State, give_up: GiveUp<'_>) -> Result<bool, StartError> {
+    fn await_ready(&mut self, state: &State, give_up: GiveUp<'_>) -> Result<bool, StartError> {
         let source = match self.hear(Duration::ZERO, give_up) {
-            Ok(Some(message)) if message.tag == tag::READY => return Ok(true),
+            Ok(Some(message)) if message.tag == tag::READY => {
+                let bounds = decode_bounds(&mut Reader::new(&message.payload.head));
+                self.bounds = bounds.map_err(|error| os("starting the fork server")(error.into()))?;
+                return Ok(true);
+            }
             Ok(Some(message)) if message.tag == tag::NO_CLONE => return Ok(false),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(StartError::Interrupted),
             Ok(Some(message)) if message.tag == tag::BAD_PRELOAD => {
@@ -281,6 +290,7 @@ impl Server {
         request.order.env = super::start::delta(&self.env, request.env);
         let other_dir = request.current_dir.filter(|path| Some(*path) != self.current_dir.as_ref());
         request.order.current_dir = other_dir.map(|path| path.clone().into());
+        request.order.bounds = request.bounds.clone().since(&self.bounds);
         let tell = |child: &Child| tell(child, request.order, request.stdio, request.life, request.input);
         let spare = match self.take_spare(state, give_up) {
             // Asked again for one that is needed now, it says so again.

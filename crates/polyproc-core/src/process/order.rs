@@ -12,6 +12,7 @@ use super::{Current, Function};
 use crate::conn::{Channel, Message};
 use crate::frame::Payload;
 use crate::frame::wire::{Reader, WireError, Writer};
+use crate::sys::bounds::Bounds;
 
 pub(crate) const TAG: u8 = 1;
 
@@ -33,7 +34,25 @@ pub(crate) struct Order {
     pub(crate) who: Current,
     pub(crate) env: EnvDelta,
     pub(crate) current_dir: Option<OsString>,
+    /// Those that it has not by itself.
+    pub(crate) bounds: Bounds,
     pub(crate) work: Work,
+}
+
+pub(super) fn encode_bounds(bounds: &Bounds, out: &mut Writer) {
+    out.u32(bounds.umask.unwrap_or(u32::MAX));
+    out.u64(bounds.nice.map_or(u64::MAX, |nice| u64::from(nice.cast_unsigned())));
+    for words in [&bounds.limits.concat(), &bounds.cpus] {
+        out.bytes(&words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>());
+    }
+}
+
+pub(super) fn decode_bounds(from: &mut Reader<'_>) -> Result<Bounds, WireError> {
+    let umask = Some(from.u32()?).filter(|umask| *umask != u32::MAX);
+    let nice = u32::try_from(from.u64()?).ok().map(u32::cast_signed);
+    let mut words = || Ok(from.bytes()?.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect::<Vec<_>>());
+    let limits = words()?.as_chunks().0.to_vec();
+    Ok(Bounds { umask, nice, limits, cpus: words()? })
 }
 
 impl Order {
@@ -53,6 +72,7 @@ impl Order {
             out.bytes(value.as_deref().unwrap_or_default().as_bytes());
         }
         out.bytes(self.current_dir.as_deref().unwrap_or_default().as_bytes());
+        encode_bounds(&self.bounds, &mut out);
         match &self.work {
             Work::Pool => out.u8(0),
             Work::Call(function) => {
@@ -83,6 +103,7 @@ impl Order {
                 Ok((name, is_set.then(|| os_string(value))))
             })?,
             current_dir: Some(os_string(from.bytes()?)).filter(|path| !path.is_empty()),
+            bounds: decode_bounds(from)?,
             work: if from.flag()? { Work::Call(Function::decode(from)?) } else { Work::Pool },
         };
         let life = if from.flag()? { Some(fds.next().ok_or(WireError)?) } else { None };

@@ -26,6 +26,7 @@ use crate::frame::Payload;
 use crate::prim::Ordering;
 use crate::shm::registry;
 use crate::sys::bootstrap::{self, Role};
+use crate::sys::bounds::Bounds;
 use crate::sys::clone::{self, Copied};
 use crate::sys::per_process::PerProcess;
 use crate::sys::{exec, fd, pidfd, watch};
@@ -206,13 +207,15 @@ fn start_program(
     let (stdio, captured) = streams(settings.stdio)?;
     let stdio = [stdio[0].as_fd(), stdio[1].as_fd(), stdio[2].as_fd()];
     let leads_group = matches!(work, Work::Pool);
-    let mut order = Order { who, env: Vec::new(), current_dir: None, work };
+    let bounds = Bounds::own();
+    let mut order = Order { who, env: Vec::new(), current_dir: None, bounds: Bounds::default(), work };
     let life = if order.who.bound { Some(state.life_pipe().map_err(os("making a pipe"))?.as_fd()) } else { None };
 
     let mut child = None;
     if settings.method == StartMethod::Forkserver {
         let current_dir = current_dir.as_ref();
-        let request = Request { order: &mut order, env: &env, current_dir, stdio: &stdio, life, input };
+        let bounds = bounds.clone();
+        let request = Request { order: &mut order, env: &env, current_dir, bounds, stdio: &stdio, life, input };
         child = lock_unless(&state.forkserver, give_up)?.start(state, request, give_up)?;
         if child.is_none() && lock(&state.preload).is_some() {
             let why = "the system lets the fork server make no processes (by `clone3` or `clone`), and no other start method \
@@ -227,6 +230,7 @@ fn start_program(
             let (channel, theirs) = Channel::pair().map_err(os("making a channel"))?;
             order.env = Vec::new();
             order.current_dir = current_dir.map(Into::into);
+            order.bounds = bounds.of_thread(); // it is the supervisor that executes
             let child = execute(state, Role::Process, env, channel, vec![theirs])?;
             // If somebody has killed it already, joining it says so.
             tell(&child, &order, &stdio, life, input)?;

@@ -19,10 +19,12 @@ use std::convert::Infallible;
 use std::io;
 use std::os::fd::AsFd;
 
+use super::order::encode_bounds;
 use super::{Function, panic};
 use crate::conn::Channel;
 use crate::frame::Payload;
-use crate::frame::wire::{Reader, WireError};
+use crate::frame::wire::{Reader, WireError, Writer};
+use crate::sys::bounds::Bounds;
 use crate::sys::cell::PidCell;
 use crate::sys::clone::{self, Copied, SiblingMaker};
 use crate::sys::{fd, life, signal, warm};
@@ -63,7 +65,9 @@ pub(crate) fn serve(parent_pid: u32, channel: &Channel, cell: &PidCell) -> io::R
     warm::keep_mapped_in_children();
     // Only for speed: failing changes nothing else.
     let _ = super::enter::rehearse();
-    channel.send(tag::READY, &[], &[])?;
+    let mut bounds = Writer::default();
+    encode_bounds(&Bounds::own(), &mut bounds);
+    channel.send(tag::READY, &bounds.into_bytes(), &[])?;
     while let Some(mut request) = channel.receive()? {
         let Some(theirs) = request.payload.fds.pop() else { return Err(WireError.into()) };
         match super::host::copy(|| maker.make(cell)) {

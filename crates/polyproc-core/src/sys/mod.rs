@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `available` | how much memory there is for this process |
 //! | `bootstrap` | the constructor that takes a child over before `main`; `atexit(3)` |
+//! | `bounds` | umask, limits, processors, niceness |
 //! | `bytes` | memory files that nobody else can write, as slices |
 //! | `cell` | one shared word, in which the kernel records a child's id |
 //! | `clock` | the monotonic clock |
@@ -32,6 +33,7 @@
 
 pub(crate) mod available;
 pub(crate) mod bootstrap;
+pub(crate) mod bounds;
 pub(crate) mod bytes;
 pub(crate) mod cell;
 pub(crate) mod clock;

@@ -1,0 +1,112 @@
+//! What bounds a process and goes over to the programs and copies that it makes.
+
+use std::io::{self, Read as _};
+
+use rustix::fs::Mode;
+
+/// How many processors can be told: more than any Linux is built for.
+const MOST_CPUS: usize = 8192;
+/// So many resources have limits.
+const RESOURCES: u32 = 16;
+
+/// Bounds of a process; those of its processors and its niceness belong to a thread. What is empty or `None` is not told.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    /// `umask(2)`, where `/proc` tells it.
+    pub(crate) umask: Option<u32>,
+    /// `getrlimit(2)`: the number of a resource, how much is allowed, and how much could be.
+    pub(crate) limits: Vec<[u64; 3]>,
+    /// `sched_getaffinity(2)`: a bit for each processor.
+    pub(crate) cpus: Vec<u64>,
+    /// `getpriority(2)`.
+    pub(crate) nice: Option<i32>,
+}
+
+impl Bounds {
+    /// Those of the calling thread and its process.
+    pub(crate) fn own() -> Self {
+        Self {
+            umask: own_umask(),
+            limits: own_limits(),
+            cpus: own_cpus(),
+            nice: rustix::process::getpriority_process(None).ok(),
+        }
+    }
+
+    /// Without those that every process of this one has by itself.
+    pub(crate) fn of_thread(self) -> Self {
+        Self { umask: None, limits: Vec::new(), ..self }
+    }
+
+    /// What is to be applied where `before` holds.
+    pub(crate) fn since(mut self, before: &Self) -> Self {
+        self.umask = self.umask.filter(|_| self.umask != before.umask);
+        self.limits.retain(|limit| !before.limits.contains(limit));
+        if self.cpus == before.cpus {
+            self.cpus.clear();
+        }
+        self.nice = self.nice.filter(|_| self.nice != before.nice);
+        self
+    }
+
+    /// To be called where there is one thread.
+    ///
+    /// # Errors
+    /// What could not be applied, and why.
+    pub(crate) fn apply(&self) -> Result<(), (&'static str, io::Error)> {
+        if let Some(umask) = self.umask {
+            rustix::process::umask(Mode::from_raw_mode(umask));
+        }
+        for [resource, soft, hard] in &self.limits {
+            set_limit(*resource, *soft, *hard).map_err(|error| ("a resource limit", error))?;
+        }
+        if !self.cpus.is_empty() {
+            set_cpus(&self.cpus).map_err(|error| ("the processors", error))?;
+        }
+        if let Some(nice) = self.nice {
+            super::priority::set_nice(nice).map_err(|error| ("the niceness", error))?;
+        }
+        Ok(())
+    }
+}
+
+fn own_umask() -> Option<u32> {
+    // One of the first lines; the rest takes longer.
+    let mut start = [0; 128];
+    let len = std::fs::File::open("/proc/self/status").ok()?.read(&mut start).ok()?;
+    let text = String::from_utf8_lossy(start.get(..len)?);
+    let umask = text.lines().find_map(|line| line.strip_prefix("Umask:"))?;
+    u32::from_str_radix(umask.trim(), 8).ok()
+}
+
+fn own_limits() -> Vec<[u64; 3]> {
+    let limit = |resource: u32| {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the call fills the structure.
+        let got = unsafe { libc::getrlimit(resource as _, &raw mut limit) } == 0;
+        got.then_some([u64::from(resource), limit.rlim_cur, limit.rlim_max])
+    };
+    (0..RESOURCES).filter_map(limit).collect()
+}
+
+fn set_limit(resource: u64, soft: u64, hard: u64) -> io::Result<()> {
+    let resource = u32::try_from(resource).map_err(io::Error::other)?;
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: the call reads the structure.
+    let set = unsafe { libc::setrlimit(resource as _, &raw const limit) } == 0;
+    if set { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn own_cpus() -> Vec<u64> {
+    let mut cpus = vec![0_u64; MOST_CPUS / 64];
+    // SAFETY: the call fills at most as many bytes.
+    let len = unsafe { libc::syscall(libc::SYS_sched_getaffinity, 0, size_of_val(&*cpus), cpus.as_mut_ptr()) };
+    cpus.truncate(usize::try_from(len).unwrap_or(0).div_ceil(8));
+    cpus
+}
+
+fn set_cpus(cpus: &[u64]) -> io::Result<()> {
+    // SAFETY: the call reads as many bytes.
+    let set = unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(cpus), cpus.as_ptr()) } == 0;
+    if set { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
