@@ -156,10 +156,10 @@ mod tests {
         let name = "sys::identity::tests::in_a_namespace_whose_proc_is_another_ones";
         let mut unshare = std::process::Command::new("unshare");
         let output = unshare.args(["--fork", "--pid"]).arg(test).args(["--exact", name, "--ignored"]).output();
-        let Ok(output) = output else { return };
+        let Ok(output) = output else { return eprintln!("not tried: there is no unshare(1)") };
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         if err.starts_with("unshare:") {
-            return; // only root may
+            return eprintln!("not tried: only root may");
         }
         assert!(out.contains("1 passed"), "{out}{err}");
     }
