@@ -119,7 +119,7 @@ def programs(tmp_path, method):
         program.communicate()
 
 
-# For programs: `refuse(calls)` has the system refuse calls of these numbers from then on, as profiles of containers do.
+# For programs: after `refuse(*names)` these system calls fail with ENOSYS, as under a container's seccomp profile.
 REFUSE = """
     import ctypes, errno, platform, struct
 

@@ -15,7 +15,7 @@ import pytest
 
 ROUNDS = int(os.environ.get("POLYPROC_STORM_ROUNDS", "2"))
 TASKS = int(os.environ.get("POLYPROC_STORM_TASKS", "1000"))
-# A round goes on until so many were killed.
+# The least number of workers that a round kills.
 KILLS = 10
 
 

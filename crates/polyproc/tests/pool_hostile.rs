@@ -111,6 +111,14 @@ fn no_worker_can_write_to_what_others_are_to_do() -> TestResult {
     Ok(())
 }
 
+/// The task fails with the loss of its worker, and the pool goes on.
+fn loses_only_its_worker(pool: &Pool, task: fn(())) -> TestResult {
+    let lost = pool.apply(task, ());
+    assert!(matches!(lost, Err(TaskError { failure: Failure::WorkerLost(_), .. })), "{lost:?}");
+    assert_eq!(pool.map(|x: u64| x + 1, 0..100)?, (1..101).collect::<Vec<_>>());
+    Ok(())
+}
+
 /// More descriptors than a result may have, again and again, and no result; until it is killed.
 fn send_descriptors_without_end((): ()) {
     let null = File::open("/dev/null").expect("/dev/null");
@@ -123,9 +131,7 @@ fn descriptors_of_no_result_cost_the_worker_that_sends_them() -> TestResult {
     let _clean = Clean::start();
     let pool = Pool::new(2)?;
     let before = support::descriptors().values().sum::<usize>();
-    let lost = pool.apply(send_descriptors_without_end, ());
-    assert!(matches!(lost, Err(TaskError { failure: Failure::WorkerLost(_), .. })), "{lost:?}");
-    assert_eq!(pool.map(|x: u64| x + 1, 0..100)?, (1..101).collect::<Vec<_>>());
+    loses_only_its_worker(&pool, send_descriptors_without_end)?;
     support::wait_until(|| support::descriptors().values().sum::<usize>() <= before);
     Ok(())
 }
@@ -133,11 +139,7 @@ fn descriptors_of_no_result_cost_the_worker_that_sends_them() -> TestResult {
 #[test]
 fn questions_whose_answers_nobody_reads_cost_the_worker_that_asks() -> TestResult {
     let pool = Pool::new(2)?;
-    let flood = |(): ()| while wild::ask().is_ok() {};
-    let lost = pool.apply(flood, ());
-    assert!(matches!(lost, Err(TaskError { failure: Failure::WorkerLost(_), .. })), "{lost:?}");
-    assert_eq!(pool.map(|x: u64| x + 1, 0..100)?, (1..101).collect::<Vec<_>>());
-    Ok(())
+    loses_only_its_worker(&pool, |()| while wild::ask().is_ok() {})
 }
 
 #[test]

@@ -43,7 +43,7 @@ pub(crate) fn run(channel: Channel) -> io::Result<Infallible> {
     let stdio = [Some(stdin?), Some(stdout?), Some(stderr?)];
     let set_up = set_up(order.who, &order.env, order.current_dir.as_deref(), &stdio);
     drop(stdio);
-    // When nothing more is to be opened.
+    // Last: a lower descriptor limit must not make the set-up fail.
     let bound = || order.bounds.apply().map_err(|(what, error)| format!("could not take over {what}: {error}"));
     let set_up = set_up.and_then(|()| bound());
     let outcome = match (set_up, order.work) {

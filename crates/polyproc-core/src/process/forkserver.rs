@@ -113,7 +113,7 @@ pub(super) struct Request<'a> {
     pub(super) order: &'a mut Order,
     pub(super) env: &'a [(OsString, OsString)],
     pub(super) current_dir: Option<&'a PathBuf>,
-    pub(super) bounds: Bounds,
+    pub(super) bounds: &'a Bounds,
     pub(super) stdio: &'a [BorrowedFd<'a>; 3],
     pub(super) life: Option<BorrowedFd<'a>>,
     pub(super) input: &'a Payload,

@@ -214,8 +214,8 @@ fn start_program(
     let mut child = None;
     if settings.method == StartMethod::Forkserver {
         let current_dir = current_dir.as_ref();
-        let bounds = bounds.clone();
-        let request = Request { order: &mut order, env: &env, current_dir, bounds, stdio: &stdio, life, input };
+        let request =
+            Request { order: &mut order, env: &env, current_dir, bounds: &bounds, stdio: &stdio, life, input };
         child = lock_unless(&state.forkserver, give_up)?.start(state, request, give_up)?;
         if child.is_none() && lock(&state.preload).is_some() {
             let why = "the system lets the fork server make no processes (by `clone3` or `clone`), and no other start method \

@@ -6,7 +6,7 @@ use std::path::Path;
 /// A sixteenth of the machine, or of a control group, is left to others: with nothing left, the kernel would end some of them.
 const LEFT_TO_OTHERS: u64 = 16;
 
-/// Whether so many bytes can be reserved. Where the system does not tell, they can.
+/// Checks that `len_bytes` of memory are available. Succeeds if the system does not report how much is.
 ///
 /// # Errors
 /// [`io::ErrorKind::OutOfMemory`], with the figures.

@@ -38,7 +38,7 @@ impl Bounds {
         Self { umask: None, limits: Vec::new(), ..self }
     }
 
-    /// What is to be applied where `before` holds.
+    /// The bounds that differ from `before`.
     pub(crate) fn since(mut self, before: &Self) -> Self {
         self.umask = self.umask.filter(|_| self.umask != before.umask);
         self.limits.retain(|limit| !before.limits.contains(limit));

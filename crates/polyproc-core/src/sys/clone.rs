@@ -69,7 +69,7 @@ impl SiblingMaker {
         let [no_stack, no_tls] = [0_usize; 2];
         let (parent_tid, child_tid) = (cell.address(), self.tid_address);
         let last = if cfg!(target_arch = "x86_64") { [child_tid, no_tls] } else { [no_tls, child_tid] };
-        // SAFETY: without CLONE_VM the child runs on a copy of this stack; the pointers are live words of ours.
+        // SAFETY: without CLONE_VM the child runs on a copy of this stack; both pointers are to words that outlive the call.
         let pid = unsafe { libc::syscall(libc::SYS_clone, flags, no_stack, parent_tid, last[0], last[1]) };
         match pid {
             -1 => Err(io::Error::last_os_error()),

@@ -15,7 +15,7 @@ impl Credentials {
     pub(crate) fn own() -> io::Result<Self> {
         let (mut users, mut groups) = ([0; 3], [0; 3]);
         let [real, effective, saved] = &mut users;
-        // SAFETY: the call fills three words of ours; it cannot fail otherwise.
+        // SAFETY: the call writes three words that this function owns; `EFAULT` is its only error.
         unsafe { libc::getresuid(real, effective, saved) };
         let [real, effective, saved] = &mut groups;
         // SAFETY: as above.

@@ -127,13 +127,12 @@ pub(super) fn wiped_on_fork<T: Default>() -> io::Result<*mut T> {
     Ok(page)
 }
 
-/// By the file's mode, no other user can open it anew to write.
+/// Sets mode 0600, so that no other user can reopen the file for writing.
 pub(crate) fn close_to_other_users(memfd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::fs::fchmod(memfd, Mode::RUSR | Mode::WUSR)?)
 }
 
-/// Another descriptor of a memory file, by which nothing can be written to it; neither can another user. Where `/proc` is not there,
-/// one that could.
+/// A read-only descriptor of a memory file, which no other user can reopen for writing. Without `/proc`, a writable duplicate.
 pub(crate) fn reopen_read_only(memfd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     close_to_other_users(memfd)?;
     let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());

@@ -8,7 +8,7 @@
 //! | `bytes` | memory files that nobody else can write, as slices |
 //! | `cell` | one shared word, in which the kernel records a child's id |
 //! | `clock` | the monotonic clock |
-//! | `clone` | `clone3(2)` for the zygote, `fork(2)` |
+//! | `clone` | `clone3(2)` and `clone(2)` for the zygote, `fork(2)` |
 //! | `credentials` | users and groups |
 //! | `crash` | dying at a marked step, for tests |
 //! | `exec` | `posix_spawn(3)` of the own executable |
