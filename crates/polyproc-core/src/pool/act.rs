@@ -11,7 +11,7 @@ use super::orders::{LIMITED, Order, STEPWISE, WITH_FDS};
 use super::scheduler::{Action, Event, Loss, TaskId};
 use super::staff::Worker;
 use super::task::{PoolEvent, TaskEnd, next_item};
-use super::watch::{SHARE_PERIOD, Timer, after_backoff, after_failed_starts};
+use super::watch::{Limited, SHARE_PERIOD, Timer, after_backoff, after_failed_starts};
 use crate::prim::Ordering;
 use crate::process::Signal;
 use crate::shm::MemoryError;
@@ -131,11 +131,8 @@ impl Driver {
         inner.out_bytes += len;
         inner.told.published += 1;
         let is_loose = task.is_loose;
-        let limit = call.settings.limit.filter(|_| !task.has_limit_timer);
-        if let Some(at) = limit.and_then(|limit| Instant::now().checked_add(limit)) {
-            task.has_limit_timer = true;
-            let serial = task.serial;
-            inner.set_timer(at, Timer::Limit { task: id, serial });
+        if let Some(limit) = call.settings.limit.filter(|_| task.limit_at.is_none()) {
+            inner.limit_after(limit, Limited::Task(id));
         }
         if !inner.is_auditing {
             inner.is_auditing = true;
@@ -213,7 +210,7 @@ impl Driver {
         inner.told.events.push(PoolEvent::ItemLost { index });
         inner.end_item(call, index, End::Failed(Box::new(end)));
         if is_last {
-            inner.tasks.remove(id.0);
+            inner.remove_task(id);
             return Event::Ended(id);
         }
         Event::Requeued(id)
@@ -221,7 +218,7 @@ impl Driver {
 
     /// All items of a task that have not ended end so, and it is no more.
     pub(super) fn remove(&self, inner: &mut Inner, id: TaskId, end: &TaskEnd) {
-        let Some(task) = inner.tasks.try_remove(id.0) else { return };
+        let Some(task) = inner.remove_task(id) else { return };
         if let At::Out { slot, position, block, len, .. } = task.at {
             // A worker that has it goes on with it, unread, until it is killed.
             self.board.table().withdraw(slot, position);

@@ -4,7 +4,7 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::task::Waker;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::TaskEnd;
 use super::driver::Driver;
@@ -149,6 +149,10 @@ pub(super) struct State {
     /// It counts among those that want to be told of each result.
     pub(super) is_eager: bool,
     pub(super) stop: Option<Stop>,
+    /// The last one of its tasks, which knows the one before it, and so on.
+    pub(super) last_task: Option<usize>,
+    /// Its [`Limited`](super::watch::Limited) stands so.
+    pub(super) limit_at: Option<Instant>,
     /// Threads that sleep on `parker`, by their serials.
     pub(super) followers: Vec<u64>,
     pub(super) parker: Arc<Parker>,

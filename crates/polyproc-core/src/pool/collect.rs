@@ -218,7 +218,7 @@ impl Driver {
 
     /// All items of a task have been answered.
     pub(super) fn finish(&self, inner: &mut Inner, at: usize, id: TaskId) {
-        if let Some(At::Out { slot, block, len, .. }) = inner.tasks.try_remove(id.0).map(|task| task.at) {
+        if let Some(At::Out { slot, block, len, .. }) = inner.remove_task(id).map(|task| task.at) {
             inner.free(&self.orders, slot, block, len);
         }
         if let Some(worker) = &mut inner.workers[at] {
@@ -322,7 +322,7 @@ impl Driver {
         let (attempt, backoff) = (task.panics + 1, call.settings.backoff);
         let single = Task::single(task.call, serial, task.first + u64::from(task.done), item);
         let task = Task { panics: attempt, ..single };
-        let id = TaskId(inner.tasks.insert(task));
+        let id = inner.add_task(task);
         self.handle(inner, Event::Resubmitted(id, priority, retries));
         inner.set_timer(after_backoff(backoff, attempt), Timer::Due { task: id, serial });
         true

@@ -30,7 +30,7 @@ use super::scheduler::{Action, Event, Place, Scheduler, TaskId};
 use super::staff::{self, Cause, Numbers, Worker};
 use super::stream::IDLE;
 use super::task::{Items, PoolEvent, TaskEnd, Why, encode_function};
-use super::watch::{Timer, Timers};
+use super::watch::{Limited, Limits, Timer, Timers};
 use crate::prim::{AtomicBool, Ordering, fence};
 use crate::process::{Function, call_user, lock};
 use crate::shm::{Blocks, Extent};
@@ -57,6 +57,8 @@ pub(super) enum At {
 /// Some items of a call that go to a worker together.
 pub(super) struct Task {
     pub(super) call: usize,
+    /// The tasks of the same call that were added just before and after it.
+    pub(super) neighbours: [Option<usize>; 2],
     /// Never used again.
     pub(super) serial: u64,
     /// The number of the first item.
@@ -76,8 +78,8 @@ pub(super) struct Task {
     pub(super) panics: u32,
     /// Items that have not begun may go to another worker.
     pub(super) is_loose: bool,
-    /// A [`Timer::Limit`] is set.
-    pub(super) has_limit_timer: bool,
+    /// Its [`Limited`] stands so.
+    pub(super) limit_at: Option<Instant>,
     /// How many workers died that had taken it and not begun it.
     pub(super) unbegun_deaths: u32,
     /// Since when the worker that has taken it is seen not to begin it.
@@ -94,6 +96,7 @@ impl Task {
     pub(super) fn single(call: usize, serial: u64, index: u64, bytes: Vec<u8>) -> Self {
         Self {
             call,
+            neighbours: [None; 2],
             serial,
             first: index,
             count: 1,
@@ -104,7 +107,7 @@ impl Task {
             loss: None,
             panics: 0,
             is_loose: false,
-            has_limit_timer: false,
+            limit_at: None,
             unbegun_deaths: 0,
             unbegun_since: None,
         }
@@ -184,6 +187,7 @@ pub(super) struct Inner {
     /// What is to become of workers that are being started.
     pub(super) on_arrival: HashMap<Place, Action>,
     pub(super) timers: Timers,
+    pub(super) limits: Limits,
     /// The thread that looks for results.
     pub(super) leader: Option<Waiter>,
     /// Calls that want to be told of each result.
@@ -258,6 +262,7 @@ impl Driver {
             to_start: (0..workers).map(Place).collect(),
             on_arrival: HashMap::new(),
             timers: BinaryHeap::new(),
+            limits: Limits::default(),
             leader: None,
             eager: 0,
             told: Told::default(),
@@ -379,13 +384,15 @@ impl Driver {
                 is_abandoned: false,
                 is_eager,
                 stop: None,
+                last_task: None,
+                limit_at: None,
                 followers: Vec::new(),
                 parker: Arc::clone(&parker),
                 waker: None,
                 thens: Vec::new(),
             });
-            if let Some(at) = limit.and_then(|limit| Instant::now().checked_add(limit)) {
-                inner.set_timer(at, Timer::Stop { call: key, serial, stop: Stop::TimedOut });
+            if let Some(limit) = limit {
+                inner.limit_after(limit, Limited::Call(key));
             }
             if is_eager {
                 self.hand_over(inner);
@@ -412,7 +419,7 @@ impl Driver {
             let (priority, retries) = (state.settings.priority, state.settings.retries);
             let single = Task::single(call, serial, first, bytes);
             let is_loose = is_loose && count > 1;
-            let id = TaskId(inner.tasks.insert(Task { count, fds, is_loose, ..single }));
+            let id = inner.add_task(Task { count, fds, is_loose, ..single });
             if let Some(stop) = stop {
                 return self.remove(inner, id, &stop_end(stop));
             }
@@ -437,9 +444,8 @@ impl Driver {
         let serial = state.serial;
         let stop = state.stop.map_or(stop, |earlier| earlier.max(stop));
         state.stop = Some(stop);
-        let ids: Vec<_> = inner.tasks.iter().filter(|(_, task)| task.call == call).map(|(id, _)| TaskId(id)).collect();
         let mut is_left = false;
-        for id in ids {
+        for id in inner.tasks_of(call) {
             let Some(task) = inner.tasks.get(id.0) else { continue };
             match &task.at {
                 At::Waiting(_) => {
@@ -509,6 +515,46 @@ impl Inner {
         self.next_serial
     }
 
+    /// A new task, the last one of its call.
+    pub(super) fn add_task(&mut self, mut task: Task) -> TaskId {
+        let call = task.call;
+        let last = self.calls.get(call).and_then(|state| state.last_task);
+        task.neighbours = [last, None];
+        let id = self.tasks.insert(task);
+        if let Some(before) = last.and_then(|last| self.tasks.get_mut(last)) {
+            before.neighbours[1] = Some(id);
+        }
+        if let Some(state) = self.calls.get_mut(call) {
+            state.last_task = Some(id);
+        }
+        TaskId(id)
+    }
+
+    /// The task is no more.
+    pub(super) fn remove_task(&mut self, id: TaskId) -> Option<Task> {
+        let task = self.tasks.try_remove(id.0)?;
+        let [before, after] = task.neighbours;
+        if let Some(task) = before.and_then(|before| self.tasks.get_mut(before)) {
+            task.neighbours[1] = after;
+        }
+        if let Some(task) = after.and_then(|after| self.tasks.get_mut(after)) {
+            task.neighbours[0] = before;
+        } else if let Some(state) = self.calls.get_mut(task.call) {
+            state.last_task = before;
+        }
+        if let Some(at) = task.limit_at {
+            self.limits.remove(at, Limited::Task(id));
+        }
+        Some(task)
+    }
+
+    /// The tasks of a call, the last one first.
+    fn tasks_of(&self, call: usize) -> Vec<TaskId> {
+        let last = self.calls.get(call).and_then(|state| state.last_task);
+        let before = |id: &usize| self.tasks.get(*id).and_then(|task| task.neighbours[0]);
+        std::iter::successors(last, before).map(TaskId).collect()
+    }
+
     /// A function that was called before, without a context.
     pub(super) fn known_function(&self, key: (usize, usize)) -> Option<FunctionId> {
         self.functions.get(&key).copied()
@@ -574,6 +620,9 @@ impl Inner {
         self.told.thens.append(&mut state.thens);
         self.told.wakers.extend(state.waker.take());
         self.eager -= usize::from(std::mem::take(&mut state.is_eager));
+        if let Some(at) = state.limit_at.take() {
+            self.limits.remove(at, Limited::Call(call));
+        }
         if state.is_abandoned {
             if state.has_context {
                 self.names.remove(&state.function);

@@ -146,6 +146,14 @@ struct Task {
     priority: Priority,
     retries: u32,
     attempts: u32,
+    /// The number of its last wait.
+    wait: u64,
+}
+
+impl Task {
+    fn new(at: At, priority: Priority, retries: u32) -> Self {
+        Self { at, priority, retries, attempts: 0, wait: 0 }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,10 +185,13 @@ pub(crate) struct Scheduler {
     slots: usize,
     /// By number; `None` once it has ended.
     tasks: Vec<Option<Task>>,
-    /// Those that wait. A number that is not a waiting task's any more is passed over.
-    waiting: BTreeMap<Reverse<Priority>, VecDeque<TaskId>>,
+    /// Those that wait, each with the number of its wait. One that does not wait any more, or not so, is passed over.
+    waiting: BTreeMap<Reverse<Priority>, VecDeque<(TaskId, u64)>>,
     live: usize,
     waiting_count: usize,
+    /// How many in `waiting` are to be passed over.
+    passed_over: usize,
+    waits: u64,
     /// How many of each priority are out.
     out: BTreeMap<Priority, usize>,
     out_count: usize,
@@ -203,6 +214,8 @@ impl Scheduler {
             waiting: BTreeMap::new(),
             live: 0,
             waiting_count: 0,
+            passed_over: 0,
+            waits: 0,
             out: BTreeMap::new(),
             out_count: 0,
             workers: vec![Worker::Starting; workers],
@@ -244,7 +257,7 @@ impl Scheduler {
             Event::Submitted(task, priority, retries) => return self.submit(task, priority, retries, actions),
             Event::Resubmitted(task, priority, retries) => match self.phase {
                 Phase::Over(loss) => actions.push(Action::Fail(task, loss)),
-                Phase::Open | Phase::Closed => self.add(task, Task { at: At::Delayed, priority, retries, attempts: 0 }),
+                Phase::Open | Phase::Closed => self.add(task, Task::new(At::Delayed, priority, retries)),
             },
             Event::Ended(task) => self.end(task),
             Event::Withdrawn(task) => {
@@ -306,7 +319,7 @@ impl Scheduler {
         if let Some(loss) = loss {
             return actions.push(Action::Fail(task, loss));
         }
-        self.add(task, Task { at: At::Waiting, priority, retries, attempts: 0 });
+        self.add(task, Task::new(At::Waiting, priority, retries));
         self.wait(task, false);
         if self.live == 1 {
             self.restaff(actions);
@@ -336,8 +349,11 @@ impl Scheduler {
         let Some(Some(state)) = self.tasks.get_mut(task.0) else { return };
         state.at = At::Waiting;
         self.waiting_count += 1;
+        self.waits += 1;
+        state.wait = self.waits;
         let queue = self.waiting.entry(Reverse(state.priority)).or_default();
-        if in_front { queue.push_front(task) } else { queue.push_back(task) }
+        let entry = (task, state.wait);
+        if in_front { queue.push_front(entry) } else { queue.push_back(entry) }
     }
 
     fn wait_again(&mut self, task: TaskId, actions: &mut Vec<Action>) {
@@ -372,23 +388,41 @@ impl Scheduler {
             self.live -= 1;
             if state.at == At::Waiting {
                 self.waiting_count -= 1;
-                if let Some(queue) = self.waiting.get_mut(&Reverse(state.priority)) {
-                    queue.retain(|waiting| *waiting != task);
-                }
+                self.passed_over += 1;
+                self.tidy();
             }
+        }
+    }
+
+    /// Whether the task waits, and this is the number of its wait.
+    fn waits_so(tasks: &[Option<Task>], (task, wait): (TaskId, u64)) -> bool {
+        matches!(tasks.get(task.0), Some(Some(state)) if state.at == At::Waiting && state.wait == wait)
+    }
+
+    /// Takes out what is to be passed over, when it is more than what waits: so that each costs the same, however many.
+    fn tidy(&mut self) {
+        if self.passed_over > self.waiting_count + 64 {
+            let Self { tasks, waiting, .. } = self;
+            waiting.values_mut().for_each(|queue| queue.retain(|entry| Self::waits_so(tasks, *entry)));
+            self.passed_over = 0;
         }
     }
 
     fn publish(&mut self, actions: &mut Vec<Action>) {
         while self.waiting_count > 0 && self.out_count < self.slots {
             let Some(mut queue) = self.waiting.first_entry() else { return };
-            let Some(task) = queue.get_mut().pop_front() else {
+            let Some(entry) = queue.get_mut().pop_front() else {
                 if self.waiting.len() == 1 {
                     return;
                 }
                 self.waiting.pop_first();
                 continue;
             };
+            if !Self::waits_so(&self.tasks, entry) {
+                self.passed_over = self.passed_over.saturating_sub(1);
+                continue;
+            }
+            let (task, _) = entry;
             if let Some(Some(state)) = self.tasks.get_mut(task.0) {
                 state.at = At::Out;
                 *self.out.entry(state.priority).or_default() += 1;
@@ -523,7 +557,7 @@ impl Scheduler {
         }
         self.waiting.clear();
         self.out.clear();
-        (self.live, self.waiting_count, self.out_count) = (0, 0, 0);
+        (self.live, self.waiting_count, self.passed_over, self.out_count) = (0, 0, 0, 0);
         for (at, worker) in self.workers.iter_mut().enumerate() {
             match worker {
                 Worker::Gone => {}

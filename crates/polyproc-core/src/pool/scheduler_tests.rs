@@ -398,3 +398,32 @@ proptest! {
         prop_assert!(world.staff.is_empty());
     }
 }
+
+#[test]
+fn what_was_dropped_goes_before_nobody_when_its_number_is_used_again() {
+    let mut scheduler = Scheduler::new(1, 1);
+    after(&mut scheduler, Event::Submitted(TaskId(0), 0, 0));
+    for number in 1..=3 {
+        assert_eq!(after(&mut scheduler, Event::Submitted(TaskId(number), 0, 0)), []);
+    }
+    after(&mut scheduler, Event::Dropped(TaskId(1)));
+    after(&mut scheduler, Event::Submitted(TaskId(1), 0, 0));
+    let order = [2, 3, 1].map(TaskId);
+    for (ended, next) in [TaskId(0)].iter().chain(&order).zip(order) {
+        assert_eq!(after(&mut scheduler, Event::Ended(*ended)), [Action::Publish(next)]);
+    }
+}
+
+#[test]
+fn dropping_costs_the_same_for_each_and_leaves_nothing() {
+    let mut scheduler = Scheduler::new(1, 1);
+    for number in 0..10_000 {
+        after(&mut scheduler, Event::Submitted(TaskId(number), 0, 0));
+    }
+    for number in 1..10_000 {
+        after(&mut scheduler, Event::Dropped(TaskId(number)));
+    }
+    let kept: usize = scheduler.waiting.values().map(VecDeque::len).sum();
+    assert!(kept <= 64, "{kept} of those that were dropped are still there");
+    assert_eq!(after(&mut scheduler, Event::Ended(TaskId(0))), []);
+}

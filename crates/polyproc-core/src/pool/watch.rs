@@ -2,7 +2,7 @@
 //! Results it looks for only while no other thread waits for them.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -48,8 +48,8 @@ pub(super) enum Timer {
     Due { task: TaskId, serial: u64 },
     /// Another attempt to start a worker.
     Start(Place),
-    /// An item of the task may have run for too long.
-    Limit { task: TaskId, serial: u64 },
+    /// A look at the first of [`Limits`].
+    Limits,
     /// What is left of the call is ended.
     Stop { call: usize, serial: u64, stop: Stop },
     /// A look at the memory of all workers.
@@ -68,6 +68,37 @@ pub(super) enum Timer {
 
 /// The next one first.
 pub(super) type Timers = BinaryHeap<Reverse<(Instant, Timer)>>;
+
+/// What has a limited time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Limited {
+    /// The item of a task that runs.
+    Task(TaskId),
+    Call(usize),
+}
+
+/// When which time is over. One timer serves them all: it stands for the first, or for one that was the first and has ended.
+#[derive(Debug, Default)]
+pub(super) struct Limits {
+    times: BTreeSet<(Instant, Limited)>,
+    timer: Option<Instant>,
+}
+
+impl Limits {
+    pub(super) fn remove(&mut self, at: Instant, limited: Limited) {
+        self.times.remove(&(at, limited));
+    }
+
+    /// The first one, if its time is over.
+    fn pop_due(&mut self, now: Instant) -> Option<Limited> {
+        let (at, limited) = *self.times.first()?;
+        if at > now {
+            return None;
+        }
+        self.times.pop_first();
+        Some(limited)
+    }
+}
 
 /// In a moment.
 pub(super) fn soon() -> Instant {
@@ -94,6 +125,27 @@ impl Inner {
         let is_first = self.timers.peek().is_none_or(|Reverse((first, _))| at < *first);
         self.timers.push(Reverse((at, timer)));
         self.told.driver |= is_first;
+    }
+
+    /// Has a task, or a call, looked at when its time is over.
+    pub(super) fn limit_after(&mut self, time: Duration, limited: Limited) {
+        let Some(at) = Instant::now().checked_add(time) else { return }; // never
+        let place = match limited {
+            Limited::Task(id) => self.tasks.get_mut(id.0).map(|task| &mut task.limit_at),
+            Limited::Call(key) => self.calls.get_mut(key).map(|call| &mut call.limit_at),
+        };
+        let Some(place) = place else { return };
+        *place = Some(at);
+        self.limits.times.insert((at, limited));
+        self.set_timer_for_limits();
+    }
+
+    fn set_timer_for_limits(&mut self) {
+        let Some(&(first, _)) = self.limits.times.first() else { return };
+        if self.limits.timer.is_none_or(|at| first < at) {
+            self.limits.timer = Some(first);
+            self.set_timer(first, Timer::Limits);
+        }
     }
 }
 
@@ -163,7 +215,22 @@ impl Driver {
                 }
             }
             Timer::Start(place) => self.handle(inner, Event::StartDue(place)),
-            Timer::Limit { task, serial } => self.limit(inner, task, serial),
+            Timer::Limits => {
+                inner.limits.timer = None;
+                let now = Instant::now();
+                while let Some(limited) = inner.limits.pop_due(now) {
+                    match limited {
+                        Limited::Task(id) => self.limit(inner, id),
+                        Limited::Call(key) => {
+                            if let Some(state) = inner.calls.get_mut(key) {
+                                state.limit_at = None;
+                                self.stop(inner, key, Stop::TimedOut);
+                            }
+                        }
+                    }
+                }
+                inner.set_timer_for_limits();
+            }
             Timer::Stop { call, serial, stop } => {
                 if inner.calls.get(call).is_some_and(|state| state.serial == serial && !state.is_over()) {
                     self.stop(inner, call, stop);
@@ -260,27 +327,27 @@ impl Driver {
                 return;
             }
             let bytes = start[..start.len() - left.len()].to_vec();
-            let id = TaskId(inner.tasks.insert(Task::single(call, serial, end + u64::from(item), bytes)));
+            let id = inner.add_task(Task::single(call, serial, end + u64::from(item), bytes));
             self.handle(inner, Event::Resubmitted(id, priority, retries));
             self.handle(inner, Event::Due(id));
         }
     }
 
     /// Looks whether an item of the task has run for too long, and when to look again.
-    fn limit(&self, inner: &mut Inner, id: TaskId, serial: u64) {
+    fn limit(&self, inner: &mut Inner, id: TaskId) {
+        if let Some(task) = inner.tasks.get_mut(id.0) {
+            task.limit_at = None;
+        }
         self.read_holder(inner, id); // what it has answered counts
-        let Some(task) = inner.tasks.get_mut(id.0).filter(|task| task.serial == serial) else { return };
-        let At::Out { slot, position, .. } = task.at else {
-            task.has_limit_timer = false; // set again when it goes out
-            return;
-        };
+        let Some(task) = inner.tasks.get_mut(id.0) else { return };
+        let At::Out { slot, position, .. } = task.at else { return }; // set again when it goes out
         let Some(call) = inner.calls.get(task.call) else { return };
         let (Some(limit), soft_signal) = (call.settings.limit, call.settings.soft_signal) else { return };
         let holder = self.board.table().holder(slot, position);
         let worker = holder.and_then(|number| staff::with_number(&mut inner.workers, number));
         let Some(worker) = worker else {
             // Nobody has it yet, so it has the whole time before it.
-            return inner.set_timer(Instant::now() + limit, Timer::Limit { task: id, serial });
+            return inner.limit_after(limit, Limited::Task(id));
         };
         let cell = worker.stream.cell();
         let current = cell.current.load(Ordering::Acquire);
@@ -303,7 +370,7 @@ impl Driver {
                 None => a_moment, // it went on to another item
             },
         };
-        inner.set_timer(Instant::now() + again, Timer::Limit { task: id, serial });
+        inner.limit_after(again, Limited::Task(id));
     }
 
     /// Takes what the worker wrote that has taken a task.
@@ -625,4 +692,39 @@ impl Inner {
 fn is_passing(error: &StartError) -> bool {
     let StartError::Os { source, .. } = error else { return matches!(error, StartError::Forkserver { .. }) };
     matches!(source.raw_os_error(), Some(libc::EAGAIN | libc::EMFILE | libc::ENFILE | libc::ENOMEM))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use super::super::call::CallSettings;
+    use super::super::handle::PoolSettings;
+    use super::super::task::Items;
+    use super::*;
+
+    #[test]
+    fn one_timer_serves_all_limits_and_what_has_ended_leaves_none() {
+        let driver = Driver::new(1, PoolSettings::default()).expect("memory");
+        let hour = Some(Duration::from_secs(3600));
+        let calls = (0..500).map(|_| {
+            let settings = CallSettings { limit: hour, call_limit: hour, ..CallSettings::default() };
+            let (call, _) = driver.open(FunctionId(1), false, settings);
+            for first in 0..2 {
+                let mut items = Items::new();
+                items.push(|_| Ok::<Vec<OwnedFd>, ()>(Vec::new())).expect("nothing fails");
+                driver.submit(call, first, &mut items, Vec::new(), false);
+            }
+            driver.with(|inner| inner.seal(call));
+            call
+        });
+        let calls: Vec<_> = calls.collect();
+        let limits = |inner: &Inner| inner.timers.iter().filter(|Reverse((_, timer))| *timer == Timer::Limits).count();
+        driver.with(|inner| {
+            assert_eq!(inner.limits.times.len(), 1500, "a call and its two tasks, all out");
+            assert_eq!(limits(inner), 1);
+        });
+        calls.into_iter().for_each(|call| driver.cancel(call));
+        driver.with(|inner| assert!(inner.limits.times.is_empty() && inner.tasks.is_empty() && limits(inner) == 1));
+    }
 }
