@@ -38,7 +38,7 @@ struct File {
     mapping: Option<Mapping>,
 }
 
-/// The files of this process, those first that were lent the longest time ago.
+/// The files of this process, those first that were lent, or looked at in vain, the longest time ago.
 #[derive(Debug)]
 struct Stock {
     files: VecDeque<File>,
@@ -78,10 +78,12 @@ impl Stock {
     fn take(&mut self, len: u64) -> io::Result<Option<File>> {
         let fits = |file: &File| file.len >= len && file.len / 4 <= len.max(memory::PAGE);
         let found: Vec<_> = (0..self.files.len()).filter(|at| fits(&self.files[*at])).take(ATTEMPTS).collect();
-        for at in found {
-            if lease::is_free(self.files[at].memfd.as_fd())? {
-                return Ok(self.files.remove(at));
+        for (moved, at) in found.into_iter().enumerate() {
+            let Some(file) = self.files.remove(at - moved) else { break };
+            if lease::is_free(file.memfd.as_fd())? {
+                return Ok(Some(file));
             }
+            self.files.push_back(file); // the next loan looks at others
         }
         if self.files.len() >= FILES {
             return Ok(None);
@@ -209,6 +211,19 @@ mod tests {
         assert_eq!(Loan::open(short, 1 << 20).expect_err("too short").kind(), io::ErrorKind::InvalidData);
         let file = crate::sys::fd::memfd_with(&[0; 100]).expect("a file");
         assert_eq!(Loan::open(file, 10).expect_err("not sealed").kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn loans_that_are_kept_do_not_keep_others_from_being_lent_again() {
+        let lend_one = || lend(&[&[1; 1000]]).expect("memory");
+        let kept: Vec<_> = (0..2 * ATTEMPTS).map(|_| lend_one().expect("room")).collect();
+        let passing: Vec<_> = std::iter::from_fn(lend_one).collect();
+        assert_eq!(kept.len() + passing.len(), FILES);
+        drop(passing);
+        for _ in 0..FILES {
+            // One of them is in turn after some that are kept.
+            assert!((0..FILES / ATTEMPTS).any(|_| lend_one().is_some()));
+        }
     }
 
     #[test]
