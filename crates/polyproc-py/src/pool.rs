@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::os::fd::RawFd;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use polyproc_core::Deadline;
@@ -34,6 +34,8 @@ struct Pool {
     pool: pool::Pool,
     /// Those that are pickled by name, by their addresses.
     functions: Mutex<HashMap<usize, (Py<PyAny>, Registered)>>,
+    /// That for functions with handles, which go with each task.
+    inline: OnceLock<Registered>,
 }
 
 /// Whether a function's pickle is its name, and so the same every time.
@@ -58,8 +60,9 @@ impl Pool {
         let (mut bytes, mut fds) = (Vec::new(), Vec::new());
         codec::encode(func, How::FUNCTION, &mut bytes, &mut fds)?;
         if !fds.is_empty() {
-            let registered = self.pool.register(&function::<Inline>()?, &[]);
-            let call = self.pool.call_registered(registered, settings);
+            let inline = function::<Inline>()?;
+            let registered = self.inline.get_or_init(|| self.pool.register(&inline, &[]));
+            let call = self.pool.call_registered(*registered, settings);
             return Ok(tasks(call, bytes, fds));
         }
         if is_named
@@ -111,7 +114,7 @@ impl Pool {
             ..PoolSettings::default()
         };
         let pool = py.detach(|| pool::Pool::new(settings)).map_err(refused)?;
-        Ok(Self { pool, functions: Mutex::default() })
+        Ok(Self { pool, functions: Mutex::default(), inline: OnceLock::new() })
     }
 
     /// `func(*args, **kwds)` in a worker.
