@@ -41,7 +41,12 @@ def __getattr__(name):
         from .executor import ProcessPoolExecutor
 
         return ProcessPoolExecutor
+    if name in _BUDGET:
+        from . import queues
+
+        return getattr(queues, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ += ["install", "ProcessPoolExecutor"]
+_BUDGET = ["MemoryBudget", "OutOfSpace", "get_memory_budget", "set_memory_budget"]
+__all__ += ["install", "ProcessPoolExecutor", *_BUDGET]

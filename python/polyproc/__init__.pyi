@@ -7,6 +7,10 @@ from multiprocessing.spawn import freeze_support as freeze_support
 from . import context as context
 from .context import Process as Process
 from .executor import ProcessPoolExecutor as ProcessPoolExecutor
+from .queues import MemoryBudget as MemoryBudget
+from .queues import OutOfSpace as OutOfSpace
+from .queues import get_memory_budget as get_memory_budget
+from .queues import set_memory_budget as set_memory_budget
 
 AuthenticationError = _standard.AuthenticationError
 BufferTooShort = _standard.BufferTooShort

@@ -79,17 +79,17 @@ class BaseContext(_standard.BaseContext):
 
         return Barrier(parties, action, timeout, ctx=self.get_context())
 
-    def Queue(self, maxsize: int = 0) -> Queue:
-        """Returns a queue object."""
+    def Queue(self, maxsize: int = 0, *, max_bytes: int = 0) -> Queue:
+        """Returns a queue object, of at most so many items, and so many bytes of them; 0 is any number."""
         from .queues import Queue
 
-        return Queue(maxsize, ctx=self.get_context())
+        return Queue(maxsize, max_bytes=max_bytes, ctx=self.get_context())
 
-    def JoinableQueue(self, maxsize: int = 0) -> JoinableQueue:
+    def JoinableQueue(self, maxsize: int = 0, *, max_bytes: int = 0) -> JoinableQueue:
         """Returns a queue object that can be joined."""
         from .queues import JoinableQueue
 
-        return JoinableQueue(maxsize, ctx=self.get_context())
+        return JoinableQueue(maxsize, max_bytes=max_bytes, ctx=self.get_context())
 
     def SimpleQueue(self) -> SimpleQueue:
         """Returns a queue object with `get`, `put`, `empty` and `close` only."""

@@ -6,6 +6,7 @@ be pickled raises there and then, and nothing is left to be joined at exit.
 
 import os
 import types
+import typing
 from queue import Empty, Full
 
 from . import _polyproc, context
@@ -78,9 +79,35 @@ def _rebuild(kind, state):
     return queue
 
 
+class OutOfSpace(Full, MemoryError):
+    """Too many bytes are in flight: in all queues and pools of the program (see `set_memory_budget`), or in this queue.
+
+    A `Full`, for programs that know how to wait; and a `MemoryError`, which it would be anywhere else.
+    """
+
+
+class MemoryBudget(typing.NamedTuple):
+    """Bytes of shared memory of a program, all its processes together."""
+
+    limit: int
+    in_use: int
+
+
+def get_memory_budget():
+    """How many bytes of shared memory the queues and pools of this program may have in flight, and how many they have now, with
+    what they keep to use it again. Half of the machine's memory, or of the container's, unless it was set."""
+    return MemoryBudget(*_polyproc.memory_budget())
+
+
+def set_memory_budget(limit):
+    """Sets how many bytes may be in flight, for all processes of this program. A put that finds no room waits, or raises
+    `OutOfSpace` when its timeout is over."""
+    _polyproc.set_memory_budget(limit)
+
+
 class Queue(_Queue):
-    def __init__(self, maxsize=0, *, ctx):
-        self._init(max(maxsize, 0))
+    def __init__(self, maxsize=0, *, max_bytes=0, ctx):
+        self._init(max(maxsize, 0), max(max_bytes, 0))
         self._maxsize = maxsize if maxsize > 0 else SEM_VALUE_MAX
 
     def __getstate__(self):

@@ -42,8 +42,12 @@ pub fn queue(words: &[u8]) {
     let (choice, words) = words.split_first().unwrap_or((&0, words));
     let on_consumer_death =
         [OnConsumerDeath::Nothing, OnConsumerDeath::CountAsDone, OnConsumerDeath::PutBack][usize::from(choice % 3)];
-    let queue =
-        Queue::new(QueueSettings { maxsize: u64::from(choice / 3 % 4) * 4, on_consumer_death }).expect("memory");
+    let queue = Queue::new(QueueSettings {
+        maxsize: u64::from(choice / 3 % 4) * 4,
+        max_bytes: u64::from(choice / 12 % 2) * 30_000,
+        on_consumer_death,
+    })
+    .expect("memory");
     let mut out = (Vec::new(), Vec::new());
     for len in [8, 10_000, 20_000] {
         let _ = queue.put(&vec![1; len], &[], Deadline::PASSED);

@@ -41,7 +41,10 @@ mod sys;
 pub use deadline::Deadline;
 pub use frame::{Context, Input, Payload, Verdict};
 pub use robust::WaitError;
-pub use shm::{Loan, MemoryError, OutOfBounds, SharedBytes, SharedBytesMut, SharedMemory, lend};
+pub use shm::{
+    Loan, MemoryBudget, MemoryError, OutOfBounds, OutOfSpace, SharedBytes, SharedBytesMut, SharedMemory, lend,
+    memory_budget, set_memory_budget,
+};
 pub use sys::per_process::PerProcess;
 #[cfg(feature = "crash-points")]
 #[doc(hidden)]

@@ -252,6 +252,12 @@ pub(crate) fn is_lent(message: &[u8]) -> bool {
     matches!(message.first(), Some(&LENT_BUFFERS | &LENT_BYTES))
 }
 
+/// How many bytes a message speaks of that are lent.
+pub(crate) fn lent_bytes(message: &[u8]) -> usize {
+    let len = message.get(1..9).filter(|_| is_lent(message)).and_then(|len| len.try_into().ok());
+    len.and_then(|len| usize::try_from(u64::from_le_bytes(len)).ok()).unwrap_or(0)
+}
+
 /// Puts many values at the end of `out`: each in a form of its own, or all in one pickle.
 pub(crate) fn encode_all(
     values: &Bound<'_, PyList>,

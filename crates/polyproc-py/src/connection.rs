@@ -46,7 +46,8 @@ fn send_bytes(handle: RawFd, data: &Bound<'_, PyAny>) -> PyResult<()> {
 fn send_message(py: Python<'_>, handle: RawFd, bytes: &[u8], fds: &[OwnedFd]) -> PyResult<()> {
     let fds = codec::borrowed(fds);
     let connection = sys::connection(handle)?;
-    Ok(time::wait(py, || connection.send(bytes, &fds, Deadline::NEVER))??)
+    let lent = codec::lent_bytes(bytes);
+    Ok(time::wait(py, || connection.send_lent(bytes, &fds, lent, Deadline::NEVER))??)
 }
 
 fn receive(py: Python<'_>, handle: RawFd) -> PyResult<(Vec<u8>, Vec<OwnedFd>)> {

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use polyproc_core::queue::{self, GetError, PutError, QueueSettings};
-use polyproc_core::{Deadline, WaitError};
+use polyproc_core::{Deadline, OutOfSpace, WaitError};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -36,6 +36,27 @@ fn queue_error(py: Python<'_>, class: &'static PyOnceLock<Py<PyAny>>, name: &str
     }
 }
 
+/// `polyproc.OutOfSpace`.
+fn out_of_space(py: Python<'_>, error: &OutOfSpace) -> PyErr {
+    match py.import("polyproc.queues").and_then(|module| module.getattr("OutOfSpace")?.call1((error.to_string(),))) {
+        Ok(error) => PyErr::from_value(error),
+        Err(error) => error,
+    }
+}
+
+/// How many bytes of shared memory this program may have in flight, and how many it has.
+#[pyfunction]
+fn memory_budget() -> (u64, u64) {
+    let budget = polyproc_core::memory_budget();
+    (budget.limit, budget.in_use)
+}
+
+/// Sets how many bytes may be in flight.
+#[pyfunction]
+fn set_memory_budget(limit: u64) {
+    polyproc_core::set_memory_budget(limit);
+}
+
 /// Puts a message, at once if that is possible.
 fn put(
     py: Python<'_>,
@@ -47,7 +68,7 @@ fn put(
 ) -> PyResult<Result<(), PutError>> {
     let put = queue.put_parts(parts, fds, Deadline::PASSED);
     let deadline = match put {
-        Err(PutError::Full | PutError::Interrupted) if block => time::deadline(timeout),
+        Err(PutError::Full | PutError::OutOfSpace(_) | PutError::Interrupted) if block => time::deadline(timeout),
         Err(PutError::Interrupted) => Deadline::PASSED, // again, once the signal was seen to
         done => return Ok(done),
     };
@@ -90,9 +111,10 @@ impl Queue {
         Self::default()
     }
 
-    /// Makes it a new queue of at most `maxsize` items; 0 is any number.
-    fn _init(&self, maxsize: u64) -> PyResult<()> {
-        self.set(queue::Queue::new(QueueSettings { maxsize, ..QueueSettings::default() })?)
+    /// Makes it a new queue of at most `maxsize` items and `max_bytes` bytes; 0 is any number.
+    #[pyo3(signature = (maxsize, max_bytes=0))]
+    fn _init(&self, maxsize: u64, max_bytes: u64) -> PyResult<()> {
+        self.set(queue::Queue::new(QueueSettings { maxsize, max_bytes, ..QueueSettings::default() })?)
     }
 
     /// Makes it the queue of these descriptors.
@@ -118,12 +140,14 @@ impl Queue {
                 put(py, queue, &[bytes, large], &[], block, timeout)?
             } else {
                 let mut fds = Vec::new();
-                if let Err(error) = codec::encode(obj, How::VALUE, bytes, &mut fds) {
+                // What is lent is not counted by the queue.
+                let how = if queue.max_bytes() > 0 { How::WHOLE } else { How::VALUE };
+                if let Err(error) = codec::encode(obj, how, bytes, &mut fds) {
                     return slf.call_method1("_put_failed", (error, obj)).map(drop);
                 }
                 let lent = codec::is_lent(bytes);
                 match put(py, queue, &[bytes], &codec::borrowed(&fds), block && !lent, timeout)? {
-                    Err(PutError::Full) if lent => {
+                    Err(PutError::Full | PutError::OutOfSpace(_)) if lent => {
                         // There may be room, but not for descriptors.
                         bytes.clear();
                         fds.clear();
@@ -139,6 +163,7 @@ impl Queue {
                     Ok(())
                 }
                 Err(PutError::Full) => Err(queue_error(py, &FULL, "Full")),
+                Err(PutError::OutOfSpace(error)) => Err(out_of_space(py, &error)),
                 Err(error) => Err(PyOSError::new_err(error.to_string())),
             }
         })
@@ -226,5 +251,7 @@ impl Queue {
 }
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<Queue>()
+    module.add_class::<Queue>()?;
+    module.add_function(wrap_pyfunction!(memory_budget, module)?)?;
+    module.add_function(wrap_pyfunction!(set_memory_budget, module)?)
 }

@@ -69,7 +69,7 @@ pub use polyproc_core::process::{
     ExitStatus, ForkWithThreads, FunctionError, Panic, Signal, StartError, StartMethod, Stdio, init, set_executable,
 };
 pub use polyproc_core::queue::{OnConsumerDeath, TaskDoneError};
-pub use polyproc_core::{MemoryError, WaitError};
+pub use polyproc_core::{MemoryBudget, MemoryError, OutOfSpace, WaitError, memory_budget, set_memory_budget};
 pub use pool::{
     AsyncResult, CallOptions, Failure, Imap, ImapUnordered, NoWorkers, Pool, PoolBuilder, PoolStats, StillOpen,
     TaskError, WithContext, WithState, WorkerStats,

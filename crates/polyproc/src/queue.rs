@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use polyproc_core::queue::{self as core, OnConsumerDeath, QueueSettings, TaskDoneError};
 use polyproc_core::reactor::readable;
-use polyproc_core::{Deadline, MemoryError, WaitError};
+use polyproc_core::{Deadline, MemoryError, OutOfSpace, WaitError};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::codec::{self, Transfer, TransferError};
@@ -22,6 +22,10 @@ pub enum PutError<T> {
     /// The queue was closed.
     #[error("the queue is closed")]
     Closed(T),
+    /// Too many bytes are in flight in this program, and stayed so for the time given; or the value alone is more than there may
+    /// be: see [`set_memory_budget`](crate::set_memory_budget), [`Queue::with_max_bytes`].
+    #[error("{1}")]
+    OutOfSpace(T, #[source] OutOfSpace),
     /// It cannot go through.
     #[error("the value could not be put: {1}")]
     Failed(T, #[source] TransferError),
@@ -31,7 +35,7 @@ impl<T> PutError<T> {
     /// The value.
     pub fn into_inner(self) -> T {
         match self {
-            Self::Full(value) | Self::Closed(value) | Self::Failed(value, _) => value,
+            Self::Full(value) | Self::Closed(value) | Self::OutOfSpace(value, _) | Self::Failed(value, _) => value,
         }
     }
 }
@@ -41,6 +45,7 @@ impl<T> fmt::Debug for PutError<T> {
         match self {
             Self::Full(_) => f.write_str("Full(..)"),
             Self::Closed(_) => f.write_str("Closed(..)"),
+            Self::OutOfSpace(_, error) => f.debug_tuple("OutOfSpace").field(error).finish(),
             Self::Failed(_, error) => f.debug_tuple("Failed").field(error).finish(),
         }
     }
@@ -64,6 +69,7 @@ pub enum GetError {
 enum Refusal {
     Full,
     Closed,
+    OutOfSpace(Box<OutOfSpace>),
     Failed(Box<TransferError>),
 }
 
@@ -84,6 +90,7 @@ fn put<T: Transfer>(queue: &core::Queue, value: T, deadline: Deadline) -> Result
                 Err(core::PutError::Interrupted) => continue,
                 Err(core::PutError::Full) => Err(Refusal::Full),
                 Err(core::PutError::Closed) => Err(Refusal::Closed),
+                Err(core::PutError::OutOfSpace(error)) => Err(Refusal::OutOfSpace(Box::new(error))),
                 Err(core::PutError::Memory(error)) => Err(error.into()),
                 Err(core::PutError::Descriptors(error)) => Err(TransferError::Descriptors(error).into()),
                 Err(_) => Err(TransferError::NotReturnable.into()),
@@ -94,6 +101,7 @@ fn put<T: Transfer>(queue: &core::Queue, value: T, deadline: Deadline) -> Result
         Ok(()) => Ok(()),
         Err(Refusal::Full) => Err(PutError::Full(value)),
         Err(Refusal::Closed) => Err(PutError::Closed(value)),
+        Err(Refusal::OutOfSpace(error)) => Err(PutError::OutOfSpace(value, *error)),
         Err(Refusal::Failed(error)) => Err(PutError::Failed(value, *error)),
     }
 }
@@ -177,10 +185,10 @@ macro_rules! common {
         }
 
         impl<T: Transfer> $name<T> {
-            /// Puts a value; waits while the queue is full.
+            /// Puts a value; waits while the queue is full, or too many bytes are in flight in this program.
             ///
             /// # Errors
-            /// [`PutError::Closed`], [`PutError::Failed`].
+            /// [`PutError::Closed`], [`PutError::Failed`]; [`PutError::OutOfSpace`] for a value that alone is too large.
             pub fn put(&self, value: T) -> Result<(), PutError<T>> {
                 put(&self.core, value, Deadline::NEVER)
             }
@@ -327,7 +335,17 @@ impl<T: Transfer> Queue<T> {
     /// # Errors
     /// When the system gives no memory or no descriptor (a queue is three).
     pub fn new(maxsize: usize) -> io::Result<Self> {
-        let settings = QueueSettings { maxsize: maxsize as u64, ..QueueSettings::default() };
+        Self::with_max_bytes(maxsize, 0)
+    }
+
+    /// A queue whose values may, encoded, have `max_bytes` together; 0 for no limit but that of the program
+    /// ([`set_memory_budget`](crate::set_memory_budget)). A value that alone has more is refused at once.
+    ///
+    /// # Errors
+    /// As [`Queue::new`].
+    pub fn with_max_bytes(maxsize: usize, max_bytes: usize) -> io::Result<Self> {
+        let settings =
+            QueueSettings { maxsize: maxsize as u64, max_bytes: max_bytes as u64, ..QueueSettings::default() };
         Ok(Self::from(core::Queue::new(settings)?))
     }
 }
@@ -383,7 +401,8 @@ impl<T: Transfer> JoinableQueue<T> {
     /// # Errors
     /// As [`Queue::new`].
     pub fn with_on_consumer_death(maxsize: usize, on_consumer_death: OnConsumerDeath) -> io::Result<Self> {
-        Ok(Self::from(core::Queue::new(QueueSettings { maxsize: maxsize as u64, on_consumer_death })?))
+        let settings = QueueSettings { maxsize: maxsize as u64, max_bytes: 0, on_consumer_death };
+        Ok(Self::from(core::Queue::new(settings)?))
     }
 
     /// One of the values that were taken is done with.

@@ -284,7 +284,7 @@ fn descriptors_do_not_leak_into_children() -> TestResult {
         for _ in 0..3 {
             let seen =
                 Process::new(|()| descriptors().values().sum::<usize>(), ()).start_method(method).start()?.join()?;
-            assert_eq!(seen, 4, "standard streams and the channel, by {method:?}");
+            assert_eq!(seen, 5, "standard streams, the channel and the ledger, by {method:?}");
         }
     }
     Ok(())

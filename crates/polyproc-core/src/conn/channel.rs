@@ -6,6 +6,11 @@
 //! | 1 | 1 | 1 when the head lies in a memory file, the first descriptor of the message; else 0 |
 //! | 2 | 6 | length of the head in bytes, little-endian |
 //! | 8 | | the head, unless it lies in a memory file |
+//! | | | padding, which means nothing |
+//!
+//! **What is unread has a bound.** Of the bytes in a memory file the kernel knows nothing: some two hundred messages would fit in
+//! the socket's buffer, however large they are. So a message is padded in proportion to what goes beside it, such that
+//! [`WINDOW_BYTES`] fill the buffer: the kernel does the rest, for any number of senders and receivers, whoever dies.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,6 +26,22 @@ use crate::sys::{fd, socket};
 const HEADER_LEN: usize = 8;
 /// Heads above this go by memory file. Two such messages fit in the default socket buffer (212,992 bytes).
 const INLINE_LEN_BYTES: usize = 32 * 1024;
+
+/// So many bytes, with the message that goes beyond it, may be unread by the other end.
+const WINDOW_BYTES: usize = 16 << 20;
+/// What a message is padded with, at most: the buffer of a socket can be made larger.
+static PADDING: [u8; 1 << 20] = [0; 1 << 20];
+
+/// A message that is about to be sent.
+#[derive(Debug)]
+pub(super) struct Outgoing<'a> {
+    tag: u8,
+    head: &'a [u8],
+    /// Where the head lies, if it is large.
+    spilled: Option<OwnedFd>,
+    fds: &'a [BorrowedFd<'a>],
+    padding: usize,
+}
 
 fn header(tag: u8, spilled: bool, len_bytes: usize) -> [u8; HEADER_LEN] {
     let mut header = ((len_bytes as u64) << 16).to_le_bytes();
@@ -88,22 +109,57 @@ impl Channel {
     }
 
     fn send_with(&self, tag: u8, head: &[u8], fds: &[BorrowedFd<'_>], wait: bool) -> io::Result<()> {
+        self.transmit(&mut self.outgoing(tag, head, fds, 0)?, wait)
+    }
+
+    /// A message to be sent by [`Channel::transmit`], with so many bytes behind its descriptors that are its own.
+    pub(super) fn outgoing<'a>(
+        &self,
+        tag: u8,
+        head: &'a [u8],
+        fds: &'a [BorrowedFd<'a>],
+        lent_bytes: usize,
+    ) -> io::Result<Outgoing<'a>> {
         if fds.len() >= socket::MAX_FDS {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!("{} descriptors in one message: at most {} are possible", fds.len(), socket::MAX_FDS - 1),
             ));
         }
-        if head.len() <= INLINE_LEN_BYTES {
+        let mut message = Outgoing { tag, head, spilled: None, fds, padding: 0 };
+        if head.len() > INLINE_LEN_BYTES {
+            message.spilled = Some(fd::memfd_with(head)?);
+        }
+        let (inline, spilled) = if message.spilled.is_some() { (0, head.len()) } else { (head.len(), 0) };
+        let beside = lent_bytes.saturating_add(spilled);
+        if beside > 0 {
+            message.padding = self.padding(beside, HEADER_LEN + inline);
+        }
+        Ok(message)
+    }
+
+    /// With what to pad a message of `len` bytes that has so many beside it.
+    fn padding(&self, beside: usize, len: usize) -> usize {
+        let Ok(buffer) = socket::send_buffer_len(self.as_fd()) else { return 0 };
+        // The kernel takes no message that is as long as the buffer.
+        let most = buffer.saturating_sub(len + 256).min(PADDING.len());
+        (beside.min(WINDOW_BYTES) as u128 * buffer as u128 / WINDOW_BYTES as u128).try_into().unwrap_or(most).min(most)
+    }
+
+    /// Sends it. It can be sent again when that fails.
+    pub(super) fn transmit(&self, message: &mut Outgoing<'_>, wait: bool) -> io::Result<()> {
+        let &mut Outgoing { tag, head, fds, padding, .. } = message;
+        let padding = IoSlice::new(&PADDING[..padding]);
+        if message.spilled.is_none() {
             let header = header(tag, false, head.len());
-            match socket::send(self.as_fd(), &[IoSlice::new(&header), IoSlice::new(head)], fds, wait) {
+            match socket::send(self.as_fd(), &[IoSlice::new(&header), IoSlice::new(head), padding], fds, wait) {
                 Err(Errno::MSGSIZE) => {} // this system's socket buffers are smaller than the usual
                 sent => return Ok(sent?),
             }
+            message.spilled = Some(fd::memfd_with(head)?);
         }
-        let memfd = fd::memfd_with(head)?;
-        let all: Vec<_> = [memfd.as_fd()].into_iter().chain(fds.iter().copied()).collect();
-        Ok(socket::send(self.as_fd(), &[IoSlice::new(&header(tag, true, head.len()))], &all, wait)?)
+        let all: Vec<_> = message.spilled.iter().map(AsFd::as_fd).chain(fds.iter().copied()).collect();
+        Ok(socket::send(self.as_fd(), &[IoSlice::new(&header(tag, true, head.len())), padding], &all, wait)?)
     }
 
     /// Ends the connection: the peer sees the end of file.
@@ -172,7 +228,10 @@ pub(crate) fn decode((mut bytes, mut fds): (Vec<u8>, Vec<OwnedFd>)) -> io::Resul
     let header: [u8; HEADER_LEN] = bytes.get(..HEADER_LEN).and_then(|h| h.try_into().ok()).ok_or_else(malformed)?;
     let len_bytes = usize::try_from(u64::from_le_bytes(header) >> 16).map_err(|_| malformed())?;
     let head = match header[1] {
-        0 if bytes.len() == HEADER_LEN + len_bytes => bytes.split_off(HEADER_LEN),
+        0 if bytes.len() - HEADER_LEN >= len_bytes => {
+            bytes.truncate(HEADER_LEN + len_bytes);
+            bytes.split_off(HEADER_LEN)
+        }
         1 if !fds.is_empty() => fd::read_memfd(fds.remove(0), len_bytes)?,
         _ => return Err(malformed()),
     };

@@ -37,14 +37,29 @@ impl Connection {
         socket::shut_half(self.as_fd(), sending)
     }
 
-    /// Sends a message; waits until the deadline while the peer has too many unread.
+    /// Sends a message; waits until the deadline while the peer has too much unread: 16 MiB and one message more.
     ///
     /// # Errors
     /// [`io::ErrorKind::BrokenPipe`] or [`io::ErrorKind::ConnectionReset`] when the other end is closed;
     /// [`io::ErrorKind::TimedOut`]; [`io::ErrorKind::Interrupted`] when a signal handler ran.
     pub fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>], deadline: Deadline) -> io::Result<()> {
+        self.send_lent(bytes, fds, 0, deadline)
+    }
+
+    /// As [`Connection::send`]; so many bytes are behind the descriptors, and count as the message's.
+    ///
+    /// # Errors
+    /// As [`Connection::send`].
+    pub fn send_lent(
+        &self,
+        bytes: &[u8],
+        fds: &[BorrowedFd<'_>],
+        lent_bytes: usize,
+        deadline: Deadline,
+    ) -> io::Result<()> {
+        let mut message = self.0.outgoing(MESSAGE, bytes, fds, lent_bytes)?;
         loop {
-            match self.0.try_send(MESSAGE, bytes, fds) {
+            match self.0.transmit(&mut message, false) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 sent => return sent,
             }

@@ -11,7 +11,7 @@ use super::orders::{LIMITED, Order, STEPWISE, WITH_FDS};
 use super::scheduler::{Action, Event, Loss, TaskId};
 use super::staff::Worker;
 use super::task::{PoolEvent, TaskEnd, next_item};
-use super::watch::{Limited, SHARE_PERIOD, Timer, after_backoff, after_failed_starts};
+use super::watch::{Limited, ROOM_PERIOD, SHARE_PERIOD, Timer, after_backoff, after_failed_starts};
 use crate::prim::Ordering;
 use crate::process::Signal;
 use crate::shm::MemoryError;
@@ -34,13 +34,22 @@ impl Driver {
 
     fn act(&self, inner: &mut Inner, action: Action, events: &mut VecDeque<Event>) {
         match action {
-            Action::Publish(id) => {
-                if let Err(error) = self.publish(inner, id) {
+            // Behind one for which there is no room.
+            Action::Publish(id) if matches!(events.front(), Some(Event::Full(_))) => events.push_front(Event::Full(id)),
+            Action::Publish(id) => match self.publish(inner, id) {
+                Ok(()) => {}
+                Err(MemoryError::OutOfSpace(error)) if error.is_passing() => {
+                    events.push_front(Event::Full(id));
+                    if !std::mem::replace(&mut inner.waits_for_room, true) {
+                        inner.set_timer(Instant::now() + ROOM_PERIOD, Timer::Room);
+                    }
+                }
+                Err(error) => {
                     let why = format!("there is no memory for the argument: {error}");
                     self.remove(inner, id, &TaskEnd::Refused(why));
                     events.push_back(Event::Ended(id));
                 }
-            }
+            },
             Action::MakeWay(priority) => {
                 let is_less = |id: TaskId| {
                     let call = inner.tasks.get(id.0).and_then(|task| inner.calls.get(task.call));

@@ -13,6 +13,7 @@ use super::staff::{self, Cause};
 use super::stream::{DOOMED, IDLE, running_position};
 use super::watch::Timer;
 use crate::prim::Ordering;
+use crate::shm;
 
 /// How often it is looked, while tasks are out.
 pub(super) const AUDIT_PERIOD: Duration = Duration::from_secs(1);
@@ -22,6 +23,8 @@ impl Driver {
     pub(super) fn audit(&self, inner: &mut Inner) {
         inner.is_auditing = inner.out_tasks() > 0;
         if !inner.is_auditing {
+            self.orders.trim(&mut inner.blocks);
+            shm::trim_loans();
             return;
         }
         inner.set_timer(Instant::now() + AUDIT_PERIOD, Timer::Audit);

@@ -77,7 +77,7 @@ pub(super) struct Orders {
 
 impl Orders {
     pub(super) fn new() -> io::Result<Self> {
-        let segment = Segment::create(c"polyproc-orders", FIRST_REGION, 0, FIRST_ORDER)?;
+        let segment = Segment::create(c"polyproc-orders", FIRST_REGION, 0, FIRST_ORDER)?.counted();
         segment.reserve(0, FIRST_BLOCK)?;
         Ok(Self { segment })
     }
@@ -102,6 +102,11 @@ impl Orders {
         blocks.free(&self.segment, extent);
     }
 
+    /// Gives the memory of free blocks back.
+    pub(super) fn trim(&self, blocks: &mut Blocks) {
+        blocks.trim(&self.segment);
+    }
+
     fn order_at(slot: u32) -> Result<u64, MemoryError> {
         if slot < SLOTS { Ok(FIRST_ORDER + u64::from(slot) * ORDER_LEN) } else { Err(MemoryError::Corrupt) }
     }
@@ -109,7 +114,7 @@ impl Orders {
     /// Writes a task that is not on the table, with its argument; gives the block that it lies in when it is large.
     ///
     /// # Errors
-    /// [`MemoryError::System`] when there is no memory for it.
+    /// [`MemoryError::OutOfSpace`] or [`MemoryError::System`] when there is no memory for it.
     pub(super) fn write(
         &self,
         blocks: &mut Blocks,

@@ -5,7 +5,8 @@
 //! themselves), or *delayed* (until its next attempt is due). Invariants, tested with any order of events:
 //!
 //! - a task that was submitted ends exactly once: by `Ended`, by `Fail`, or by `Dropped`;
-//! - no more tasks are out than the table has slots, and none waits while a slot is free, unless the pool is over;
+//! - no more tasks are out than the table has slots, and none waits while a slot is free, unless there is no room for its
+//!   argument or the pool is over;
 //! - tasks go out in the order of their priorities, and of their submission within one;
 //! - a death costs the one item that ran, and no other, and an item is tried no more often than allowed;
 //! - there are as many workers as asked for, unless they do not start or the pool ends; then every task ends.
@@ -49,6 +50,10 @@ pub(crate) enum Event {
     Ended(TaskId),
     /// It was taken back from the table to wait; more may follow, the newest first, and then `WayMade`.
     Withdrawn(TaskId),
+    /// There is no room for what it is called with, and it waits. Of several, the last one first.
+    Full(TaskId),
+    /// There may be room again.
+    Room,
     /// All less urgent tasks were taken back that could be.
     WayMade,
     /// It is not to be run: it waits or is delayed.
@@ -192,6 +197,8 @@ pub(crate) struct Scheduler {
     /// How many in `waiting` are to be passed over.
     passed_over: usize,
     waits: u64,
+    /// There was no room for the first one that waits.
+    is_full: bool,
     /// How many of each priority are out.
     out: BTreeMap<Priority, usize>,
     out_count: usize,
@@ -216,6 +223,7 @@ impl Scheduler {
             waiting_count: 0,
             passed_over: 0,
             waits: 0,
+            is_full: false,
             out: BTreeMap::new(),
             out_count: 0,
             workers: vec![Worker::Starting; workers],
@@ -259,11 +267,20 @@ impl Scheduler {
                 Phase::Over(loss) => actions.push(Action::Fail(task, loss)),
                 Phase::Open | Phase::Closed => self.add(task, Task::new(At::Delayed, priority, retries)),
             },
-            Event::Ended(task) => self.end(task),
+            Event::Ended(task) => {
+                self.end(task);
+                self.is_full = false;
+            }
             Event::Withdrawn(task) => {
                 self.not_out(task);
                 return self.wait(task, true);
             }
+            Event::Full(task) => {
+                self.not_out(task);
+                self.wait(task, true);
+                self.is_full = true;
+            }
+            Event::Room => self.is_full = false,
             Event::WayMade => {}
             Event::Dropped(task) => self.end(task),
             Event::Requeued(task) => {
@@ -409,7 +426,7 @@ impl Scheduler {
     }
 
     fn publish(&mut self, actions: &mut Vec<Action>) {
-        while self.waiting_count > 0 && self.out_count < self.slots {
+        while self.waiting_count > 0 && self.out_count < self.slots && !self.is_full {
             let Some(mut queue) = self.waiting.first_entry() else { return };
             let Some(entry) = queue.get_mut().pop_front() else {
                 if self.waiting.len() == 1 {

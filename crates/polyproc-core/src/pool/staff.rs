@@ -12,6 +12,7 @@ use super::task::Setup;
 use crate::frame::Payload;
 use crate::prim::{AtomicU64, Ordering};
 use crate::process::{Child, Ending, ExitStatus, GiveUp, Settings, Signal, StartError, start_worker};
+use crate::shm;
 use crate::sys::{self, clock, priority};
 
 /// Why a worker is killed.
@@ -223,6 +224,7 @@ impl Worker {
         let stream = &mut self.stream;
         let kept = self.to_return.iter().position(|offset| !stream.give_back(*offset));
         self.to_return.drain(..kept.unwrap_or(self.to_return.len()));
+        shm::wake_waiting();
     }
 
     pub(super) fn stats(&self) -> WorkerStats {

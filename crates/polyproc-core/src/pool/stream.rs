@@ -238,7 +238,7 @@ impl Stream {
     }
 
     pub(super) fn open(memfd: OwnedFd) -> io::Result<Self> {
-        let segment = Segment::open(memfd, FIRST_REGION, REGION_TABLE, RETURNS)?;
+        let segment = Segment::open(memfd, FIRST_REGION, REGION_TABLE, RETURNS)?.counted();
         Ok(Self { segment, written: AtomicU64::new(0) })
     }
 

@@ -39,6 +39,8 @@ const MESSAGES_AT_ONCE: usize = 64;
 pub(super) const CHANNEL_MESSAGES: usize = 1024;
 /// How long items wait at most behind one that takes long, while other workers have nothing to do.
 pub(super) const SHARE_PERIOD: Duration = Duration::from_millis(1);
+/// How often it is tried again to lay a task down for which there is no room, while other data in flight may go.
+pub(super) const ROOM_PERIOD: Duration = Duration::from_millis(10);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 
 /// What is to be done at a time.
@@ -60,6 +62,8 @@ pub(super) enum Timer {
     Share,
     /// A look at tasks that no worker was woken for.
     LookAfter,
+    /// A look for room for arguments.
+    Room,
     /// A look at tasks that are lost on the table: see `audit`.
     Audit,
     /// Workers that were told to end and have not.
@@ -256,6 +260,10 @@ impl Driver {
             }
             Timer::Share => self.share(inner),
             Timer::Audit => self.audit(inner),
+            Timer::Room => {
+                inner.waits_for_room = false;
+                self.handle(inner, Event::Room);
+            }
             Timer::LookAfter => {
                 inner.is_looking_after = false;
                 if self.board.table().waiting() > 0 {

@@ -17,7 +17,8 @@ use crate::frame::{Context, Input, Payload, Verdict};
 use crate::prim::{AtomicBool, AtomicU64, Ordering};
 use crate::process::{self, Function, Outcome, ResolvedFunction, panic};
 use crate::robust::{HAS_SPARE_PROCESSOR, WaitError, look};
-use crate::shm::{Blocks, Extent, MemoryError};
+use crate::shm::budget::wait_for_room;
+use crate::shm::{self, Blocks, Extent, MemoryError};
 use crate::sys::clock;
 use crate::sys::crash::{self, Step};
 use crate::sys::watch::Bell;
@@ -226,12 +227,18 @@ impl<'a> Worker<'a> {
             }
         }
         self.begin_idle();
-        let look = || {
-            let something = self.board.table().waiting() > 0 || self.is_to_retire();
-            Ok::<_, WaitError>(something.then_some(()))
-        };
         // Signals and the end of the slice: look again.
+        let mut slept = false;
         while self.board.table().waiting() == 0 && !self.is_to_retire() {
+            if std::mem::replace(&mut slept, true) {
+                self.take_back();
+                self.blocks.trim(self.stream.segment());
+                shm::trim_loans();
+            }
+            let look = || {
+                let something = self.board.table().waiting() > 0 || self.is_to_retire();
+                Ok::<_, WaitError>(something.then_some(()))
+            };
             process::idle(|| _ = self.board.sleepers().wait(Deadline::after(SLICE), SLICE, look));
         }
         self.begin_busy();
@@ -461,13 +468,38 @@ impl<'a> Worker<'a> {
 
     /// Puts bytes in a block of its own.
     fn lend(&mut self, bytes: &[u8]) -> Result<u64, MemoryError> {
-        while let Some(extent) = self.stream.take_back().and_then(|offset| self.lent.remove(&offset)) {
-            self.blocks.free(self.stream.segment(), extent);
-        }
-        let extent = self.blocks.allocate(self.stream.segment(), bytes.len() as u64)?;
+        let extent = self.room_for(bytes.len() as u64)?;
         self.lent.insert(extent.offset, extent);
         self.stream.segment().copy_in(extent.offset, bytes)?;
         Ok(extent.offset)
+    }
+
+    /// Frees the blocks of results that the parent has read.
+    fn take_back(&mut self) {
+        while let Some(extent) = self.stream.take_back().and_then(|offset| self.lent.remove(&offset)) {
+            self.blocks.free(self.stream.segment(), extent);
+        }
+    }
+
+    fn allocate(&mut self, len: u64) -> Result<Extent, MemoryError> {
+        self.take_back();
+        self.blocks.allocate(self.stream.segment(), len)
+    }
+
+    /// A block for a result. Waits while too much is in flight: the parent ends a worker that waits as any other.
+    fn room_for(&mut self, len: u64) -> Result<Extent, MemoryError> {
+        let mut allocated = self.allocate(len);
+        if matches!(allocated, Err(MemoryError::OutOfSpace(_))) {
+            self.board.doorbell().ring(|| true, || self.bell.ring());
+        }
+        while matches!(allocated, Err(MemoryError::OutOfSpace(error)) if error.is_passing())
+            || matches!(allocated, Err(MemoryError::Interrupted))
+        {
+            process::idle(|| {
+                allocated = wait_for_room(Deadline::NEVER, MemoryError::out_of_space, || self.allocate(len));
+            });
+        }
+        allocated
     }
 
     /// Writes a record; waits for room.

@@ -6,11 +6,12 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::current::set_current;
-use super::order::{EnvDelta, Order, Work};
+use super::order::{EnvDelta, Inherited, Order, Work};
 use super::{Current, Function, Handler, Outcome, Parent, panic};
 use crate::conn::{Channel, is_peer_gone};
 use crate::frame::wire::WireError;
 use crate::frame::{Input, Payload, Verdict};
+use crate::shm::budget;
 use crate::sys::bounds::Bounds;
 use crate::sys::life::{self, Whom};
 use crate::sys::{bootstrap, clone, fd, signal};
@@ -20,7 +21,7 @@ pub(crate) fn run(channel: Channel) -> io::Result<Infallible> {
     let Some(message) = channel.receive()? else {
         clone::exit_now(0) // the parent was gone before it said what to do
     };
-    let (order, stdio, life, input) = Order::decode(message)?;
+    let (order, Inherited { stdio, life, ledger }, input) = Order::decode(message)?;
     let whom = if matches!(order.work, Work::Pool) { Whom::Group } else { Whom::Process };
     if whom == Whom::Group {
         life::lead_group()?;
@@ -39,6 +40,9 @@ pub(crate) fn run(channel: Channel) -> io::Result<Infallible> {
     signal::report_overflow_to(channel.as_fd());
     let channel = panic::report_to(channel);
     // Where standard streams are closed, what was received may have their numbers, and would be overwritten in its turn.
+    if let Some(ledger) = ledger {
+        budget::join(fd::above_standard(ledger)?);
+    }
     let [stdin, stdout, stderr] = stdio.map(fd::above_standard);
     let stdio = [Some(stdin?), Some(stdout?), Some(stderr?)];
     let set_up = set_up(order.who, &order.env, order.current_dir.as_deref(), &stdio);
@@ -162,7 +166,7 @@ pub(crate) fn rehearse() -> io::Result<()> {
         &Payload::default(),
     )?;
     let message = childs.receive()?.ok_or(WireError)?;
-    let (order, _, _, input) = Order::decode(message)?;
+    let (order, _, input) = Order::decode(message)?;
     if let Work::Call(function) = order.work {
         let function = function.resolve().map_err(io::Error::other)?;
         report(&outcome_of(|| function.call_once(input)), &childs);

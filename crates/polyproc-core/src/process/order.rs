@@ -1,7 +1,7 @@
 //! What a new process is told, in one message over its channel.
 //!
 //! The message's descriptors are standard input, output and error, the read end of the [`LifePipe`](crate::sys::life::LifePipe)
-//! for a process that must not outlive its parent, then those of the argument.
+//! for a process that must not outlive its parent, the program's [ledger](crate::shm::budget), then those of the argument.
 
 use std::ffi::OsString;
 use std::io;
@@ -12,6 +12,7 @@ use super::{Current, Function};
 use crate::conn::{Channel, Message};
 use crate::frame::Payload;
 use crate::frame::wire::{Reader, WireError, Writer};
+use crate::shm::budget;
 use crate::sys::bounds::Bounds;
 
 pub(crate) const TAG: u8 = 1;
@@ -37,6 +38,14 @@ pub(crate) struct Order {
     /// Those that it has not by itself.
     pub(crate) bounds: Bounds,
     pub(crate) work: Work,
+}
+
+/// Descriptors that come with an order.
+#[derive(Debug)]
+pub(crate) struct Inherited {
+    pub(crate) stdio: [OwnedFd; 3],
+    pub(crate) life: Option<OwnedFd>,
+    pub(crate) ledger: Option<OwnedFd>,
 }
 
 pub(super) fn encode_bounds(bounds: &Bounds, out: &mut Writer) {
@@ -80,14 +89,17 @@ impl Order {
                 function.encode(&mut out);
             }
         }
+        let ledger = budget::existing_descriptor();
         out.u8(life.is_some().into());
+        out.u8(ledger.is_some().into());
         out.rest(&input.head);
-        let fds: Vec<_> = stdio.iter().copied().chain(life).chain(input.fds.iter().map(AsFd::as_fd)).collect();
+        let fds: Vec<_> =
+            stdio.iter().copied().chain(life).chain(ledger).chain(input.fds.iter().map(AsFd::as_fd)).collect();
         channel.send(TAG, &out.into_bytes(), &fds)
     }
 
-    /// The order, the standard streams, the life pipe and the argument.
-    pub(crate) fn decode(message: Message) -> Result<(Self, [OwnedFd; 3], Option<OwnedFd>, Payload), WireError> {
+    /// The order, what comes with it, and the argument.
+    pub(crate) fn decode(message: Message) -> Result<(Self, Inherited, Payload), WireError> {
         if message.tag != TAG {
             return Err(WireError);
         }
@@ -106,7 +118,10 @@ impl Order {
             bounds: decode_bounds(from)?,
             work: if from.flag()? { Work::Call(Function::decode(from)?) } else { Work::Pool },
         };
-        let life = if from.flag()? { Some(fds.next().ok_or(WireError)?) } else { None };
-        Ok((order, stdio, life, Payload { head: from.rest().to_vec(), fds: fds.collect() }))
+        let [has_life, has_ledger] = [from.flag()?, from.flag()?];
+        let mut next_if = |has| if has { fds.next().map(Some).ok_or(WireError) } else { Ok(None) };
+        let (life, ledger) = (next_if(has_life)?, next_if(has_ledger)?);
+        let inherited = Inherited { stdio, life, ledger };
+        Ok((order, inherited, Payload { head: from.rest().to_vec(), fds: fds.collect() }))
     }
 }

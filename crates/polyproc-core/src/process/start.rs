@@ -24,7 +24,7 @@ use crate::conn::Channel;
 use crate::deadline::Deadline;
 use crate::frame::Payload;
 use crate::prim::Ordering;
-use crate::shm::registry;
+use crate::shm::{budget, registry};
 use crate::sys::bootstrap::{self, Role};
 use crate::sys::bounds::Bounds;
 use crate::sys::clone::{self, Copied};
@@ -209,6 +209,7 @@ fn start_program(
     let leads_group = matches!(work, Work::Pool);
     let bounds = Bounds::own();
     let mut order = Order { who, env: Vec::new(), current_dir: None, bounds: Bounds::default(), work };
+    let _ = budget::descriptor(); // it goes with the order
     let life = if order.who.bound { Some(state.life_pipe().map_err(os("making a pipe"))?.as_fd()) } else { None };
 
     let mut child = None;
@@ -312,6 +313,7 @@ fn fork(state: &'static State, who: Current, settings: Settings, job: Forked<'_>
         true => Some(state.life_pipe().map_err(os("making a pipe"))?),
         false => state.existing_life_pipe(),
     };
+    let _ = budget::descriptor(); // the copy has the same
     let (channel, theirs) = Channel::pair().map_err(os("making a channel"))?;
     // Flushed, or the child would write a second time what this process has not written yet; and held over the fork, so
     // that no other thread holds it then and the child can flush its own.

@@ -14,6 +14,7 @@ use crate::deadline::Deadline;
 use crate::prim::Ordering;
 use crate::robust::{Spin, WaitError};
 use crate::shm::arena::{Block, State};
+use crate::shm::budget::{OutOfSpace, wait_for_room};
 use crate::shm::registry::{self, Object};
 use crate::shm::{MemoryError, Segment};
 use crate::sys::crash::{self, Step};
@@ -38,6 +39,9 @@ pub enum PutError {
     /// Descriptors cannot be put back when their consumer dies.
     #[error("a queue that puts items back cannot hold items with descriptors")]
     NotReturnable,
+    /// As much is in flight as may be.
+    #[error(transparent)]
+    OutOfSpace(OutOfSpace),
     /// The queue's memory is unusable, or there is none.
     #[error(transparent)]
     Memory(MemoryError),
@@ -70,11 +74,18 @@ pub enum GetError {
     Descriptors(#[from] io::Error),
 }
 
+impl PutError {
+    fn out_of_space(&self) -> Option<OutOfSpace> {
+        if let Self::OutOfSpace(error) = self { Some(*error) } else { None }
+    }
+}
+
 impl From<MemoryError> for PutError {
     fn from(error: MemoryError) -> Self {
         match error {
             MemoryError::Busy => Self::Full, // for now, as behind any process that stands still
             MemoryError::Interrupted => Self::Interrupted,
+            MemoryError::OutOfSpace(error) => Self::OutOfSpace(error),
             error => Self::Memory(error),
         }
     }
@@ -113,6 +124,8 @@ impl From<WaitError> for GetError {
 pub struct QueueSettings {
     /// How many messages may wait; 0 for no limit.
     pub maxsize: u64,
+    /// How many bytes these may have together; 0 for no limit.
+    pub max_bytes: u64,
     /// What becomes of what a dead consumer had taken.
     pub on_consumer_death: OnConsumerDeath,
 }
@@ -142,6 +155,11 @@ impl Object for Shared {
         }
     }
 
+    fn trim(&self) {
+        // What somebody is at just now is in use.
+        let _ = self.ring.arena().trim();
+    }
+
     #[cfg(feature = "crash-points")]
     fn blocks_in_use(&self) -> usize {
         let arena = self.ring.arena();
@@ -163,7 +181,7 @@ impl Queue {
     /// # Errors
     /// When the system gives no memory or no descriptor.
     pub fn new(settings: QueueSettings) -> io::Result<Self> {
-        let segment = Segment::create(c"polyproc-queue", FIRST_REGION, REGION_TABLE, FIRST_BLOCK_TABLE)?;
+        let segment = Segment::create(c"polyproc-queue", FIRST_REGION, REGION_TABLE, FIRST_BLOCK_TABLE)?.counted();
         segment.reserve(0, HEADER_LEN)?;
         let ring = Ring { segment, bell: Bell::new()?, held: Mutex::default() };
         ring.arena().initialise(FIRST_BLOCK_TABLE);
@@ -175,6 +193,7 @@ impl Queue {
         };
         let place = first_chunk().map_err(|error| match error {
             MemoryError::System(error) => error,
+            MemoryError::OutOfSpace(error) => io::Error::new(io::ErrorKind::OutOfMemory, error),
             error @ (MemoryError::Corrupt | MemoryError::Busy | MemoryError::Interrupted) => io::Error::other(error),
         })?;
         let layout = ring.layout();
@@ -185,6 +204,7 @@ impl Queue {
         }
         layout.tasks.done.store(FIRST, Ordering::Relaxed);
         layout.settings.maxsize.store(settings.maxsize, Ordering::Relaxed);
+        layout.settings.max_bytes.store(settings.max_bytes, Ordering::Relaxed);
         layout.settings.on_death.store(settings.on_consumer_death as u32, Ordering::Relaxed);
         layout.settings.magic.store(MAGIC, Ordering::Release);
         // Descriptors are passed on only later, so nobody else has the file yet.
@@ -203,7 +223,7 @@ impl Queue {
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] when they are none of a queue.
     pub fn from_fds([memfd, sending, receiving]: [OwnedFd; Self::FDS]) -> io::Result<Self> {
-        let segment = Segment::open(memfd, FIRST_REGION, REGION_TABLE, FIRST_BLOCK_TABLE)?;
+        let segment = Segment::open(memfd, FIRST_REGION, REGION_TABLE, FIRST_BLOCK_TABLE)?.counted();
         let inode = segment.inode();
         if let Some(shared) = registry::find(inode) {
             return Ok(Self(shared));
@@ -215,7 +235,7 @@ impl Queue {
         Ok(Self(registry::note(inode, Shared { ring, spin: Spin::new() })))
     }
 
-    /// Puts a message; waits until the deadline while the queue is full. Once this has returned, the message is in the
+    /// Puts a message; waits until the deadline while the queue is full, or too much is in flight. Once this has returned, the message is in the
     /// queue, whoever dies.
     ///
     /// # Errors
@@ -242,9 +262,18 @@ impl Queue {
             && bytes.len() <= INLINE_LEN
             && on_death == OnConsumerDeath::Nothing
         {
-            return self.put_body(Body::Bytes(bytes), fds, deadline);
+            return match self.put_body(Body::Bytes(bytes), fds, deadline) {
+                Err(PutError::OutOfSpace(_)) => {
+                    wait_for_room(deadline, PutError::out_of_space, || self.put_body(Body::Bytes(bytes), fds, deadline))
+                }
+                put => put,
+            };
         }
-        let arena = ring.arena();
+        wait_for_room(deadline, PutError::out_of_space, || self.put_in_block(parts, fds, deadline))
+    }
+
+    fn put_in_block(&self, parts: &[&[u8]], fds: &[BorrowedFd<'_>], deadline: Deadline) -> Result<(), PutError> {
+        let arena = self.0.ring.arena();
         let block = arena.allocate(parts.iter().map(|part| part.len() as u64).sum(), deadline)?;
         let put = arena.fill(block, parts).map_err(PutError::from).and_then(|()| {
             crash::point(Step::PutFilled);
@@ -299,8 +328,13 @@ impl Queue {
         let ring = &self.0.ring;
         let mut slept = false;
         let taken = ring.layout().items.wait(deadline, SLICE, || {
-            if std::mem::replace(&mut slept, true) && task::on_death(ring) != OnConsumerDeath::Nothing {
-                task::reclaim(ring)?;
+            if std::mem::replace(&mut slept, true) {
+                if task::on_death(ring) != OnConsumerDeath::Nothing {
+                    task::reclaim(ring)?;
+                }
+                if ring.len() == 0 {
+                    ring.arena().trim()?; // nothing came for a while: an idle queue keeps no memory
+                }
             }
             match ring.get(out, deadline) {
                 Err(GetError::Empty) => Ok(None),
@@ -383,6 +417,12 @@ impl Queue {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// How many bytes the messages that wait may have together; 0 for no limit.
+    #[must_use]
+    pub fn max_bytes(&self) -> u64 {
+        self.0.ring.layout().settings.max_bytes.load(Ordering::Relaxed)
     }
 
     /// How many messages may wait; 0 for no limit.

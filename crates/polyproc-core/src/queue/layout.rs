@@ -54,12 +54,15 @@ shared! {
     /// | 16 | 4 | on_death | at the start: what becomes of a dead consumer's items |
     /// | 20 | 4 | closed | 1: no more puts; under the producers' lock |
     /// | 24 | 4 | polled | 1: somebody has asked for the descriptor to poll |
+    /// | 32 | 8 | max_bytes | at the start; 0 for no limit |
     pub(super) struct Settings {
         pub(super) magic: AtomicU64,
         pub(super) maxsize: AtomicU64,
         pub(super) on_death: AtomicU32,
         pub(super) closed: AtomicU32,
         pub(super) polled: AtomicU32,
+        unused: AtomicU32,
+        pub(super) max_bytes: AtomicU64,
     }
 }
 
@@ -75,13 +78,20 @@ shared! {
     /// | 40 | 16 | place, odd | as above |
     /// | 56 | 8 | other | the other side's count when it was last looked at; under the lock |
     /// | 64 | 8 | count | the number of the next message to be put or taken; under the lock. *The commit* |
+    /// | 72 | 16 | bytes, for even and for odd counts | of all messages before that; under the lock, before the count; only where bytes are limited |
     pub(super) struct Side {
         pub(super) lock: Mutex,
         pub(super) count: AtomicU64,
+        bytes: [AtomicU64; 2],
     }
 }
 
 impl Side {
+    /// How many bytes the messages before number `count` have.
+    pub(super) fn bytes(&self, count: u64) -> &AtomicU64 {
+        &self.bytes[usize::from(count % 2 == 1)]
+    }
+
     /// Offset, and chunk with room, of the place for even (0) or odd (1) counts.
     #[inline]
     pub(super) fn slot(&self, odd: bool) -> (&AtomicU64, &AtomicU64) {

@@ -17,6 +17,7 @@ use super::task::{self, OnConsumerDeath};
 use crate::deadline::Deadline;
 use crate::prim::{AtomicU64, Ordering, fence};
 use crate::robust::{Guard, WaitError};
+use crate::shm::OutOfSpace;
 use crate::shm::arena::{Block, Record, State};
 use crate::shm::{Arena, MemoryError, Segment};
 use crate::sys::crash::{self, Step};
@@ -139,6 +140,10 @@ impl Ring {
         if !side.may_put(count, &layout.get, layout.settings.maxsize.load(Ordering::Relaxed)) {
             return Err(PutError::Full);
         }
+        let max_bytes = layout.settings.max_bytes.load(Ordering::Relaxed);
+        if max_bytes > 0 {
+            self.count_bytes(count, body, max_bytes)?;
+        }
         let ticket = match fds {
             [] => None,
             _ => Some(self.leave(fds)?),
@@ -173,6 +178,28 @@ impl Ring {
         crash::point(Step::PutUnlocked);
         layout.items.wake_one();
         self.ring_once();
+        Ok(())
+    }
+
+    /// Writes how many bytes there will have been with this message, beside what is valid.
+    #[cold]
+    fn count_bytes(&self, count: u64, body: Body<'_>, max_bytes: u64) -> Result<(), PutError> {
+        let Layout { put, get, .. } = self.layout();
+        let wanted = match body {
+            Body::Bytes(bytes) => bytes.len() as u64,
+            Body::Block(block) => self.arena().record(block)?.len(),
+        };
+        // Of a message that is being taken just now, the bytes may be counted as gone already.
+        let taken = get.bytes(get.count.load(Ordering::Acquire)).load(Ordering::Relaxed);
+        let put_so_far = put.bytes(count).load(Ordering::Relaxed);
+        let in_use = put_so_far.wrapping_sub(taken);
+        if wanted > max_bytes {
+            return Err(PutError::OutOfSpace(OutOfSpace { wanted, in_use, limit: max_bytes, largest: max_bytes }));
+        }
+        if in_use.saturating_add(wanted) > max_bytes {
+            return Err(PutError::Full);
+        }
+        put.bytes(count.wrapping_add(1)).store(put_so_far.wrapping_add(wanted), Ordering::Relaxed);
         Ok(())
     }
 
@@ -256,6 +283,16 @@ impl Ring {
             }
             Entry::NextChunk(_) => return Err(MemoryError::Corrupt.into()),
         };
+        let is_limited = layout.settings.max_bytes.load(Ordering::Relaxed) > 0;
+        if is_limited {
+            let len = match (entry, block) {
+                (_, Some(block)) => self.arena().record(block)?.len(),
+                (Entry::Inline { len }, None) => len,
+                _ => 0,
+            };
+            let taken = side.bytes(count).load(Ordering::Relaxed).wrapping_add(len);
+            side.bytes(count.wrapping_add(1)).store(taken, Ordering::Relaxed);
+        }
         crash::point(Step::GetClaimed);
         side.prepare(count.wrapping_add(1), place.after(len));
         side.commit(count);
@@ -278,7 +315,7 @@ impl Ring {
         self.silence();
         drop(guard);
         crash::point(Step::GetUnlocked);
-        if with_fds || layout.settings.maxsize.load(Ordering::Relaxed) > 0 {
+        if with_fds || is_limited || layout.settings.maxsize.load(Ordering::Relaxed) > 0 {
             layout.space.wake_one();
         }
         if with_fds {

@@ -40,6 +40,7 @@ shared! {
     /// | 88 | 176 | tables | file offsets of the tables of records, 0 for none |
     /// | 264 | 640 | free | for each class, 1 + the number of its first free record, 0 for none |
     /// | 904 | 4 | unlisted | 1 when there may be free blocks in no list: of a process that could not have the lock; without the lock |
+    /// | 912 | 8 | in_use | bytes of blocks that are not free |
     pub(crate) struct Header {
         lock: Mutex,
         used: AtomicU64,
@@ -49,6 +50,7 @@ shared! {
         free: [AtomicU32; CLASSES],
         unlisted: AtomicU32,
         unused: AtomicU32,
+        in_use: AtomicU64,
     }
 }
 
@@ -206,11 +208,16 @@ impl<'a> Arena<'a> {
     fn rebuild(&self) -> Result<(), MemoryError> {
         self.header.free.iter().for_each(|head| head.store(0, Ordering::Relaxed));
         self.header.warm.store(0, Ordering::Relaxed);
+        let mut in_use = 0_u64;
         for block in self.blocks() {
-            if self.record(block)?.state() == Some(State::Free) {
+            let record = self.record(block)?;
+            if record.state() == Some(State::Free) {
                 self.push(block)?;
+            } else {
+                in_use = in_use.saturating_add(record.capacity());
             }
         }
+        self.header.in_use.store(in_use, Ordering::Relaxed);
         Ok(())
     }
 
@@ -266,11 +273,11 @@ impl<'a> Arena<'a> {
     /// A block for `len` bytes, owned by this process until its state says otherwise.
     ///
     /// # Errors
-    /// [`MemoryError::System`] when there is no memory; [`MemoryError::Busy`].
+    /// [`MemoryError::OutOfSpace`] or [`MemoryError::System`] when there is no memory; [`MemoryError::Busy`].
     pub(crate) fn allocate(&self, len: u64, deadline: Deadline) -> Result<Block, MemoryError> {
         let too_large = || MemoryError::System(io::ErrorKind::FileTooLarge.into());
         let (class, capacity) = class_of(len).ok_or_else(too_large)?;
-        let (block, record, is_warm);
+        let (block, record, is_warm, in_use);
         {
             let _guard = self.lock(deadline)?;
             let first = &self.header.free[class];
@@ -284,6 +291,7 @@ impl<'a> Arena<'a> {
                 return Err(MemoryError::Corrupt);
             }
             is_warm = record.is_warm.load(Ordering::Relaxed) != 0;
+            in_use = self.header.in_use.load(Ordering::Relaxed);
             record.len.store(len, Ordering::Relaxed);
             record.set_owner(Identity::own());
             crash::point(Step::AllocateUnclaimed);
@@ -298,11 +306,12 @@ impl<'a> Arena<'a> {
                 }
                 None => self.header.count.store(u64::from(block.0) + 1, Ordering::Release),
             }
+            self.header.in_use.store(in_use.saturating_add(capacity), Ordering::Relaxed);
         }
         if !is_warm {
-            if let Err(error) = self.segment.reserve(record.offset(), capacity) {
+            if let Err(error) = self.segment.claim(record.offset(), capacity, in_use) {
                 self.free(block)?;
-                return Err(error.into());
+                return Err(error);
             }
             record.is_warm.store(1, Ordering::Relaxed);
         }
@@ -315,16 +324,25 @@ impl<'a> Arena<'a> {
         let may_stay = || {
             record.capacity() < PAGED
                 || self.header.warm.load(Ordering::Relaxed).saturating_add(record.capacity()) <= WARM_LIMIT
+                    && !self.segment.is_tight()
         };
         // Warm is what was reserved, and not released: a death before either leaves it cold.
         if record.is_warm.load(Ordering::Relaxed) != 0 && !may_stay() {
             record.is_warm.store(0, Ordering::Relaxed);
             self.segment.release(record.offset(), record.capacity());
+            self.segment.settle();
         }
         // Once somebody found that the lock's owner stands still, nobody else waits to see it.
         let stands_still = self.header.unlisted.load(Ordering::Relaxed) != 0;
         match if stands_still { Err(MemoryError::Busy) } else { self.lock(Deadline::PASSED) } {
-            Ok(_guard) => self.free_locked(block),
+            Ok(guard) => {
+                let freed = self.free_locked(block);
+                drop(guard);
+                if record.capacity() >= PAGED {
+                    super::wake_waiting(); // it may be what somebody waits for
+                }
+                freed
+            }
             // Nobody waits for a process that stands still: it is free, and whoever has the lock next lists it.
             Err(MemoryError::Busy) => {
                 record.set_state(State::Free);
@@ -338,9 +356,36 @@ impl<'a> Arena<'a> {
     /// As [`Arena::free`], for who holds the arena's lock; the memory stays as it is.
     pub(crate) fn free_locked(&self, block: Block) -> Result<(), MemoryError> {
         // The owner stays as it is: a block without one, and not free yet, would look like one of the dead.
-        self.record(block)?.set_state(State::Free);
+        let record = self.record(block)?;
+        record.set_state(State::Free);
         crash::point(Step::FreedUnlisted);
+        let in_use = self.header.in_use.load(Ordering::Relaxed).saturating_sub(record.capacity());
+        self.header.in_use.store(in_use, Ordering::Relaxed);
         self.push(block)
+    }
+
+    /// Gives the memory of free blocks back. Nothing, when that has to wait for somebody.
+    pub(crate) fn trim(&self) -> Result<(), MemoryError> {
+        if self.header.warm.load(Ordering::Relaxed) == 0 {
+            return Ok(());
+        }
+        let _guard = self.lock(Deadline::PASSED)?;
+        let mut kept = 0;
+        for block in self.blocks() {
+            let record = self.record(block)?;
+            if record.state() != Some(State::Free) || record.is_warm.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            if record.capacity() < PAGED {
+                kept += record.capacity();
+                continue;
+            }
+            record.is_warm.store(0, Ordering::Relaxed);
+            self.segment.release(record.offset(), record.capacity());
+        }
+        self.header.warm.store(kept, Ordering::Relaxed);
+        self.segment.settle();
+        Ok(())
     }
 
     fn push(&self, block: Block) -> Result<(), MemoryError> {

@@ -30,23 +30,25 @@ pub(crate) struct Blocks {
     /// File offset behind the last block.
     used: u64,
     warm: u64,
-    free: HashMap<usize, Vec<Freed>>,
+    in_use: u64,
+    /// By capacity.
+    free: HashMap<u64, Vec<Freed>>,
 }
 
 impl Blocks {
     /// Blocks from file offset `start` on.
     pub(crate) fn new(start: u64) -> Self {
-        Self { used: start, warm: 0, free: HashMap::new() }
+        Self { used: start, warm: 0, in_use: 0, free: HashMap::new() }
     }
 
     /// A block for `len` bytes.
     ///
     /// # Errors
-    /// [`MemoryError::System`] when there is no memory.
+    /// [`MemoryError::OutOfSpace`] or [`MemoryError::System`] when there is no memory.
     pub(crate) fn allocate(&mut self, segment: &Segment, len: u64) -> Result<Extent, MemoryError> {
         let too_large = || MemoryError::System(std::io::ErrorKind::FileTooLarge.into());
-        let (class, capacity) = class_of(len).ok_or_else(too_large)?;
-        let (offset, is_warm) = match self.free.get_mut(&class).and_then(Vec::pop) {
+        let (_, capacity) = class_of(len).ok_or_else(too_large)?;
+        let (offset, is_warm) = match self.free.get_mut(&capacity).and_then(Vec::pop) {
             Some(freed) => (freed.offset, freed.is_warm),
             None => {
                 let offset = segment.place(self.used, capacity)?;
@@ -57,23 +59,40 @@ impl Blocks {
         let extent = Extent { offset, capacity };
         if is_warm {
             self.warm -= capacity;
-        } else if let Err(error) = segment.reserve(offset, capacity) {
-            self.free.entry(class).or_default().push(Freed { offset, is_warm: false });
-            return Err(error.into());
+        } else if let Err(error) = segment.claim(offset, capacity, self.in_use) {
+            self.free.entry(capacity).or_default().push(Freed { offset, is_warm: false });
+            return Err(error);
         }
+        self.in_use += capacity;
         Ok(extent)
     }
 
     /// Gives a block back.
     pub(crate) fn free(&mut self, segment: &Segment, Extent { offset, capacity }: Extent) {
-        let Some((class, _)) = class_of(capacity) else { return };
-        let is_warm = capacity < PAGED || self.warm + capacity <= WARM_LIMIT;
+        self.in_use -= capacity;
+        let is_warm = capacity < PAGED || self.warm + capacity <= WARM_LIMIT && !segment.is_tight();
         if is_warm {
             self.warm += capacity;
         } else {
             segment.release(offset, capacity);
+            segment.settle();
         }
-        self.free.entry(class).or_default().push(Freed { offset, is_warm });
+        self.free.entry(capacity).or_default().push(Freed { offset, is_warm });
+    }
+
+    /// Gives the memory of free blocks back.
+    pub(crate) fn trim(&mut self, segment: &Segment) {
+        if self.warm == 0 {
+            return;
+        }
+        for (capacity, freed) in self.free.iter_mut().filter(|(capacity, _)| **capacity >= PAGED) {
+            for freed in freed.iter_mut().filter(|freed| freed.is_warm) {
+                freed.is_warm = false;
+                self.warm -= capacity;
+                segment.release(freed.offset, *capacity);
+            }
+        }
+        segment.settle();
     }
 }
 

@@ -15,7 +15,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::{Mutex, PoisonError};
 
+use super::budget::{Account, Share};
 use crate::sys::bytes::Borrowed;
+use crate::sys::identity::process_id;
 use crate::sys::lease;
 use crate::sys::memory::{self, Mapping};
 use crate::sys::per_process::PerProcess;
@@ -24,7 +26,7 @@ use crate::sys::per_process::PerProcess;
 const ALIGN: u64 = 64;
 /// So many files at most: each is an open descriptor.
 const FILES: usize = 64;
-/// So much memory that nobody has is kept for later loans.
+/// So much memory that nobody has is kept for later loans, unless the budget is tight.
 const KEPT_BYTES: u64 = 256 << 20;
 /// So many files are looked at for one loan.
 const ATTEMPTS: usize = 8;
@@ -34,7 +36,6 @@ const ATTEMPTS: usize = 8;
 struct File {
     memfd: OwnedFd,
     len: u64,
-    /// From the second loan on.
     mapping: Option<Mapping>,
 }
 
@@ -42,9 +43,21 @@ struct File {
 #[derive(Debug)]
 struct Stock {
     files: VecDeque<File>,
+    /// All of them together.
+    account: Account,
 }
 
-static STOCK: PerProcess<Mutex<Stock>> = PerProcess::new(|_| Mutex::new(Stock { files: VecDeque::new() }));
+static STOCK: PerProcess<Mutex<Stock>> = PerProcess::new(|_| {
+    // No inode number: those of memory files have 32 bits.
+    let account = Account::new(1 << 63 | u64::from(process_id()));
+    Mutex::new(Stock { files: VecDeque::new(), account })
+});
+
+/// Lets go of all files that nobody has.
+pub(crate) fn trim() {
+    let Some(stock) = STOCK.existing() else { return };
+    stock.lock().unwrap_or_else(PoisonError::into_inner).trim(0);
+}
 
 /// Where parts of these lengths are in the file, and where they end.
 pub(crate) fn places(lens: impl IntoIterator<Item = usize>) -> (Vec<u64>, u64) {
@@ -58,7 +71,7 @@ pub(crate) fn places(lens: impl IntoIterator<Item = usize>) -> (Vec<u64>, u64) {
 }
 
 /// Lends copies of `parts`: a descriptor for [`Loan::open`] in any process, and where in it each part is. `None` when too many
-/// loans are out.
+/// loans are out, or a quarter of the budget is in use: then the bytes are to go another way, which may wait.
 ///
 /// # Errors
 /// When the system gives no memory or no descriptor.
@@ -66,10 +79,13 @@ pub fn lend(parts: &[&[u8]]) -> io::Result<Option<(OwnedFd, Vec<u64>)>> {
     let (starts, len) = places(parts.iter().map(|part| part.len()));
     let mut stock = STOCK.get().lock().unwrap_or_else(PoisonError::into_inner);
     let Some(mut file) = stock.take(len)? else { return Ok(None) };
-    file.fill(parts, &starts)?;
-    let loan = lease::give(file.memfd.as_fd())?;
-    stock.files.push_back(file);
-    stock.trim();
+    let loan = file.fill(parts, &starts).and_then(|()| lease::give(file.memfd.as_fd()));
+    if loan.is_ok() {
+        stock.files.push_back(file);
+    }
+    let kept = if stock.account.is_tight() { 0 } else { KEPT_BYTES };
+    stock.trim(kept);
+    let loan = loan?;
     Ok(Some((loan, starts)))
 }
 
@@ -89,25 +105,32 @@ impl Stock {
             return Ok(None);
         }
         let len = len.next_multiple_of(memory::PAGE);
+        if self.account.admit(len, Share::Quarter).is_err() {
+            return Ok(None);
+        }
         let memfd = memory::create(c"polyproc-loan", len)?;
         memory::close_to_other_users(memfd.as_fd())?;
         Ok(Some(File { memfd, len, mapping: None }))
     }
 
-    /// Lets go of the oldest of the files that nobody has, when these are too much memory.
-    fn trim(&mut self) {
-        if self.files.iter().map(|file| file.len).sum::<u64>() <= KEPT_BYTES {
-            return;
+    fn len_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.len).sum()
+    }
+
+    /// Lets go of the oldest of the files that nobody has, when these are more than so much memory.
+    fn trim(&mut self, kept_bytes: u64) {
+        if self.len_bytes() > kept_bytes {
+            let mut kept = 0;
+            let newest_first = self.files.iter().rev();
+            let stays = newest_first.map(|file| {
+                let is_free = lease::is_free(file.memfd.as_fd()).unwrap_or(false);
+                kept += if is_free { file.len } else { 0 };
+                !is_free || kept <= kept_bytes
+            });
+            let mut stays = stays.collect::<Vec<_>>().into_iter().rev();
+            self.files.retain(|_| stays.next().unwrap_or(true));
         }
-        let mut kept = 0;
-        let newest_first = self.files.iter().rev();
-        let stays = newest_first.map(|file| {
-            let is_free = lease::is_free(file.memfd.as_fd()).unwrap_or(false);
-            kept += if is_free { file.len } else { 0 };
-            !is_free || kept <= KEPT_BYTES
-        });
-        let mut stays = stays.collect::<Vec<_>>().into_iter().rev();
-        self.files.retain(|_| stays.next().unwrap_or(true));
+        self.account.settle(self.len_bytes());
     }
 }
 
@@ -115,10 +138,10 @@ impl File {
     fn fill(&mut self, parts: &[&[u8]], starts: &[u64]) -> io::Result<()> {
         if self.mapping.is_none() && memory::is_untouched(self.memfd.as_fd())? {
             // The kernel finds pages faster than faults do, and says so where there is no memory.
-            return parts
-                .iter()
-                .zip(starts)
-                .try_for_each(|(part, start)| memory::write(self.memfd.as_fd(), *start, part));
+            parts.iter().zip(starts).try_for_each(|(part, start)| memory::write(self.memfd.as_fd(), *start, part))?;
+            // While they wait for their borrower they are in the resident size of this process.
+            self.mapping = Some(Mapping::with_pages(self.memfd.as_fd(), 0, self.len)?);
+            return Ok(());
         }
         let whole: u64 = parts.iter().zip(starts).map(|(part, start)| start + part.len() as u64).max().unwrap_or(0);
         memory::reserve(self.memfd.as_fd(), 0, whole.max(1))?;

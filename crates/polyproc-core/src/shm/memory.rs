@@ -40,6 +40,7 @@ impl SharedMemory {
         if len == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "shared memory of no bytes"));
         }
+        memory::look_for(len as u64)?; // before the file is as long
         let memfd = memory::create(c"polyproc-memory", len as u64)?;
         memory::reserve(memfd.as_fd(), 0, len as u64)?;
         Self::from_fd(memfd)

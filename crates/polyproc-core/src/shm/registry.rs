@@ -17,6 +17,9 @@ pub(crate) trait Object: Any + Send + Sync {
     /// Takes back what dead processes held, and has every sleeper look again.
     fn rouse(&self);
 
+    /// Gives memory back that is kept to be used again.
+    fn trim(&self) {}
+
     /// Makes its descriptor readable if it should be, and a process that was to do so died.
     fn refresh(&self) {}
 
@@ -68,6 +71,11 @@ fn for_each(act: impl Fn(&dyn Object)) {
 /// A process has ended: see the module.
 pub(crate) fn rouse_all() {
     for_each(|object| object.rouse());
+}
+
+/// There is no room for data in flight.
+pub(crate) fn trim_all() {
+    for_each(|object| object.trim());
 }
 
 /// For who polls descriptors: to be called at least every [`REFRESH`], and does something that often.

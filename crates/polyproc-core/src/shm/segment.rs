@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 
 use super::MemoryError;
 use super::arena::PAGED;
+use super::budget::{Account, Share};
 use crate::prim::{AtomicU64, Ordering, fence};
 use crate::sys::memory::{self, Access, Mapping, PAGE};
 use crate::sys::shared::{Shared, shared};
@@ -39,6 +40,8 @@ pub(crate) struct Segment {
     /// What stands before this is no data: no offset that was read from shared memory leads there.
     data: u64,
     first: Mapping,
+    /// What it has of the budget, if it counts.
+    account: Option<Account>,
     /// The further ones, the second first.
     further: [OnceLock<Mapping>; REGIONS - 1],
 }
@@ -65,7 +68,13 @@ impl Segment {
         let (_, inode) = memory::inspect(memfd.as_fd())?;
         let first = Mapping::with_access(memfd.as_fd(), access, 0, len_bytes)?;
         assert!(first.view::<Regions>(table).is_some(), "the table lies in the first region");
-        Ok(Self { memfd, access, inode, table, data, first, further: [const { OnceLock::new() }; REGIONS - 1] })
+        let further = [const { OnceLock::new() }; REGIONS - 1];
+        Ok(Self { memfd, access, inode, table, data, first, account: None, further })
+    }
+
+    /// Its memory counts as in flight: see `budget`.
+    pub(crate) fn counted(self) -> Self {
+        Self { account: Some(Account::new(self.inode)), ..self }
     }
 
     fn regions(&self) -> &Regions {
@@ -210,9 +219,36 @@ impl Segment {
         memory::reserve(self.memfd.as_fd(), offset, len)
     }
 
-    /// See [`memory::release`].
+    /// As [`Segment::reserve`], as far as there is room in the budget, for who uses so many bytes of this file already.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfSpace`], [`MemoryError::System`].
+    pub(crate) fn claim(&self, offset: u64, len: u64, in_use: u64) -> Result<(), MemoryError> {
+        if let Some(account) = &self.account {
+            account.admit(len, Share::of(in_use))?;
+        }
+        self.reserve(offset, len)?;
+        self.settle();
+        Ok(())
+    }
+
+    /// See [`memory::release`]. [`Segment::settle`] follows, once for many.
     pub(crate) fn release(&self, offset: u64, len: u64) {
         memory::release(self.memfd.as_fd(), offset, len);
+    }
+
+    /// Says how much memory it has.
+    pub(crate) fn settle(&self) {
+        if let Some(account) = &self.account
+            && let Ok(bytes) = memory::reserved_bytes(self.memfd.as_fd())
+        {
+            account.settle(bytes);
+        }
+    }
+
+    /// Whether memory that is free is to go back rather than to be kept.
+    pub(crate) fn is_tight(&self) -> bool {
+        self.account.as_ref().is_some_and(Account::is_tight)
     }
 }
 

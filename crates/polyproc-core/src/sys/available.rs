@@ -21,13 +21,20 @@ pub(crate) fn check(len_bytes: u64) -> io::Result<()> {
     }
 }
 
+/// The memory of the machine, or the least that a control group allows; `None` where the system reports neither.
+pub(crate) fn total() -> Option<u64> {
+    [meminfo("MemTotal:"), limit_of_groups()].into_iter().flatten().min()
+}
+
 fn of_machine() -> Option<u64> {
+    Some(meminfo("MemAvailable:")?.saturating_sub(meminfo("MemTotal:")? / LEFT_TO_OTHERS))
+}
+
+/// A field of `/proc/meminfo`, in bytes.
+fn meminfo(name: &str) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let field = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-    };
-    Some(field("MemAvailable:")?.saturating_sub(field("MemTotal:")? / LEFT_TO_OTHERS))
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// A version of control groups: in which line of `/proc/self/cgroup`, and which files.
@@ -56,25 +63,38 @@ const VERSIONS: [Version; 2] = [
     },
 ];
 
-/// The least of the groups that this process is in.
+/// The least of what the groups that this process is in have left.
 fn of_groups() -> Option<u64> {
+    least_of_groups(of_group)
+}
+
+/// The least of their limits.
+fn limit_of_groups() -> Option<u64> {
+    least_of_groups(|version, group| read(group, version.limit)?.trim().parse().ok())
+}
+
+/// The least of what `find` finds of the groups that this process is in.
+fn least_of_groups(find: impl Fn(&Version, &Path) -> Option<u64>) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let of_version = |version: &Version| {
         let own = text.lines().find_map(|line| Some(line.split_once(version.line)?.1))?;
         let root = Path::new(version.root);
         let own = root.join(own);
-        own.ancestors().take_while(|group| group.starts_with(root)).filter_map(|group| of_group(version, group)).min()
+        own.ancestors().take_while(|group| group.starts_with(root)).filter_map(|group| find(version, group)).min()
     };
     VERSIONS.iter().filter_map(of_version).min()
 }
 
+fn read(group: &Path, file: &str) -> Option<String> {
+    std::fs::read_to_string(group.join(file)).ok()
+}
+
 /// `None` for a group without a limit.
 fn of_group(version: &Version, group: &Path) -> Option<u64> {
-    let read = |file: &str| std::fs::read_to_string(group.join(file)).ok();
-    let limit: u64 = read(version.limit)?.trim().parse().ok()?; // or "max"
-    let used: u64 = read(version.used)?.trim().parse().ok()?;
+    let limit: u64 = read(group, version.limit)?.trim().parse().ok()?; // or "max"
+    let used: u64 = read(group, version.used)?.trim().parse().ok()?;
     // Pages of files that nobody uses make way.
-    let stat = read("memory.stat").unwrap_or_default();
+    let stat = read(group, "memory.stat").unwrap_or_default();
     let cached = stat.lines().find_map(|line| line.strip_prefix(version.cached)?.trim().parse::<u64>().ok());
     Some(limit.saturating_sub(used.saturating_sub(cached.unwrap_or(0))).saturating_sub(limit / LEFT_TO_OTHERS))
 }

@@ -69,8 +69,9 @@ impl Drop for Filling {
 
 impl Filling {
     pub(crate) fn new(len: usize) -> io::Result<Self> {
+        super::memory::look_for(len as u64)?; // before the file is as long
         let memfd = super::fd::memfd(c"polyproc-bytes")?;
-        rustix::fs::ftruncate(&memfd, len as u64)?;
+        super::memory::set_len(memfd.as_fd(), len as u64)?;
         if len > 0 {
             // Memory now, or an error now: a write without any would be a SIGBUS.
             super::memory::reserve(memfd.as_fd(), 0, len as u64)?;

@@ -23,6 +23,8 @@ pub(crate) fn memfd(name: &CStr) -> io::Result<OwnedFd> {
 
 /// A memory file that holds `bytes`.
 pub(crate) fn memfd_with(bytes: &[u8]) -> io::Result<OwnedFd> {
+    memory::look_for(bytes.len() as u64)?;
+    memory::check_limit(bytes.len() as u64)?;
     let mut file = File::from(memfd(c"polyproc-frame")?);
     file.write_all(bytes)?;
     Ok(file.into())

@@ -4,7 +4,7 @@
 //! in place ([`Mapping::view`]), bytes are copied in and out.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
 use rustix::fs::{FallocateFlags, Mode, OFlags, SealFlags};
@@ -20,7 +20,7 @@ pub(crate) const PAGE: u64 = 65536;
 /// A new memory file of `len_bytes` zeros that nobody can make shorter, nor keep others from mapping by further seals.
 pub(crate) fn create(name: &std::ffi::CStr, len_bytes: u64) -> io::Result<OwnedFd> {
     let memfd = super::fd::memfd(name)?;
-    rustix::fs::ftruncate(&memfd, len_bytes)?;
+    set_len(memfd.as_fd(), len_bytes)?;
     rustix::fs::fcntl_add_seals(&memfd, SealFlags::SHRINK | SealFlags::SEAL)?;
     Ok(memfd)
 }
@@ -46,16 +46,48 @@ pub(super) fn inspect_sealed(memfd: BorrowedFd<'_>, seals: SealFlags) -> io::Res
 /// Makes the file at least `len_bytes` long.
 pub(crate) fn grow(memfd: BorrowedFd<'_>, len_bytes: u64) -> io::Result<()> {
     if inspect(memfd)?.0 < len_bytes {
-        rustix::fs::ftruncate(memfd, len_bytes)?;
+        set_len(memfd, len_bytes)?;
     }
     Ok(())
+}
+
+/// # Errors
+/// [`io::ErrorKind::FileTooLarge`] where the process's limit (`RLIMIT_FSIZE`) does not allow it: the kernel would send `SIGXFSZ`.
+pub(super) fn set_len(memfd: BorrowedFd<'_>, len_bytes: u64) -> io::Result<()> {
+    check_limit(len_bytes)?;
+    Ok(rustix::fs::ftruncate(memfd, len_bytes)?)
+}
+
+/// As [`set_len`] fails.
+pub(super) fn check_limit(len_bytes: u64) -> io::Result<()> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
+    match limit {
+        Some(limit) if limit < len_bytes => Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("a memory file of {len_bytes} bytes, where files may have {limit} (`ulimit -f`)"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// So much is reserved at a time: a signal makes the kernel undo what the call under way has reserved (Linux before 6.12).
 const RESERVE_STEP: u64 = 16 << 20;
 
-/// Less than this is reserved without a look at what is available.
+/// Less than this, all together, is reserved without a look at what is available.
 const LOOKED_FOR: u64 = 64 << 20;
+
+/// Checks that so much memory is available, where it is much, or much was asked for since it was last looked.
+///
+/// # Errors
+/// [`io::ErrorKind::OutOfMemory`].
+pub(crate) fn look_for(len_bytes: u64) -> io::Result<()> {
+    static UNSEEN: AtomicU64 = AtomicU64::new(0);
+    if UNSEEN.fetch_add(len_bytes, Ordering::Relaxed).saturating_add(len_bytes) < LOOKED_FOR {
+        return Ok(());
+    }
+    UNSEEN.store(0, Ordering::Relaxed);
+    super::available::check(len_bytes)
+}
 
 /// Has the kernel find memory for a part of the file now: a write there would be a `SIGBUS` when there is none.
 ///
@@ -63,9 +95,7 @@ const LOOKED_FOR: u64 = 64 << 20;
 /// [`io::ErrorKind::OutOfMemory`] or [`io::ErrorKind::StorageFull`] when there is none: at once where so much is not available, as
 /// the kernel would end other processes first.
 pub(crate) fn reserve(memfd: BorrowedFd<'_>, offset: u64, len_bytes: u64) -> io::Result<()> {
-    if len_bytes >= LOOKED_FOR {
-        super::available::check(len_bytes)?;
-    }
+    look_for(len_bytes)?;
     let end = offset.checked_add(len_bytes).ok_or(io::ErrorKind::OutOfMemory)?;
     for start in (offset..end).step_by(usize::try_from(RESERVE_STEP).unwrap_or(usize::MAX)) {
         let len = RESERVE_STEP.min(end - start);
@@ -333,8 +363,6 @@ impl Drop for Mapping {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-
     use super::*;
 
     #[test]

@@ -34,6 +34,11 @@ impl<T: Send + Sync> PerProcess<T> {
         self.made().filter(|made| made.pid == process_id()).map(|made| &made.value)
     }
 
+    /// Has it made anew when it is asked for next. Only for a process of one thread, which has given nobody the old one.
+    pub(crate) fn forget(&'static self) {
+        self.now.store(ptr::null_mut(), Ordering::Release);
+    }
+
     /// This process's own.
     pub fn get(&'static self) -> &'static T {
         loop {

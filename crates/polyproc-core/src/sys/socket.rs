@@ -52,11 +52,16 @@ pub(crate) fn send(
     Ok(())
 }
 
+/// How many bytes of messages, and of what the kernel keeps with each, may be unread.
+pub(crate) fn send_buffer_len(socket: BorrowedFd<'_>) -> rustix::io::Result<usize> {
+    rustix::net::sockopt::socket_send_buffer_size(socket)
+}
+
 /// Receives one message and its descriptors (close-on-exec). An empty message is the end of file.
 ///
 /// # Errors
 /// `EAGAIN` with `wait` false and nothing there; `EINTR` when a signal handler ran; `EMFILE` when the process has no
-/// room for the descriptors; `EMSGSIZE` when it was longer than [`MAX_LEN_BYTES`], which no process of ours sends.
+/// room for the descriptors. What is behind [`MAX_LEN_BYTES`] is dropped: it is padding, see `conn::channel`.
 pub(crate) fn receive(socket: BorrowedFd<'_>, wait: bool) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let flags = if wait { RecvFlags::empty() } else { RecvFlags::DONTWAIT };
     receive_with(socket, MAX_LEN_BYTES, flags)?.whole()
@@ -67,10 +72,11 @@ pub(crate) fn receive_any(socket: BorrowedFd<'_>) -> rustix::io::Result<Received
     receive_with(socket, MAX_LEN_BYTES, RecvFlags::DONTWAIT)
 }
 
-/// A copy of the first bytes of the next message and of its descriptors, which stays where it is. As [`receive`] without
-/// waiting.
+/// A copy of the next message, of that length at most, and of its descriptors, which stays where it is. As [`receive`] without
+/// waiting; `EMSGSIZE` for a longer one.
 pub(crate) fn peek(socket: BorrowedFd<'_>, len_bytes: usize) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    receive_with(socket, len_bytes, RecvFlags::DONTWAIT | RecvFlags::PEEK)?.whole()
+    let received = receive_with(socket, len_bytes, RecvFlags::DONTWAIT | RecvFlags::PEEK)?;
+    if received.is_longer && !received.are_fds_lost { Err(Errno::MSGSIZE) } else { received.whole() }
 }
 
 thread_local! {
@@ -98,6 +104,7 @@ pub(crate) struct Received {
     pub(crate) fds: Vec<OwnedFd>,
     /// The kernel dropped descriptors that did not fit in this process's table.
     pub(crate) are_fds_lost: bool,
+    is_longer: bool,
 }
 
 impl Received {
@@ -130,11 +137,8 @@ fn receive_with(socket: BorrowedFd<'_>, len_bytes: usize, flags: RecvFlags) -> r
     let received = received.map(|(len, flags, fds)| (bytes[..len].to_vec(), flags, fds));
     SCRATCH.set(bytes);
     let (bytes, flags, fds) = received?;
-    let are_fds_lost = flags.contains(ReturnFlags::CTRUNC);
-    if flags.contains(ReturnFlags::TRUNC) && !are_fds_lost {
-        return Err(Errno::MSGSIZE);
-    }
-    Ok(Received { bytes, fds, are_fds_lost })
+    let (are_fds_lost, is_longer) = (flags.contains(ReturnFlags::CTRUNC), flags.contains(ReturnFlags::TRUNC));
+    Ok(Received { bytes, fds, are_fds_lost, is_longer })
 }
 
 pub(crate) use rustix::net::SocketAddrUnix as UnixAddress;
