@@ -101,6 +101,14 @@ class Programs:
         self.started.append(program)
         return program
 
+    def start_in(self, procs, text, *args):
+        """As `start`, in the control group of this ``cgroup.procs``."""
+        enter = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid())); os.execv(sys.executable, sys.argv[1:])"
+        path = self.folder / "program.py"
+        path.write_text(f"METHOD = {self.method!r}\n" + textwrap.dedent(text))
+        enter = enter.replace("sys.argv[1:]", "[sys.executable, *sys.argv[2:]]")
+        return self.start_command(["-c", enter, str(procs), str(path), *args])
+
     def run(self, text, *args, **options):
         """The exit code, standard output and standard error of a program."""
         program = self.start(text, *args, **options)

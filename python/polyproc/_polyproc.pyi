@@ -200,7 +200,7 @@ class Pool:
         items: Iterator[Any],
         chunksize: int,
         ordered: bool,
-        ahead: int,
+        ahead: tuple[int, int | None],
         limits: _Limits | None = None,
     ) -> Imap: ...
     def close(self) -> None: ...

@@ -335,33 +335,37 @@ class Pool:
         outcome = self._pool_of_engine.map_async(func, values, chunksize, star, is_bulk, _limits(timeout, retries))
         return MapResult(self, outcome, callback, error_callback)
 
-    def imap(self, func, iterable, chunksize=1, *, max_pending=None, timeout=None, retries=0):
-        """Equivalent of `map()`, with the results one by one. At most `max_pending` tasks are under way or not taken."""
-        return self._imap(IMapIterator, func, iterable, chunksize, max_pending, timeout, retries)
+    def imap(self, func, iterable, chunksize=1, *, max_pending=None, max_pending_bytes=None, timeout=None, retries=0):
+        """Equivalent of `map()`, with the results one by one. At most `max_pending` tasks are under way or not taken, and about
+        `max_pending_bytes` of their arguments and results: an eighth of the budget (`set_memory_budget`), if that is less than 256 MiB."""
+        ahead = (max_pending, max_pending_bytes)
+        return self._imap(IMapIterator, func, iterable, chunksize, ahead, timeout, retries)
 
-    def imap_unordered(self, func, iterable, chunksize=1, *, max_pending=None, timeout=None, retries=0):
+    def imap_unordered(self, func, iterable, chunksize=1, *, max_pending=None, max_pending_bytes=None, timeout=None, retries=0):
         """Like `imap()`, with the results in the order in which they come."""
-        return self._imap(IMapUnorderedIterator, func, iterable, chunksize, max_pending, timeout, retries)
+        ahead = (max_pending, max_pending_bytes)
+        return self._imap(IMapUnorderedIterator, func, iterable, chunksize, ahead, timeout, retries)
 
-    def _imap(self, kind, func, iterable, chunksize, max_pending, timeout, retries):
+    def _imap(self, kind, func, iterable, chunksize, ahead, timeout, retries):
         self._check_running()
         if chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
         limits = _limits(timeout, retries)
-        results = self._read_ahead(func, iterable, chunksize, kind is IMapIterator, max_pending, limits)
+        results = self._read_ahead(func, iterable, chunksize, kind is IMapIterator, ahead, limits)
         results = kind(results, self._imaps)
         return results if chunksize == 1 else (item for chunk in results for item in chunk)
 
     def _imap_chunks(self, func, iterable, chunksize, max_pending):
         """`imap`, with lists of results, and of the class that has `next(timeout)`."""
-        results = self._read_ahead(func, iterable, chunksize, True, max_pending, None, is_own_thread=False)
+        results = self._read_ahead(func, iterable, chunksize, True, (max_pending, None), None, is_own_thread=False)
         return (IMapIterator if chunksize > 1 else _Singles)(results, self._imaps)
 
-    def _read_ahead(self, func, iterable, chunksize, ordered, max_pending, limits, is_own_thread=None):
+    def _read_ahead(self, func, iterable, chunksize, ordered, ahead, limits, is_own_thread=None):
         if is_own_thread is None:
             # An iterator may wait for an earlier result, or have no end: it must not run where results are taken.
             is_own_thread = type(iterable) not in _CONTAINERS
-        ahead = max_pending or 512 * self._processes
+        items, size = ahead
+        ahead = (items or 512 * self._processes, size)
         results = self._pool_of_engine.imap(func, iter(iterable), chunksize, ordered, ahead, limits)
         for imap in [imap for imap in list(self._imaps) if imap.is_fed()]:
             self._imaps.pop(imap, None)

@@ -5,13 +5,14 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use polyproc_core::pool::{Call, Want};
+use polyproc_core::pool::{Call, ReadAhead, Want};
 use polyproc_core::{Deadline, WaitError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::{PyIterator, PyList};
 
+use crate::codec;
 use crate::failure::{Fate, fate, value};
 use crate::task::Tasks;
 use crate::time;
@@ -51,8 +52,7 @@ struct State {
     waits_for_room: bool,
     /// More than one: tasks are of so many, and give lists.
     chunksize: usize,
-    /// So many tasks may be under way, or ended and not taken.
-    ahead: u64,
+    ahead: ReadAhead,
     /// How many tasks' results were given on, in their order or not.
     taken: u64,
     /// How many tasks have ended.
@@ -79,7 +79,7 @@ impl State {
     }
 
     fn has_room(&self) -> bool {
-        self.is_draining || self.count() - self.taken < self.ahead
+        self.is_draining || self.tasks.feed.may_read_on(usize::try_from(self.taken).unwrap_or(usize::MAX), self.ahead)
     }
 
     /// Takes what the iterator gave: an item, its end, or an error.
@@ -112,11 +112,14 @@ impl State {
     /// Takes the results that have come.
     fn collect(&mut self, py: Python<'_>) {
         let Self { tasks, unsent, early, ended, .. } = self;
+        let mut lent = 0;
         tasks.feed.take(|index, end| {
             *ended += 1;
+            lent += end.as_ref().map_or(0, |(bytes, _)| codec::lent_bytes(bytes) as u64);
             let fate = unsent.remove(&index).unwrap_or_else(|| fate(py, value(py, end)));
             early.insert(index, fate);
         });
+        tasks.feed.count_lent(lent);
         if self.is_abandoned {
             self.early.clear();
             self.ready.clear();
@@ -150,7 +153,7 @@ impl Imap {
         items: &Bound<'_, PyIterator>,
         chunksize: usize,
         ordered: bool,
-        ahead: usize,
+        ahead: ReadAhead,
     ) -> Self {
         let call = Arc::clone(tasks.feed.call());
         let state = State {
@@ -164,7 +167,7 @@ impl Imap {
             waiting: 0,
             waits_for_room: false,
             chunksize: chunksize.max(1),
-            ahead: ahead.max(1) as u64,
+            ahead,
             taken: 0,
             ended: 0,
             ordered,

@@ -7,7 +7,7 @@ use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use polyproc_core::Deadline;
-use polyproc_core::pool::{self, CallSettings, Feed, PoolSettings, Registered, TaskEnd, Want};
+use polyproc_core::pool::{self, CallSettings, Feed, PoolSettings, ReadAhead, Registered, TaskEnd, Want};
 use polyproc_core::process::StartMethod;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
@@ -178,7 +178,7 @@ impl Pool {
         Ok(Outcome::new(tasks.feed.into_call(), if is_each { Shape::Each(items) } else { Shape::Lists(items) }))
     }
 
-    /// `func` of what an iterator gives, one by one, in order or not.
+    /// `func` of what an iterator gives, one by one, in order or not; `ahead` are items and bytes.
     #[pyo3(signature = (func, items, chunksize, ordered, ahead, limits=None))]
     fn imap(
         &self,
@@ -186,11 +186,11 @@ impl Pool {
         items: &Bound<'_, PyIterator>,
         chunksize: usize,
         ordered: bool,
-        ahead: usize,
+        ahead: (usize, Option<u64>),
         limits: Option<Limits>,
     ) -> PyResult<Imap> {
         let tasks = self.tasks(func, 1, settings(limits))?;
-        Ok(Imap::new(tasks, items, chunksize, ordered, ahead))
+        Ok(Imap::new(tasks, items, chunksize, ordered, ReadAhead::new(ahead.0, ahead.1)))
     }
 
     fn close(&self, py: Python<'_>) {

@@ -6,14 +6,44 @@ use std::time::{Duration, Instant};
 
 use super::call::{Call, Ends, ItemEnd};
 use super::task::Items;
+use crate::shm::memory_budget;
 
 /// Arguments of a task above this are not joined by another item.
 const FULL_LEN_BYTES: usize = 64 << 10;
+
+/// How far a call may read ahead of who takes its results.
+#[derive(Debug, Clone, Copy)]
+pub struct ReadAhead {
+    /// So many items at most are under way, or have ended and were not taken.
+    pub items: usize,
+    /// So many bytes at most these have, with their results, by what was seen of them; but enough items for all workers.
+    pub bytes: u64,
+}
+
+/// More bytes ahead do not make it faster.
+const AHEAD_BYTES: u64 = 256 << 20;
+/// So much of the budget at most.
+const AHEAD_SHARE: u64 = 8;
+
+impl ReadAhead {
+    /// Of so many items, and of bytes what suits the budget, unless given.
+    #[must_use]
+    pub fn new(items: usize, bytes: Option<u64>) -> Self {
+        let suits = || AHEAD_BYTES.min(memory_budget().limit / AHEAD_SHARE);
+        Self { items: items.max(1), bytes: bytes.unwrap_or_else(suits) }
+    }
+}
 
 /// A call that takes its items one by one, and gives chunks of them to workers.
 #[derive(Debug)]
 pub struct Feed {
     call: Arc<Call>,
+    workers: usize,
+    /// Of all items so far.
+    argument_bytes: u64,
+    /// How many results came, and how many bytes they had.
+    ended: u64,
+    result_bytes: u64,
     chunksize: usize,
     /// Where items are tasks of their own: how many of them travel together.
     batching: Option<Batching>,
@@ -64,7 +94,18 @@ impl Feed {
     #[must_use]
     pub fn new(call: Call, chunksize: usize, workers: usize) -> Self {
         let batching = (chunksize == 1).then(|| Batching::new(workers));
-        Self { call: Arc::new(call), chunksize, batching, chunk: Items::new(), count: 0, ends: Ends::default() }
+        Self {
+            call: Arc::new(call),
+            workers,
+            argument_bytes: 0,
+            ended: 0,
+            result_bytes: 0,
+            chunksize,
+            batching,
+            chunk: Items::new(),
+            count: 0,
+            ends: Ends::default(),
+        }
     }
 
     /// Adds an item, which `encode` puts at the end of the bytes that it is given, with its descriptors; it goes to a worker
@@ -75,7 +116,10 @@ impl Feed {
     pub fn push<E>(&mut self, encode: impl FnOnce(&mut Vec<u8>) -> Result<Vec<OwnedFd>, E>) -> Result<bool, E> {
         let index = self.count;
         self.count += 1;
-        match self.chunk.push(encode) {
+        let len_before = self.chunk.len_bytes();
+        let pushed = self.chunk.push(encode);
+        self.argument_bytes += self.chunk.len_bytes().saturating_sub(len_before) as u64;
+        match pushed {
             Ok(fds) if fds.is_empty() => {
                 let is_full = self.chunk.count() as usize >= self.chunksize || self.chunk.len_bytes() >= FULL_LEN_BYTES;
                 if is_full {
@@ -139,14 +183,36 @@ impl Feed {
         self.call
     }
 
+    /// So many bytes went beside the arguments, or came beside the results, behind descriptors.
+    pub fn count_lent(&mut self, bytes: u64) {
+        self.result_bytes += bytes;
+    }
+
+    /// Whether one more item may be taken, when the results of so many were taken from here and given on.
+    #[must_use]
+    pub fn may_read_on(&self, taken: usize, ahead: ReadAhead) -> bool {
+        let least = 2 * self.workers;
+        let most = match self.ended {
+            0 => 2 * least, // until it is seen how large results are
+            ended => {
+                let each = self.result_bytes / ended + self.argument_bytes / (self.count as u64).max(1);
+                usize::try_from(ahead.bytes / each.max(1)).unwrap_or(usize::MAX).max(least)
+            }
+        };
+        self.count - taken < most.min(ahead.items)
+    }
+
     /// Takes the results that have come. Gives how many of the submitted items have not ended.
     pub fn take(&mut self, mut see: impl FnMut(u64, ItemEnd<'_>)) -> u64 {
         let left = self.call.take(&mut self.ends);
-        let mut count = 0;
+        let (mut count, mut bytes) = (0, 0);
         self.ends.drain(|index, end| {
             count += 1;
+            bytes += end.as_ref().map_or(0, |(bytes, _)| bytes.len() as u64);
             see(index, end);
         });
+        self.ended += count as u64;
+        self.result_bytes += bytes;
         if let Some(batching) = &mut self.batching {
             batching.ended(count);
             self.chunksize = batching.size;

@@ -41,7 +41,7 @@ pub mod wild;
 mod worker;
 
 pub use call::{Call, CallSettings, Ends, ItemEnd, Want};
-pub use feed::Feed;
+pub use feed::{Feed, ReadAhead};
 pub use handle::{OnEvent, OnLog, Pool, PoolError, PoolSettings, Registered};
 pub use staff::WorkerStats;
 pub use task::{Ended, Items, PoolEvent, TaskEnd, Why};

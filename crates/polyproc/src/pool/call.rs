@@ -79,6 +79,14 @@ impl<A, R: Transfer> Call<A, R> {
         self.count
     }
 
+    /// Whether one more item may be taken, when so many results were taken.
+    pub(crate) fn may_read_on(&self, taken: usize, ahead: core::ReadAhead) -> bool {
+        match &self.feed {
+            Ok(feed) => feed.may_read_on(taken, ahead),
+            Err(_) => self.count - taken < ahead.items,
+        }
+    }
+
     pub(crate) fn has_room(&self) -> bool {
         self.core().is_none_or(core::Call::has_room)
     }

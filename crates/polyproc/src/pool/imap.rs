@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
 use polyproc_core::Deadline;
-use polyproc_core::pool::Want;
+use polyproc_core::pool::{ReadAhead, Want};
 
 use super::call::Call;
 use super::{Failure, TaskError};
@@ -17,7 +17,7 @@ pub struct ImapUnordered<'a, I, A, R: Transfer> {
     /// `None` once it has given its last item.
     items: Option<I>,
     total: Option<usize>,
-    window: usize,
+    window: ReadAhead,
     ready: VecDeque<(usize, Result<R, Failure>)>,
     /// How many were taken.
     taken: usize,
@@ -34,7 +34,7 @@ impl<'a, I: Iterator<Item = A>, A: Transfer, R: Transfer> ImapUnordered<'a, I, A
     pub(crate) fn new(
         call: Call<A, R>,
         items: I,
-        window: usize,
+        window: ReadAhead,
         on_progress: Option<Box<dyn FnMut(Progress) + 'a>>,
     ) -> Self {
         let (at_least, at_most) = items.size_hint();
@@ -45,7 +45,7 @@ impl<'a, I: Iterator<Item = A>, A: Transfer, R: Transfer> ImapUnordered<'a, I, A
     /// Takes items while there is room for them.
     fn fill(&mut self) {
         while let Some(items) = &mut self.items
-            && self.call.count() - self.taken < self.window
+            && self.call.may_read_on(self.taken, self.window)
         {
             match items.next() {
                 Some(item) => _ = self.call.push(&item),

@@ -26,6 +26,7 @@ pub struct CallOptions<'a> {
     pool: &'a core::Pool,
     chunksize: Option<usize>,
     look_ahead: Option<usize>,
+    look_ahead_bytes: Option<u64>,
     settings: CallSettings,
     on_progress: Option<OnProgress<'a>>,
 }
@@ -47,7 +48,7 @@ impl<'a> CallOptions<'a> {
             crate::forward::on_log()
         });
         let settings = CallSettings { backoff: Duration::from_millis(10), on_log, ..CallSettings::default() };
-        Self { pool, chunksize: None, look_ahead: None, settings, on_progress: None }
+        Self { pool, chunksize: None, look_ahead: None, look_ahead_bytes: None, settings, on_progress: None }
     }
 
     /// So many items go to a worker at once. Larger chunks cost less for each item. Each item ends by itself: one that panics
@@ -68,6 +69,13 @@ impl<'a> CallOptions<'a> {
     pub fn look_ahead(mut self, items: usize) -> Self {
         assert!(items > 0, "at least one item is under way");
         self.look_ahead = Some(items);
+        self
+    }
+
+    /// `imap` and `imap_unordered` read about so many bytes ahead at most, of arguments and results; at least as many items as keep
+    /// all workers busy. An eighth of the budget ([`set_memory_budget`](crate::set_memory_budget)), if that is less than 256 MiB.
+    pub fn look_ahead_bytes(mut self, bytes: u64) -> Self {
+        self.look_ahead_bytes = Some(bytes);
         self
     }
 
@@ -152,8 +160,9 @@ impl<'a> CallOptions<'a> {
         WithState { options: self, types: PhantomData }
     }
 
-    fn imap_window(&self) -> usize {
-        self.look_ahead.unwrap_or(LOOK_AHEAD * self.pool.workers() * self.chunksize.unwrap_or(1))
+    fn imap_window(&self) -> core::ReadAhead {
+        let items = self.look_ahead.unwrap_or(LOOK_AHEAD * self.pool.workers() * self.chunksize.unwrap_or(1));
+        core::ReadAhead::new(items, self.look_ahead_bytes)
     }
 }
 
