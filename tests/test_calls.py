@@ -110,6 +110,27 @@ def test_a_pool_can_be_joined_after_an_interrupted_call(programs, call):
     )
 
 
+class RaisesOnce:
+    """As a signal handler that raises while this is pickled."""
+
+    raised = False
+
+    def __reduce__(self):
+        if not RaisesOnce.raised:
+            RaisesOnce.raised = True
+            raise ConnectionError("once")
+        return int, ()
+
+
+def test_what_is_raised_while_arguments_are_pickled_is_not_lost(mp, monkeypatch):
+    with mp.Pool(1) as pool:
+        for call in (pool.apply, pool.map):
+            monkeypatch.setattr(RaisesOnce, "raised", False)
+            with pytest.raises(ConnectionError, match="once"):
+                call(identity, [RaisesOnce()])
+        assert pool.apply(identity, [RaisesOnce()]) == 0
+
+
 def identity(x):
     return x
 

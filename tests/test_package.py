@@ -26,9 +26,12 @@ def fail():
     raise RuntimeError("no good")
 
 
+BUDGET = {"MemoryBudget", "OutOfSpace", "get_memory_budget", "set_memory_budget"}
+
+
 def test_all_names_of_multiprocessing_are_there():
     assert set(multiprocessing.__all__) < set(polyproc.__all__)
-    assert set(polyproc.__all__) - set(multiprocessing.__all__) == {"install", "ProcessPoolExecutor"}
+    assert set(polyproc.__all__) - set(multiprocessing.__all__) == {"install", "ProcessPoolExecutor", *BUDGET}
     for module in pkgutil.iter_modules(multiprocessing.__path__):
         if "win32" in module.name:
             continue

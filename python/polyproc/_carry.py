@@ -104,6 +104,10 @@ def _dump(pickler, values, buffers):
     return data.getvalue(), carrier.fds
 
 
+# How pickle refuses. Whatever else is raised is another's: of a signal handler, say, that ran meanwhile.
+_REFUSED = (pickle.PicklingError, AttributeError, TypeError)
+
+
 def _pickler_by_value():
     """That of cloudpickle, which takes what pickle refuses; `None` where it is not installed."""
     try:
@@ -154,7 +158,7 @@ def dumps_task(value):
     """As `dumps`, for functions and arguments: what pickle refuses goes through cloudpickle, where that is installed."""
     try:
         return dumps(value)
-    except Exception:
+    except _REFUSED:
         pickler = _pickler_by_value()
         if pickler is None:
             raise
@@ -171,7 +175,7 @@ def dumps_setup(*values):
     """As `dumps_values`, by cloudpickle at need."""
     try:
         return dumps_values(*values)
-    except Exception:
+    except _REFUSED:
         pickler = _pickler_by_value()
         if pickler is None:
             raise
