@@ -48,15 +48,19 @@ impl Reactor {
     }
 
     fn run(&self) {
-        let mut keys = Vec::new();
+        let (mut keys, slices) = (Vec::new(), registry::refresh_slices());
         loop {
             let idle = lock(&self.waiting).is_empty();
-            let until = if idle { Deadline::NEVER } else { Deadline::after(registry::REFRESH) };
+            let until = if idle { Deadline::NEVER } else { Deadline::after(slices.next()) };
             if self.watch.wait(&mut keys, until).is_err() {
                 return; // the program closed all descriptors
             }
-            if !idle {
-                registry::refresh_if_due();
+            match keys.is_empty() {
+                true if !idle => {
+                    slices.lengthen();
+                    registry::refresh_all();
+                }
+                _ => slices.restart(),
             }
             for key in &keys {
                 if *key == BELL {

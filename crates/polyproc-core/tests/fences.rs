@@ -12,11 +12,11 @@ const FLOORS: [(&str, u32); 13] = [
     ("shm", 3),
     ("conn", 3),
     ("process", 4),
-    ("queue", 4),
-    ("sync", 4),
-    ("pool", 5),
-    ("reactor", 5),
-    ("fuzz", 6),
+    ("queue", 5),
+    ("sync", 5),
+    ("pool", 6),
+    ("reactor", 6),
+    ("fuzz", 7),
 ];
 
 /// What a room above hands down by name, where the lower room must run or describe it.

@@ -17,7 +17,7 @@ use crate::failure::{Fate, fate, value};
 use crate::task::Tasks;
 use crate::time;
 
-/// How often the thread that takes items looks for itself whether it is to stop.
+/// How often the thread that takes items looks whether it is to stop, while it throws results away.
 const SLICE: Duration = Duration::from_millis(200);
 /// So often signal handlers are run while all items are taken.
 const SIGNAL_PERIOD: u64 = 256;
@@ -241,8 +241,7 @@ impl Imap {
                 let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
                 if !state.is_stopped && !state.has_room() && !state.is_abandoned {
                     state.waits_for_room = true;
-                    let (mut state, _) =
-                        self.changed.wait_timeout(state, SLICE).unwrap_or_else(PoisonError::into_inner);
+                    let mut state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                     state.waits_for_room = false;
                 }
             });

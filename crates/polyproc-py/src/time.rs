@@ -39,6 +39,7 @@ pub(crate) fn wait<T: Send, E: Interrupted + Send>(
     py: Python<'_>,
     mut wait: impl FnMut() -> Result<T, E> + Send,
 ) -> PyResult<Result<T, E>> {
+    polyproc_core::process::begin_wait();
     loop {
         match py.detach(&mut wait) {
             Err(error) if error.is_interrupted() => py.check_signals()?,

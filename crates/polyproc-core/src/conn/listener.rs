@@ -13,7 +13,7 @@ use crate::deadline::Deadline;
 use crate::sys::identity::process_id;
 use crate::sys::own_user;
 use crate::sys::socket::{self, UnixAddress};
-use crate::sys::watch;
+use crate::sys::watch::{self, Bell};
 
 /// How long a peer has to prove that it knows the key. One that is silent must not keep others waiting for ever.
 const AUTH_TIME: Duration = Duration::from_secs(10);
@@ -80,8 +80,6 @@ struct Stranger {
 
 /// So many strangers have their time at once. Who comes then takes the place of the one that came first.
 const STRANGERS: usize = 64;
-/// How often a thread that accepts looks for strangers that another thread has left.
-const SLICE: Duration = Duration::from_millis(100);
 
 /// Waits for connections.
 #[derive(Debug)]
@@ -92,6 +90,8 @@ pub struct Listener {
     /// Processes of other users may connect, too.
     is_public: bool,
     strangers: Mutex<Vec<Stranger>>,
+    /// Rings while there are strangers that no thread looks after; none without a key.
+    left_behind: Option<Bell>,
     /// The process that made it: a copy of that removes no file.
     pid: u32,
 }
@@ -112,7 +112,8 @@ impl Listener {
                 (socket, Address::Abstract(name))
             }
         };
-        Ok(Self { socket, address, key, is_public: false, strangers: Mutex::default(), pid: process_id() })
+        let left_behind = key.is_some().then(Bell::new).transpose()?;
+        Ok(Self { socket, address, key, is_public: false, strangers: Mutex::default(), left_behind, pid: process_id() })
     }
 
     /// Lets processes of all users connect, who should have to know a key then.
@@ -136,6 +137,9 @@ impl Listener {
     pub fn accept(&self, deadline: Deadline) -> Result<Connection, ConnectError> {
         let mut strangers = Strangers { all: Vec::new(), listener: self };
         loop {
+            if let Some(bell) = &self.left_behind {
+                bell.answer();
+            }
             strangers.all.append(&mut self.left());
             if let Some(known) = self.look(&mut strangers.all)? {
                 return Ok(known);
@@ -144,8 +148,10 @@ impl Listener {
                 return Err(self.os(io::ErrorKind::TimedOut.into()));
             }
             let fds = strangers.all.iter().map(|stranger| stranger.connection.as_fd());
-            let fds: Vec<_> = [self.as_fd()].into_iter().chain(fds).collect();
-            let until = if self.key.is_some() { deadline.or_sooner(SLICE) } else { deadline };
+            let bell = self.left_behind.iter().map(AsFd::as_fd);
+            let fds: Vec<_> = [self.as_fd()].into_iter().chain(bell).chain(fds).collect();
+            let times = strangers.all.iter().filter_map(|stranger| stranger.until.remaining());
+            let until = times.fold(deadline, Deadline::or_sooner);
             watch::readable(&fds, until).map_err(|error| self.os(error))?;
         }
     }
@@ -209,7 +215,13 @@ struct Strangers<'a> {
 
 impl Drop for Strangers<'_> {
     fn drop(&mut self) {
+        if self.all.is_empty() {
+            return;
+        }
         self.listener.left().append(&mut self.all);
+        if let Some(bell) = &self.listener.left_behind {
+            bell.ring();
+        }
     }
 }
 

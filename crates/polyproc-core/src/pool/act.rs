@@ -11,7 +11,7 @@ use super::orders::{LIMITED, Order, STEPWISE, WITH_FDS};
 use super::scheduler::{Action, Event, Loss, TaskId};
 use super::staff::Worker;
 use super::task::{PoolEvent, TaskEnd, next_item};
-use super::watch::{Limited, ROOM_PERIOD, SHARE_PERIOD, Timer, after_backoff, after_failed_starts};
+use super::watch::{Limited, MEMORY_PERIOD, ROOM_PERIOD, SHARE_PERIOD, Timer, after_backoff, after_failed_starts};
 use crate::prim::Ordering;
 use crate::process::Signal;
 use crate::shm::MemoryError;
@@ -142,6 +142,9 @@ impl Driver {
         let is_loose = task.is_loose;
         if let Some(limit) = call.settings.limit.filter(|_| task.limit_at.is_none()) {
             inner.limit_after(limit, Limited::Task(id));
+        }
+        if self.settings.memory_limit.is_some() && !std::mem::replace(&mut inner.is_watching_memory, true) {
+            inner.set_timer(Instant::now() + MEMORY_PERIOD, Timer::Memory);
         }
         if !inner.is_auditing {
             inner.is_auditing = true;

@@ -178,11 +178,8 @@ impl Parker {
     }
 
     /// Sleeps unless somebody unparked since the ticket.
-    pub(super) fn park(&self, ticket: u32, timeout: Duration) -> Result<(), WaitError> {
-        match futex::wait(&self.word, ticket, timeout) {
-            futex::Wait::Interrupted => Err(WaitError::Interrupted),
-            futex::Wait::Woken | futex::Wait::Again => Ok(()),
-        }
+    pub(super) fn park(&self, ticket: u32, timeout: Duration) -> futex::Wait {
+        futex::wait(&self.word, ticket, timeout)
     }
 
     pub(super) fn unpark(&self) {

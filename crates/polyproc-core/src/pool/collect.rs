@@ -16,11 +16,11 @@ use super::watch::{CHANNEL_MESSAGES, Timer, after_backoff};
 use crate::deadline::Deadline;
 use crate::frame::Payload;
 use crate::prim::Ordering;
-use crate::robust::{HAS_SPARE_PROCESSOR, WaitError, look};
+use crate::robust::{HAS_SPARE_PROCESSOR, Slices, WaitError, look};
 use crate::shm::MemoryError;
-use crate::sys::futex;
+use crate::sys::futex::{self, Wait};
 
-/// How long a thread sleeps before it looks for itself. A worker that dies while it wakes somebody is seen to die by the
+/// How long a thread sleeps at first before it looks for itself. A worker that dies while it wakes somebody is seen to die by the
 /// pool's thread: this is for the case that it is not.
 const SLICE: Duration = Duration::from_secs(1);
 
@@ -51,7 +51,7 @@ impl Driver {
     /// See [`Call::wait`].
     pub(super) fn wait(&self, call: &Call, want: Want, deadline: Deadline) -> Result<bool, WaitError> {
         let mut may_spin = true;
-        let mut me = None;
+        let (mut me, slices) = (None, Slices::new(SLICE));
         loop {
             let (me, step) = self.with(|inner| {
                 let me = *me.get_or_insert_with(|| Waiter { call: call.key, serial: inner.serial() });
@@ -64,12 +64,19 @@ impl Driver {
                     std::thread::yield_now();
                     continue;
                 }
-                Step::Lead(how) => self.sleep_as_leader(how, deadline),
-                Step::Follow(ticket) => call.parker.park(ticket, deadline.remaining().unwrap_or(SLICE).min(SLICE)),
+                Step::Lead(how) => self.sleep_as_leader(how, deadline.or_sooner(slices.next())),
+                Step::Follow(ticket) => {
+                    let until = deadline.or_sooner(slices.next());
+                    call.parker.park(ticket, until.remaining().unwrap_or(SLICE))
+                }
             };
-            if woken.is_err() {
-                self.with(|inner| self.leave(inner, me));
-                return Err(WaitError::Interrupted);
+            match woken {
+                Wait::TimedOut => slices.lengthen(),
+                Wait::Woken | Wait::Again => {}
+                Wait::Interrupted => {
+                    self.with(|inner| self.leave(inner, me));
+                    return Err(WaitError::Interrupted);
+                }
             }
         }
     }
@@ -120,20 +127,17 @@ impl Driver {
         Step::Again
     }
 
-    fn sleep_as_leader(&self, how: u32, deadline: Deadline) -> Result<(), WaitError> {
+    fn sleep_as_leader(&self, how: u32, deadline: Deadline) -> Wait {
         let doorbell = self.board.doorbell();
         if how == SPINNING {
             // Where nothing came, it goes on with sleeping.
             look(false, || doorbell.has_rung(SPINNING));
-            return Ok(());
+            return Wait::Again;
         }
         if self.board.table().waiting() > 0 {
             self.board.sleepers().wake_one(); // workers that were looking may have been stopped
         }
-        match futex::wait(&doorbell.word, how, deadline.remaining().unwrap_or(SLICE).min(SLICE)) {
-            futex::Wait::Interrupted => Err(WaitError::Interrupted),
-            futex::Wait::Woken | futex::Wait::Again => Ok(()),
-        }
+        futex::wait(&doorbell.word, how, deadline.remaining().unwrap_or(SLICE))
     }
 
     /// The waiting thread goes. If it was the leader, another follows, or the pool's thread does it.

@@ -200,6 +200,8 @@ pub(super) struct Inner {
     pub(super) lost: u64,
     /// A look at tasks whose items may go to other workers is to come.
     pub(super) is_sharing: bool,
+    /// A look at the memory of workers is to come.
+    pub(super) is_watching_memory: bool,
     /// A look for room for arguments is to come.
     pub(super) waits_for_room: bool,
     /// A look at workers that were not woken is to come.
@@ -273,6 +275,7 @@ impl Driver {
             actions: Vec::new(),
             lost: 0,
             is_sharing: false,
+            is_watching_memory: false,
             waits_for_room: false,
             is_looking_after: false,
             unfit: 0,

@@ -27,8 +27,8 @@ use crate::sys::{clock, priority};
 pub(super) const BELL: u64 = 0;
 /// How long workers have between `SIGTERM` and `SIGKILL` when a pool is terminated.
 const GRACE: Duration = Duration::from_secs(1);
-/// How often the memory of workers is looked at, where it is limited.
-const MEMORY_PERIOD: Duration = Duration::from_millis(20);
+/// How often the memory of workers is looked at, where it is limited, while tasks are out.
+pub(super) const MEMORY_PERIOD: Duration = Duration::from_millis(20);
 /// So many workers in a row that end in their initializers by the program's fault mean that all will.
 const UNFIT_LIMIT: usize = 3;
 /// So many workers that die between taking a task and beginning it are that task's own loss: the next one may die there, too.
@@ -165,9 +165,6 @@ impl Driver {
     fn run(&self) {
         let mut keys = Vec::new();
         self.with(|inner| {
-            if self.settings.memory_limit.is_some() {
-                inner.set_timer(Instant::now() + MEMORY_PERIOD, Timer::Memory);
-            }
             if let Some(time) = self.settings.retire_idle {
                 inner.set_timer(Instant::now() + time, Timer::Idle);
             }
@@ -247,7 +244,10 @@ impl Driver {
                         worker.doom(Cause::OutOfMemory, None);
                     }
                 }
-                inner.set_timer(Instant::now() + MEMORY_PERIOD, Timer::Memory);
+                inner.is_watching_memory = inner.out_tasks() > 0;
+                if inner.is_watching_memory {
+                    inner.set_timer(Instant::now() + MEMORY_PERIOD, Timer::Memory);
+                }
             }
             Timer::Idle => {
                 let Some(time) = self.settings.retire_idle else { return };

@@ -16,7 +16,7 @@ use crate::deadline::Deadline;
 use crate::frame::{Context, Input, Payload, Verdict};
 use crate::prim::{AtomicBool, AtomicU64, Ordering};
 use crate::process::{self, Function, Outcome, ResolvedFunction, panic};
-use crate::robust::{HAS_SPARE_PROCESSOR, WaitError, look};
+use crate::robust::{HAS_SPARE_PROCESSOR, Slices, WaitError, look};
 use crate::shm::budget::wait_for_room;
 use crate::shm::{self, Blocks, Extent, MemoryError};
 use crate::sys::clock;
@@ -227,8 +227,9 @@ impl<'a> Worker<'a> {
             }
         }
         self.begin_idle();
+        process::begin_wait();
         // Signals and the end of the slice: look again.
-        let mut slept = false;
+        let (mut slept, slices) = (false, Slices::new(SLICE));
         while self.board.table().waiting() == 0 && !self.is_to_retire() {
             if std::mem::replace(&mut slept, true) {
                 self.take_back();
@@ -239,7 +240,8 @@ impl<'a> Worker<'a> {
                 let something = self.board.table().waiting() > 0 || self.is_to_retire();
                 Ok::<_, WaitError>(something.then_some(()))
             };
-            process::idle(|| _ = self.board.sleepers().wait(Deadline::after(SLICE), SLICE, look));
+            process::idle(|| _ = self.board.sleepers().wait(Deadline::after(slices.next()), &slices, look));
+            slices.lengthen();
         }
         self.begin_busy();
     }
@@ -507,7 +509,7 @@ impl<'a> Worker<'a> {
         while !write(&self.stream)? {
             self.board.doorbell().ring(|| true, || self.bell.ring());
             let has_room = || Ok::<_, WaitError>((self.stream.unread() <= RING_LEN / 2).then_some(()));
-            process::idle(|| _ = self.stream.space().wait(Deadline::after(SLICE), SLICE, has_room));
+            process::idle(|| _ = self.stream.space().wait(Deadline::after(SLICE), &Slices::new(SLICE), has_room));
         }
         Ok(())
     }

@@ -67,6 +67,12 @@ pub(super) fn program() -> Option<Vec<OsString>> {
     lock(PROGRAM.get()).clone()
 }
 
+/// This thread begins to wait: in a program whose signal handlers run later, it comes back first after half a second, then ever
+/// later.
+pub fn begin_wait() {
+    signal::restart_slices();
+}
+
 /// Runs a wait of a pool's worker that has nothing to do, once.
 pub type AroundIdle = fn(&mut dyn FnMut());
 

@@ -32,6 +32,7 @@ mod start;
 mod state;
 mod status;
 mod supervisor;
+pub(crate) use supervisor::watch_death;
 mod threads;
 mod zygote;
 
@@ -42,8 +43,8 @@ pub use child::{Child, Ending};
 pub use current::{Current, Parent, current};
 pub use exit::{leave, set_daemon_grace};
 pub use host::{
-    AroundFork, AroundIdle, OnInterrupt, has_environment_changed, set_around_fork, set_around_idle, set_on_interrupt,
-    set_program,
+    AroundFork, AroundIdle, OnInterrupt, begin_wait, has_environment_changed, set_around_fork, set_around_idle,
+    set_on_interrupt, set_program,
 };
 pub use outcome::Outcome;
 pub use panic::Panic;

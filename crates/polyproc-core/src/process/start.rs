@@ -454,11 +454,13 @@ pub fn active_children() -> Vec<Child> {
 /// # Errors
 /// [`io::ErrorKind::Interrupted`] when a signal handler ran.
 pub fn wait<Fd: AsFd>(fds: &[Fd], deadline: Deadline) -> io::Result<Vec<usize>> {
+    let slices = registry::refresh_slices();
     loop {
-        registry::refresh_if_due();
-        let ready = watch::readable(fds, deadline.or_sooner(registry::REFRESH))?;
+        let ready = watch::readable(fds, deadline.or_sooner(slices.next()))?;
         if !ready.is_empty() || deadline.has_passed() {
             return Ok(ready);
         }
+        slices.lengthen();
+        registry::refresh_all();
     }
 }

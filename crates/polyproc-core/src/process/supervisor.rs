@@ -5,7 +5,9 @@
 //! only after a moment: one that is joined at once should wake its joiner and nobody else (measured: two wake-ups for one
 //! exit cost a start and join a tenth of its time).
 
+use std::collections::HashMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -13,7 +15,9 @@ use std::time::Duration;
 
 use super::state::{State, lock};
 use crate::deadline::Deadline;
+use crate::shm::registry;
 use crate::sys::exec;
+use crate::sys::identity::Identity;
 use crate::sys::watch::{Bell, Watch};
 
 /// The key of the bell; those of children are larger.
@@ -25,6 +29,13 @@ const SPARE_LOOKS: u32 = 9;
 
 type Request = Box<dyn FnOnce() + Send>;
 
+/// Has all objects of this process roused when another process dies, whoever's child that is. False where that cannot be seen,
+/// or it has died already.
+pub(crate) fn watch_death(process: Identity) -> bool {
+    let state = State::current();
+    state.supervisor().is_ok_and(|supervisor| supervisor.watch_other(state, process))
+}
+
 /// The handle to the thread.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
@@ -33,14 +44,21 @@ pub(crate) struct Supervisor {
     requests: Mutex<Sender<Request>>,
     /// Keys of children that are not watched yet.
     new: Mutex<Vec<u64>>,
+    /// Others whose deaths are waited for, by the keys by which they are watched.
+    others: Mutex<HashMap<u64, (Identity, OwnedFd)>>,
 }
 
 impl Supervisor {
     /// Starts the thread of `state`.
     pub(crate) fn start(state: &'static State) -> io::Result<&'static Self> {
         let (sender, receiver) = channel();
-        let supervisor =
-            Self { watch: Watch::new()?, bell: Bell::new()?, requests: Mutex::new(sender), new: Mutex::default() };
+        let supervisor = Self {
+            watch: Watch::new()?,
+            bell: Bell::new()?,
+            requests: Mutex::new(sender),
+            new: Mutex::default(),
+            others: Mutex::default(),
+        };
         supervisor.watch.add(&supervisor.bell, BELL)?;
         let supervisor: &'static Self = Box::leak(Box::new(supervisor));
         state.own_threads.spawn("polyproc", move || supervisor.run_for_ever(state, receiver))?;
@@ -95,9 +113,27 @@ impl Supervisor {
                 } else if let Some(child) = state.child(key) {
                     // An error is the joiner's to report, who asks again.
                     let _ = child.try_wait();
+                } else if let Some((_, pidfd)) = lock(&self.others).remove(&key) {
+                    self.watch.remove(&pidfd);
+                    registry::rouse_all();
                 }
             }
         }
+    }
+
+    /// See [`watch_death`].
+    fn watch_other(&self, state: &State, process: Identity) -> bool {
+        let mut others = lock(&self.others);
+        if process == Identity::LEFT || others.values().any(|(other, _)| *other == process) {
+            return true;
+        }
+        let Some(pidfd) = process.pidfd() else { return false };
+        let key = state.next_key();
+        let is_watched = self.watch.add_once(&pidfd, key).is_ok();
+        if is_watched {
+            others.insert(key, (process, pidfd));
+        }
+        is_watched
     }
 
     /// Reaps the child of this key when it ends, unless somebody joins it first.
@@ -125,5 +161,30 @@ impl Supervisor {
         lock(&self.requests).send(request).map_err(|_| ended())?;
         self.bell.ring();
         answered.recv().map_err(|_| ended())?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stranger_that_dies_has_objects_roused() {
+        struct Roused(Mutex<Sender<()>>);
+        impl registry::Object for Roused {
+            fn rouse(&self) {
+                let _ = lock(&self.0).send(()); // nobody listens when the test is over
+            }
+        }
+        let (sender, roused) = channel();
+        let _object = registry::note(u64::MAX, Roused(Mutex::new(sender)));
+        let mut stranger = std::process::Command::new("sleep").arg("1000").spawn().expect("a process");
+        let identity = Identity::of(stranger.id()).expect("it lives");
+        assert!(watch_death(identity) && watch_death(identity));
+        assert!(roused.try_recv().is_err());
+        stranger.kill().expect("it lives");
+        roused.recv().expect("the object lives");
+        let _ = stranger.wait();
+        assert!(!watch_death(identity), "it has died");
     }
 }

@@ -12,12 +12,14 @@ use super::ring::{Body, Out, Ring};
 use super::task::{self, OnConsumerDeath, TaskDoneError};
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
-use crate::robust::{Spin, WaitError};
+use crate::process::watch_death;
+use crate::robust::{Slices, Spin, WaitError};
 use crate::shm::arena::{Block, State};
 use crate::shm::budget::{OutOfSpace, wait_for_room};
 use crate::shm::registry::{self, Object};
 use crate::shm::{MemoryError, Segment};
 use crate::sys::crash::{self, Step};
+use crate::sys::identity::Identity;
 use crate::sys::socket::MAX_FDS;
 
 /// How long a sleeper sleeps at most before it looks for itself: what a wake-up that died costs where nobody reaps.
@@ -130,6 +132,13 @@ pub struct QueueSettings {
     pub on_consumer_death: OnConsumerDeath,
 }
 
+/// Has these processes' deaths seen; where that cannot be, who waits looks often.
+fn watch_deaths(slices: &Slices, living: Vec<Identity>) {
+    if !living.into_iter().all(watch_death) {
+        slices.restart();
+    }
+}
+
 /// One queue as one process sees it.
 #[derive(Debug)]
 struct Shared {
@@ -143,7 +152,7 @@ impl Object for Shared {
         let _ = task::reclaim(&self.ring);
         let layout = self.ring.layout();
         for sleepers in [&layout.items, &layout.space, &layout.unfinished] {
-            sleepers.rouse();
+            sleepers.rouse_if_any();
         }
         self.refresh();
     }
@@ -291,7 +300,7 @@ impl Queue {
             Err(PutError::Full) if deadline != Deadline::PASSED => {}
             done => return done,
         }
-        ring.layout().space.wait(deadline, SLICE, || match ring.put(body, fds, deadline) {
+        ring.layout().space.wait(deadline, &Slices::new(SLICE), || match ring.put(body, fds, deadline) {
             Err(PutError::Full) => Ok(None),
             done => done.map(Some),
         })
@@ -326,11 +335,11 @@ impl Queue {
     #[cold]
     fn wait_and_get(&self, out: &mut Out<'_>, deadline: Deadline) -> Result<(), GetError> {
         let ring = &self.0.ring;
-        let mut slept = false;
-        let taken = ring.layout().items.wait(deadline, SLICE, || {
+        let (mut slept, slices) = (false, Slices::new(SLICE));
+        let taken = ring.layout().items.wait(deadline, &slices, || {
             if std::mem::replace(&mut slept, true) {
                 if task::on_death(ring) != OnConsumerDeath::Nothing {
-                    task::reclaim(ring)?;
+                    watch_deaths(&slices, task::reclaim(ring)?);
                 }
                 if ring.len() == 0 {
                     ring.arena().trim()?; // nothing came for a while: an idle queue keeps no memory
@@ -370,11 +379,14 @@ impl Queue {
     /// [`WaitError`].
     pub fn join(&self, deadline: Deadline) -> Result<(), WaitError> {
         let ring = &self.0.ring;
-        let mut slept = false;
-        ring.layout().unfinished.wait(deadline, SLICE, || {
-            if std::mem::replace(&mut slept, true) && task::on_death(ring) != OnConsumerDeath::Nothing {
+        let (mut slept, slices) = (false, Slices::new(SLICE));
+        ring.layout().unfinished.wait(deadline, &slices, || {
+            if std::mem::replace(&mut slept, true)
+                && task::on_death(ring) != OnConsumerDeath::Nothing
                 // What cannot be taken back now is tried again with the next slice.
-                let _ = task::reclaim(ring);
+                && let Ok(living) = task::reclaim(ring)
+            {
+                watch_deaths(&slices, living);
             }
             Ok((task::unfinished(ring) == 0).then_some(()))
         })

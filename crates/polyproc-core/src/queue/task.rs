@@ -192,8 +192,9 @@ pub(super) fn take_returned(ring: &Ring) -> Result<Option<Block>, MemoryError> {
     Ok(Some(block))
 }
 
-/// Takes back what dead processes held: blocks that they were filling or reading, and messages that they had taken.
-pub(super) fn reclaim(ring: &Ring) -> Result<(), MemoryError> {
+/// Takes back what dead processes held: blocks that they were filling or reading, and messages that they had taken. Gives those
+/// that hold something and live.
+pub(super) fn reclaim(ring: &Ring) -> Result<Vec<Identity>, MemoryError> {
     let arena = ring.arena();
     let is_held = |state| matches!(state, Some(State::Owned | State::Held));
     let mut owners = Vec::new();
@@ -204,19 +205,19 @@ pub(super) fn reclaim(ring: &Ring) -> Result<(), MemoryError> {
             owners.push(owner);
         }
     }
-    owners.retain(|owner| owner.is_dead());
+    let (owners, living): (Vec<_>, Vec<_>) = owners.into_iter().partition(|owner| owner.is_dead());
     if owners.is_empty() {
-        return Ok(());
+        return Ok(living);
     }
     if !arena.is_available() {
-        return Ok(()); // somebody was stopped in there: the next one tries again
+        return Ok(living); // somebody was stopped in there: the next one tries again
     }
     // Under this lock nobody else takes blocks from the dead, so what belongs to one stays as it is. Whoever reaps comes
     // here, and must not wait for ever for a process that was stopped holding it: the next one tries again.
     let guard = match ring.lock_get::<GetError>(Deadline::PASSED) {
         Ok(guard) => guard,
         Err(GetError::Memory(error)) => return Err(error),
-        Err(_) => return Ok(()),
+        Err(_) => return Ok(living),
     };
     let taken = ring.layout().get.count.load(Ordering::Relaxed);
     for block in arena.blocks() {
@@ -237,5 +238,5 @@ pub(super) fn reclaim(ring: &Ring) -> Result<(), MemoryError> {
     ring.layout().items.rouse();
     wake_joiners(ring);
     ring.ring_once();
-    Ok(())
+    Ok(living)
 }

@@ -13,6 +13,7 @@ mod sleepers;
 mod spin;
 
 pub(crate) use mutex::Guard;
+pub(crate) use sleepers::Slices;
 pub(crate) use spin::{HAS_SPARE_PROCESSOR, Spin, look};
 
 use crate::prim::AtomicU32;
@@ -55,7 +56,7 @@ shared! {
     ///
     /// | offset | bytes | field | who writes it, when |
     /// |---|---|---|---|
-    /// | 0 | 4 | word | a waiter: the lowest bit, before it looks a last time; a waker that found nobody asleep: clears it and counts |
+    /// | 0 | 4 | word | a waiter: the lowest bit, before it looks a last time; a waker that found nobody asleep: clears it, counts, and sets the second bit until it has woken all |
     pub(crate) struct Sleepers { word: AtomicU32, }
 }
 

@@ -9,26 +9,62 @@
 //!   counts one further, *then* wakes everybody who fell asleep in between. Without the count, another waiter that sets the
 //!   bit anew would send one to sleep that has not looked since (the model in `tests/loom` shows it).
 //! - There is no count of waiters that a dead one could leave too high.
-//! - A waiter that is killed after it was woken, or a waker before it wakes, takes a wake-up with it. So every sleep is cut in
-//!   slices, and whoever reaps a process wakes all ([`Sleepers::rouse`]).
+//! - A waiter that is killed after it was woken, or a waker before it wakes, takes a wake-up with it. So whoever reaps a process
+//!   wakes all ([`Sleepers::rouse_if_any`]), and every sleep is cut in slices, each twice as long as the one before: who waits for
+//!   long wakes next to never, and where nobody reaps, what is lost delays a wait by as long again as it has lasted.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use super::os::{self, Deadline, Ordering, Wait};
 use super::{Sleepers, WaitError};
 
-/// Somebody may sleep. The rest of the word is the count.
+/// Somebody may sleep.
 const SLEEPING: u32 = 1;
+/// A waker that has taken that back is about to wake all; if it died, somebody may sleep all the same.
+const WAKING: u32 = 2;
+/// The rest of the word is the count.
+const ONE: u32 = 4;
+
+/// How long a sleeper sleeps before it looks for itself.
+#[derive(Debug)]
+pub(crate) struct Slices {
+    first: Duration,
+    next: Cell<Duration>,
+}
+
+impl Slices {
+    const LONGEST: Duration = Duration::from_secs(64);
+
+    pub(crate) fn new(first: Duration) -> Self {
+        Self { first, next: Cell::new(first) }
+    }
+
+    /// The one that begins.
+    pub(crate) fn next(&self) -> Duration {
+        self.next.get()
+    }
+
+    /// It is over.
+    pub(crate) fn lengthen(&self) {
+        self.next.set((self.next.get() * 2).min(Self::LONGEST));
+    }
+
+    /// Nobody else will see what is waited for.
+    pub(crate) fn restart(&self) {
+        self.next.set(self.first);
+    }
+}
 
 impl Sleepers {
-    /// Waits until `look` finds what it looks for. It looks at once, and at least every `slice`.
+    /// Waits until `look` finds what it looks for. It looks at once, and after each of the slices.
     ///
     /// # Errors
     /// [`WaitError`]; and whatever `look` fails with.
     pub(crate) fn wait<T, E: From<WaitError>>(
         &self,
         deadline: Deadline,
-        slice: Duration,
+        slices: &Slices,
         mut look: impl FnMut() -> Result<Option<T>, E>,
     ) -> Result<T, E> {
         loop {
@@ -38,12 +74,14 @@ impl Sleepers {
             if let Some(found) = look()? {
                 return Ok(found);
             }
-            let left = deadline.remaining().unwrap_or(slice);
+            let left = deadline.remaining().unwrap_or(Slices::LONGEST);
             if left.is_zero() {
                 return Err(WaitError::TimedOut.into());
             }
-            if os::wait(&self.word, seen, left.min(slice)) == Wait::Interrupted {
-                return Err(WaitError::Interrupted.into());
+            match os::wait(&self.word, seen, left.min(slices.next())) {
+                Wait::Interrupted => return Err(WaitError::Interrupted.into()),
+                Wait::TimedOut => slices.lengthen(),
+                Wait::Woken | Wait::Again => {}
             }
         }
     }
@@ -67,8 +105,20 @@ impl Sleepers {
 
     /// Wakes all who may sleep, also those whom a waker that died on its way has left asleep.
     pub(crate) fn rouse(&self) {
-        let count_and_clear = |word: u32| Some((word | SLEEPING).wrapping_add(1));
-        let _ = self.word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, count_and_clear); // it is never `None`
+        let begun = |word: u32| (word & !SLEEPING | WAKING).wrapping_add(ONE);
+        let begin = |word| Some(begun(word));
+        let Ok(before) = self.word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, begin) else { return }; // never
         os::wake(&self.word, os::ALL);
+        // Unless another waker has begun since.
+        let end = |word: u32| (word / ONE == begun(before) / ONE).then_some(word & !WAKING);
+        let _ = self.word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, end);
+    }
+
+    /// As [`Sleepers::rouse`], at the cost of a look where nobody sleeps.
+    pub(crate) fn rouse_if_any(&self) {
+        os::fence(Ordering::SeqCst);
+        if self.word.load(Ordering::Relaxed) & (SLEEPING | WAKING) != 0 {
+            self.rouse();
+        }
     }
 }

@@ -22,7 +22,7 @@ use std::time::Duration;
 use super::registry;
 use crate::deadline::Deadline;
 use crate::prim::{AtomicU32, AtomicU64, Ordering, fence};
-use crate::robust::{Sleepers, WaitError};
+use crate::robust::{Sleepers, Slices, WaitError};
 use crate::sys::available;
 use crate::sys::identity::Identity;
 use crate::sys::memory::{self, Mapping, PAGE};
@@ -360,7 +360,7 @@ pub(crate) fn wait_for_room<T, E: From<WaitError>>(
         done => return done,
     };
     let Some(ledger) = Ledger::get() else { return Err(failed) };
-    let waited = ledger.room().wait(deadline, SLICE, || match attempt() {
+    let waited = ledger.room().wait(deadline, &Slices::new(SLICE), || match attempt() {
         Err(error) if is_to_wait(&error) => {
             failed = error;
             Ok(None)

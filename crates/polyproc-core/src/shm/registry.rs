@@ -8,8 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use crate::prim::{AtomicU64, Ordering};
-use crate::sys::clock;
+use crate::robust::Slices;
 use crate::sys::per_process::PerProcess;
 
 /// An object in shared memory, as this process sees it.
@@ -78,18 +77,15 @@ pub(crate) fn trim_all() {
     for_each(|object| object.trim());
 }
 
-/// For who polls descriptors: to be called at least every [`REFRESH`], and does something that often.
-pub(crate) fn refresh_if_due() {
-    static LAST: AtomicU64 = AtomicU64::new(0);
-    let (now, last) = (clock::monotonic_nanos(), LAST.load(Ordering::Relaxed));
-    let is_due = Duration::from_nanos(now.saturating_sub(last)) >= REFRESH;
-    if is_due && LAST.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-        for_each(|object| object.refresh());
-    }
+/// For who polls descriptors, after each of [`refresh_slices`].
+pub(crate) fn refresh_all() {
+    for_each(|object| object.refresh());
 }
 
-/// How long a lost ring stays lost where nobody reaps.
-pub(crate) const REFRESH: Duration = Duration::from_millis(200);
+/// How long a ring stays lost where nobody reaps.
+pub(crate) fn refresh_slices() -> Slices {
+    Slices::new(Duration::from_millis(200))
+}
 
 /// How many blocks of all objects of this process are not free: for tests of what the dead leave.
 #[cfg(feature = "crash-points")]

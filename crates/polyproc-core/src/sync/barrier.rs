@@ -13,7 +13,8 @@ use std::sync::Arc;
 use super::object::{Object, SLICE, TooManyWaiters, Waiter, Waiting, handle};
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
-use crate::robust::WaitError;
+use crate::process::watch_death;
+use crate::robust::{Slices, WaitError};
 use crate::sys::identity::Identity;
 
 /// What a barrier does.
@@ -188,7 +189,7 @@ impl Barrier {
             let place = self.0.enlist(word.generation()).map_err(|error| Ended::Barrier(error.into()))?;
             Ok(Some(Turn::Wait { index, place }))
         };
-        self.0.layout().sleepers.wait(deadline, SLICE, come).map_err(|ended| match ended {
+        self.0.layout().sleepers.wait(deadline, &Slices::new(SLICE), come).map_err(|ended| match ended {
             Ended::Barrier(error) => error,
             Ended::Wait(WaitError::Interrupted) => BarrierError::Interrupted,
             Ended::Wait(WaitError::TimedOut) => {
@@ -206,8 +207,16 @@ impl Barrier {
         let &Turn::Wait { index, place } = turn else { return Err(BarrierError::Broken) };
         let waiter = self.0.waiter(place);
         let generation = waiter.generation.load(Ordering::Relaxed);
-        let waited = self.0.layout().sleepers.wait(deadline, SLICE, || {
+        let (mut slept, slices) = (false, Slices::new(SLICE));
+        let waited = self.0.layout().sleepers.wait(deadline, &slices, || {
             if self.ended(waiter).is_none() {
+                if std::mem::replace(&mut slept, true) {
+                    self.0.watch_waiters(&slices);
+                    let runner = Identity::from_bits(self.0.state().owner.load(Ordering::Relaxed));
+                    if self.word().phase() == Phase::Running && !watch_death(runner) {
+                        slices.restart();
+                    }
+                }
                 self.break_if_dead(&self.0.dead_behind(place));
             }
             Ok(self.ended(waiter))

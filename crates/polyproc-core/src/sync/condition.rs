@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::object::{Object, SLICE, TooManyWaiters, Waiter, Waiting, handle};
 use crate::deadline::Deadline;
 use crate::prim::{AtomicBool, Ordering};
-use crate::robust::WaitError;
+use crate::robust::{Slices, WaitError};
 use crate::sys::identity::Identity;
 
 /// A condition. Clones are the same one.
@@ -78,8 +78,10 @@ impl Condition {
     /// [`WaitError`].
     pub fn wait(&self, ticket: &Ticket, deadline: Deadline) -> Result<(), WaitError> {
         let waiter = self.0.waiter(ticket.place);
-        self.0.layout().sleepers.wait(deadline, SLICE, || {
+        let slices = Slices::new(SLICE);
+        self.0.layout().sleepers.wait(deadline, &slices, || {
             if ticket.has_waited.swap(true, Ordering::Relaxed) && waiter.state() == Waiting::Waits {
+                self.0.watch_waiters(&slices);
                 self.pass_on(&self.0.dead_behind(ticket.place), deadline)?;
             }
             Ok((waiter.state() == Waiting::Released).then_some(()))

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::object::{Object, SLICE, handle};
 use crate::deadline::Deadline;
 use crate::prim::{Ordering, fence};
-use crate::robust::WaitError;
+use crate::robust::{Slices, WaitError};
 
 const SET: u64 = 1;
 /// One more set.
@@ -56,7 +56,7 @@ impl Event {
     /// [`WaitError`].
     pub fn wait(&self, deadline: Deadline) -> Result<(), WaitError> {
         let before = self.value() & !SET;
-        self.0.layout().sleepers.wait(deadline, SLICE, || {
+        self.0.layout().sleepers.wait(deadline, &Slices::new(SLICE), || {
             let now = self.value();
             Ok((now & SET != 0 || now != before).then_some(()))
         })

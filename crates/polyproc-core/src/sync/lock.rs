@@ -10,7 +10,8 @@ use std::sync::{Arc, Weak};
 use super::object::{Object, SLICE, handle};
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
-use crate::robust::{Spin, WaitError};
+use crate::process::watch_death;
+use crate::robust::{Slices, Spin, WaitError};
 use crate::sys::identity::Identity;
 
 /// Who holds a lock.
@@ -120,10 +121,17 @@ impl Lock {
         if deadline != Deadline::PASSED {
             SPIN.until(|| !self.is_locked());
         }
-        self.0.layout().sleepers.wait(deadline, SLICE, || match self.take(owner, Identity::NOBODY) {
-            Ok(acquired) => Ok(Some(acquired)),
-            Err(holder) if holder.is_dead() => Ok(self.take(owner, holder).ok()),
-            Err(_) => Ok(None),
+        let (mut slept, slices) = (false, Slices::new(SLICE));
+        self.0.layout().sleepers.wait(deadline, &slices, || {
+            let holder = match self.take(owner, Identity::NOBODY) {
+                Ok(acquired) => return Ok(Some(acquired)),
+                Err(holder) => holder,
+            };
+            // Watched before it is looked whether it lives.
+            if std::mem::replace(&mut slept, true) && holder != Identity::own() && !watch_death(holder) {
+                slices.restart();
+            }
+            Ok(if holder.is_dead() { self.take(owner, holder).ok() } else { None })
         })
     }
 

@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use crate::deadline::Deadline;
 use crate::prim::{AtomicU32, AtomicU64, Ordering};
-use crate::robust::{Guard, Mutex, Sleepers, WaitError};
+use crate::process::watch_death;
+use crate::robust::{Guard, Mutex, Sleepers, Slices, WaitError};
 use crate::shm::{Segment, registry};
 use crate::sys::identity::Identity;
 use crate::sys::memory::PAGE;
@@ -32,7 +33,7 @@ const WAITERS: u64 = 4096;
 const MOST_WAITERS: u32 = 4000;
 const MAGIC: u64 = u64::from_le_bytes(*b"polyprs1");
 
-/// How long a sleeper sleeps at most before it looks for itself, whether those that it waits for live.
+/// How long a sleeper sleeps at first before it looks for itself, whether those that it waits for live.
 pub(super) const SLICE: Duration = Duration::from_millis(100);
 
 shared! {
@@ -143,7 +144,7 @@ pub(super) struct Object(Segment);
 
 impl registry::Object for Object {
     fn rouse(&self) {
-        self.layout().sleepers.rouse();
+        self.layout().sleepers.rouse_if_any();
     }
 }
 
@@ -247,6 +248,17 @@ impl Object {
             }
         }
         dead
+    }
+
+    /// Has the deaths of all others in the table seen, by whom this is roused then; where that cannot be, who waits looks often.
+    pub(super) fn watch_waiters(&self, slices: &Slices) {
+        let mut owners: Vec<_> =
+            self.waiters().filter(|waiter| waiter.state() != Waiting::Free).map(Waiter::owner).collect();
+        owners.sort_unstable_by_key(|owner| owner.bits());
+        owners.dedup();
+        if !owners.into_iter().filter(|owner| *owner != Identity::own()).all(watch_death) {
+            slices.restart();
+        }
     }
 
     /// Those who died of the ones behind `place`, up to the first that lives: if every waiter looks after these, no death is

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::object::{Object, SLICE, handle};
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
-use crate::robust::WaitError;
+use crate::robust::{Slices, WaitError};
 
 /// More was released than the semaphore may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -44,7 +44,7 @@ impl Semaphore {
         if self.take() {
             return Ok(());
         }
-        self.0.layout().sleepers.wait(deadline, SLICE, || Ok(self.take().then_some(())))
+        self.0.layout().sleepers.wait(deadline, &Slices::new(SLICE), || Ok(self.take().then_some(())))
     }
 
     /// Gives `count` back, all or none.

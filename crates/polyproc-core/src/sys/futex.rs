@@ -13,8 +13,10 @@ use crate::prim::AtomicU32;
 pub(crate) enum Wait {
     /// Somebody called [`wake`].
     Woken,
-    /// The word was not `expected` any more, or time is up: look again.
+    /// The word was not `expected` any more: look again.
     Again,
+    /// The time is up.
+    TimedOut,
     /// A signal handler ran, or is to run when this thread comes back.
     Interrupted,
 }
@@ -24,13 +26,17 @@ pub(crate) enum Wait {
 /// # Panics
 /// When the system has no `futex(2)`: without it there is no thread either.
 pub(crate) fn wait(word: &AtomicU32, expected: u32, timeout: Duration) -> Wait {
-    let comes_back = signal::comes_back();
-    let timeout = if comes_back { timeout.min(signal::SIGNAL_SLICE) } else { timeout };
+    let comes_back = timeout > signal::slice() && signal::comes_back();
+    let timeout = if comes_back { signal::slice() } else { timeout };
     let timeout = Timespec::try_from(timeout).ok();
     match futex::wait(word, Flags::empty(), expected, timeout.as_ref()) {
         Ok(()) => Wait::Woken,
-        Err(Errno::TIMEDOUT) if comes_back => Wait::Interrupted,
-        Err(Errno::AGAIN | Errno::TIMEDOUT) => Wait::Again,
+        Err(Errno::TIMEDOUT) if comes_back => {
+            signal::slice_is_over();
+            Wait::Interrupted
+        }
+        Err(Errno::TIMEDOUT) => Wait::TimedOut,
+        Err(Errno::AGAIN) => Wait::Again,
         Err(Errno::INTR) => Wait::Interrupted,
         Err(error) => panic!("futex_wait on a mapped word: {error}"),
     }

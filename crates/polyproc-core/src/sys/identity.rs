@@ -1,6 +1,7 @@
 //! Which process wrote something in shared memory, and whether it still lives.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
@@ -84,6 +85,12 @@ impl Identity {
         own
     }
 
+    /// Another process.
+    #[cfg(test)]
+    pub(crate) fn of(pid: u32) -> io::Result<Self> {
+        Ok(Self::new(pid, start_time(pid)?))
+    }
+
     fn new(pid: u32, start_time: u32) -> Self {
         Self(u64::from(start_time) << 32 | u64::from(pid))
     }
@@ -95,6 +102,14 @@ impl Identity {
 
     fn start(self) -> u32 {
         (self.0 >> 32) as u32
+    }
+
+    /// A descriptor that is readable when it has ended; `None` where there is none, or it has.
+    pub(crate) fn pidfd(self) -> Option<OwnedFd> {
+        let pid = Pid::from_raw(i32::try_from(self.pid()).ok()?)?;
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        // The number may be another's by now.
+        if self.is_dead() { None } else { Some(pidfd) }
     }
 
     /// Whether it has ended. A zombie has. What cannot be known counts as living.

@@ -84,13 +84,32 @@ pub(crate) fn set_handlers_run_later() {
     HANDLERS_RUN_LATER.store(true, Ordering::Relaxed);
 }
 
-/// Whether this thread is one whose sleeps must be cut in slices of [`SIGNAL_SLICE`].
+/// Whether this thread is one whose sleeps must be cut in slices of [`slice`].
 pub(crate) fn comes_back() -> bool {
     HANDLERS_RUN_LATER.load(Ordering::Relaxed) && super::thread_id() == super::identity::process_id()
 }
 
-/// See [`comes_back`].
-pub(crate) const SIGNAL_SLICE: Duration = Duration::from_millis(500);
+const FIRST_SLICE: Duration = Duration::from_millis(500);
+const LONGEST_SLICE: Duration = Duration::from_secs(64);
+
+thread_local! {
+    static SLICE: Cell<Duration> = const { Cell::new(FIRST_SLICE) };
+}
+
+/// How long this thread sleeps until it comes back: each time twice as long, so that a long wait costs next to nothing.
+pub(crate) fn slice() -> Duration {
+    SLICE.get()
+}
+
+/// A slice is over.
+pub(crate) fn slice_is_over() {
+    SLICE.set((slice() * 2).min(LONGEST_SLICE));
+}
+
+/// This thread begins to wait for something else than before.
+pub(crate) fn restart_slices() {
+    SLICE.set(FIRST_SLICE);
+}
 
 type Action = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
 

@@ -36,9 +36,12 @@ pub(crate) fn readable<Fd: AsFd>(fds: &[Fd], deadline: Deadline) -> io::Result<V
 /// `poll(2)`: false when the deadline passed first. Where signal handlers run later, the wait is cut in slices.
 fn poll(polled: &mut [PollFd<'_>], deadline: Deadline) -> io::Result<bool> {
     let comes_back = deadline != Deadline::PASSED && signal::comes_back();
-    let until = if comes_back { deadline.or_sooner(signal::SIGNAL_SLICE) } else { deadline };
+    let until = if comes_back { deadline.or_sooner(signal::slice()) } else { deadline };
     match rustix::event::poll(polled, until.timespec().as_ref())? {
-        0 if comes_back && !deadline.has_passed() => Err(io::ErrorKind::Interrupted.into()),
+        0 if comes_back && !deadline.has_passed() => {
+            signal::slice_is_over();
+            Err(io::ErrorKind::Interrupted.into())
+        }
         count => Ok(count > 0),
     }
 }

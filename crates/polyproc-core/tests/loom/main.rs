@@ -153,6 +153,8 @@ mod os {
     pub(super) enum Wait {
         Woken,
         Again,
+        #[expect(dead_code, reason = "here no time ever passes")]
+        TimedOut,
         Interrupted,
     }
 
@@ -321,7 +323,8 @@ impl Items {
     /// Takes one. False for a thread that died instead.
     fn get(&self, tid: u32, doomed: bool) -> bool {
         os::begin_thread(tid, doomed);
-        let got: Result<(), WaitError> = self.sleepers.wait(Deadline::NEVER, std::time::Duration::from_secs(1), || {
+        let slices = sleepers::Slices::new(std::time::Duration::from_secs(1));
+        let got: Result<(), WaitError> = self.sleepers.wait(Deadline::NEVER, &slices, || {
             let mut count = self.count.lock().expect("not poisoned");
             let taken = count.checked_sub(1);
             *count = taken.unwrap_or(0);
@@ -362,7 +365,7 @@ fn who_reaps_the_dead_wakes_those_who_lost_a_wake_up() {
         items.put(1);
         items.put(1); // the dying one may have taken one before it slept
         dying.join().expect("no panic");
-        items.sleepers.rouse();
+        items.sleepers.rouse_if_any();
         living.join().expect("no panic");
     });
 }

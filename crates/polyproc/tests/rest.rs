@@ -1,0 +1,96 @@
+//! What waits for long costs nothing: nobody wakes it, and it does not wake itself.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use polyproc::{Barrier, Condition, Connection, Event, JoinableQueue, Lock, Pool, Process, Queue, Semaphore, pipe};
+use support::{TestResult, children_of, wait_until};
+
+/// How often each thread of a process gave up its processor, by the thread's name.
+fn sleeps(pid: u32) -> BTreeMap<String, u64> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it lives").flatten();
+    let of = |task: &std::fs::DirEntry| {
+        let status = std::fs::read_to_string(task.path().join("status")).ok()?;
+        let field = |name: &str| Some(status.lines().find_map(|line| line.strip_prefix(name))?.trim().to_owned());
+        let id = task.file_name().into_string().ok()?;
+        Some((format!("{}:{id}", field("Name:")?), field("voluntary_ctxt_switches:")?.parse().ok()?))
+    };
+    tasks.filter_map(|task| of(&task)).collect()
+}
+
+/// How often each thread woke in a while, once all have slept for a while.
+fn wakes(pids: &[u32]) -> BTreeMap<String, u64> {
+    let all = || pids.iter().flat_map(|pid| sleeps(*pid)).collect::<BTreeMap<_, _>>();
+    std::thread::sleep(Duration::from_secs(2));
+    let before = all();
+    std::thread::sleep(Duration::from_secs(4));
+    let after = all();
+    after.into_iter().map(|(name, count)| (name.clone(), count - before.get(&name).copied().unwrap_or(0))).collect()
+}
+
+type Waits = (Queue<()>, (Lock, Semaphore, Event), (Lock, Condition, Barrier), Queue<()>, JoinableQueue<()>);
+
+/// Waits for everything, a thread each; says when all are about to.
+fn wait_for_all((ready, (lock, semaphore, event), (around, condition, barrier), queue, joined): Waits) {
+    let (_ours, theirs): (Connection<(), ()>, Connection<(), ()>) = pipe().expect("descriptors");
+    let waits: Vec<(&str, Box<dyn FnOnce() + Send>)> = vec![
+        ("lock", Box::new(move || drop(lock.lock()))),
+        ("semaphore", Box::new(move || _ = semaphore.acquire())),
+        ("event", Box::new(move || event.wait())),
+        (
+            "condition",
+            Box::new(move || {
+                let guard = around.lock().expect("nobody dies");
+                let _ = condition.wait(guard);
+            }),
+        ),
+        ("barrier", Box::new(move || _ = barrier.wait())),
+        ("queue", Box::new(move || drop(queue.get()))),
+        ("join", Box::new(move || joined.join())),
+        ("pipe", Box::new(move || drop(theirs.recv()))),
+    ];
+    let threads: Vec<_> = waits
+        .into_iter()
+        .map(|(name, wait)| std::thread::Builder::new().name(name.to_owned()).spawn(wait).expect("a thread"))
+        .collect();
+    ready.put(()).expect("room");
+    threads.into_iter().for_each(|thread| drop(thread.join()));
+}
+
+#[test]
+fn who_waits_for_long_is_not_woken() -> TestResult {
+    let (lock, semaphore, joined) = (Lock::new()?, Semaphore::new(0)?, JoinableQueue::new(0)?);
+    let (ready, queue) = (Queue::new(0)?, Queue::new(0)?);
+    joined.put(())?;
+    let _held = lock.lock().expect("nobody dies");
+    let waits = (
+        ready.clone(),
+        (lock.clone(), semaphore, Event::new()?),
+        (Lock::new()?, Condition::new()?, Barrier::new(2)?),
+        queue,
+        joined,
+    );
+    let child = Process::new(wait_for_all, waits).start()?;
+    ready.get()?;
+    let wakes = wakes(&[child.pid()]);
+    assert!(wakes.len() >= 9, "{wakes:?}");
+    // A wait that began two seconds ago has at most one slice that ends in the next four.
+    assert!(wakes.values().all(|count| *count <= 2), "{wakes:?}");
+    child.kill()?;
+    Ok(())
+}
+
+#[test]
+fn an_idle_pool_does_not_wake() -> TestResult {
+    let pool = Pool::new(3)?;
+    assert_eq!(pool.map(|n: u32| n + 1, 0..1000)?.len(), 1000);
+    let own = std::process::id();
+    wait_until(|| children_of(own).len() >= 3);
+    let pids: Vec<_> = children_of(own).into_iter().chain([own]).collect();
+    let mut wakes = wakes(&pids);
+    wakes.retain(|name, _| !name.starts_with("an_idle_pool")); // this thread
+    assert!(wakes.values().all(|count| *count <= 2), "{wakes:?}");
+    Ok(())
+}
