@@ -251,3 +251,39 @@ def use_manager(shared, lock, queue, number):
 
 def put_in(shared, number):
     shared[number] = number
+
+
+def test_thousands_take_few_descriptors_and_go_in_one_message(programs):
+    code, _, err = programs.run(
+        """
+        import resource
+        import polyproc
+
+        mp = polyproc.get_context(METHOD)
+
+        def set_all(locks, events, values, queue):
+            for lock, event, value in zip(locks, events, values):
+                with lock, value.get_lock():
+                    event.set()
+                    value.value += 1
+            queue.put((locks[:600], values[:600], locks[0]))
+
+        if __name__ == "__main__":
+            resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+            locks = [mp.Lock() for _ in range(10_000)]
+            events = [mp.Event() for _ in range(10_000)]
+            values = [mp.Value("i", n) for n in range(10_000)]
+            queue = mp.Queue()
+            child = mp.Process(target=set_all, args=(locks, events, values, queue))
+            child.start()
+            arrived, numbers, same = queue.get(timeout=100)
+            child.join()
+            assert child.exitcode == 0
+            assert all(event.is_set() for event in events)
+            assert [value.value for value in values] == list(range(1, 10_001))
+            assert [number.value for number in numbers] == list(range(1, 601))
+            with locks[0]:
+                assert not same.acquire(False) and not arrived[0].acquire(False) and arrived[1].acquire(False)
+        """
+    )
+    assert code == 0, err

@@ -35,11 +35,22 @@ class Carrier:
     DupFd = _DupFd
 
     def __init__(self):
+        self.clear()
+
+    def clear(self):
         self.fds = []
+        self._shared = {}
 
     def duplicate_for_child(self, fd):
         self.fds.append(fd)
         return len(self.fds) - 1
+
+    def share_with_child(self, fd):
+        """As `duplicate_for_child`, for what many have in common."""
+        place = self._shared.get(fd)
+        if place is None:
+            place = self._shared[fd] = self.duplicate_for_child(fd)
+        return place
 
 
 class carrying:
@@ -137,7 +148,8 @@ class _Kept:
         finally:
             context.set_spawning_popen(outer)
         result = self.data.getvalue(), self.carrier.fds, self.buffers
-        self.carrier.fds, self.buffers = [], []
+        self.carrier.clear()
+        self.buffers = []
         self.pickler.clear_memo()
         self.data.seek(0)
         self.data.truncate()
@@ -190,15 +202,11 @@ def loads(data, fds, buffers=None):
         return pickle.loads(data, buffers=buffers)
 
 
-def reduce_handle(rebuild, handle, *args):
-    """For `__reduce__` of what is known by one descriptor."""
+def reduce_place(rebuild, shared, *args):
+    """For `__reduce__` of what is known by a descriptor, which many may have in common, and where it is in that file."""
     carrier = context.get_spawning_popen()
-    return _rebuild, (rebuild, carrier.DupFd(carrier.duplicate_for_child(handle)), *args)
+    return _rebuild, (rebuild, carrier.share_with_child(shared.handle), shared.place, *args)
 
 
-def _rebuild(rebuild, dup_fd, *args):
-    fd = dup_fd.detach()
-    try:
-        return rebuild(fd, *args)
-    finally:
-        os.close(fd)
+def _rebuild(rebuild, fd, *args):
+    return rebuild(_local.arrived[fd], *args)

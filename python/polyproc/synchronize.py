@@ -11,7 +11,7 @@ import threading
 from multiprocessing import synchronize as _standard
 
 from . import _polyproc, context
-from ._carry import reduce_handle
+from ._carry import reduce_place
 
 __all__ = ["Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Event"]
 
@@ -38,7 +38,7 @@ class SemLock(_standard.SemLock):
     def __getstate__(self):
         context.assert_spawning(self)
         lock = self._semlock
-        return reduce_handle(_polyproc.SemLock._rebuild, lock.handle, lock.kind, lock.maxvalue)
+        return reduce_place(_polyproc.SemLock._rebuild, lock, lock.kind, lock.maxvalue)
 
     def __setstate__(self, state):
         rebuild, args = state
@@ -78,7 +78,7 @@ class _Object:
 
     def _reduced(self):
         context.assert_spawning(self)
-        return reduce_handle(type(self._shared)._rebuild, self._shared.handle)
+        return reduce_place(type(self._shared)._rebuild, self._shared)
 
     def __getstate__(self):
         return self._reduced()

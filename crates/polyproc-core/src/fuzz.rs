@@ -24,12 +24,12 @@ pub fn message(bytes: &[u8]) {
 
 /// Overwrites words of a memory file: each twelve bytes are an offset and what to write there. Words of locks are left out:
 /// who writes these can keep everybody waiting.
-fn scribble(memfd: std::os::fd::BorrowedFd<'_>, words: &[u8], len: u64, locks: &[u64]) {
+fn scribble((memfd, start): (std::os::fd::BorrowedFd<'_>, u64), words: &[u8], len: u64, locks: &[u64]) {
     for word in words.chunks_exact(12) {
         let (offset, value) = word.split_at(4);
         let offset = u64::from(u32::from_le_bytes(offset.try_into().unwrap_or_default())) % len / 4 * 4;
         if !locks.iter().any(|lock| (lock / 8 * 8..lock / 8 * 8 + 8).contains(&offset) || offset + 4 == *lock) {
-            crate::sys::memory::overwrite(memfd, offset, value);
+            crate::sys::memory::overwrite(memfd, start + offset, value);
         }
     }
 }
@@ -53,7 +53,7 @@ pub fn queue(words: &[u8]) {
         let _ = queue.put(&vec![1; len], &[], Deadline::PASSED);
     }
     let _ = queue.get(&mut out.0, &mut out.1, Deadline::PASSED);
-    scribble(queue.fds()[0], words, 0x6000, &[64, 192, 1280]);
+    scribble((queue.fds()[0], 0), words, 0x6000, &[64, 192, 1280]);
     for len in [8, 16_000, 20_000, 100_000] {
         let _ = queue.put(&vec![1; len], &[], Deadline::PASSED);
         let _ = queue.get(&mut out.0, &mut out.1, Deadline::PASSED);
@@ -67,14 +67,17 @@ pub fn queue(words: &[u8]) {
 /// # Panics
 /// When the system gives no memory; else never, which is what is tested.
 pub fn sync(words: &[u8]) {
-    use std::os::fd::AsFd;
-    const LEN: u64 = 0x1200;
+    /// Of an object, and of one with a table of who waits.
+    const LENS: [u64; 2] = [0x100, 0x1200];
     let (lock, semaphore) = (Lock::new().expect("memory"), Semaphore::new(1, 2).expect("memory"));
     let (event, condition) = (Event::new().expect("memory"), Condition::new().expect("memory"));
     let barrier = Barrier::new(2).expect("memory");
     let ticket = condition.enter(Deadline::PASSED);
-    for memfd in [lock.as_fd(), semaphore.as_fd(), event.as_fd(), condition.as_fd(), barrier.as_fd()] {
-        scribble(memfd, words, LEN, &[64]);
+    for place in [lock.place(), semaphore.place(), event.place()] {
+        scribble(place, words, LENS[0], &[64]);
+    }
+    for place in [condition.place(), barrier.place()] {
+        scribble(place, words, LENS[1], &[64]);
     }
     let _ = (lock.acquire(Owner::Process, Deadline::PASSED), lock.release(Owner::Process));
     let _ = (semaphore.release(1), semaphore.acquire(Deadline::PASSED));

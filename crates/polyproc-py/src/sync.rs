@@ -52,10 +52,10 @@ impl SemLock {
         }
     }
 
-    fn fd(&self) -> BorrowedFd<'_> {
+    fn shared_place(&self) -> (BorrowedFd<'_>, u64) {
         match &self.shared {
-            Shared::Lock(lock, _) => lock.as_fd(),
-            Shared::Semaphore(semaphore) => semaphore.as_fd(),
+            Shared::Lock(lock, _) => lock.place(),
+            Shared::Semaphore(semaphore) => semaphore.place(),
         }
     }
 
@@ -124,20 +124,26 @@ impl SemLock {
 
     /// The same one, by a descriptor of it.
     #[staticmethod]
-    fn _rebuild(fd: RawFd, kind: i32, maxvalue: u64) -> PyResult<Self> {
-        let fd = sys::duplicate(fd)?;
+    fn _rebuild(fd: RawFd, at: u64, kind: i32, maxvalue: u64) -> PyResult<Self> {
+        let file = sys::duplicate(fd)?;
         let shared = match kind {
-            RECURSIVE_MUTEX => Shared::Lock(sync::Lock::from_fd(fd)?, Owner::Thread),
-            LOCK => Shared::Lock(sync::Lock::from_fd(fd)?, Owner::Process),
-            _ => Shared::Semaphore(sync::Semaphore::from_fd(fd)?),
+            RECURSIVE_MUTEX => Shared::Lock(sync::Lock::from_place(file.as_fd(), at)?, Owner::Thread),
+            LOCK => Shared::Lock(sync::Lock::from_place(file.as_fd(), at)?, Owner::Process),
+            _ => Shared::Semaphore(sync::Semaphore::from_place(file.as_fd(), at)?),
         };
         Ok(Self::noted(shared, kind, maxvalue))
     }
 
-    /// The descriptor that makes it another process's too.
+    /// The descriptor that makes it another process's too, with [`SemLock::place`].
     #[getter]
     fn handle(&self) -> RawFd {
-        self.fd().as_raw_fd()
+        self.shared_place().0.as_raw_fd()
+    }
+
+    /// Where in that file it is.
+    #[getter]
+    fn place(&self) -> u64 {
+        self.shared_place().1
     }
 
     /// It has none: nothing of it is left behind when the last process that has it ends.
@@ -241,13 +247,18 @@ impl Condition {
     }
 
     #[staticmethod]
-    fn _rebuild(fd: RawFd) -> PyResult<Self> {
-        Ok(Self(sync::Condition::from_fd(sys::duplicate(fd)?)?))
+    fn _rebuild(fd: RawFd, at: u64) -> PyResult<Self> {
+        Ok(Self(sync::Condition::from_place(sys::duplicate(fd)?.as_fd(), at)?))
     }
 
     #[getter]
     fn handle(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
+        self.0.place().0.as_raw_fd()
+    }
+
+    #[getter]
+    fn place(&self) -> u64 {
+        self.0.place().1
     }
 
     /// From now on this thread counts as waiting; its lock may be released. `None` when a process stands still in the middle
@@ -306,13 +317,18 @@ impl Event {
     }
 
     #[staticmethod]
-    fn _rebuild(fd: RawFd) -> PyResult<Self> {
-        Ok(Self(sync::Event::from_fd(sys::duplicate(fd)?)?))
+    fn _rebuild(fd: RawFd, at: u64) -> PyResult<Self> {
+        Ok(Self(sync::Event::from_place(sys::duplicate(fd)?.as_fd(), at)?))
     }
 
     #[getter]
     fn handle(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
+        self.0.place().0.as_raw_fd()
+    }
+
+    #[getter]
+    fn place(&self) -> u64 {
+        self.0.place().1
     }
 
     fn is_set(&self) -> bool {
@@ -365,13 +381,18 @@ impl Barrier {
     }
 
     #[staticmethod]
-    fn _rebuild(fd: RawFd) -> PyResult<Self> {
-        Ok(Self(sync::Barrier::from_fd(sys::duplicate(fd)?)?))
+    fn _rebuild(fd: RawFd, at: u64) -> PyResult<Self> {
+        Ok(Self(sync::Barrier::from_place(sys::duplicate(fd)?.as_fd(), at)?))
     }
 
     #[getter]
     fn handle(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
+        self.0.place().0.as_raw_fd()
+    }
+
+    #[getter]
+    fn place(&self) -> u64 {
+        self.0.place().1
     }
 
     #[getter]

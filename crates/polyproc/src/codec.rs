@@ -3,7 +3,7 @@
 use std::any::type_name;
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use polyproc_core::{Input, MemoryError, Payload, Verdict};
 use serde::de::{DeserializeOwned, Error as _};
@@ -118,7 +118,8 @@ struct Leaving {
 
 thread_local! {
     static LEAVING: Cell<Leaving> = const { Cell::new(Leaving { values: 0, len: 0, first: 0 }) };
-    static LEAVING_FDS: RefCell<Vec<OwnedFd>> = const { RefCell::new(Vec::new()) };
+    /// Each with the number of what it is a copy of, where several handles may have it in common.
+    static LEAVING_FDS: RefCell<Vec<(OwnedFd, Option<RawFd>)>> = const { RefCell::new(Vec::new()) };
     /// The descriptors of the value that is being decoded.
     static ARRIVING: RefCell<Vec<Option<OwnedFd>>> = const { RefCell::new(Vec::new()) };
     /// What [`carry`] or [`take`] could not do: postcard keeps no text of errors.
@@ -142,7 +143,10 @@ impl Encoding {
     #[inline]
     fn fds(&self) -> Vec<OwnedFd> {
         let first = self.outer.len;
-        if LEAVING.get().len == first { Vec::new() } else { LEAVING_FDS.with_borrow_mut(|fds| fds.split_off(first)) }
+        if LEAVING.get().len == first {
+            return Vec::new();
+        }
+        LEAVING_FDS.with_borrow_mut(|fds| fds.drain(first..).map(|(fd, _)| fd).collect())
     }
 }
 
@@ -173,13 +177,54 @@ pub(crate) fn carry<S: Serializer>(fds: &[BorrowedFd<'_>], serializer: S) -> Res
         for fd in fds {
             let copy =
                 fd.try_clone_to_owned().map_err(|error| format!("its descriptor could not be copied: {error}"))?;
-            LEAVING_FDS.with_borrow_mut(|fds| fds.push(copy));
+            LEAVING_FDS.with_borrow_mut(|fds| fds.push((copy, None)));
             leaving.len += 1;
             LEAVING.set(leaving);
         }
         Ok(first)
     };
     carry().map_err(|why| problem(why, S::Error::custom))?.serialize(serializer)
+}
+
+/// Encodes a handle to a place in a file, which many in one value may have in common: one descriptor goes for them all.
+pub(crate) fn carry_place<S: Serializer>((file, at): (BorrowedFd<'_>, u64), serializer: S) -> Result<S::Ok, S::Error> {
+    let carry = || -> Result<u32, String> {
+        let mut leaving = LEAVING.get();
+        if leaving.values == 0 {
+            return Err("it can only be sent to another process by polyproc itself".to_owned());
+        }
+        let number = Some(file.as_raw_fd());
+        let known = LEAVING_FDS.with_borrow(|fds| fds[leaving.first..].iter().rposition(|(_, of)| *of == number));
+        let found = match known {
+            Some(found) => found,
+            None => {
+                let copy = file
+                    .try_clone_to_owned()
+                    .map_err(|error| format!("its descriptor could not be copied: {error}"))?;
+                LEAVING_FDS.with_borrow_mut(|fds| fds.push((copy, number)));
+                leaving.len += 1;
+                LEAVING.set(leaving);
+                leaving.len - 1 - leaving.first
+            }
+        };
+        u32::try_from(found).map_err(|error| error.to_string())
+    };
+    (carry().map_err(|why| problem(why, S::Error::custom))?, at).serialize(serializer)
+}
+
+/// What [`carry_place`] encoded, opened by `open`.
+pub(crate) fn take_place<'de, D: Deserializer<'de>, T>(
+    deserializer: D,
+    open: impl FnOnce(BorrowedFd<'_>, u64) -> io::Result<T>,
+) -> Result<T, D::Error> {
+    let (first, at): (u32, u64) = Deserialize::deserialize(deserializer)?;
+    let opened = ARRIVING.with_borrow(|arriving| {
+        let file = arriving.get(first as usize).and_then(Option::as_ref);
+        file.map(|file| open(file.as_fd(), at).map_err(|error| error.to_string()))
+    });
+    opened
+        .unwrap_or_else(|| Err("its descriptor did not come with it".to_owned()))
+        .map_err(|why| problem(why, D::Error::custom))
 }
 
 /// The descriptors that [`carry`] encoded: for a `Deserialize`.

@@ -6,7 +6,6 @@
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 use polyproc_core::sync::{self as core, Acquired, Holder, Owner, Turn};
@@ -60,14 +59,13 @@ macro_rules! handle {
         /// To be sent to another process by polyproc; no other format holds it.
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                codec::carry(&[self.core.as_fd()], serializer)
+                codec::carry_place(self.core.place(), serializer)
             }
         }
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let [fd] = codec::take(deserializer)?;
-                Ok(Self { core: <$core>::from_fd(fd).map_err(serde::de::Error::custom)? })
+                Ok(Self { core: codec::take_place(deserializer, <$core>::from_place)? })
             }
         }
     };

@@ -35,9 +35,10 @@ type Waits = (Queue<()>, (Lock, Semaphore, Event), (Lock, Condition, Barrier), Q
 /// Waits for everything, a thread each; says when all are about to.
 fn wait_for_all((ready, (lock, semaphore, event), (around, condition, barrier), queue, joined): Waits) {
     let (_ours, theirs): (Connection<(), ()>, Connection<(), ()>) = pipe().expect("descriptors");
-    let waits: Vec<(&str, Box<dyn FnOnce() + Send>)> = vec![
+    type Wait = Box<dyn FnOnce() + Send>;
+    let waits: Vec<(&str, Wait)> = vec![
         ("lock", Box::new(move || drop(lock.lock()))),
-        ("semaphore", Box::new(move || _ = semaphore.acquire())),
+        ("semaphore", Box::new(move || semaphore.acquire())),
         ("event", Box::new(move || event.wait())),
         (
             "condition",

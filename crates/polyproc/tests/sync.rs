@@ -287,3 +287,31 @@ fn a_barrier_breaks_for_the_dead_and_the_late() -> TestResult {
     assert!(!barrier.is_broken());
     kill_children()
 }
+
+#[test]
+fn thousands_take_few_descriptors_and_go_in_one_message() -> TestResult {
+    let limit = libc::rlimit { rlim_cur: 256, rlim_max: 256 };
+    #[expect(unsafe_code, reason = "limits have no safe call")]
+    // SAFETY: the call reads a value that lives.
+    let is_set = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    assert_eq!(is_set, 0);
+    let locks = (0..10_000).map(|_| Lock::new()).collect::<Result<Vec<_>, _>>()?;
+    let events = (0..10_000).map(|_| Event::new()).collect::<Result<Vec<_>, _>>()?;
+    let set_all = |(locks, events): (Vec<Lock>, Vec<Event>)| {
+        for (lock, event) in locks.iter().zip(&events) {
+            let _guard = lock.lock().expect("nobody dies");
+            event.set();
+        }
+        locks.len()
+    };
+    assert_eq!(Process::new(set_all, (locks.clone(), events.clone())).start()?.join()?, 10_000);
+    assert!(events.iter().all(Event::is_set));
+    // Through a queue, with the same one several times.
+    let queue = polyproc::Queue::new(0)?;
+    queue.put([&locks[..600], &locks[..1]].concat())?;
+    let arrived = queue.get()?;
+    let _guard = locks[0].lock().expect("nobody dies");
+    assert!(arrived.first().is_some_and(|lock| lock.try_lock().is_err()));
+    assert!(arrived.last().is_some_and(|lock| lock.try_lock().is_err()) && arrived[1].try_lock().is_ok());
+    Ok(())
+}

@@ -109,7 +109,7 @@ impl Barrier {
         if parties == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a barrier for no parties"));
         }
-        Ok(Self(Object::create(5, 0, parties as u64)?))
+        Ok(Self(Object::create_with_waiters(5, 0, parties as u64)?))
     }
 
     /// How many have to come.

@@ -51,7 +51,7 @@ impl Condition {
     /// # Errors
     /// When the system gives no memory or no descriptor.
     pub fn new() -> io::Result<Self> {
-        Ok(Self(Object::create(4, 0, 0)?))
+        Ok(Self(Object::create_with_waiters(4, 0, 0)?))
     }
 
     /// From now on this thread counts as waiting: to be called before the user's lock is released.

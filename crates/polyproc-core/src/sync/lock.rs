@@ -175,6 +175,11 @@ impl Lock {
         let _ = owner.compare_exchange(own, Identity::LEFT.bits(), Ordering::AcqRel, Ordering::Relaxed);
     }
 
+    #[cfg(test)]
+    pub(super) fn id(&self) -> (u64, u64) {
+        self.0.id()
+    }
+
     /// Whether this process has no other clone of it.
     #[must_use]
     pub fn is_only_clone(&self) -> bool {

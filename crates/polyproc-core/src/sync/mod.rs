@@ -3,7 +3,8 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `object` | the memory that all of them are made of, and the table of who waits |
+//! | `object` | what all of them are made of, and the table of who waits |
+//! | `places` | where in memory files they are |
 //! | `lock` | [`Lock`] |
 //! | `semaphore` | [`Semaphore`] |
 //! | `event` | [`Event`] |
@@ -15,6 +16,7 @@ mod condition;
 mod event;
 mod lock;
 mod object;
+mod places;
 mod semaphore;
 
 pub use barrier::{Barrier, BarrierError, Turn};

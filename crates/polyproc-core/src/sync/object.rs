@@ -1,4 +1,4 @@
-//! [`Object`]: a small memory file with a state, a short lock over it, sleepers, and a table of who waits.
+//! [`Object`]: a place in a memory file with a state, a short lock over it, sleepers, and perhaps a table of who waits.
 //!
 //! | offset | bytes | what |
 //! |---|---|---|
@@ -6,28 +6,27 @@
 //! | 64 | 64 | the [`Mutex`] over all that follows |
 //! | 128 | 64 | [`State`] |
 //! | 192 | 64 | [`Sleepers`] |
-//! | 1024 | 256 | the table of regions, of which there is one |
-//! | 4096 | 64 each | [`Waiter`]s |
+//! | 4096 | 64 each | [`Waiter`]s, of an object that has a file of its own |
+//!
+//! Which file it is in: see `places`.
 //!
 //! A step under the mutex is one store, or can be finished by whoever comes next; each file here says how. An owner of the
 //! mutex that dies leaves its sleepers to the next one, who wakes them.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
+
+use super::places::{self, Place};
 
 use crate::deadline::Deadline;
 use crate::prim::{AtomicU32, AtomicU64, Ordering};
 use crate::process::watch_death;
 use crate::robust::{Guard, Mutex, Sleepers, Slices, WaitError};
-use crate::shm::{Segment, registry};
 use crate::sys::identity::Identity;
-use crate::sys::memory::PAGE;
 use crate::sys::shared::shared;
 
-const LEN: u64 = 4 * PAGE;
-const REGION_TABLE: u64 = 1024;
 const WAITERS: u64 = 4096;
 /// How many can wait at a time where each has a place of its own.
 const MOST_WAITERS: u32 = 4000;
@@ -130,8 +129,18 @@ shared! {
         pub(super) sleepers: Sleepers,
     }
 }
-const _: () = assert!(size_of::<Layout>() == 256 && size_of::<Waiter>() == 64);
-const _: () = assert!(WAITERS + MOST_WAITERS as u64 * 64 <= LEN);
+
+impl Layout {
+    /// As new: another object may have been here, which nobody has any more.
+    fn clear(&self) {
+        self.kind.magic.store(0, Ordering::Relaxed);
+        let State { owner, value, thread, count, ticket, .. } = &self.state;
+        [owner, value, ticket].into_iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        [thread, count].into_iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    }
+}
+const _: () = assert!(size_of::<Layout>() as u64 == places::SIZE && size_of::<Waiter>() == 64);
+const _: () = assert!(WAITERS + MOST_WAITERS as u64 * 64 <= places::FILE_LEN);
 
 /// All places of a table of waiters are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -140,32 +149,34 @@ pub struct TooManyWaiters;
 
 /// What a means of synchronisation is made of.
 #[derive(Debug)]
-pub(super) struct Object(Segment);
-
-impl registry::Object for Object {
-    fn rouse(&self) {
-        self.layout().sleepers.rouse_if_any();
-    }
-}
+pub(super) struct Object(Place);
 
 impl Object {
+    /// One that shares its file with others: nobody waits in it in a place of its own.
     pub(super) fn create(kind: u64, value: u64, limit: u64) -> io::Result<Arc<Self>> {
-        let segment = Segment::create(c"polyproc-sync", LEN, REGION_TABLE, LEN)?;
-        segment.reserve(0, PAGE)?;
-        let object = Self(segment);
+        Self::set_up(Place::shared()?, kind, value, limit)
+    }
+
+    /// One with a table of who waits.
+    pub(super) fn create_with_waiters(kind: u64, value: u64, limit: u64) -> io::Result<Arc<Self>> {
+        Self::set_up(Place::alone()?, kind, value, limit)
+    }
+
+    fn set_up(place: Place, kind: u64, value: u64, limit: u64) -> io::Result<Arc<Self>> {
+        let object = Self(place);
         let layout = object.layout();
+        layout.clear();
         layout.state.value.store(value, Ordering::Relaxed);
         layout.kind.kind.store(kind, Ordering::Relaxed);
         layout.kind.limit.store(limit, Ordering::Relaxed);
         layout.kind.magic.store(MAGIC, Ordering::Release);
-        Ok(registry::note(object.0.inode(), object))
+        Ok(places::note(object.0.id(), object))
     }
 
-    /// The one of this descriptor, which must be of `kind`.
-    pub(super) fn open(kind: u64, memfd: OwnedFd) -> io::Result<Arc<Self>> {
-        let segment = Segment::open(memfd, LEN, REGION_TABLE, LEN)?;
-        let inode = segment.inode();
-        let object = registry::find(inode).unwrap_or_else(|| registry::note(inode, Self(segment)));
+    /// The one at `at` in this file, which must be of `kind`.
+    pub(super) fn open(kind: u64, memfd: BorrowedFd<'_>, at: u64) -> io::Result<Arc<Self>> {
+        let place = Place::open(memfd, at)?;
+        let object = places::find(place.id()).unwrap_or_else(|| places::note(place.id(), Self(place)));
         let found = &object.layout().kind;
         if found.magic.load(Ordering::Acquire) != MAGIC || found.kind.load(Ordering::Relaxed) != kind {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "this descriptor is of another kind of object"));
@@ -173,8 +184,18 @@ impl Object {
         Ok(object)
     }
 
+    #[cfg(test)]
+    pub(super) fn id(&self) -> places::Id {
+        self.0.id()
+    }
+
+    /// What makes it another process's too, by [`Object::open`]: a descriptor, and where it is behind that.
+    pub(super) fn place(&self) -> (BorrowedFd<'_>, u64) {
+        self.0.share()
+    }
+
     pub(super) fn layout(&self) -> &Layout {
-        self.0.fixed(0)
+        self.0.view(0)
     }
 
     pub(super) fn state(&self) -> &State {
@@ -210,7 +231,7 @@ impl Object {
     }
 
     pub(super) fn waiter(&self, at: u32) -> &Waiter {
-        self.0.fixed(WAITERS + u64::from(at.min(MOST_WAITERS - 1)) * 64)
+        self.0.view(WAITERS + u64::from(at.min(MOST_WAITERS - 1)) * 64)
     }
 
     /// Takes a place in the table for this process. Under the mutex.
@@ -271,29 +292,22 @@ impl Object {
     }
 }
 
-impl AsFd for Object {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
 /// What every handle to an object has.
 macro_rules! handle {
     ($name:ident, $kind:literal) => {
         impl $name {
-            /// The one of a descriptor that came from another process.
+            /// The one that another process has, of what [`place`](Self::place) gave there.
             ///
             /// # Errors
             /// [`std::io::ErrorKind::InvalidData`] when it is none of this kind.
-            pub fn from_fd(memfd: std::os::fd::OwnedFd) -> std::io::Result<Self> {
-                Ok(Self(super::object::Object::open($kind, memfd)?))
+            pub fn from_place(memfd: std::os::fd::BorrowedFd<'_>, at: u64) -> std::io::Result<Self> {
+                Ok(Self(super::object::Object::open($kind, memfd, at)?))
             }
-        }
 
-        /// The descriptor that makes it another process's too, by `from_fd`.
-        impl std::os::fd::AsFd for $name {
-            fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-                self.0.as_fd()
+            /// What makes it another process's too: a descriptor, which many may have in common, and where in that file it is.
+            #[must_use]
+            pub fn place(&self) -> (std::os::fd::BorrowedFd<'_>, u64) {
+                self.0.place()
             }
         }
     };

@@ -2,8 +2,10 @@
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::Once;
 
 use super::cell::PidCell;
+use crate::prim::{AtomicU64, Ordering};
 
 /// Which side of a copy this is.
 #[derive(Debug)]
@@ -50,6 +52,7 @@ impl SiblingMaker {
     ///
     /// The caller has one thread only, and the child gets a copy of this thread as it stands.
     pub(crate) fn make(&mut self, cell: &PidCell) -> io::Result<Copied<(u32, Option<OwnedFd>)>> {
+        COPIES.fetch_add(1, Ordering::SeqCst); // of one thread, the zygote
         if !self.is_clone3_refused {
             match self.clone3(cell) {
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
@@ -129,6 +132,21 @@ pub(crate) fn fork() -> io::Result<Copied<u32>> {
         0 => Ok(Copied::Child),
         pid => Ok(Copied::Parent(pid.cast_unsigned())),
     }
+}
+
+static COPIES: AtomicU64 = AtomicU64::new(0);
+
+/// How often this process was copied, or was about to be: by `fork(3)`, whoever called it, since this was first asked; and by
+/// [`SiblingMaker`].
+pub(crate) fn copies() -> u64 {
+    extern "C" fn count() {
+        COPIES.fetch_add(1, Ordering::SeqCst);
+    }
+    static IS_COUNTED: Once = Once::new();
+    // Before, for what is there then; and after, for what was made in between.
+    // SAFETY: the handlers are functions of this program that change an atomic, and do nothing else.
+    IS_COUNTED.call_once(|| _ = unsafe { libc::pthread_atfork(Some(count), Some(count), None) });
+    COPIES.load(Ordering::SeqCst)
 }
 
 /// Ends this process without running `atexit` handlers: they belong to the process it was copied from.

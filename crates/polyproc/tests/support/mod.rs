@@ -115,6 +115,7 @@ impl Clean {
             let warm_up = polyproc::Process::new(|()| (), ()).daemon(true).start().expect("a process can be started");
             warm_up.join().expect("it returns");
         }
+        drop(polyproc::Lock::new().expect("memory")); // the file in which locks are stays, for the next ones
         wait_until(is_childless);
         // The supervisor takes the descriptor of the process that the fork server made ahead a moment later.
         wait_until(|| process_descriptors() == 2);
