@@ -337,7 +337,7 @@ class Pool:
 
     def imap(self, func, iterable, chunksize=1, *, max_pending=None, max_pending_bytes=None, timeout=None, retries=0):
         """Equivalent of `map()`, with the results one by one. At most `max_pending` tasks are under way or not taken, and about
-        `max_pending_bytes` of their arguments and results: an eighth of the budget (`set_memory_budget`), if that is less than 256 MiB."""
+        `max_pending_bytes` of their arguments and results: an eighth of the budget (`set_memory_budget`) or 256 MiB."""
         ahead = (max_pending, max_pending_bytes)
         return self._imap(IMapIterator, func, iterable, chunksize, ahead, timeout, retries)
 

@@ -5,8 +5,9 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use polyproc::{
-    ConnectError, Connection, Event, ForkWithThreads, GetError, JoinableQueue, Listener, Lock, Pool, Process, PutError,
-    Queue, RecvError, SendError, SharedBytes, SharedBytesMut, SharedMemory, connect, pipe, simplex_pipe, wait,
+    Condition, ConnectError, Connection, Event, ForkWithThreads, GetError, JoinableQueue, Listener, Lock, Pool,
+    Process, PutError, Queue, RecvError, SendError, SharedBytes, SharedBytesMut, SharedMemory, connect, pipe,
+    simplex_pipe, wait,
 };
 
 mod support;
@@ -204,7 +205,8 @@ fn values_with_handles_do_not_silence_a_queue() -> TestResult {
     assert!(readable()?, "one is left");
     assert_eq!(queue.get()?.len(), 0);
     assert!(!readable()?);
-    let many: Vec<Lock> = (0..254).map(|_| Lock::new()).collect::<std::io::Result<_>>()?;
+    let queue = Queue::new(0)?;
+    let many: Vec<Condition> = (0..254).map(|_| Condition::new()).collect::<std::io::Result<_>>()?;
     let Err(PutError::Failed(many, error)) = queue.put(many) else { return Err("it cannot go".into()) };
     assert_eq!(many.len(), 254);
     assert!(error.to_string().contains("254 descriptors"), "{error}");

@@ -399,6 +399,7 @@ impl Before {
         for _ in 0..3 {
             Process::new(|()| (), ()).daemon(true).start()?.join()?;
         }
+        drop(polyproc::Lock::new()?); // the file in which locks are stays
         support::wait_until(|| support::process_descriptors() == 2);
         Ok(Self(support::descriptors()))
     }
