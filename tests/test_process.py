@@ -1,7 +1,9 @@
 """Processes by all start methods."""
 
 import os
+import shlex
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
@@ -12,7 +14,7 @@ from multiprocessing import process as standard_process
 import polyproc
 import polyproc.connection
 import pytest
-from conftest import REFUSE, eventually, is_running, of_methods, wait_for_end
+from conftest import HANG_BOUND, REFUSE, eventually, is_running, of_methods, wait_for_end
 
 
 def put(queue, value):
@@ -514,4 +516,21 @@ def test_starts_in_containers(programs, calls):
         """,
         *calls,
     )
-    assert (code, out, err) == (0, "[0, 1, 4]\n[0, 1, 4, 9, 16]\n", "")
+    assert (code, out) == (0, "[0, 1, 4]\n[0, 1, 4, 9, 16]\n"), err
+    is_slower = len(calls) > 1 and programs.method == "forkserver"
+    assert [line.split(" (")[0] for line in err.splitlines()] == is_slower * ["the system lets no fork server make processes"]
+
+
+def test_without_proc():
+    """The fork server's place is taken by `spawn`; forks are bound to their parent by /proc, and say so."""
+    here = os.path.dirname(__file__)
+    hidden = "mount -t tmpfs none /proc && exec " + shlex.join([sys.executable, os.path.join(here, "without_proc.py")])
+    unshare = ["unshare", "--mount", "sh", "-c", hidden]
+    if os.getuid() != 0 or subprocess.run([*unshare[:-1], "mount -t tmpfs none /proc"], capture_output=True).returncode:
+        pytest.skip("/proc cannot be hidden here")
+    done = subprocess.run(unshare, capture_output=True, text=True, timeout=HANG_BOUND)
+    assert done.returncode == 0, done.stderr
+    forkserver, spawn, fork = done.stdout.splitlines()
+    assert (forkserver, spawn) == ("forkserver", "spawn")
+    assert "bound to its parent by /proc" in fork
+    assert done.stderr.count("the system lets no fork server make processes") == 1

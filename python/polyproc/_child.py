@@ -51,7 +51,11 @@ def _stop_idle_threads():
     A process with threads cannot be copied soundly. These libraries know (OpenBLAS and its like): before a fork they stop
     theirs, by `pthread_atfork(3)`, and start them anew when they need them.
     """
-    if len(os.listdir("/proc/self/task")) > 1:
+    try:
+        threads = len(os.listdir("/proc/self/task"))
+    except OSError:
+        return  # without /proc the engine makes no copies either
+    if threads > 1:
         pid = os.fork()
         if pid == 0:
             os._exit(0)

@@ -1,9 +1,10 @@
 """The fork server: a helper process that imports the main module and what `set_forkserver_preload` names, once, and of which
 new processes are copies. (`docs/design/start.md`)"""
 
+import functools
 import os
 
-from . import _polyproc
+from . import _polyproc, util
 from ._carry import dumps_values
 
 __all__ = ["ensure_running", "get_inherited_fds", "connect_to_new_process", "set_forkserver_preload"]
@@ -51,8 +52,18 @@ def with_preload(preparation, start):
         return start(preparation)
     except _polyproc.PreloadError:
         # Another module does, or the system lets no fork server make processes: then these are told all, and import all.
+        if _polyproc.is_forkserver_refused():
+            _log_once()
         _polyproc.set_preload(None, [])
         return start(preparation)
+
+
+@functools.cache
+def _log_once():
+    util.get_logger().warning(
+        "the system lets no fork server make processes (clone3 and clone are refused, or /proc is not mounted): "
+        "programs are executed instead, which is slower"
+    )
 
 
 def _prepare(preparation):

@@ -164,6 +164,12 @@ fn set_preload(py: Python<'_>, data: Option<&[u8]>, fds: Vec<RawFd>) -> PyResult
     Ok(())
 }
 
+/// Whether the system let the fork server make no processes.
+#[pyfunction]
+fn is_forkserver_refused() -> bool {
+    process::is_forkserver_refused()
+}
+
 /// The process id of the fork server, if one runs.
 #[pyfunction]
 fn forkserver_pid(py: Python<'_>) -> Option<u32> {
@@ -225,6 +231,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(fork, module)?)?;
     module.add_function(wrap_pyfunction!(set_preload, module)?)?;
     module.add_function(wrap_pyfunction!(forkserver_pid, module)?)?;
+    module.add_function(wrap_pyfunction!(is_forkserver_refused, module)?)?;
     module.add_function(wrap_pyfunction!(set_program, module)?)?;
     module.add_function(wrap_pyfunction!(init, module)?)?;
     module.add_function(wrap_pyfunction!(environ, module)?)

@@ -36,6 +36,24 @@ fn trace_level() -> u8 {
     return 0;
 }
 
+/// Logs once, with the feature `log` or `tracing`, that processes are started in a slower way.
+pub(crate) fn tell_of_refused_forkserver() {
+    #[cfg(any(feature = "log", feature = "tracing"))]
+    {
+        static TOLD: std::sync::Once = std::sync::Once::new();
+        const TEXT: &str = "the system lets no fork server make processes (clone3 and clone are refused, or /proc is not \
+                            mounted): programs are executed instead, which is slower";
+        if polyproc_core::process::is_forkserver_refused() {
+            TOLD.call_once(|| {
+                #[cfg(feature = "log")]
+                log::warn!("{TEXT}");
+                #[cfg(feature = "tracing")]
+                tracing::warn!("{TEXT}");
+            });
+        }
+    }
+}
+
 /// In a worker: hands what is logged and traced to the parent from now on.
 pub(crate) fn install([logs, traces]: [u8; 2]) {
     #[cfg(feature = "log")]

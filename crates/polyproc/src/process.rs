@@ -203,7 +203,9 @@ impl<R> Process<'_, R> {
     /// # Errors
     /// See [`StartError`]. Nothing was started then.
     pub fn start(self) -> Result<Child<R>, StartError> {
-        Ok(Child { core: core::start(self.settings, self.job?)?, result: PhantomData })
+        let core = core::start(self.settings, self.job?)?;
+        crate::forward::tell_of_refused_forkserver();
+        Ok(Child { core, result: PhantomData })
     }
 }
 

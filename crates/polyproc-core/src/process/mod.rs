@@ -49,7 +49,9 @@ pub use host::{
 pub use outcome::Outcome;
 pub use panic::Panic;
 pub use settings::{EnvChange, ForkWithThreads, Settings, StartMethod, Stdio};
-pub use start::{Job, StartError, active_children, forkserver_pid, set_executable, set_preload, start, wait};
+pub use start::{
+    Job, StartError, active_children, forkserver_pid, is_forkserver_refused, set_executable, set_preload, start, wait,
+};
 pub use status::{ExitStatus, Signal};
 
 pub(crate) use crate::sys::function::Resolved as ResolvedFunction;

@@ -28,6 +28,7 @@ use crate::shm::{budget, registry};
 use crate::sys::bootstrap::{self, Role};
 use crate::sys::bounds::Bounds;
 use crate::sys::clone::{self, Copied};
+use crate::sys::life::LifePipe;
 use crate::sys::per_process::PerProcess;
 use crate::sys::{exec, fd, pidfd, watch};
 
@@ -140,6 +141,13 @@ pub fn set_preload(preload: Option<(Function, Payload)>) {
     lock(&state.forkserver).retire(state); // the next one starts with the new function
 }
 
+/// Whether the system let the fork server make no processes: programs are executed in its place, which is slower.
+#[must_use]
+pub fn is_forkserver_refused() -> bool {
+    let server = State::existing().map(|state| state.forkserver.try_lock());
+    matches!(server, Some(Ok(server)) if matches!(*server, super::forkserver::Forkserver::Refused))
+}
+
 /// The process id of this process's fork server, if one runs.
 #[must_use]
 pub fn forkserver_pid() -> Option<u32> {
@@ -219,8 +227,8 @@ fn start_program(
             Request { order: &mut order, env: &env, current_dir, bounds: &bounds, stdio: &stdio, life, input };
         child = lock_unless(&state.forkserver, give_up)?.start(state, request, give_up)?;
         if child.is_none() && lock(&state.preload).is_some() {
-            let why = "the system lets the fork server make no processes (by `clone3` or `clone`), and no other start method \
-                       shares its memory: allow one of them, or start without a preload";
+            let why = "the system lets the fork server make no processes (by `clone3` or `clone`, with `/proc` to count threads), \
+                       and no other start method shares its memory: allow one of them, or start without a preload";
             return Err(StartError::Preload { why: why.to_owned() });
         }
     }
@@ -310,7 +318,7 @@ fn fork(state: &'static State, who: Current, settings: Settings, job: Forked<'_>
     let inherited = settings.stdio.each_ref().map(|stdio| matches!(stdio, Stdio::Inherit));
     let (stdio, captured) = streams(settings.stdio)?;
     let life = match who.bound {
-        true => Some(state.life_pipe().map_err(os("making a pipe"))?),
+        true => Some(state.life_pipe().and_then(LifePipe::check).map_err(os("binding a process to this one"))?),
         false => state.existing_life_pipe(),
     };
     let _ = budget::descriptor(); // the copy has the same

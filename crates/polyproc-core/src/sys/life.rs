@@ -47,6 +47,17 @@ impl LifePipe {
         Ok(Self { read: read.into(), write: write.into() })
     }
 
+    /// That a copy of this process can open it anew.
+    ///
+    /// # Errors
+    /// Where `/proc` is not mounted.
+    pub(crate) fn check(&self) -> io::Result<&Self> {
+        let without_proc =
+            |error| io::Error::other(format!("a copy is bound to its parent by /proc, which is not there: {error}"));
+        File::open(format!("/proc/self/fd/{}", self.read.as_raw_fd())).map_err(without_proc)?;
+        Ok(self)
+    }
+
     /// In a forked child that is to outlive the parent: what it inherited must not keep others alive.
     pub(crate) fn close_copies(&self) {
         super::fd::close_copy(&self.write);

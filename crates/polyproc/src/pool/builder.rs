@@ -218,6 +218,8 @@ impl<S: 'static> PoolBuilder<S> {
             settings.on_event = Some(crate::traces::on_event(settings.on_event.take()));
         }
         let traces = self.forwarded.traces;
-        Ok(Pool { core: core::Pool::new(settings)?, traces, state: PhantomData })
+        let core = core::Pool::new(settings)?;
+        crate::forward::tell_of_refused_forkserver();
+        Ok(Pool { core, traces, state: PhantomData })
     }
 }

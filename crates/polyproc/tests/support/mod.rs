@@ -166,9 +166,9 @@ pub(crate) fn line_after(lines: &mut impl Iterator<Item = std::io::Result<String
     found.unwrap_or_else(|| panic!("the program ended before it printed {prefix:?}"))
 }
 
-/// A path in cargo's folder for the files of tests.
+/// A path for a file of a test's own.
 pub(crate) fn scratch(name: &str) -> PathBuf {
-    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+    let path = std::env::temp_dir().join(format!("polyproc-{name}-{}", std::process::id()));
     let _ = std::fs::remove_file(&path);
     path
 }
