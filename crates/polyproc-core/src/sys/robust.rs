@@ -73,8 +73,8 @@ thread_local! {
 /// Whether no thread has this id.
 #[cold]
 pub(crate) fn is_gone(tid: u32) -> bool {
-    // SAFETY: the call takes a number; nothing is changed.
-    let policy = unsafe { libc::sched_getscheduler(tid.cast_signed()) };
+    // SAFETY: the call takes a number; nothing is changed. Not libc's function: musl's only fails.
+    let policy = unsafe { libc::syscall(libc::SYS_sched_getscheduler, tid.cast_signed()) };
     policy == -1 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
 }
 

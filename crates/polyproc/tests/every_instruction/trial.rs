@@ -400,7 +400,7 @@ impl Before {
             Process::new(|()| (), ()).daemon(true).start()?.join()?;
         }
         drop(polyproc::Lock::new()?); // the file in which locks are stays
-        support::wait_until(|| support::process_descriptors() == 2);
+        support::wait_until(|| support::process_descriptors() == support::processes_ahead());
         Ok(Self(support::descriptors()))
     }
 
