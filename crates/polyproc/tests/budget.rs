@@ -227,3 +227,47 @@ fn memory_goes_back_when_idle() -> TestResult {
     wait_until(|| memory_budget().in_use < 4 << 20);
     Ok(())
 }
+
+#[test]
+fn a_memory_limit_counts_what_a_worker_put_and_made() -> TestResult {
+    let pool = Pool::builder().workers(1).memory_limit(100 << 20).build()?;
+    let fill = |queue: Queue<String>| {
+        for _ in 0..200 {
+            queue.put(large(MIB)).expect("room");
+        }
+        queue.len() as u64
+    };
+    let is_killed = |result: Result<u64, polyproc::TaskError>| {
+        assert!(matches!(&result, Err(error) if matches!(error.failure, polyproc::Failure::OutOfMemory)), "{result:?}");
+    };
+    let queue = Queue::new(0)?;
+    is_killed(pool.apply(fill, queue.clone()));
+    while queue.try_get().is_ok() {}
+    is_killed(pool.apply(
+        |()| {
+            let kept: Vec<_> = (0..40).map(|_| SharedMemory::new(8 * MIB).expect("memory")).collect();
+            std::thread::sleep(Duration::from_secs(600));
+            kept.len() as u64
+        },
+        (),
+    ));
+    // What others put, and what was taken, is not its own.
+    let producer = Process::new(produce, (queue.clone(), 300, MIB)).start()?;
+    let drain = |queue: Queue<String>| (0..300).map(|_| queue.get().expect("a value").len() as u64).sum::<u64>();
+    assert_eq!(pool.apply(drain, queue.clone())?, 300 << 20);
+    producer.join()??;
+    let (there, back) = (queue.clone(), Queue::new(0)?);
+    let consumer = Process::new(
+        |(from, to): (Queue<String>, Queue<u64>)| {
+            (0..300).for_each(|_| to.put(from.get().expect("a value").len() as u64).expect("room"))
+        },
+        (there, back.clone()),
+    )
+    .start()?;
+    let pass = |(to, back): (Queue<String>, Queue<u64>)| {
+        (0..300).map(|_| to.put(large(MIB)).map(|()| back.get().expect("a value")).expect("room")).sum::<u64>()
+    };
+    assert_eq!(pool.apply(pass, (queue, back))?, 300 << 20);
+    consumer.join()?;
+    Ok(())
+}

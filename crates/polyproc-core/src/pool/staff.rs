@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::handle::PoolSettings;
@@ -13,6 +14,7 @@ use crate::frame::Payload;
 use crate::prim::{AtomicU64, Ordering};
 use crate::process::{Child, Ending, ExitStatus, GiveUp, Settings, Signal, StartError, start_worker};
 use crate::shm;
+use crate::sys::identity::Identity;
 use crate::sys::{self, clock, priority};
 
 /// Why a worker is killed.
@@ -54,6 +56,7 @@ pub(super) struct Worker {
     /// Its task was warned by a signal.
     pub(super) warned: Option<u64>,
     started_nanos: u64,
+    identity: OnceLock<Identity>,
 }
 
 /// Numbers for workers, by which they claim tasks. There are fewer of them than workers that a pool may start in its life, so a
@@ -164,6 +167,7 @@ impl Worker {
             doom: None,
             warned: None,
             started_nanos,
+            identity: OnceLock::new(),
         })
     }
 
@@ -225,6 +229,14 @@ impl Worker {
         let kept = self.to_return.iter().position(|offset| !stream.give_back(*offset));
         self.to_return.drain(..kept.unwrap_or(self.to_return.len()));
         shm::wake_waiting();
+    }
+
+    /// By which it is known in shared memory; `None` when it is gone.
+    pub(super) fn identity(&self) -> Option<Identity> {
+        if self.identity.get().is_none() {
+            let _ = self.identity.set(Identity::of(self.child.pid()).ok()?);
+        }
+        self.identity.get().copied()
     }
 
     pub(super) fn stats(&self) -> WorkerStats {

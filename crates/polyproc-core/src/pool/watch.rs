@@ -20,6 +20,7 @@ use crate::deadline::Deadline;
 use crate::prim::Ordering;
 use crate::process::outcome::tag as process;
 use crate::process::{ExitStatus, GiveUp, Outcome, Signal, StartError, State, lock};
+use crate::shm;
 use crate::sys::watch::Watch;
 use crate::sys::{clock, priority};
 
@@ -240,7 +241,9 @@ impl Driver {
             Timer::Memory => {
                 let limit = self.settings.memory_limit.unwrap_or(u64::MAX);
                 for worker in inner.workers.iter_mut().flatten() {
-                    if priority::resident_bytes(worker.child.pid()).is_some_and(|bytes| bytes > limit) {
+                    let shared = worker.identity().map_or(0, |of| shm::bytes_of(of, worker.stream.segment().inode()));
+                    let own = priority::resident_bytes(worker.child.pid());
+                    if own.is_some_and(|own| own.saturating_add(shared) > limit) {
                         worker.doom(Cause::OutOfMemory, None);
                     }
                 }

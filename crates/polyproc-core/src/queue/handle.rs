@@ -164,6 +164,14 @@ impl Object for Shared {
         }
     }
 
+    fn bytes_of(&self, process: Identity) -> u64 {
+        let arena = self.ring.arena();
+        let records = arena.blocks().filter_map(|block| arena.record(block).ok());
+        let put = records
+            .filter(|record| matches!(record.state(), Some(State::Owned | State::Queued)) && record.owner() == process);
+        put.fold(0, |sum, record| sum.saturating_add(record.capacity()))
+    }
+
     fn trim(&self) {
         // What somebody is at just now is in use.
         let _ = self.ring.arena().trim();

@@ -24,7 +24,7 @@ use crate::deadline::Deadline;
 use crate::prim::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::robust::{Sleepers, Slices, WaitError};
 use crate::sys::available;
-use crate::sys::identity::Identity;
+use crate::sys::identity::{Identity, process_id};
 use crate::sys::memory::{self, Mapping, PAGE};
 use crate::sys::per_process::PerProcess;
 use crate::sys::shared::shared;
@@ -194,9 +194,17 @@ impl Ledger {
         0..self.head().used.load(Ordering::Acquire).min(ROWS)
     }
 
+    /// The bytes of the rows of which `counts` says so, told holder and file.
+    fn sum(&self, counts: impl Fn(Identity, u64) -> bool) -> u64 {
+        let rows = self.rows().map(|at| self.row(at)).filter(|row| {
+            let holder = Identity::from_bits(row.holder.load(Ordering::Relaxed));
+            holder != Identity::NOBODY && counts(holder, row.file.load(Ordering::Relaxed))
+        });
+        rows.fold(0, |sum, row| sum.saturating_add(row.bytes.load(Ordering::Relaxed)))
+    }
+
     fn in_use(&self) -> u64 {
-        let held = self.rows().map(|at| self.row(at)).filter(|row| row.holder.load(Ordering::Relaxed) != 0);
-        held.fold(0, |sum, row| sum.saturating_add(row.bytes.load(Ordering::Relaxed)))
+        self.sum(|_, file| file & MADE == 0)
     }
 
     /// Gives up the rows of the dead. True when there were any.
@@ -327,6 +335,53 @@ impl Drop for Account {
             && row.holder.compare_exchange(Identity::own().bits(), 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         {
             ledger.room().wake_all();
+        }
+    }
+}
+
+/// How much shared memory a process has put or made: what waits in queues, and what it made for itself. Not what it keeps to
+/// answer by: `results`, the file of its results, and its loans.
+pub(crate) fn bytes_of(process: Identity, results: u64) -> u64 {
+    let counts = |holder, file| holder == process && file != results && file & LOANS == 0 && !registry::has(file);
+    let of_files = Ledger::get().map_or(0, |ledger| ledger.sum(counts));
+    of_files.saturating_add(registry::bytes_of(process))
+}
+
+/// In the place of a file's number, those of memory files having 32 bits: all loans of a process.
+const LOANS: u64 = 1 << 63;
+
+impl Account {
+    pub(crate) fn of_loans() -> Self {
+        Self::new(LOANS | u64::from(process_id()))
+    }
+}
+
+/// In the place of a file's number: what a process made for itself, which is not in flight.
+const MADE: u64 = 1 << 62;
+
+static MADE_HERE: PerProcess<(AtomicU64, Account)> =
+    PerProcess::new(|_| (AtomicU64::new(0), Account::new(MADE | u64::from(process_id()))));
+
+/// So many bytes of shared memory that this process made for itself, as long as it has them.
+#[derive(Debug)]
+pub(crate) struct Made {
+    pid: u32,
+    len_bytes: u64,
+}
+
+impl Made {
+    pub(crate) fn new(len_bytes: u64) -> Self {
+        let (made, account) = MADE_HERE.get();
+        account.settle(made.fetch_add(len_bytes, Ordering::Relaxed) + len_bytes);
+        Self { pid: process_id(), len_bytes }
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if self.pid == process_id() {
+            let (made, account) = MADE_HERE.get();
+            account.settle(made.fetch_sub(self.len_bytes, Ordering::Relaxed) - self.len_bytes);
         }
     }
 }

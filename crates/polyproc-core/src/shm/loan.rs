@@ -17,7 +17,6 @@ use std::sync::{Mutex, PoisonError};
 
 use super::budget::{Account, Share};
 use crate::sys::bytes::Borrowed;
-use crate::sys::identity::process_id;
 use crate::sys::lease;
 use crate::sys::memory::{self, Mapping};
 use crate::sys::per_process::PerProcess;
@@ -47,11 +46,8 @@ struct Stock {
     account: Account,
 }
 
-static STOCK: PerProcess<Mutex<Stock>> = PerProcess::new(|_| {
-    // No inode number: those of memory files have 32 bits.
-    let account = Account::new(1 << 63 | u64::from(process_id()));
-    Mutex::new(Stock { files: VecDeque::new(), account })
-});
+static STOCK: PerProcess<Mutex<Stock>> =
+    PerProcess::new(|_| Mutex::new(Stock { files: VecDeque::new(), account: Account::of_loans() }));
 
 /// Lets go of all files that nobody has.
 pub(crate) fn trim() {

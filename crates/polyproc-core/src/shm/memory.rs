@@ -5,6 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use super::budget::Made;
 use crate::sys::bytes::{Filling, Sealed};
 use crate::sys::memory::{self, Mapping};
 
@@ -17,6 +18,8 @@ pub struct SharedMemory(Arc<Shared>);
 struct Shared {
     memfd: OwnedFd,
     mapping: Mapping,
+    /// In the process that made it.
+    _made: Option<Made>,
 }
 
 /// What was asked for is not all inside the memory.
@@ -43,7 +46,7 @@ impl SharedMemory {
         memory::look_for(len as u64)?; // before the file is as long
         let memfd = memory::create(c"polyproc-memory", len as u64)?;
         memory::reserve(memfd.as_fd(), 0, len as u64)?;
-        Self::from_fd(memfd)
+        Self::map(memfd, Some(Made::new(len as u64)))
     }
 
     /// The memory of a descriptor that came from another process.
@@ -51,9 +54,13 @@ impl SharedMemory {
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] when it is none that nobody can make shorter.
     pub fn from_fd(memfd: OwnedFd) -> io::Result<Self> {
+        Self::map(memfd, None)
+    }
+
+    fn map(memfd: OwnedFd, made: Option<Made>) -> io::Result<Self> {
         let (len, _) = memory::inspect(memfd.as_fd())?;
         let mapping = Mapping::new(memfd.as_fd(), 0, len)?;
-        Ok(Self(Arc::new(Shared { memfd, mapping })))
+        Ok(Self(Arc::new(Shared { memfd, mapping, _made: made })))
     }
 
     /// How many bytes it has: as many as at its start.
@@ -92,7 +99,7 @@ impl AsFd for SharedMemory {
 
 /// Bytes that are being filled, to become [`SharedBytes`]. Only this process has them: in a forked child they are none.
 #[derive(Debug)]
-pub struct SharedBytesMut(Filling);
+pub struct SharedBytesMut(Filling, Made);
 
 impl SharedBytesMut {
     /// `len` zeros, at the start of a page.
@@ -100,7 +107,7 @@ impl SharedBytesMut {
     /// # Errors
     /// When the system gives no memory or no descriptor.
     pub fn new(len: usize) -> io::Result<Self> {
-        Ok(Self(Filling::new(len)?))
+        Ok(Self(Filling::new(len)?, Made::new(len as u64)))
     }
 
     /// Nobody can change them from now on, and they can go to other processes.
@@ -108,7 +115,7 @@ impl SharedBytesMut {
     /// # Errors
     /// When the system refuses.
     pub fn freeze(self) -> io::Result<SharedBytes> {
-        Ok(SharedBytes(Arc::new(self.0.seal()?)))
+        Ok(SharedBytes(Arc::new((self.0.seal()?, Some(self.1)))))
     }
 }
 
@@ -128,7 +135,7 @@ impl DerefMut for SharedBytesMut {
 /// Bytes that no process can change, for the kernel forbids it. To hand them over costs some microseconds, however many they
 /// are: a descriptor goes, and the receiver maps the same memory. They stand at the start of a page.
 #[derive(Debug, Clone)]
-pub struct SharedBytes(Arc<Sealed>);
+pub struct SharedBytes(Arc<(Sealed, Option<Made>)>);
 
 impl SharedBytes {
     /// The bytes of a descriptor that came from another process.
@@ -136,20 +143,20 @@ impl SharedBytes {
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] when somebody could change them.
     pub fn from_fd(memfd: OwnedFd) -> io::Result<Self> {
-        Ok(Self(Arc::new(Sealed::map(memfd)?)))
+        Ok(Self(Arc::new((Sealed::map(memfd)?, None))))
     }
 }
 
 impl Deref for SharedBytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        self.0.as_slice()
+        self.0.0.as_slice()
     }
 }
 
 impl AsFd for SharedBytes {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.0.0.as_fd()
     }
 }
 

@@ -18,8 +18,8 @@ mod memory;
 pub(crate) mod registry;
 mod segment;
 
-pub(crate) use budget::wake_waiting;
 pub use budget::{MemoryBudget, OutOfSpace, memory_budget, set_memory_budget};
+pub(crate) use budget::{bytes_of, wake_waiting};
 pub(crate) use loan::trim as trim_loans;
 pub use loan::{Loan, lend};
 pub use memory::{OutOfBounds, SharedBytes, SharedBytesMut, SharedMemory};

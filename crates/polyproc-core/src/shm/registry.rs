@@ -9,12 +9,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::robust::Slices;
+use crate::sys::identity::Identity;
 use crate::sys::per_process::PerProcess;
 
 /// An object in shared memory, as this process sees it.
 pub(crate) trait Object: Any + Send + Sync {
     /// Takes back what dead processes held, and has every sleeper look again.
     fn rouse(&self);
+
+    /// How many bytes a process has put there that nobody has taken.
+    fn bytes_of(&self, _process: Identity) -> u64 {
+        0
+    }
 
     /// Gives memory back that is kept to be used again.
     fn trim(&self) {}
@@ -70,6 +76,17 @@ fn for_each(act: impl Fn(&dyn Object)) {
 /// A process has ended: see the module.
 pub(crate) fn rouse_all() {
     for_each(|object| object.rouse());
+}
+
+/// Whether this process has an object of the memory file `inode`.
+pub(crate) fn has(inode: u64) -> bool {
+    objects().get(&inode).is_some_and(|object| object.strong_count() > 0)
+}
+
+/// How many bytes a process has put in objects of this process that nobody has taken.
+pub(crate) fn bytes_of(process: Identity) -> u64 {
+    let all: Vec<_> = objects().values().filter_map(Weak::upgrade).collect();
+    all.iter().fold(0, |sum, object| sum.saturating_add(object.bytes_of(process)))
 }
 
 /// There is no room for data in flight.

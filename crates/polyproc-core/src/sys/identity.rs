@@ -85,8 +85,10 @@ impl Identity {
         own
     }
 
-    /// Another process.
-    #[cfg(test)]
+    /// Another process, by its id.
+    ///
+    /// # Errors
+    /// When there is none.
     pub(crate) fn of(pid: u32) -> io::Result<Self> {
         Ok(Self::new(pid, start_time(pid)?))
     }

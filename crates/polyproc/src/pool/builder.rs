@@ -172,9 +172,9 @@ impl<S: 'static> PoolBuilder<S> {
         self
     }
 
-    /// How many bytes of its own a worker may have in memory (resident, without files and shared memory). Looked at every
-    /// 20 ms: above it the worker is killed and replaced, and its task fails with
-    /// [`Failure::OutOfMemory`](crate::Failure::OutOfMemory).
+    /// How many bytes of its own a worker may have: resident, without files and what others shared with it, and with what it put in
+    /// queues and nobody has taken, and the shared memory that it made and has. Looked at every 20 ms while tasks are out: above it
+    /// the worker is killed and replaced, and its task fails with [`Failure::OutOfMemory`](crate::Failure::OutOfMemory).
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.settings.memory_limit = Some(bytes);
         self
