@@ -529,3 +529,26 @@ def test_a_pool_that_is_forgotten_does_not_hang(programs):
         """
     )
     assert (code, out, err) == (0, "ends\n", "")
+
+
+def size_after(event, data):
+    event.wait()
+    return len(data)
+
+
+def test_who_submits_waits_while_too_many_bytes_wait(mp):
+    event = mp.Event()
+    with mp.Pool(1, max_waiting_bytes=1 << 20) as pool:
+        results = []
+
+        def submit():
+            # More than lie on the table.
+            results.extend(pool.apply_async(size_after, (event, bytes(10_000))) for _ in range(2000))
+
+        submitter = threading.Thread(target=submit)
+        submitter.start()
+        submitter.join(1)
+        assert submitter.is_alive()
+        event.set()
+        submitter.join()
+        assert [result.get() for result in results] == [10_000] * 2000

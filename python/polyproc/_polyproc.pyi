@@ -189,7 +189,7 @@ class Pool:
         processes: int,
         name: str,
         setup: tuple[bytes, list[int]],
-        limits: tuple[int | None, int | None],
+        limits: tuple[int | None, int | None, int | None],
     ) -> Self: ...
     def apply(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwds: Mapping[str, Any], limits: _Limits | None = None

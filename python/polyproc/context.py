@@ -105,11 +105,13 @@ class BaseContext(_standard.BaseContext):
         maxtasksperchild: int | None = None,
         *,
         memory_limit: int | None = None,
+        max_waiting_bytes: int | None = None,
     ) -> Pool:
         """Returns a process pool object."""
         from .pool import Pool
 
-        return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context(), memory_limit=memory_limit)
+        options = {"memory_limit": memory_limit, "max_waiting_bytes": max_waiting_bytes}
+        return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context(), **options)
 
     def Manager(self) -> SyncManager:
         """Returns a manager associated with a running server process.

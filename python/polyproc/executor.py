@@ -88,10 +88,12 @@ class ProcessPoolExecutor(Executor):
         *,
         max_tasks_per_child: int | None = None,
         memory_limit: int | None = None,
+        max_waiting_bytes: int | None = None,
     ):
         if max_workers is not None and max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
-        self._pool = Pool(max_workers, initializer, initargs, max_tasks_per_child, mp_context, memory_limit=memory_limit)
+        options = {"memory_limit": memory_limit, "max_waiting_bytes": max_waiting_bytes}
+        self._pool = Pool(max_workers, initializer, initargs, max_tasks_per_child, mp_context, **options)
         self._is_shut = False
         self._lock = threading.Lock()
 

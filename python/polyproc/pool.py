@@ -218,7 +218,8 @@ def _limits(timeout, retries):
 
 class Pool:
     """Worker processes that run tasks. ``memory_limit`` is how many bytes a worker may have in memory, with what a
-    fork has inherited."""
+    fork has inherited; ``max_waiting_bytes`` how many bytes of pickled arguments may wait for workers: above that,
+    `apply_async` and `map_async` wait before they submit more."""
 
     _wrap_exception = True
 
@@ -236,6 +237,7 @@ class Pool:
         context=None,
         *,
         memory_limit=None,
+        max_waiting_bytes=None,
     ):
         self._state = INIT
         self._ctx = context or get_context()
@@ -252,7 +254,8 @@ class Pool:
         self._initializer, self._initargs = initializer, initargs
         # What results of `imap` are made of, while not all of its items were taken; and the threads that take them.
         self._imaps = {}
-        self._pool_of_engine = self._start(processes, (initializer, initargs), (maxtasksperchild, memory_limit))
+        limits = maxtasksperchild, memory_limit, max_waiting_bytes
+        self._pool_of_engine = self._start(processes, (initializer, initargs), limits)
         self._terminate = util.Finalize(self, Pool._terminate_engine, (self._pool_of_engine,), exitpriority=15)
         self._state = RUN
 

@@ -79,6 +79,19 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// Waits until one more task may be submitted.
+    fn wait_to_submit(&self, py: Python<'_>) -> PyResult<()> {
+        // Without a deadline it ends when there is room.
+        time::wait(py, || self.pool.wait_to_submit(Deadline::NEVER))?.map(drop).map_err(gave_up)
+    }
+
+    /// As [`Pool::wait_to_submit`], but for who waits for all results right away: nobody else would take them.
+    fn wait_to_submit_async(&self, py: Python<'_>, is_bulk: bool) -> PyResult<()> {
+        if is_bulk { Ok(()) } else { self.wait_to_submit(py) }
+    }
+}
+
 /// How long a task may take, in seconds, and how often one whose worker was lost is tried again.
 type Limits = (Option<f64>, u32);
 
@@ -91,7 +104,7 @@ fn settings(limits: Option<Limits>) -> CallSettings {
 #[pymethods]
 impl Pool {
     /// Starts the workers, which call `polyproc._child.begin_worker(*setup, name)` first. `limits` are
-    /// how many tasks a worker runs, and how many bytes it may have.
+    /// how many tasks a worker runs, how many bytes it may have, and how many bytes of arguments may wait.
     #[new]
     fn new(
         py: Python<'_>,
@@ -99,7 +112,7 @@ impl Pool {
         processes: usize,
         name: String,
         setup: (PyBackedBytes, Vec<RawFd>),
-        limits: (Option<NonZeroU64>, Option<u64>),
+        limits: (Option<NonZeroU64>, Option<u64>, Option<u64>),
     ) -> PyResult<Self> {
         let method = crate::process::method(method)?;
         let settings = PoolSettings {
@@ -111,6 +124,7 @@ impl Pool {
             finalizer: Some(function::<Finish>()?),
             max_tasks_per_child: limits.0,
             memory_limit: limits.1,
+            max_waiting_bytes: limits.2,
             ..PoolSettings::default()
         };
         let pool = py.detach(|| pool::Pool::new(settings)).map_err(refused)?;
@@ -146,6 +160,7 @@ impl Pool {
         kwds: &Bound<'_, PyDict>,
         limits: Option<Limits>,
     ) -> PyResult<Outcome> {
+        self.wait_to_submit(func.py())?;
         let mut tasks = self.tasks(func, 1, settings(limits))?;
         tasks.push_call(args, kwds)?;
         Ok(Outcome::new(tasks.feed.into_call(), Shape::One))
@@ -168,9 +183,13 @@ impl Pool {
         let mut tasks =
             self.tasks(func, if is_each { chunksize } else { 1 }, CallSettings { is_bulk, ..settings(limits) })?;
         if is_each {
-            values.iter().try_for_each(|value| tasks.push_value(star, &value))?;
+            for value in values.iter() {
+                self.wait_to_submit_async(value.py(), is_bulk)?;
+                tasks.push_value(star, &value)?;
+            }
         } else {
             for start in (0..values.len()).step_by(chunksize) {
+                self.wait_to_submit_async(values.py(), is_bulk)?;
                 tasks.push_values(star, &values.get_slice(start, start + chunksize))?;
             }
         }

@@ -5,7 +5,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use polyproc::{Failure, Pool, PoolError, Process, active_children, current_process};
+use polyproc::{Event, Failure, Pool, PoolError, Process, Queue, active_children, current_process};
 use support::{Clean, TestResult, overflow, wait_until};
 
 #[test]
@@ -300,5 +300,37 @@ fn a_result_of_a_worker_that_then_dies_is_not_lost() -> TestResult {
     }
     let child = Process::new(|()| Pool::new(1).expect("a pool").apply(|x: u32| x, 3).expect("a result"), ()).start()?;
     assert_eq!(child.join()?, 3);
+    Ok(())
+}
+
+#[test]
+fn who_submits_waits_while_too_many_bytes_wait() -> TestResult {
+    let pool = Pool::builder().workers(1).max_waiting_bytes(1 << 20).build()?;
+    let (go, queue) = (Event::new()?, Queue::new(0)?);
+    let wait = |(go, queue, text): (Event, Queue<usize>, String)| {
+        go.wait();
+        queue.put(text.len()).expect("room");
+    };
+    std::thread::scope(|scope| -> TestResult {
+        let submitter = scope.spawn(|| {
+            // More than lie on the table.
+            let text = "x".repeat(10_000);
+            let results = (0..2000).map(|_| pool.apply_async(wait, (go.clone(), queue.clone(), text.clone())));
+            results.collect::<Vec<_>>()
+        });
+        // It waits when the table, and a megabyte behind it, are full.
+        wait_until(|| {
+            let before = pool.stats().waiting_bytes;
+            std::thread::sleep(Duration::from_millis(20));
+            before > 1 << 20 && pool.stats().waiting_bytes == before
+        });
+        assert!(pool.stats().waiting_bytes <= (1 << 20) + 20_000 && !submitter.is_finished());
+        go.set();
+        for result in submitter.join().expect("no panic") {
+            result.get()?;
+        }
+        Ok(())
+    })?;
+    assert_eq!((queue.len(), pool.stats().waiting_bytes), (2000, 0));
     Ok(())
 }

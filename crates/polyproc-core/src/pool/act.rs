@@ -135,6 +135,7 @@ impl Driver {
         inner.tail = claim::next(position);
         let mut used = std::mem::take(bytes);
         inner.slots[slot as usize] = Some(id);
+        inner.waiting_bytes -= len;
         task.at = At::Out { slot, position, block, len, from: task.done };
         task.unbegun_since = None;
         inner.out_bytes += len;
@@ -203,6 +204,7 @@ impl Driver {
             }
             bytes = rest.to_vec();
         }
+        inner.waiting_bytes += bytes.len() as u64;
         task.at = At::Waiting(bytes);
         inner.free(&self.orders, slot, block, len);
     }
@@ -216,6 +218,7 @@ impl Driver {
         if let At::Waiting(bytes) = &mut task.at {
             let mut rest = &bytes[..];
             let _ = next_item(&mut rest);
+            inner.waiting_bytes -= (bytes.len() - rest.len()) as u64;
             *bytes = rest.to_vec();
         }
         let is_last = task.done == task.count;

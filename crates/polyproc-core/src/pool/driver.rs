@@ -31,9 +31,12 @@ use super::staff::{self, Cause, Numbers, Worker};
 use super::stream::IDLE;
 use super::task::{Items, PoolEvent, TaskEnd, Why, encode_function};
 use super::watch::{Limited, Limits, Timer, Timers};
+use crate::deadline::Deadline;
 use crate::prim::{AtomicBool, Ordering, fence};
 use crate::process::{Function, call_user, lock};
+use crate::robust::{Slices, WaitError};
 use crate::shm::{Blocks, Extent};
+use crate::sys::futex::Wait;
 use crate::sys::identity::process_id;
 use crate::sys::watch::{Bell, Watch};
 
@@ -90,6 +93,11 @@ impl Task {
     /// The worker that has taken it is seen not to have begun it; true when it was seen so for [`UNBEGUN_LIMIT`].
     pub(super) fn is_stuck_before_beginning(&mut self) -> bool {
         self.unbegun_since.get_or_insert_with(Instant::now).elapsed() >= UNBEGUN_LIMIT
+    }
+
+    /// Of its argument, as long as that is here.
+    pub(super) fn waiting_bytes(&self) -> u64 {
+        if let At::Waiting(bytes) = &self.at { bytes.len() as u64 } else { 0 }
     }
 
     /// One item, to be run for the first time.
@@ -170,6 +178,10 @@ pub(super) struct Inner {
     pub(super) tail: u64,
     /// A look at tasks that are lost on the table is to come.
     pub(super) is_auditing: bool,
+    /// What the next was when the lock was last released.
+    seen_waiting: u64,
+    /// Bytes of the arguments of tasks that wait.
+    pub(super) waiting_bytes: u64,
     /// Bytes of the arguments of tasks that are out.
     pub(super) out_bytes: u64,
     pub(super) blocks: Blocks,
@@ -222,6 +234,8 @@ pub(super) struct Driver {
     pub(super) bell: Bell,
     pub(super) settings: PoolSettings,
     pub(super) callbacks: Callbacks,
+    /// Where threads sleep that wait to submit.
+    pub(super) submitters: Parker,
     /// What workers logged, in order, and whose turn it is to hand it on.
     pub(super) logs: Mutex<VecDeque<Logged>>,
     /// There ever were any.
@@ -255,6 +269,8 @@ impl Driver {
             free_slots: (0..SLOTS).rev().collect(),
             tail: 0,
             is_auditing: false,
+            seen_waiting: 0,
+            waiting_bytes: 0,
             out_bytes: 0,
             blocks: Orders::blocks(),
             functions: HashMap::new(),
@@ -289,6 +305,7 @@ impl Driver {
             bell,
             settings,
             callbacks: Callbacks::default(),
+            submitters: Parker::default(),
             logs: Mutex::default(),
             has_logs: AtomicBool::new(false),
             log_turn: Mutex::default(),
@@ -310,7 +327,14 @@ impl Driver {
         let published = std::mem::take(&mut inner.told.published);
         let to_wake = if published > 0 { self.to_wake(&mut inner, published) } else { 0 };
         let told = (!inner.told.is_empty()).then(|| std::mem::take(&mut inner.told));
+        // As it was when this thread had the lock: one of them that comes below the limit sees so.
+        let now = inner.waiting_bytes;
+        let before = std::mem::replace(&mut inner.seen_waiting, now);
+        let may_submit = self.settings.max_waiting_bytes.is_some_and(|most| before > most && now <= most);
         drop(inner);
+        if may_submit {
+            self.submitters.unpark();
+        }
         for _ in 0..to_wake {
             self.board.sleepers().wake_one();
         }
@@ -436,6 +460,24 @@ impl Driver {
         });
     }
 
+    /// See [`Pool::wait_to_submit`](super::Pool::wait_to_submit).
+    pub(super) fn wait_to_submit(&self, deadline: Deadline) -> Result<bool, WaitError> {
+        let Some(most) = self.settings.max_waiting_bytes else { return Ok(true) };
+        let slices = Slices::new(Duration::from_secs(1));
+        loop {
+            let ticket = self.submitters.ticket();
+            let may = self.with(|inner| inner.waiting_bytes <= most || !inner.scheduler.is_open()) || !self.is_ours();
+            if may || deadline.has_passed() {
+                return Ok(may);
+            }
+            match self.submitters.park(ticket, deadline.or_sooner(slices.next()).remaining().unwrap_or_default()) {
+                Wait::Interrupted => return Err(WaitError::Interrupted),
+                Wait::TimedOut => slices.lengthen(),
+                Wait::Woken | Wait::Again => {}
+            }
+        }
+    }
+
     pub(super) fn cancel(&self, call: usize) {
         self.with(|inner| self.stop(inner, call, Stop::Cancelled));
     }
@@ -526,6 +568,7 @@ impl Inner {
         let call = task.call;
         let last = self.calls.get(call).and_then(|state| state.last_task);
         task.neighbours = [last, None];
+        self.waiting_bytes += task.waiting_bytes();
         let id = self.tasks.insert(task);
         if let Some(before) = last.and_then(|last| self.tasks.get_mut(last)) {
             before.neighbours[1] = Some(id);
@@ -539,6 +582,7 @@ impl Inner {
     /// The task is no more.
     pub(super) fn remove_task(&mut self, id: TaskId) -> Option<Task> {
         let task = self.tasks.try_remove(id.0)?;
+        self.waiting_bytes -= task.waiting_bytes();
         let [before, after] = task.neighbours;
         if let Some(task) = before.and_then(|before| self.tasks.get_mut(before)) {
             task.neighbours[1] = after;

@@ -50,6 +50,8 @@ pub struct PoolSettings {
     pub cpus: Vec<Vec<u32>>,
     /// How many bytes of its own a worker may have in memory.
     pub memory_limit: Option<u64>,
+    /// How many bytes of arguments of tasks may wait here before [`Pool::wait_to_submit`] waits; `None` for any.
+    pub max_waiting_bytes: Option<u64>,
     /// Workers end when there has been nothing to do for so long.
     pub retire_idle: Option<Duration>,
     /// See [`log`](super::log); for what no call has a place of its own for.
@@ -181,6 +183,20 @@ impl Pool {
         };
         let (key, parker) = self.driver.open(function, context.is_some(), settings);
         Ok(Call { driver: Arc::clone(&self.driver), key, parker })
+    }
+
+    /// How many bytes the arguments of tasks have that wait for room on the table.
+    #[must_use]
+    pub fn waiting_bytes(&self) -> u64 {
+        self.driver.with(|inner| inner.waiting_bytes)
+    }
+
+    /// Waits while more bytes of arguments wait here than may; false when the deadline passed first. One item may then be submitted.
+    ///
+    /// # Errors
+    /// [`WaitError::Interrupted`] when a signal handler ran: wait again, or do what the signal asks.
+    pub fn wait_to_submit(&self, deadline: Deadline) -> Result<bool, WaitError> {
+        self.driver.wait_to_submit(deadline)
     }
 
     /// Names a function for many calls, with a context that is sent to each worker once. It is known as long as the pool is.

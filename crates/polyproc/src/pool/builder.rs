@@ -180,6 +180,13 @@ impl<S: 'static> PoolBuilder<S> {
         self
     }
 
+    /// How many bytes of encoded arguments may wait for a worker: above that, calls that return before their tasks have ended
+    /// (`apply_async`, `map_async`) wait before they submit more. Without it they never wait, as in Python.
+    pub fn max_waiting_bytes(mut self, bytes: u64) -> Self {
+        self.settings.max_waiting_bytes = Some(bytes);
+        self
+    }
+
     /// Workers end when they have had nothing to do for so long, and start again when there is something.
     pub fn retire_idle(mut self, time: Duration) -> Self {
         self.settings.retire_idle = Some(time);

@@ -211,7 +211,8 @@ impl<S: 'static> Pool<S> {
     /// What the workers did so far.
     #[must_use]
     pub fn stats(&self) -> PoolStats {
-        PoolStats { workers: self.core.stats(), lost: self.core.workers_lost() }
+        let core = &self.core;
+        PoolStats { workers: core.stats(), lost: core.workers_lost(), waiting_bytes: core.waiting_bytes() }
     }
 
     /// Refuses new tasks: those submitted are run, then the workers end.

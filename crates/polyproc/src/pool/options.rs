@@ -186,6 +186,9 @@ pub struct WithState<'a, S> {
 impl CallOptions<'_> {
     fn call_one<A: Transfer, R: Transfer>(mut self, named: Named<A, R>, argument: &A, is_awaited: bool) -> Call<A, R> {
         self.settings.is_awaited = is_awaited;
+        if !is_awaited {
+            wait_to_submit(self.pool);
+        }
         let mut call = Call::new(self.pool, named, 1, self.settings);
         call.push(argument);
         call.seal();
@@ -252,11 +255,20 @@ impl CallOptions<'_> {
     ) -> AsyncResult<Vec<R>> {
         let items: Vec<A> = items.into_iter().collect();
         let chunksize = self.chunk_for(items.len());
-        let mut call = Call::new(self.pool, named, chunksize, self.settings);
-        items.iter().for_each(|item| _ = call.push(item));
+        let pool = self.pool;
+        let mut call = Call::new(pool, named, chunksize, self.settings);
+        for item in &items {
+            wait_to_submit(pool);
+            call.push(item);
+        }
         call.seal();
         AsyncResult::many(call)
     }
+}
+
+/// See [`PoolBuilder::max_waiting_bytes`](crate::PoolBuilder::max_waiting_bytes).
+fn wait_to_submit(pool: &core::Pool) {
+    while pool.wait_to_submit(Deadline::NEVER).is_err() {} // a signal handler ran, and that is all
 }
 
 /// A `map` under way. When the caller's thread unwinds, what has not begun is not run.

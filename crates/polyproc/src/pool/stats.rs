@@ -13,6 +13,8 @@ pub struct PoolStats {
     pub workers: Vec<WorkerStats>,
     /// How many workers have died so far, other than by ending in peace.
     pub lost: u64,
+    /// How many bytes the arguments of tasks have that wait in this process.
+    pub waiting_bytes: u64,
 }
 
 fn seconds(time: Duration) -> String {
