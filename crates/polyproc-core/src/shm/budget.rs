@@ -257,11 +257,13 @@ impl Share {
 #[derive(Debug)]
 pub(crate) struct Account {
     file: u64,
-    /// 1 + the number of its row when last it was looked for; 0 for none.
+    /// 1 + the number of its row when last it was looked for; 0 for none, [`Account::NOT_COUNTED`] where there are too many.
     row: AtomicU32,
 }
 
 impl Account {
+    const NOT_COUNTED: u32 = u32::MAX;
+
     /// `file` tells it apart from any other that there is at the same time.
     pub(crate) fn new(file: u64) -> Self {
         Self { file, row: AtomicU32::new(0) }
@@ -303,10 +305,15 @@ impl Account {
             let row = ledger.row(*at);
             row.file.load(Ordering::Relaxed) == self.file && row.holder.load(Ordering::Relaxed) != 0
         };
-        let known = self.row.load(Ordering::Relaxed).checked_sub(1).filter(is_its);
-        let at = known.or_else(|| ledger.rows().find(is_its)).or_else(|| self.take_up(ledger))?;
-        self.row.store(at + 1, Ordering::Relaxed);
-        Some(ledger.row(at))
+        let known = match self.row.load(Ordering::Relaxed) {
+            Self::NOT_COUNTED => return None,
+            row => row.checked_sub(1).filter(is_its),
+        };
+        let found = known.or_else(|| ledger.rows().find(is_its)).or_else(|| self.take_up(ledger));
+        // All may be those of the dead.
+        let found = found.or_else(|| if ledger.bury() { self.take_up(ledger) } else { None });
+        self.row.store(found.map_or(Self::NOT_COUNTED, |at| at + 1), Ordering::Relaxed);
+        found.map(|at| ledger.row(at))
     }
 
     #[cold]
@@ -327,7 +334,7 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        let Some(at) = self.row.load(Ordering::Relaxed).checked_sub(1) else { return };
+        let Some(at) = self.row.load(Ordering::Relaxed).checked_sub(1).filter(|at| *at < ROWS) else { return };
         let Some(ledger) = Ledger::get() else { return };
         let row = ledger.row(at);
         // Another process that has the file takes it up again when it reserves memory in it.
@@ -438,5 +445,40 @@ enum Ended<E> {
 impl<E> From<WaitError> for Ended<E> {
     fn from(error: WaitError) -> Self {
         Self::Wait(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_the_dead_make_way() {
+        let ledger = Ledger::get().expect("memory");
+        let gone = Identity::from_bits(u64::from(u32::MAX >> 2)); // above any process id
+        for row in (0..ROWS).map(|at| ledger.row(at)) {
+            row.holder.store(gone.bits(), Ordering::Relaxed);
+            row.bytes.store(1 << 20, Ordering::Relaxed);
+        }
+        ledger.head().used.store(ROWS, Ordering::Relaxed);
+        let account = Account::new(7);
+        account.settle(5);
+        assert_eq!(memory_budget().in_use, 5);
+        drop(account);
+        assert_eq!(memory_budget().in_use, 0);
+    }
+
+    #[test]
+    fn who_has_something_in_flight_leaves_half_to_others() {
+        set_memory_budget(100);
+        let (own, other) = (Account::new(8), Account::new(9));
+        other.settle(50);
+        assert!(own.admit(1, Share::Half).is_err() && own.admit(1, Share::Quarter).is_err());
+        assert!(own.admit(50, Share::All).is_ok());
+        assert!(own.admit(51, Share::All).is_err_and(|error| !error.is_passing() && error.in_use == 50));
+        own.settle(50);
+        assert!(own.admit(1, Share::All).is_err_and(|error| error.is_passing()));
+        other.settle(0);
+        assert!(own.admit(50, Share::All).is_ok());
     }
 }
