@@ -134,10 +134,27 @@ impl Condition {
         Ok(())
     }
 
+    /// Those who died of the ones that were notified and have not left, and of the first that wait, up to so many that live: each
+    /// costs some system calls.
+    fn dead_before(&self, count: usize) -> Vec<Identity> {
+        let (mut dead, mut living) = (Vec::new(), Vec::new());
+        let mut lives = |owner: Identity| {
+            if !dead.contains(&owner) && !living.contains(&owner) {
+                if owner.is_dead() { &mut dead } else { &mut living }.push(owner);
+            }
+            living.contains(&owner)
+        };
+        let notified = self.0.waiters().filter(|waiter| waiter.state() == Waiting::Released);
+        notified.for_each(|waiter| _ = lives(waiter.owner()));
+        let first = self.in_order().into_iter().filter(|waiter| lives(waiter.owner()));
+        first.take(count).for_each(drop);
+        dead
+    }
+
     /// Notifies up to `count` of those who wait and live, the first first.
     pub fn notify(&self, count: usize) {
         // Where all are notified, no notification can be lost to a dead one.
-        let dead = if count < self.0.waiters().count() { self.0.dead() } else { Vec::new() };
+        let dead = if count < self.0.waiters().count() { self.dead_before(count) } else { Vec::new() };
         let mutex = self.0.lock_through_signals(|| {});
         self.bury(&dead);
         // One that leaves just now is passed over.
