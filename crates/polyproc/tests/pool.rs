@@ -5,7 +5,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use polyproc::{Event, Failure, Pool, PoolError, Process, Queue, active_children, current_process};
+use polyproc::{Event, Failure, Pool, PoolError, Process, active_children, current_process};
 use support::{Clean, TestResult, overflow, wait_until};
 
 #[test]
@@ -305,32 +305,32 @@ fn a_result_of_a_worker_that_then_dies_is_not_lost() -> TestResult {
 
 #[test]
 fn who_submits_waits_while_too_many_bytes_wait() -> TestResult {
-    let pool = Pool::builder().workers(1).max_waiting_bytes(1 << 20).build()?;
-    let (go, queue) = (Event::new()?, Queue::new(0)?);
-    let wait = |(go, queue, text): (Event, Queue<usize>, String)| {
-        go.wait();
-        queue.put(text.len()).expect("room");
-    };
+    let go = Event::new()?;
+    let pool = Pool::builder().workers(1).max_waiting_bytes(1 << 20).initializer(|go: Event| go, go.clone()).build()?;
+    let waiting_bytes = || pool.stats().waiting_bytes;
     std::thread::scope(|scope| -> TestResult {
         let submitter = scope.spawn(|| {
+            let wait = |go: &mut Event, text: String| {
+                go.wait();
+                text.len()
+            };
             // More than lie on the table.
             let text = "x".repeat(10_000);
-            let results = (0..2000).map(|_| pool.apply_async(wait, (go.clone(), queue.clone(), text.clone())));
-            results.collect::<Vec<_>>()
+            (0..2000).map(|_| pool.state().apply_async(wait, text.clone())).collect::<Vec<_>>()
         });
         // It waits when the table, and a megabyte behind it, are full.
         wait_until(|| {
-            let before = pool.stats().waiting_bytes;
+            let before = waiting_bytes();
             std::thread::sleep(Duration::from_millis(20));
-            before > 1 << 20 && pool.stats().waiting_bytes == before
+            before > 1 << 20 && waiting_bytes() == before
         });
-        assert!(pool.stats().waiting_bytes <= (1 << 20) + 20_000 && !submitter.is_finished());
+        assert!(waiting_bytes() <= (1 << 20) + 20_000 && !submitter.is_finished());
         go.set();
         for result in submitter.join().expect("no panic") {
-            result.get()?;
+            assert_eq!(result.get()?, 10_000);
         }
         Ok(())
     })?;
-    assert_eq!((queue.len(), pool.stats().waiting_bytes), (2000, 0));
+    assert_eq!(waiting_bytes(), 0);
     Ok(())
 }

@@ -5,17 +5,24 @@ mod support;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use polyproc::{Barrier, Condition, Connection, Event, JoinableQueue, Lock, Pool, Process, Queue, Semaphore, pipe};
+use polyproc::{
+    Barrier, Condition, Connection, Event, JoinableQueue, Lock, Pool, Process, Queue, Semaphore, pipe,
+    set_memory_budget,
+};
 use support::{TestResult, children_of, wait_until};
 
-/// How often each thread of a process gave up its processor, by the thread's name.
+/// How often each thread of a process gave up its processor, and how many ticks of the clock it ran, by the thread's name.
 fn sleeps(pid: u32) -> BTreeMap<String, u64> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it lives").flatten();
     let of = |task: &std::fs::DirEntry| {
         let status = std::fs::read_to_string(task.path().join("status")).ok()?;
         let field = |name: &str| Some(status.lines().find_map(|line| line.strip_prefix(name))?.trim().to_owned());
         let id = task.file_name().into_string().ok()?;
-        Some((format!("{}:{id}", field("Name:")?), field("voluntary_ctxt_switches:")?.parse().ok()?))
+        let stat = std::fs::read_to_string(task.path().join("stat")).ok()?;
+        let times = stat.rsplit_once(')')?.1.split_whitespace().skip(11).take(2);
+        let ticks: u64 = times.filter_map(|field| field.parse::<u64>().ok()).sum();
+        let sleeps: u64 = field("voluntary_ctxt_switches:")?.parse().ok()?;
+        Some((format!("{}:{id}", field("Name:")?), sleeps + ticks))
     };
     tasks.filter_map(|task| of(&task)).collect()
 }
@@ -31,6 +38,12 @@ fn wakes(pids: &[u32]) -> BTreeMap<String, u64> {
 }
 
 type Waits = (Queue<()>, (Lock, Semaphore, Event), (Lock, Condition, Barrier), Queue<()>, JoinableQueue<()>);
+
+/// Puts until there is no room, and waits for some.
+fn fill(len: usize) {
+    let queue = Queue::new(0).expect("memory");
+    while queue.put("x".repeat(len)).is_ok() {}
+}
 
 /// Waits for everything, a thread each; says when all are about to.
 fn wait_for_all((ready, (lock, semaphore, event), (around, condition, barrier), queue, joined): Waits) {
@@ -51,6 +64,8 @@ fn wait_for_all((ready, (lock, semaphore, event), (around, condition, barrier), 
         ("queue", Box::new(move || drop(queue.get()))),
         ("join", Box::new(move || joined.join())),
         ("pipe", Box::new(move || drop(theirs.recv()))),
+        ("room, small", Box::new(|| fill(100))),
+        ("room, large", Box::new(|| fill(100_000))),
     ];
     let threads: Vec<_> = waits
         .into_iter()
@@ -62,6 +77,7 @@ fn wait_for_all((ready, (lock, semaphore, event), (around, condition, barrier), 
 
 #[test]
 fn who_waits_for_long_is_not_woken() -> TestResult {
+    set_memory_budget(8 << 20);
     let (lock, semaphore, joined) = (Lock::new()?, Semaphore::new(0)?, JoinableQueue::new(0)?);
     let (ready, queue) = (Queue::new(0)?, Queue::new(0)?);
     joined.put(())?;
@@ -76,7 +92,7 @@ fn who_waits_for_long_is_not_woken() -> TestResult {
     let child = Process::new(wait_for_all, waits).start()?;
     ready.get()?;
     let wakes = wakes(&[child.pid()]);
-    assert!(wakes.len() >= 9, "{wakes:?}");
+    assert!(wakes.len() >= 11, "{wakes:?}");
     // A wait that began two seconds ago has at most one slice that ends in the next four.
     assert!(wakes.values().all(|count| *count <= 2), "{wakes:?}");
     child.kill()?;

@@ -296,8 +296,10 @@ impl Queue {
             crash::point(Step::PutFilled);
             self.put_body(Body::Block(block), fds, deadline)
         });
-        if put.is_err() {
-            arena.free(block)?;
+        match put {
+            Ok(()) => {}
+            Err(PutError::OutOfSpace(_)) => arena.free_quietly(block)?,
+            Err(_) => arena.free(block)?,
         }
         put
     }

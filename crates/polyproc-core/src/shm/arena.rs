@@ -310,7 +310,7 @@ impl<'a> Arena<'a> {
         }
         if !is_warm {
             if let Err(error) = self.segment.claim(record.offset(), capacity, in_use) {
-                self.free(block)?;
+                self.free_quietly(block)?;
                 return Err(error);
             }
             record.is_warm.store(1, Ordering::Relaxed);
@@ -320,6 +320,15 @@ impl<'a> Arena<'a> {
 
     /// Gives a block of this process back.
     pub(crate) fn free(&self, block: Block) -> Result<(), MemoryError> {
+        self.free_quietly(block)?;
+        if self.record(block)?.capacity() >= PAGED {
+            super::wake_waiting(); // it may be what somebody waits for
+        }
+        Ok(())
+    }
+
+    /// As [`Arena::free`], for who may wait for room next: it would wake itself.
+    pub(crate) fn free_quietly(&self, block: Block) -> Result<(), MemoryError> {
         let record = self.record(block)?;
         let may_stay = || {
             record.capacity() < PAGED
@@ -335,14 +344,7 @@ impl<'a> Arena<'a> {
         // Once somebody found that the lock's owner stands still, nobody else waits to see it.
         let stands_still = self.header.unlisted.load(Ordering::Relaxed) != 0;
         match if stands_still { Err(MemoryError::Busy) } else { self.lock(Deadline::PASSED) } {
-            Ok(guard) => {
-                let freed = self.free_locked(block);
-                drop(guard);
-                if record.capacity() >= PAGED {
-                    super::wake_waiting(); // it may be what somebody waits for
-                }
-                freed
-            }
+            Ok(_guard) => self.free_locked(block),
             // Nobody waits for a process that stands still: it is free, and whoever has the lock next lists it.
             Err(MemoryError::Busy) => {
                 record.set_state(State::Free);
