@@ -531,19 +531,24 @@ def test_a_pool_that_is_forgotten_does_not_hang(programs):
     assert (code, out, err) == (0, "ends\n", "")
 
 
-def size_after(event, data):
-    event.wait()
+def wait_with(event):
+    global _event
+    _event = event
+
+
+def size_after_event(data):
+    _event.wait()
     return len(data)
 
 
 def test_who_submits_waits_while_too_many_bytes_wait(mp):
     event = mp.Event()
-    with mp.Pool(1, max_waiting_bytes=1 << 20) as pool:
+    with mp.Pool(1, wait_with, (event,), max_waiting_bytes=1 << 20) as pool:
         results = []
 
         def submit():
             # More than lie on the table.
-            results.extend(pool.apply_async(size_after, (event, bytes(10_000))) for _ in range(2000))
+            results.extend(pool.apply_async(size_after_event, (bytes(10_000),)) for _ in range(2000))
 
         submitter = threading.Thread(target=submit)
         submitter.start()
