@@ -25,6 +25,8 @@ pub(super) const PAGED: u64 = 4096;
 const RECORD: u64 = size_of::<Record>() as u64;
 /// Records in the first table; each further one has twice as many.
 const FIRST_TABLE: u64 = 256;
+/// Free memory above this goes back to the system where a quarter of the budget is in use.
+const WARM_WHEN_TIGHT: u64 = 2 << 20;
 /// Free memory above this goes back to the system.
 const WARM_LIMIT: u64 = 64 << 20;
 
@@ -331,9 +333,8 @@ impl<'a> Arena<'a> {
     pub(crate) fn free_quietly(&self, block: Block) -> Result<(), MemoryError> {
         let record = self.record(block)?;
         let may_stay = || {
-            record.capacity() < PAGED
-                || self.header.warm.load(Ordering::Relaxed).saturating_add(record.capacity()) <= WARM_LIMIT
-                    && !self.segment.is_tight()
+            let warm = self.header.warm.load(Ordering::Relaxed).saturating_add(record.capacity());
+            record.capacity() < PAGED || warm <= WARM_WHEN_TIGHT || warm <= WARM_LIMIT && !self.segment.is_tight()
         };
         // Warm is what was reserved, and not released: a death before either leaves it cold.
         if record.is_warm.load(Ordering::Relaxed) != 0 && !may_stay() {
