@@ -128,24 +128,13 @@ def programs(tmp_path, method):
 
 
 # For programs: after `refuse(*names)` these system calls fail with ENOSYS, as under a container's seccomp profile.
-REFUSE = """
-    import ctypes, errno, platform, struct
-
-    CALLS = {
-        "x86_64": {"clone3": 435, "get_robust_list": 274},
-        "aarch64": {"clone3": 435, "get_robust_list": 100},
-    }[platform.machine()]
+REFUSE = f"""
+    import errno, sys
+    sys.path.append({str(pathlib.Path(__file__).parent)!r})
+    import profiles
 
     def refuse(*calls):
-        code = [struct.pack("HBBI", 0x20, 0, 0, 0)]  # load the number of the call
-        for call in calls:
-            code.append(struct.pack("HBBI", 0x15, 0, 1, CALLS[call]))
-            code.append(struct.pack("HBBI", 0x06, 0, 0, 0x00050000 | errno.ENOSYS))
-        code.append(struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000))
-        filter = ctypes.create_string_buffer(b"".join(code))
-        program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code), ctypes.addressof(filter)))
-        prctl = ctypes.CDLL(None, use_errno=True).prctl
-        assert prctl(38, 1, 0, 0, 0) == 0 and prctl(22, 2, program) == 0, ctypes.get_errno()
+        profiles.refuse(dict.fromkeys(calls, errno.ENOSYS))
 """
 
 

@@ -24,6 +24,7 @@ NUMBERS = {
     "bpf": (321, 280),
     "clone3": (435, 435),
     "close_range": (436, 436),
+    "get_robust_list": (274, 100),
     "io_uring_setup": (425, 425),
     "kcmp": (312, 272),
     "keyctl": (250, 219),
@@ -61,7 +62,7 @@ def refuse(calls, flags=0):
 
 
 def docker():
-    others = set(NUMBERS) - {"clone3", "close_range", "memfd_create"}
+    others = set(NUMBERS) - {"clone3", "close_range", "get_robust_list", "memfd_create"}
     refuse({"clone3": errno.ENOSYS, **dict.fromkeys(others, errno.EPERM)})
 
 

@@ -166,50 +166,52 @@ fn problem<E>(text: String, custom: fn(String) -> E) -> E {
     custom(text)
 }
 
+/// Adds a copy of a descriptor to the value that is being encoded, and returns its index among the descriptors of that value. With
+/// `shared`, handles to the same file share one copy.
+fn leave(fd: BorrowedFd<'_>, shared: bool) -> Result<u32, String> {
+    let mut leaving = LEAVING.get();
+    let number = shared.then(|| fd.as_raw_fd());
+    let is_same = |(_, of): &(OwnedFd, Option<RawFd>)| *of == number;
+    let find = || LEAVING_FDS.with_borrow(|fds| fds[leaving.first..].iter().rposition(is_same));
+    let index = match if shared { find() } else { None } {
+        Some(index) => index,
+        None => {
+            let copy =
+                fd.try_clone_to_owned().map_err(|error| format!("its descriptor could not be copied: {error}"))?;
+            LEAVING_FDS.with_borrow_mut(|fds| fds.push((copy, number)));
+            leaving.len += 1;
+            LEAVING.set(leaving);
+            leaving.len - 1 - leaving.first
+        }
+    };
+    u32::try_from(index).map_err(|error| error.to_string())
+}
+
+/// # Errors
+/// Outside of an [`Encoding`]: another format encodes the handle.
+fn check_encoding() -> Result<(), String> {
+    match LEAVING.get().values {
+        0 => Err("it can only be sent to another process by polyproc itself".to_owned()),
+        _ => Ok(()),
+    }
+}
+
 /// Encodes a handle as its descriptors: for its `Serialize`. They travel beside the bytes.
 pub(crate) fn carry<S: Serializer>(fds: &[BorrowedFd<'_>], serializer: S) -> Result<S::Ok, S::Error> {
     let carry = || -> Result<u32, String> {
-        let mut leaving = LEAVING.get();
-        if leaving.values == 0 {
-            return Err("it can only be sent to another process by polyproc itself".to_owned());
-        }
+        check_encoding()?;
+        let leaving = LEAVING.get();
         let first = u32::try_from(leaving.len - leaving.first).map_err(|error| error.to_string())?;
-        for fd in fds {
-            let copy =
-                fd.try_clone_to_owned().map_err(|error| format!("its descriptor could not be copied: {error}"))?;
-            LEAVING_FDS.with_borrow_mut(|fds| fds.push((copy, None)));
-            leaving.len += 1;
-            LEAVING.set(leaving);
-        }
+        fds.iter().try_for_each(|fd| leave(*fd, false).map(drop))?;
         Ok(first)
     };
     carry().map_err(|why| problem(why, S::Error::custom))?.serialize(serializer)
 }
 
-/// Encodes a handle to a place in a file, which many in one value may have in common: one descriptor goes for them all.
+/// Encodes a handle to a place in a file. All such handles of one value share one descriptor per file.
 pub(crate) fn carry_place<S: Serializer>((file, at): (BorrowedFd<'_>, u64), serializer: S) -> Result<S::Ok, S::Error> {
-    let carry = || -> Result<u32, String> {
-        let mut leaving = LEAVING.get();
-        if leaving.values == 0 {
-            return Err("it can only be sent to another process by polyproc itself".to_owned());
-        }
-        let number = Some(file.as_raw_fd());
-        let known = LEAVING_FDS.with_borrow(|fds| fds[leaving.first..].iter().rposition(|(_, of)| *of == number));
-        let found = match known {
-            Some(found) => found,
-            None => {
-                let copy = file
-                    .try_clone_to_owned()
-                    .map_err(|error| format!("its descriptor could not be copied: {error}"))?;
-                LEAVING_FDS.with_borrow_mut(|fds| fds.push((copy, number)));
-                leaving.len += 1;
-                LEAVING.set(leaving);
-                leaving.len - 1 - leaving.first
-            }
-        };
-        u32::try_from(found).map_err(|error| error.to_string())
-    };
-    (carry().map_err(|why| problem(why, S::Error::custom))?, at).serialize(serializer)
+    let index = check_encoding().and_then(|()| leave(file, true));
+    (index.map_err(|why| problem(why, S::Error::custom))?, at).serialize(serializer)
 }
 
 /// What [`carry_place`] encoded, opened by `open`.

@@ -112,7 +112,8 @@ impl Channel {
         self.transmit(&mut self.outgoing(tag, head, fds, 0)?, wait)
     }
 
-    /// A message to be sent by [`Channel::transmit`], with so many bytes behind its descriptors that are its own.
+    /// Prepares a message for [`Channel::transmit`]. `lent_bytes` is the size of the data behind `fds`, in bytes; it counts against
+    /// [`WINDOW_BYTES`].
     pub(super) fn outgoing<'a>(
         &self,
         tag: u8,
@@ -138,7 +139,7 @@ impl Channel {
         Ok(message)
     }
 
-    /// With what to pad a message of `len` bytes that has so many beside it.
+    /// Returns the padding, in bytes, for a message of `len` bytes with `beside` bytes of data outside the socket.
     fn padding(&self, beside: usize, len: usize) -> usize {
         let Ok(buffer) = socket::send_buffer_len(self.as_fd()) else { return 0 };
         // The kernel takes no message that is as long as the buffer.
@@ -146,7 +147,7 @@ impl Channel {
         (beside.min(WINDOW_BYTES) as u128 * buffer as u128 / WINDOW_BYTES as u128).try_into().unwrap_or(most).min(most)
     }
 
-    /// Sends it. It can be sent again when that fails.
+    /// Sends a prepared message. After an error the same message can be sent again.
     pub(super) fn transmit(&self, message: &mut Outgoing<'_>, wait: bool) -> io::Result<()> {
         let &mut Outgoing { tag, head, fds, padding, .. } = message;
         let padding = IoSlice::new(&PADDING[..padding]);

@@ -46,7 +46,8 @@ impl Connection {
         self.send_lent(bytes, fds, 0, deadline)
     }
 
-    /// As [`Connection::send`]; so many bytes are behind the descriptors, and count as the message's.
+    /// Sends a message as [`Connection::send`] does. `lent_bytes` is the size of the data behind `fds`, in bytes; it counts against
+    /// the 16 MiB that may be unread.
     ///
     /// # Errors
     /// As [`Connection::send`].

@@ -26,7 +26,7 @@ const AHEAD_BYTES: u64 = 256 << 20;
 const AHEAD_SHARE: u64 = 8;
 
 impl ReadAhead {
-    /// Of so many items, and of bytes what suits the budget, unless given.
+    /// Limits read-ahead to `items` items and `bytes` bytes; `None` takes an eighth of the memory budget, 256 MiB at most.
     #[must_use]
     pub fn new(items: usize, bytes: Option<u64>) -> Self {
         let suits = || AHEAD_BYTES.min(memory_budget().limit / AHEAD_SHARE);
@@ -188,7 +188,7 @@ impl Feed {
         self.result_bytes += bytes;
     }
 
-    /// Whether one more item may be taken, when the results of so many were taken from here and given on.
+    /// Returns whether the caller may submit one more item, given that it has consumed `taken` results.
     #[must_use]
     pub fn may_read_on(&self, taken: usize, ahead: ReadAhead) -> bool {
         let least = 2 * self.workers;

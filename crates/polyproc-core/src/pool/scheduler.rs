@@ -194,10 +194,10 @@ pub(crate) struct Scheduler {
     waiting: BTreeMap<Reverse<Priority>, VecDeque<(TaskId, u64)>>,
     live: usize,
     waiting_count: usize,
-    /// How many in `waiting` are to be passed over.
+    /// Number of stale entries in `waiting`.
     passed_over: usize,
     waits: u64,
-    /// There was no room for the first one that waits.
+    /// The memory budget has no room for the argument of the first waiting task.
     is_full: bool,
     /// How many of each priority are out.
     out: BTreeMap<Priority, usize>,
@@ -416,7 +416,7 @@ impl Scheduler {
         matches!(tasks.get(task.0), Some(Some(state)) if state.at == At::Waiting && state.wait == wait)
     }
 
-    /// Takes out what is to be passed over, when it is more than what waits: so that each costs the same, however many.
+    /// Removes stale entries once they outnumber the waiting tasks, so that dropping a task costs amortised constant time.
     fn tidy(&mut self) {
         if self.passed_over > self.waiting_count + 64 {
             let Self { tasks, waiting, .. } = self;

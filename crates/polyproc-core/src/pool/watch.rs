@@ -82,7 +82,8 @@ pub(super) enum Limited {
     Call(usize),
 }
 
-/// When which time is over. One timer serves them all: it stands for the first, or for one that was the first and has ended.
+/// The deadlines of limited tasks and calls. A single timer serves all of them. It is set for the earliest deadline; if the task
+/// of that deadline has ended, the timer fires early and is set again.
 #[derive(Debug, Default)]
 pub(super) struct Limits {
     times: BTreeSet<(Instant, Limited)>,

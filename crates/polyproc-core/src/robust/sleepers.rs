@@ -40,17 +40,17 @@ impl Slices {
         Self { first, next: Cell::new(first) }
     }
 
-    /// The one that begins.
+    /// Returns the length of the next sleep.
     pub(crate) fn next(&self) -> Duration {
         self.next.get()
     }
 
-    /// It is over.
+    /// Doubles the next sleep, up to 64 s.
     pub(crate) fn lengthen(&self) {
         self.next.set((self.next.get() * 2).min(Self::LONGEST));
     }
 
-    /// Nobody else will see what is waited for.
+    /// Resets the next sleep to the first length, where only polling can detect the event.
     pub(crate) fn restart(&self) {
         self.next.set(self.first);
     }
@@ -114,7 +114,7 @@ impl Sleepers {
         let _ = self.word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, end);
     }
 
-    /// As [`Sleepers::rouse`], at the cost of a look where nobody sleeps.
+    /// Wakes all sleepers as [`Sleepers::rouse`] does; with no sleeper it costs one load.
     pub(crate) fn rouse_if_any(&self) {
         os::fence(Ordering::SeqCst);
         if self.word.load(Ordering::Relaxed) & (SLEEPING | WAKING) != 0 {

@@ -329,7 +329,7 @@ impl<'a> Arena<'a> {
         Ok(())
     }
 
-    /// As [`Arena::free`], for who may wait for room next: it would wake itself.
+    /// Frees a block without waking the waiters for budget space: the caller may wait for space next and would wake itself.
     pub(crate) fn free_quietly(&self, block: Block) -> Result<(), MemoryError> {
         let record = self.record(block)?;
         let may_stay = || {

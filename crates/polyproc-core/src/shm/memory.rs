@@ -45,7 +45,7 @@ impl SharedMemory {
         }
         memory::look_for(len as u64)?; // before the file is as long
         let memfd = memory::create(c"polyproc-memory", len as u64)?;
-        memory::reserve(memfd.as_fd(), 0, len as u64)?;
+        memory::allocate(memfd.as_fd(), 0, len as u64)?;
         Self::map(memfd, Some(Made::new(len as u64)))
     }
 

@@ -39,6 +39,11 @@ shared! {
     struct Head { used: AtomicU32, }
 }
 
+/// Whether an object may start at this offset of a file.
+fn is_place(at: u64) -> bool {
+    at.is_multiple_of(SIZE) && at < FILE_LEN && !(REGION_TABLE..HEAD + SIZE).contains(&at)
+}
+
 /// A file of objects.
 #[derive(Debug)]
 struct File(Segment);
@@ -66,8 +71,7 @@ impl File {
     /// A place that was never given out; `None` when there is none, or no memory. Only who made the file calls it, under a lock.
     fn next(&self) -> Option<u64> {
         let used = self.head().used.load(Ordering::Relaxed);
-        let is_object = |number: &u32| !(REGION_TABLE..HEAD + SIZE).contains(&(u64::from(*number) * SIZE));
-        let number = (used..u32::try_from(FILE_LEN / SIZE).ok()?).find(is_object)?;
+        let number = (used..u32::try_from(FILE_LEN / SIZE).ok()?).find(|number| is_place(u64::from(*number) * SIZE))?;
         let at = u64::from(number) * SIZE;
         if at.is_multiple_of(STEP) && at > 0 {
             self.0.reserve(at, STEP).ok()?;
@@ -80,7 +84,7 @@ impl File {
 impl registry::Object for File {
     fn rouse(&self) {
         let used = u64::from(self.head().used.load(Ordering::Acquire)).min(FILE_LEN / SIZE);
-        for at in (0..used).map(|number| number * SIZE).filter(|at| !(REGION_TABLE..HEAD + SIZE).contains(at)) {
+        for at in (0..used).map(|number| number * SIZE).filter(|at| is_place(*at)) {
             self.0.fixed::<Layout>(at).sleepers.rouse_if_any();
         }
     }
@@ -176,10 +180,9 @@ impl Place {
 
     /// One that another process gave out.
     pub(super) fn open(memfd: BorrowedFd<'_>, at: u64) -> io::Result<Self> {
-        let is_place = at.is_multiple_of(SIZE) && at < FILE_LEN && !(REGION_TABLE..HEAD + SIZE).contains(&at);
         let file = File::open(memfd)?;
         // Memory was reserved for those that were given out.
-        if !is_place || at / SIZE >= file.head().used.load(Ordering::Acquire).into() {
+        if !is_place(at) || at / SIZE >= file.head().used.load(Ordering::Acquire).into() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "there is no object at this place"));
         }
         Ok(Self::new(file, at, None))

@@ -23,16 +23,21 @@ pub(crate) fn check(len_bytes: u64) -> io::Result<()> {
 
 /// The memory of the machine, or the least that a control group allows; `None` where the system reports neither.
 pub(crate) fn total() -> Option<u64> {
-    [meminfo("MemTotal:"), limit_of_groups()].into_iter().flatten().min()
+    let of_machine = || field(&meminfo()?, "MemTotal:");
+    [of_machine(), limit_of_groups()].into_iter().flatten().min()
 }
 
 fn of_machine() -> Option<u64> {
-    Some(meminfo("MemAvailable:")?.saturating_sub(meminfo("MemTotal:")? / LEFT_TO_OTHERS))
+    let text = meminfo()?;
+    Some(field(&text, "MemAvailable:")?.saturating_sub(field(&text, "MemTotal:")? / LEFT_TO_OTHERS))
 }
 
-/// A field of `/proc/meminfo`, in bytes.
-fn meminfo(name: &str) -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+fn meminfo() -> Option<String> {
+    std::fs::read_to_string("/proc/meminfo").ok()
+}
+
+/// A field of [`meminfo`], in bytes.
+fn field(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }

@@ -74,7 +74,7 @@ impl Filling {
         super::memory::set_len(memfd.as_fd(), len as u64)?;
         if len > 0 {
             // Memory now, or an error now: a write without any would be a SIGBUS.
-            super::memory::reserve(memfd.as_fd(), 0, len as u64)?;
+            super::memory::allocate(memfd.as_fd(), 0, len as u64)?;
         }
         let slice = Slice::map(memfd.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED)?;
         if len > 0 {

@@ -96,6 +96,14 @@ pub(crate) fn look_for(len_bytes: u64) -> io::Result<()> {
 /// the kernel would end other processes first.
 pub(crate) fn reserve(memfd: BorrowedFd<'_>, offset: u64, len_bytes: u64) -> io::Result<()> {
     look_for(len_bytes)?;
+    allocate(memfd, offset, len_bytes)
+}
+
+/// Reserves memory as [`reserve`] does, without checking what is available: the caller has called [`look_for`].
+///
+/// # Errors
+/// As [`reserve`].
+pub(crate) fn allocate(memfd: BorrowedFd<'_>, offset: u64, len_bytes: u64) -> io::Result<()> {
     let end = offset.checked_add(len_bytes).ok_or(io::ErrorKind::OutOfMemory)?;
     for start in (offset..end).step_by(usize::try_from(RESERVE_STEP).unwrap_or(usize::MAX)) {
         let len = RESERVE_STEP.min(end - start);
