@@ -110,8 +110,17 @@ def test_lent_arrays_give_way_to_copies(mp):
         arrays = [numpy.full(MIB // 4, n) for n in range(30)]  # 2 MiB each
         kept = pool.map(double, arrays, 1)
         assert all((result == 2 * n).all() for n, result in enumerate(kept))
-    budget = polyproc.get_memory_budget()
-    assert budget.in_use <= budget.limit
+        budget = polyproc.get_memory_budget()
+        assert budget.in_use <= budget.limit
+        # What is kept leaves room for an item of half of the budget, time and again.
+        queue = mp.Queue()
+        for _ in range(5):
+            child = mp.Process(target=queue.put, args=(bytes(6 * MIB),))
+            child.start()
+            assert len(queue.get(timeout=30)) == 6 * MIB
+            child.join()
+            assert child.exitcode == 0
+        assert sum(map(len, kept)) == 30 * (MIB // 4)
 
 
 @pytest.mark.parametrize("lent", [True, False])

@@ -228,8 +228,9 @@ impl Ledger {
 /// there is leaves it as much.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Share {
-    /// For loans, which may stay for as long as their borrowers like, and could be copies.
+    /// Above this, queues keep no free memory.
     Quarter,
+    /// For whoever has something in flight; and for loans, which stay for as long as their borrowers like, and could be copies.
     Half,
     /// For who has nothing else in flight.
     All,
@@ -284,9 +285,9 @@ impl Account {
         check().or_else(|error| if ledger.bury() { check() } else { Err(error) })
     }
 
-    /// Whether memory that is free is to go back rather than to be kept.
-    pub(crate) fn is_tight(&self) -> bool {
-        Ledger::get().is_some_and(|ledger| ledger.in_use() > Share::Quarter.of_limit(ledger.limit()))
+    /// Whether more than this share of the budget is in use, by all files together.
+    pub(crate) fn is_over(&self, share: Share) -> bool {
+        Ledger::get().is_some_and(|ledger| ledger.in_use() > share.of_limit(ledger.limit()))
     }
 
     /// The file has so many bytes now.
@@ -473,7 +474,7 @@ mod tests {
         set_memory_budget(100);
         let (own, other) = (Account::new(8), Account::new(9));
         other.settle(50);
-        assert!(own.admit(1, Share::Half).is_err() && own.admit(1, Share::Quarter).is_err());
+        assert!(own.admit(1, Share::Half).is_err());
         assert!(own.admit(50, Share::All).is_ok());
         assert!(own.admit(51, Share::All).is_err_and(|error| !error.is_passing() && error.in_use == 50));
         own.settle(50);

@@ -67,7 +67,7 @@ pub(crate) fn places(lens: impl IntoIterator<Item = usize>) -> (Vec<u64>, u64) {
 }
 
 /// Lends copies of `parts`: a descriptor for [`Loan::open`] in any process, and where in it each part is. `None` when too many
-/// loans are out, or a quarter of the budget is in use: then the bytes are to go another way, which may wait.
+/// loans are out, or half of the budget is in use: then the bytes are to go another way, which may wait.
 ///
 /// # Errors
 /// When the system gives no memory or no descriptor.
@@ -79,7 +79,7 @@ pub fn lend(parts: &[&[u8]]) -> io::Result<Option<(OwnedFd, Vec<u64>)>> {
     if loan.is_ok() {
         stock.files.push_back(file);
     }
-    let kept = if stock.account.is_tight() { 0 } else { KEPT_BYTES };
+    let kept = if stock.account.is_over(Share::Half) { 0 } else { KEPT_BYTES };
     stock.trim(kept);
     let loan = loan?;
     Ok(Some((loan, starts)))
@@ -101,7 +101,7 @@ impl Stock {
             return Ok(None);
         }
         let len = len.next_multiple_of(memory::PAGE);
-        if self.account.admit(len, Share::Quarter).is_err() {
+        if self.account.admit(len, Share::Half).is_err() {
             return Ok(None);
         }
         let memfd = memory::create(c"polyproc-loan", len)?;

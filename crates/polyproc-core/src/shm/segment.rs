@@ -248,7 +248,7 @@ impl Segment {
 
     /// Whether memory that is free is to go back rather than to be kept.
     pub(crate) fn is_tight(&self) -> bool {
-        self.account.as_ref().is_some_and(Account::is_tight)
+        self.account.as_ref().is_some_and(|account| account.is_over(Share::Quarter))
     }
 }
 
