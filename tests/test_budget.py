@@ -104,6 +104,13 @@ def test_arguments_and_results_of_a_pool_wait_for_room(mp):
 
 
 @of_methods("forkserver")
+def test_results_that_do_not_fit_together_go_one_by_one(mp):
+    values = [bytes([n]) * (n % 3 * MIB) for n in range(40)]
+    with mp.Pool(5) as pool:
+        assert pool.map(double, values, 1) == [value + value for value in values]
+
+
+@of_methods("forkserver")
 def test_lent_arrays_give_way_to_copies(mp):
     numpy = pytest.importorskip("numpy")
     with mp.Pool(2) as pool:

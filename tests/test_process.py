@@ -441,8 +441,10 @@ def test_random_numbers_of_processes_differ(programs):
         textwrap.dedent("""
         import random, ssl, tempfile, uuid
 
+        # Not `uuid1`: copies of a process may draw the same, as they may in the standard library.
+
         def draw():
-            return random.random(), ssl.RAND_bytes(8), uuid.uuid1(), uuid.uuid4(), next(tempfile._get_candidate_names())
+            return random.random(), ssl.RAND_bytes(8), uuid.uuid4(), next(tempfile._get_candidate_names())
 
         draw()
         """)
@@ -467,7 +469,7 @@ def test_random_numbers_of_processes_differ(programs):
             print([len(set(column)) for column in zip(*drawn)])
         """
     )
-    assert (code, out, err) == (0, "[3, 3, 3, 3, 3]\n", "")
+    assert (code, out, err) == (0, "[3, 3, 3, 3]\n", "")
 
 
 def test_start_twice_and_from_another_process(mp):

@@ -124,6 +124,26 @@ fn all_processes_of_a_program_have_one_account() -> TestResult {
 }
 
 #[test]
+fn threads_that_ask_at_once_in_a_new_process_have_the_account_of_the_program() -> TestResult {
+    set_memory_budget(12_345_678);
+    let ask = |()| {
+        let all = std::sync::Barrier::new(8);
+        let limit = || {
+            all.wait();
+            memory_budget().limit
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(limit)).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect::<Vec<_>>()
+        })
+    };
+    for _ in 0..50 {
+        assert_eq!(Process::new(ask, ()).start()?.join()?, [12_345_678; 8]);
+    }
+    Ok(())
+}
+
+#[test]
 fn arguments_and_results_of_a_pool_wait_for_room() -> TestResult {
     set_memory_budget(16 << 20);
     let pool = Pool::new(2)?;

@@ -505,10 +505,14 @@ fn many_pools_leave_nothing() -> TestResult {
 #[test]
 fn two_hundred_workers() -> TestResult {
     let _clean = Clean::start();
-    let pool = Pool::new(200)?;
+    // Each takes two descriptors of the parent, for a moment some more.
+    let limit = support::limit_descriptors(256);
+    support::limit_descriptors(limit);
+    let count = usize::try_from(limit / 5)?.min(200);
+    let pool = Pool::new(count)?;
     let results = pool.chunksize(1).map(|x: u64| x * 3, 0..20_000)?;
     assert!(results.into_iter().enumerate().all(|(index, x)| x == index as u64 * 3));
-    wait_until(|| active_children().len() == 200);
+    wait_until(|| active_children().len() == count);
     Ok(())
 }
 

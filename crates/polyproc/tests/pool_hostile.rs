@@ -123,16 +123,19 @@ fn loses_only_its_worker(pool: &Pool, task: fn(())) -> TestResult {
 fn send_descriptors_without_end((): ()) {
     let null = File::open("/dev/null").expect("/dev/null");
     let fds = [null.as_fd(); 100];
-    while wild::send_fds(&fds).is_ok() {}
+    loop {
+        let _ = wild::send_fds(&fds); // an ordinary user may have so many in flight only
+    }
 }
 
 #[test]
 fn descriptors_of_no_result_cost_the_worker_that_sends_them() -> TestResult {
     let _clean = Clean::start();
     let pool = Pool::new(2)?;
-    let before = support::descriptors().values().sum::<usize>();
+    let sent = || support::descriptors().get("/dev/null").copied().unwrap_or_default();
+    let before = sent();
     loses_only_its_worker(&pool, send_descriptors_without_end)?;
-    support::wait_until(|| support::descriptors().values().sum::<usize>() <= before);
+    support::wait_until(|| sent() <= before);
     Ok(())
 }
 

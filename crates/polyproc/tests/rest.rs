@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use polyproc::{
-    Barrier, Condition, Connection, Event, JoinableQueue, Lock, Pool, Process, Queue, Semaphore, pipe,
+    Barrier, Condition, Connection, Event, JoinableQueue, Lock, Pool, Process, Queue, Semaphore, memory_budget, pipe,
     set_memory_budget,
 };
 use support::{TestResult, children_of, wait_until};
@@ -92,10 +92,39 @@ fn who_waits_for_long_is_not_woken() -> TestResult {
     let child = Process::new(wait_for_all, waits).start()?;
     ready.get()?;
     let wakes = wakes(&[child.pid()]);
+    child.kill()?;
     assert!(wakes.len() >= 11, "{wakes:?}");
     // A wait that began two seconds ago has at most one slice that ends in the next four.
     assert!(wakes.values().all(|count| *count <= 2), "{wakes:?}");
-    child.kill()?;
+    Ok(())
+}
+
+/// Each attempt takes memory for the item, and gives it back when there is none for the next chunk of places: that is no news.
+#[test]
+fn a_put_that_finds_room_for_its_item_and_none_for_its_place_sleeps() -> TestResult {
+    let queue = Queue::new(0)?;
+    let item = || "x".repeat(20_000);
+    set_memory_budget(1 << 30);
+    for _ in 0..8000 {
+        queue.put(item())?;
+    }
+    loop {
+        let before = memory_budget().in_use;
+        // Half of it is for queues in use: there is room for one item more, and none for a chunk of 64 KiB.
+        set_memory_budget(2 * (before + (48 << 10)));
+        if queue.put_timeout(item(), Duration::from_millis(50)).is_err() {
+            break;
+        }
+        assert!(queue.len() < 8200 && memory_budget().in_use - before < 64 << 10, "a chunk was had");
+    }
+    let large = "x".repeat((4 << 20) - 64);
+    set_memory_budget(2 * (memory_budget().in_use + (4 << 20) + (8 << 10)));
+    let waiter = std::thread::Builder::new().name("room".to_owned()).spawn(move || queue.put(large))?;
+    let mut wakes = wakes(&[std::process::id()]);
+    wakes.retain(|name, _| name.starts_with("room"));
+    assert!(wakes.len() == 1 && wakes.values().all(|count| *count <= 2), "{wakes:?}");
+    set_memory_budget(1 << 30);
+    waiter.join().expect("no panic")?;
     Ok(())
 }
 

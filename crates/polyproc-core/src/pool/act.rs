@@ -14,7 +14,8 @@ use super::task::{PoolEvent, TaskEnd, next_item};
 use super::watch::{Limited, MEMORY_PERIOD, ROOM_PERIOD, SHARE_PERIOD, Timer, after_backoff, after_failed_starts};
 use crate::prim::Ordering;
 use crate::process::Signal;
-use crate::shm::MemoryError;
+use crate::shm::budget::Share;
+use crate::shm::{self, MemoryError};
 
 impl Driver {
     /// Lets the scheduler decide, and does it.
@@ -41,6 +42,8 @@ impl Driver {
                 Err(MemoryError::OutOfSpace(error)) if error.is_passing() => {
                     events.push_front(Event::Full(id));
                     if !std::mem::replace(&mut inner.waits_for_room, true) {
+                        self.orders.trim(&mut inner.blocks);
+                        shm::trim_loans();
                         inner.set_timer(Instant::now() + ROOM_PERIOD, Timer::Room);
                     }
                 }
@@ -123,7 +126,9 @@ impl Driver {
         let order = Order::new(call.function.0, task.count - task.done, flags);
         let slot = inner.free_slots.pop().ok_or(MemoryError::Corrupt)?;
         let position = inner.tail;
-        let written = self.orders.write(&mut inner.blocks, slot, order, bytes);
+        // Where tasks are out already, it leaves their results half of the budget.
+        let share = if inner.out_bytes == 0 { Share::All } else { Share::Half };
+        let written = self.orders.write(&mut inner.blocks, slot, order, bytes, share);
         let laid = written.and_then(|block| match self.board.table().publish(slot, position) {
             true => Ok(block),
             false => {

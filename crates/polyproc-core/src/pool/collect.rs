@@ -18,6 +18,7 @@ use crate::frame::Payload;
 use crate::prim::Ordering;
 use crate::robust::{HAS_SPARE_PROCESSOR, Slices, WaitError, look};
 use crate::shm::MemoryError;
+use crate::shm::budget;
 use crate::sys::futex::{self, Wait};
 
 /// How long a thread sleeps at first before it looks for itself. A worker that dies while it wakes somebody is seen to die by the
@@ -283,6 +284,9 @@ impl Driver {
                 let mut head = Vec::new();
                 worker.stream.segment().copy_out(offset, len, &mut head)?;
                 worker.give_back(offset);
+                if budget::is_room_awaited() {
+                    self.board.sleepers().wake_all(); // this worker, if it is idle: only it can free the block
+                }
                 head
             }
             Body::Bytes(bytes) => bytes.to_vec(),

@@ -22,6 +22,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::board::SLOTS;
+use crate::shm::budget::Share;
 use crate::shm::{Blocks, Extent, MemoryError, Segment};
 use crate::sys::memory;
 
@@ -104,14 +105,14 @@ impl Orders {
 
     /// Gives the memory of free blocks back.
     pub(super) fn trim(&self, blocks: &mut Blocks) {
-        blocks.trim(&self.segment);
+        let _ = blocks.trim(&self.segment);
     }
 
     fn order_at(slot: u32) -> Result<u64, MemoryError> {
         if slot < SLOTS { Ok(FIRST_ORDER + u64::from(slot) * ORDER_LEN) } else { Err(MemoryError::Corrupt) }
     }
 
-    /// Writes a task that is not on the table, with its argument; gives the block that it lies in when it is large.
+    /// Writes a task that is not on the table, with its argument, for which there is a share of the budget; gives the block that it lies in when it is large.
     ///
     /// # Errors
     /// [`MemoryError::OutOfSpace`] or [`MemoryError::System`] when there is no memory for it.
@@ -121,11 +122,12 @@ impl Orders {
         slot: u32,
         order: Order,
         argument: &[u8],
+        share: Share,
     ) -> Result<Option<Extent>, MemoryError> {
         let (at, len) = (Self::order_at(slot)?, argument.len() as u64);
         let block = match argument.len() {
             ..=INLINE_LEN => None,
-            _ => Some(blocks.allocate(&self.segment, len)?),
+            _ => Some(blocks.allocate(&self.segment, len, share)?),
         };
         let order = Order { argument_at: block.map_or(0, |block| block.offset), argument_len: len, ..order };
         let written = self.segment.copy_in(at, order.to_words().map(u64::to_ne_bytes).as_flattened());
@@ -162,13 +164,15 @@ mod tests {
         let mut blocks = Orders::blocks();
         for (slot, len) in [(0, 0), (SLOTS - 1, INLINE_LEN), (7, INLINE_LEN + 1), (8, 3 << 20)] {
             let argument = vec![len.to_ne_bytes()[0]; len];
-            let block = orders.write(&mut blocks, slot, Order::new(5, u32::MAX, STEPWISE), &argument).expect("memory");
+            let block = orders
+                .write(&mut blocks, slot, Order::new(5, u32::MAX, STEPWISE), &argument, Share::All)
+                .expect("memory");
             assert_eq!(block.is_some(), len > INLINE_LEN);
             let (order, mut read) = (worker.read(slot).expect("an order"), Vec::new());
             assert_eq!((order.function, order.items, order.flags), (5, u32::MAX, STEPWISE));
             worker.read_argument(slot, &order, &mut read).expect("memory");
             assert_eq!(read, argument);
-            assert!(worker.write(&mut blocks, slot, order, &[1]).is_err(), "the mapping reads only");
+            assert!(worker.write(&mut blocks, slot, order, &[1], Share::All).is_err(), "the mapping reads only");
         }
         let written = rustix::io::pwrite(&worker.segment, &[1], 0);
         assert_eq!(written, Err(rustix::io::Errno::BADF), "the descriptor reads only");

@@ -324,6 +324,11 @@ impl Stream {
         self.segment.fixed(RETURNS)
     }
 
+    /// Whether a block came back that the worker has not taken yet.
+    pub(super) fn has_returned(&self) -> bool {
+        self.count(256).load(Ordering::Acquire) != self.count(320).load(Ordering::Relaxed)
+    }
+
     /// The worker takes the next block that came back.
     pub(super) fn take_back(&self) -> Option<u64> {
         let (returned, taken) = (self.count(256), self.count(320));

@@ -17,7 +17,7 @@ use crate::frame::{Context, Input, Payload, Verdict};
 use crate::prim::{AtomicBool, AtomicU64, Ordering};
 use crate::process::{self, Function, Outcome, ResolvedFunction, panic};
 use crate::robust::{HAS_SPARE_PROCESSOR, Slices, WaitError, look};
-use crate::shm::budget::wait_for_room;
+use crate::shm::budget::{self, Share, wait_for_room};
 use crate::shm::{self, Blocks, Extent, MemoryError};
 use crate::sys::clock;
 use crate::sys::crash::{self, Step};
@@ -26,6 +26,8 @@ use crate::sys::watch::Bell;
 /// How long a worker without a task sleeps before it looks for itself. No wake-up is lost but by a death, which the parent
 /// sees and then wakes everybody: this is for the case that it does not.
 const SLICE: Duration = Duration::from_secs(5);
+/// How long a worker waits for room for its one result, before it takes more than its share.
+const SOON: Duration = Duration::from_secs(1);
 /// So many contexts are kept.
 const CONTEXTS: usize = 64;
 /// Memory above this is given back after use.
@@ -231,14 +233,15 @@ impl<'a> Worker<'a> {
         // Signals and the end of the slice: look again.
         let (mut slept, slices) = (false, Slices::new(SLICE));
         while self.board.table().waiting() == 0 && !self.is_to_retire() {
+            self.take_back();
             if std::mem::replace(&mut slept, true) {
-                self.take_back();
-                self.blocks.trim(self.stream.segment());
+                let _ = self.blocks.trim(self.stream.segment());
                 shm::trim_loans();
             }
             let look = || {
                 let something = self.board.table().waiting() > 0 || self.is_to_retire();
-                Ok::<_, WaitError>(something.then_some(()))
+                // Where somebody waits for room, the parent wakes whoever has blocks to free.
+                Ok::<_, WaitError>((something || self.stream.has_returned()).then_some(()))
             };
             process::idle(|| _ = self.board.sleepers().wait(Deadline::after(slices.next()), &slices, look));
             slices.lengthen();
@@ -458,7 +461,13 @@ impl<'a> Worker<'a> {
         }
         let len = out.head.len() - WORD_LEN;
         match self.lend(&out.head[WORD_LEN..]) {
-            Ok(offset) => self.write(|stream| stream.write_end_in_block(kind, flags, offset, len as u64)),
+            Ok(offset) => {
+                self.write(|stream| stream.write_end_in_block(kind, flags, offset, len as u64))?;
+                if budget::is_room_awaited() {
+                    self.ring(); // for this very block: once it is read, there is room
+                }
+                Ok(())
+            }
             Err(error) => self.refuse(flags, &format!("there is no memory for the result ({len} bytes): {error}")),
         }
     }
@@ -483,22 +492,36 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn allocate(&mut self, len: u64) -> Result<Extent, MemoryError> {
+    fn allocate(&mut self, len: u64, share: Share) -> Result<Extent, MemoryError> {
         self.take_back();
-        self.blocks.allocate(self.stream.segment(), len)
+        let segment = self.stream.segment();
+        match self.blocks.allocate(segment, len, share) {
+            Err(MemoryError::OutOfSpace(_)) if self.blocks.trim(segment) => self.blocks.allocate(segment, len, share),
+            allocated => allocated,
+        }
     }
 
-    /// A block for a result. Waits while too much is in flight: the parent ends a worker that waits as any other.
+    /// Has the parent read what was answered.
+    fn ring(&self) {
+        self.board.doorbell().ring(|| true, || self.bell.ring());
+    }
+
+    /// A block for a result. Waits while too much is in flight: the parent ends a worker that waits as any other. One that has no
+    /// other result in flight does not wait for long: what others have may depend on its answer.
     fn room_for(&mut self, len: u64) -> Result<Extent, MemoryError> {
-        let mut allocated = self.allocate(len);
-        if matches!(allocated, Err(MemoryError::OutOfSpace(_))) {
-            self.board.doorbell().ring(|| true, || self.bell.ring());
-        }
+        let mut allocated = self.allocate(len, Share::of(self.blocks.in_use()));
         while matches!(allocated, Err(MemoryError::OutOfSpace(error)) if error.is_passing())
             || matches!(allocated, Err(MemoryError::Interrupted))
         {
             process::idle(|| {
-                allocated = wait_for_room(Deadline::NEVER, MemoryError::out_of_space, || self.allocate(len));
+                allocated = wait_for_room(Deadline::after(SOON), MemoryError::out_of_space, || {
+                    // Each time: what was answered before this worker was seen to wait takes room until the parent reads it.
+                    self.allocate(len, Share::of(self.blocks.in_use())).inspect_err(|_| self.ring())
+                });
+                if matches!(allocated, Err(MemoryError::OutOfSpace(_))) && Share::of(self.blocks.in_use()) == Share::All
+                {
+                    allocated = self.allocate(len, Share::More);
+                }
             });
         }
         allocated
@@ -507,7 +530,7 @@ impl<'a> Worker<'a> {
     /// Writes a record; waits for room.
     fn write(&self, mut write: impl FnMut(&Stream) -> Result<bool, MemoryError>) -> Result<(), MemoryError> {
         while !write(&self.stream)? {
-            self.board.doorbell().ring(|| true, || self.bell.ring());
+            self.ring();
             let has_room = || Ok::<_, WaitError>((self.stream.unread() <= RING_LEN / 2).then_some(()));
             process::idle(|| _ = self.stream.space().wait(Deadline::after(SLICE), &Slices::new(SLICE), has_room));
         }

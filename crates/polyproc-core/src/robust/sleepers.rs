@@ -103,6 +103,12 @@ impl Sleepers {
         }
     }
 
+    /// Whether somebody may sleep. As [`Sleepers::wake_one`], to be asked when what the sleepers wait for is done.
+    pub(crate) fn is_anyone_asleep(&self) -> bool {
+        os::fence(Ordering::SeqCst); // pairs with the one in `wait`
+        self.word.load(Ordering::Relaxed) & SLEEPING != 0
+    }
+
     /// Wakes all who may sleep, also those whom a waker that died on its way has left asleep.
     pub(crate) fn rouse(&self) {
         let begun = |word: u32| (word & !SLEEPING | WAKING).wrapping_add(ONE);

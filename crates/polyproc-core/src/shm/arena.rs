@@ -9,6 +9,7 @@
 
 use std::io;
 
+use super::budget::Share;
 use super::{MemoryError, Segment};
 use crate::deadline::Deadline;
 use crate::prim::{AtomicU32, AtomicU64, Ordering};
@@ -311,7 +312,7 @@ impl<'a> Arena<'a> {
             self.header.in_use.store(in_use.saturating_add(capacity), Ordering::Relaxed);
         }
         if !is_warm {
-            if let Err(error) = self.segment.claim(record.offset(), capacity, in_use) {
+            if let Err(error) = self.segment.claim(record.offset(), capacity, Share::of(in_use)) {
                 self.free_quietly(block)?;
                 return Err(error);
             }
@@ -340,7 +341,7 @@ impl<'a> Arena<'a> {
         if record.is_warm.load(Ordering::Relaxed) != 0 && !may_stay() {
             record.is_warm.store(0, Ordering::Relaxed);
             self.segment.release(record.offset(), record.capacity());
-            self.segment.settle();
+            self.segment.settle_quietly();
         }
         // Once somebody found that the lock's owner stands still, nobody else waits to see it.
         let stands_still = self.header.unlisted.load(Ordering::Relaxed) != 0;

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use super::arena::{PAGED, class_of};
+use super::budget::Share;
 use super::{MemoryError, Segment};
 
 /// Free memory above this goes back to the system.
@@ -41,11 +42,16 @@ impl Blocks {
         Self { used: start, warm: 0, in_use: 0, free: HashMap::new() }
     }
 
-    /// A block for `len` bytes.
+    /// How many bytes the blocks that are not free have.
+    pub(crate) fn in_use(&self) -> u64 {
+        self.in_use
+    }
+
+    /// A block for `len` bytes, if it is within a share of the budget.
     ///
     /// # Errors
     /// [`MemoryError::OutOfSpace`] or [`MemoryError::System`] when there is no memory.
-    pub(crate) fn allocate(&mut self, segment: &Segment, len: u64) -> Result<Extent, MemoryError> {
+    pub(crate) fn allocate(&mut self, segment: &Segment, len: u64, share: Share) -> Result<Extent, MemoryError> {
         let too_large = || MemoryError::System(std::io::ErrorKind::FileTooLarge.into());
         let (_, capacity) = class_of(len).ok_or_else(too_large)?;
         let (offset, is_warm) = match self.free.get_mut(&capacity).and_then(Vec::pop) {
@@ -59,7 +65,7 @@ impl Blocks {
         let extent = Extent { offset, capacity };
         if is_warm {
             self.warm -= capacity;
-        } else if let Err(error) = segment.claim(offset, capacity, self.in_use) {
+        } else if let Err(error) = segment.claim(offset, capacity, share) {
             self.free.entry(capacity).or_default().push(Freed { offset, is_warm: false });
             return Err(error);
         }
@@ -80,11 +86,9 @@ impl Blocks {
         self.free.entry(capacity).or_default().push(Freed { offset, is_warm });
     }
 
-    /// Gives the memory of free blocks back.
-    pub(crate) fn trim(&mut self, segment: &Segment) {
-        if self.warm == 0 {
-            return;
-        }
+    /// Gives the memory of free blocks back. Returns whether there was any.
+    pub(crate) fn trim(&mut self, segment: &Segment) -> bool {
+        let before = self.warm;
         for (capacity, freed) in self.free.iter_mut().filter(|(capacity, _)| **capacity >= PAGED) {
             for freed in freed.iter_mut().filter(|freed| freed.is_warm) {
                 freed.is_warm = false;
@@ -92,7 +96,10 @@ impl Blocks {
                 segment.release(freed.offset, *capacity);
             }
         }
-        segment.settle();
+        if self.warm < before {
+            segment.settle();
+        }
+        self.warm < before
     }
 }
 
@@ -107,7 +114,7 @@ mod tests {
         let mut first_round = Vec::new();
         for round in 0..2 {
             let mut extents: Vec<_> =
-                (0..200).map(|n| blocks.allocate(&segment, 100 + n * 500).expect("memory")).collect();
+                (0..200).map(|n| blocks.allocate(&segment, 100 + n * 500, Share::All).expect("memory")).collect();
             extents.sort_by_key(|extent| extent.offset);
             assert!(extents.windows(2).all(|pair| pair[0].offset + pair[0].capacity <= pair[1].offset));
             for extent in &extents {
@@ -126,7 +133,8 @@ mod tests {
     fn large_memory_goes_back() {
         let segment = Segment::create(c"test", 128 << 10, 1024, 4096).expect("memory");
         let mut blocks = Blocks::new(4096);
-        let extents: Vec<_> = (0..5).map(|_| blocks.allocate(&segment, 30 << 20).expect("memory")).collect();
+        let extents: Vec<_> =
+            (0..5).map(|_| blocks.allocate(&segment, 30 << 20, Share::All).expect("memory")).collect();
         extents.into_iter().for_each(|extent| blocks.free(&segment, extent));
         let stat = rustix::fs::fstat(&segment).expect("a file");
         assert!(stat.st_blocks * 512 <= 70 << 20, "{} bytes are still there", stat.st_blocks * 512);

@@ -16,7 +16,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::registry;
@@ -119,21 +118,16 @@ struct Ledger {
 }
 
 /// A copy of a process has its ledger. `None` where the system gave no memory for one: then nothing is counted.
-static LEDGER: PerProcess<Option<&'static Ledger>> = PerProcess::new(|before| match (HANDED.try_lock(), before) {
-    (Ok(mut handed), before) => match handed.take().map(Ledger::open) {
-        Some(opened) => opened.ok(),
-        None => before.copied().unwrap_or_else(|| Ledger::create().ok()),
-    },
-    (Err(_), before) => before.copied().flatten(),
-});
+static LEDGER: PerProcess<Option<&'static Ledger>> =
+    PerProcess::new(|before| before.copied().unwrap_or_else(|| Ledger::create().ok()));
 
-/// That of the parent, until it is needed.
-static HANDED: Mutex<Option<OwnedFd>> = Mutex::new(None);
-
-/// This process, which has one thread, is one of the program whose ledger this is.
-pub(crate) fn join(ledger: OwnedFd) {
-    *HANDED.lock().unwrap_or_else(PoisonError::into_inner) = Some(ledger);
-    LEDGER.forget();
+/// Makes this process, which has one thread, one of the program whose ledger this is.
+///
+/// # Errors
+/// When it is no ledger, or cannot be mapped.
+pub(crate) fn join(ledger: OwnedFd) -> io::Result<()> {
+    LEDGER.replace(Some(Ledger::open(ledger)?));
+    Ok(())
 }
 
 /// The descriptor that makes another process one of this program, by [`join`].
@@ -224,20 +218,23 @@ impl Ledger {
 }
 
 /// Up to where a request may fill the budget. All requests end, as long as data that is in flight is taken: one for an item of
-/// at most half of the budget, from who has nothing else in flight, waits only for others like it to be taken, for what else
-/// there is leaves it as much.
+/// at most half of the budget, from a producer that has nothing else in flight, waits only for others like it to be taken, since
+/// everything else leaves it as much.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Share {
     /// Above this, queues keep no free memory.
     Quarter,
-    /// For whoever has something in flight; and for loans, which stay for as long as their borrowers like, and could be copies.
+    /// For a producer that has something in flight; for arguments of tasks, which stay until the task has answered; and for loans,
+    /// which stay for as long as their borrowers like, and could be copies.
     Half,
-    /// For who has nothing else in flight.
+    /// For a producer that has nothing else in flight.
     All,
+    /// For the one result of a worker that has waited in vain: it has it in private memory anyway.
+    More,
 }
 
 impl Share {
-    /// Who has no more than this in flight has as good as nothing: the chunks in which a queue begins.
+    /// With no more than this in flight, a queue has as good as nothing: the chunks in which it begins.
     const SMALL: u64 = 256 << 10;
 
     /// For a file of which so many bytes are in use.
@@ -250,6 +247,7 @@ impl Share {
             Self::Quarter => limit / 4,
             Self::Half => limit / 2,
             Self::All => limit,
+            Self::More => u64::MAX,
         }
     }
 }
@@ -290,14 +288,18 @@ impl Account {
         Ledger::get().is_some_and(|ledger| ledger.in_use() > share.of_limit(ledger.limit()))
     }
 
-    /// The file has so many bytes now.
+    /// The file has so many bytes now. Wakes the waiters for room if these are less than before.
     pub(crate) fn settle(&self, bytes: u64) {
-        let Some(ledger) = Ledger::get() else { return };
-        let Some(row) = self.row(ledger) else { return }; // there are too many files: this one is not counted
-        let before = row.bytes.swap(bytes, Ordering::SeqCst);
-        if bytes < before {
-            ledger.room().wake_all();
+        if self.settle_quietly(bytes) {
+            wake_waiting();
         }
+    }
+
+    /// As [`Account::settle`], for a waiter for room that gives back what it took in vain: it would wake itself, and again and
+    /// again. Returns whether the file has less than before.
+    pub(crate) fn settle_quietly(&self, bytes: u64) -> bool {
+        let row = Ledger::get().and_then(|ledger| self.row(ledger)); // none where there are too many files
+        row.is_some_and(|row| bytes < row.bytes.swap(bytes, Ordering::SeqCst))
     }
 
     /// Its row; one that nobody holds becomes this process's.
@@ -400,6 +402,11 @@ pub(crate) fn wake_waiting() {
         fence(Ordering::SeqCst); // between what made room and the look at who sleeps
         ledger.room().wake_all();
     }
+}
+
+/// Whether somebody may wait for room. To be asked after what could make some was done.
+pub(crate) fn is_room_awaited() -> bool {
+    Ledger::get().is_some_and(|ledger| ledger.room().is_anyone_asleep())
 }
 
 /// Does what needs room, again and again until there is some, or until the deadline.

@@ -219,13 +219,13 @@ impl Segment {
         memory::reserve(self.memfd.as_fd(), offset, len)
     }
 
-    /// As [`Segment::reserve`], as far as there is room in the budget, for who uses so many bytes of this file already.
+    /// As [`Segment::reserve`], up to a share of the budget.
     ///
     /// # Errors
     /// [`MemoryError::OutOfSpace`], [`MemoryError::System`].
-    pub(crate) fn claim(&self, offset: u64, len: u64, in_use: u64) -> Result<(), MemoryError> {
+    pub(crate) fn claim(&self, offset: u64, len: u64, share: Share) -> Result<(), MemoryError> {
         if let Some(account) = &self.account {
-            account.admit(len, Share::of(in_use))?;
+            account.admit(len, share)?;
         }
         self.reserve(offset, len)?;
         self.settle();
@@ -239,11 +239,21 @@ impl Segment {
 
     /// Says how much memory it has.
     pub(crate) fn settle(&self) {
-        if let Some(account) = &self.account
-            && let Ok(bytes) = memory::reserved_bytes(self.memfd.as_fd())
-        {
+        if let Some((account, bytes)) = self.account_and_bytes() {
             account.settle(bytes);
         }
+    }
+
+    /// See [`Account::settle_quietly`].
+    pub(crate) fn settle_quietly(&self) {
+        if let Some((account, bytes)) = self.account_and_bytes() {
+            account.settle_quietly(bytes);
+        }
+    }
+
+    fn account_and_bytes(&self) -> Option<(&Account, u64)> {
+        let account = self.account.as_ref()?;
+        Some((account, memory::reserved_bytes(self.memfd.as_fd()).ok()?))
     }
 
     /// Whether memory that is free is to go back rather than to be kept.

@@ -34,9 +34,10 @@ impl<T: Send + Sync> PerProcess<T> {
         self.made().filter(|made| made.pid == process_id()).map(|made| &made.value)
     }
 
-    /// Has it made anew when it is asked for next. Only for a process of one thread, which has given nobody the old one.
-    pub(crate) fn forget(&'static self) {
-        self.now.store(ptr::null_mut(), Ordering::Release);
+    /// Makes it this value. Only for a process of one thread, which has given nobody the old one.
+    pub(crate) fn replace(&'static self, value: T) {
+        let new = Made { pid: process_id(), value };
+        self.now.store(Box::leak(Box::new(new)), Ordering::Release);
     }
 
     /// This process's own.
