@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import importlib
-import multiprocessing
+import multiprocessing.pool
+import multiprocessing.queues
+import multiprocessing.synchronize
 import os
 import pkgutil
 import time
@@ -11,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 import polyproc
 import polyproc.shared_memory
 import pytest
+from conftest import eventually, is_running
 from polyproc.pool import WorkerLost
 
 
@@ -114,36 +117,162 @@ def test_work_that_was_submitted_is_done_before_the_end(programs):
     assert (code, sorted(out.splitlines()), err) == (0, ["done", "ends"], "")
 
 
+PROGRAM_THAT_INSTALLS = """
+    import multiprocessing
+    # From before: these are not left behind.
+    from multiprocessing import Pool, Process, Queue
+    from multiprocessing.pool import AsyncResult, Pool as PoolClass
+    from multiprocessing.queues import Queue as QueueClass
+    from concurrent.futures import ProcessPoolExecutor
+    import polyproc
+    polyproc.install()
+
+    class Subclass(PoolClass):
+        pass
+
+    class OwnQueue(QueueClass):  # as that of the standard executor
+        def _on_queue_feeder_error(self, error, obj):
+            print("refused", flush=True)
+
+    def whose(_=None):
+        return type(multiprocessing.get_context()).__module__
+
+    def put(queue, value, array, lock):
+        with value.get_lock(), lock:
+            value.value += array[1]
+        queue.put(whose())
+
+    def begin(shared, lock):
+        global kept
+        kept = shared
+
+    def add(n):
+        kept[n] = whose()
+
+    def main():
+        queue, value, array = Queue(), multiprocessing.Value("i", 1), multiprocessing.Array("i", [2, 3])
+        child = Process(target=put, args=(queue, value, array, multiprocessing.Lock()))
+        child.start()
+        print(queue.get(), value.value, isinstance(child, multiprocessing.Process))
+        child.join()
+        with Pool(2) as pool, PoolClass(2) as other:
+            result = pool.apply_async(whose)
+            print(result.get(), type(pool) is type(other), isinstance(result, AsyncResult), isinstance(pool, PoolClass))
+        with Subclass(2) as pool:
+            print(type(pool).__name__, pool.map(whose, range(2)))
+        own = OwnQueue(7, ctx=multiprocessing.get_context())
+        own.put(lambda: None)
+        own.put(3)
+        print(own.get(), type(own).__name__)
+        with ProcessPoolExecutor(2) as pool:
+            print(list(pool.map(whose, range(2))))
+        with multiprocessing.Manager() as manager:
+            shared = manager.dict()
+            with Pool(2, begin, (shared, manager.Lock())) as pool:
+                pool.map(add, range(2))
+            print(dict(sorted(shared.items())))
+            with manager.Pool(1) as pool:
+                print(pool.apply(whose))
+
+    if __name__ == "__main__":
+        multiprocessing.set_start_method(METHOD)
+        print(polyproc.get_start_method() == METHOD, multiprocessing.get_context() is polyproc.get_context())
+        main()
+"""
+
+
 def test_install(programs):
+    code, out, err = programs.run(PROGRAM_THAT_INSTALLS)
+    ours = "polyproc.context"
+    lines = [
+        "True True",
+        f"{ours} 4 True",
+        f"{ours} True True True",
+        f"Subclass {[ours] * 2}",
+        "refused",
+        "3 OwnQueue",
+        f"{[ours] * 2}",
+        str({0: ours, 1: ours}),
+        ours,
+    ]
+    assert (code, out.splitlines(), err) == (0, lines, "")
+
+
+def test_install_after_use_takes_over_what_was_set(programs):
+    code, out, err = programs.run(
+        """
+        import multiprocessing
+        before = multiprocessing.get_context(METHOD)
+        if __name__ == "__main__":
+            multiprocessing.set_start_method(METHOD)
+            import polyproc
+            polyproc.install()
+            print(multiprocessing.get_start_method() == polyproc.get_start_method() == METHOD)
+            queue = before.Queue()
+            child = multiprocessing.Process(target=queue.put, args=(1,))
+            child.start()
+            print(queue.get(), type(queue).__module__)
+            child.join()
+        """
+    )
+    assert (code, out, err) == (0, "True\n1 polyproc.queues\n", "")
+
+
+def test_every_module_is_an_attribute_of_the_package(programs):
     code, out, err = programs.run(
         """
         import polyproc
-        polyproc.install()
-        import multiprocessing
-        from multiprocessing.pool import Pool
-        from concurrent.futures import ProcessPoolExecutor
-
-        def work(_=None):
-            import multiprocessing
-            return multiprocessing.__name__
-
-        def put(queue):
-            queue.put(work())
-
-        if __name__ == "__main__":
-            multiprocessing.set_start_method(METHOD)
-            queue = multiprocessing.Queue()
-            child = multiprocessing.Process(target=put, args=(queue,))
-            child.start()
-            print(queue.get(), Pool.__module__)
-            child.join()
-            with multiprocessing.Pool(2) as pool:
-                print(pool.apply(work))
-            with ProcessPoolExecutor(2) as pool:
-                print(list(pool.map(work, range(2))), pool.submit(work).result())
+        print(polyproc.process.current_process().name, polyproc.pool.Pool.__name__, polyproc.managers.BaseManager.__module__)
+        print(hasattr(polyproc, "nothing"), hasattr(polyproc, "_nothing"))
         """
     )
-    assert (code, out, err) == (0, "polyproc polyproc.pool\npolyproc\n['polyproc', 'polyproc'] polyproc\n", "")
+    assert (code, out, err) == (0, "MainProcess Pool polyproc.managers\nFalse False\n", "")
+
+
+def test_objects_are_known_to_isinstance(mp):
+    with mp.Pool(1) as pool:
+        kinds = {
+            multiprocessing.pool.Pool: pool,
+            multiprocessing.pool.AsyncResult: pool.apply_async(len, ("",)),
+            multiprocessing.pool.MapResult: pool.map_async(len, [""]),
+            multiprocessing.pool.IMapIterator: pool.imap(len, [""]),
+            multiprocessing.queues.Queue: mp.Queue(),
+            multiprocessing.queues.JoinableQueue: mp.JoinableQueue(),
+            multiprocessing.queues.SimpleQueue: mp.SimpleQueue(),
+            multiprocessing.synchronize.Barrier: mp.Barrier(1),
+            multiprocessing.Process: mp.Process(),
+        }
+        for kind, thing in kinds.items():
+            assert isinstance(thing, kind)
+
+
+def serve_and_say(queue):
+    manager = polyproc.Manager()
+    queue.put(manager._process.pid)
+    time.sleep(1000)
+
+
+def test_the_server_of_a_manager_ends_with_its_program(mp):
+    queue = mp.Queue()
+    child = mp.Process(target=serve_and_say, args=(queue,))
+    child.start()
+    server = queue.get()
+    child.kill()
+    child.join()
+    eventually(lambda: not is_running(server))
+
+
+def test_the_server_of_a_manager_that_died_is_named(mp):
+    manager = mp.Manager()
+    numbers = manager.dict()
+    manager._process.kill()
+    for use in (lambda: numbers.update({1: 2}), manager.list):
+        with pytest.raises((OSError, EOFError), match="the server of the manager does not answer: it was killed by SIGKILL"):
+            use()
+
+
+def test_a_manager_has_the_default_context():
+    assert polyproc.managers.SyncManager()._ctx is polyproc.get_context()
 
 
 def make_segment(queue):

@@ -4,6 +4,7 @@
 page of the documentation.
 """
 
+import importlib.util
 import sys
 
 from . import context
@@ -20,20 +21,14 @@ if "__main__" in sys.modules:
 
 
 def install() -> None:
-    """Makes ``import multiprocessing`` mean polyproc from now on, here and in processes started from here.
+    """Has `multiprocessing` run on polyproc from now on, here and in processes started from here.
 
-    For code that one cannot edit. Modules that have imported it already keep what they have.
+    For code that one cannot edit. What was imported from `multiprocessing` before works, too: its modules and classes stay the
+    same objects.
     """
-    import importlib
-    import pkgutil
+    from ._install import install
 
-    ours = sys.modules[__name__]
-    names = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
-    # All of them first: they import the standard library's.
-    modules = {name: importlib.import_module(f"{__name__}.{name}") for name in names if name != "popen_spawn_win32"}
-    sys.modules["multiprocessing"] = ours
-    for name, module in modules.items():
-        sys.modules[f"multiprocessing.{name}"] = module
+    install()
 
 
 def __getattr__(name):
@@ -45,6 +40,8 @@ def __getattr__(name):
         from . import queues
 
         return getattr(queues, name)
+    if importlib.util.find_spec(f"{__name__}.{name}") is not None:
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,7 +1,6 @@
 """The child's side: what the engine calls in a new process, and in the fork server."""
 
 import atexit
-import gc
 import io
 import itertools
 import os
@@ -9,6 +8,7 @@ import pickle
 import sys
 import threading
 import traceback
+import weakref
 
 # All that a new process uses is imported here, so that it is there in copies of the fork server.
 from . import _polyproc, context, forkserver, process, resource_tracker, spawn, util
@@ -16,56 +16,54 @@ from ._carry import arriving, dumps_values
 
 __all__ = ()
 
-# Older versions of `_bootstrap` do what is registered to be done at the end by themselves.
-_ENDS_ITSELF = "_exit_function" in process.BaseProcess._bootstrap.__code__.co_names
+# This process is a copy of another one, of the fork server or by `fork`.
+_is_copy = False
+
+
+def _note_copy():
+    global _is_copy
+    _is_copy = True
+
+
+os.register_at_fork(after_in_child=_note_copy)
 
 
 def preload(data, fds):
-    """In the fork server: imports what its processes are to share."""
+    """In the fork server: see `_preload`, which is imported where there is something to preload."""
     _refresh_environ()
-    with arriving(fds):
-        preparation, modules = pickle.loads(data)
-    # A main module without the guard that tries to start processes is told so, instead.
-    process.current_process()._inheriting = True
-    try:
-        if preparation is not None:
-            spawn.prepare(preparation)
-        for name in modules:
-            if name != "__main__":
-                try:
-                    __import__(name)
-                except ImportError:
-                    pass
-    finally:
-        del process.current_process()._inheriting
-    _stop_idle_threads()
-    # What is there now stays: a collection in a child need not touch, and so copy, its pages.
-    gc.collect()
-    gc.freeze()
-    return 0
+    from ._preload import preload
+
+    return preload(data, fds)
 
 
-def _stop_idle_threads():
-    """Has numerical libraries stop the threads that they started when they were imported.
+def end_preloaded():
+    """In the fork server, before it ends."""
+    preloading = sys.modules.get("polyproc._preload")
+    if preloading is not None:
+        preloading.end_preloaded()
 
-    A process with threads cannot be copied soundly. These libraries know (OpenBLAS and its like): before a fork they stop
-    theirs, by `pthread_atfork(3)`, and start them anew when they need them.
-    """
-    try:
-        threads = len(os.listdir("/proc/self/task"))
-    except OSError:
-        return  # without /proc the engine makes no copies either
-    if threads > 1:
-        pid = os.fork()
-        if pid == 0:
-            os._exit(0)
-        os.waitpid(pid, 0)
+
+def _forget_original():
+    """In a copy of a process, before it does anything: what is to be done at exit is the original's, and so is the state of the
+    global generators of random numbers. (That of `random` is seeded by the interpreter.)"""
+    if not _is_copy:
+        return
+    atexit._clear()
+    atexit.register(util._exit_function)
+    if weakref.finalize._registered_with_atexit:
+        weakref.finalize._registry.clear()
+        weakref.finalize._registered_with_atexit = False  # the first of this process registers it anew
+    for name in ("numpy.random", "torch"):
+        module = sys.modules.get(name)
+        if hasattr(module, "seed"):
+            module.seed()
 
 
 def run(data, fds):
     """In a new process: gives its exit code."""
     forkserver._inherited_fds = list(fds)
     _refresh_environ()
+    _forget_original()
     stream = io.BytesIO(data)
     process.current_process()._inheriting = True
     try:
@@ -88,21 +86,24 @@ def run(data, fds):
 
 def bootstrap(process_obj, parent_pid):
     """Runs a process object in the process that was made for it; gives the exit code."""
-    if not _ENDS_ITSELF:
-        atexit._clear()
-        atexit.register(util._exit_function)
     try:
         return process_obj._bootstrap(parent_sentinel=_parent_sentinel(parent_pid))
     finally:
-        if not _ENDS_ITSELF:
-            atexit._run_exitfuncs()
-            util._flush_std_streams()
+        atexit._run_exitfuncs()
+        util._flush_std_streams()
         _polyproc.leave_locks()
+
+
+def bootstrap_fork(process_obj, parent_pid):
+    """As `bootstrap`, in a copy of the process that made the process object."""
+    _forget_original()
+    return bootstrap(process_obj, parent_pid)
 
 
 def begin_worker(data, fds, name):
     """In a pool's worker, before its first task."""
     _refresh_environ()
+    _forget_original()
     inheriting = process.current_process()
     inheriting._inheriting = True
     try:
@@ -122,8 +123,6 @@ def begin_worker(data, fds, name):
     process._parent_process = process._ParentProcess(parent_name, parent_pid, _parent_sentinel(parent_pid))
     threading.main_thread()._set_native_id()
     worker._after_fork()
-    atexit._clear()
-    atexit.register(util._exit_function)
     # What a task prints is seen even if its worker is killed, in whole lines.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -131,14 +131,16 @@ class BaseContext(_standard.BaseContext):
 
         set_executable(executable)
 
-    def set_forkserver_preload(self, module_names: list[str]) -> None:
+    def set_forkserver_preload(self, module_names: list[str], *, on_error: str = "ignore") -> None:
         """Sets the modules that the fork server imports before it makes processes, which then share them.
 
-        A module that cannot be imported is left out. The main module is preloaded in any case.
+        The main module is among them only if ``"__main__"`` is; it is unless this was called, if there is nothing in it that
+        processes must not share. A module that cannot be imported is left out, with a warning in the fork server for
+        ``on_error="warn"``; for ``"fail"`` the next start fails.
         """
         from .forkserver import set_forkserver_preload
 
-        set_forkserver_preload(module_names)
+        set_forkserver_preload(module_names, on_error=on_error)
 
     def get_context(self, method=None):
         if method is None:
@@ -158,7 +160,11 @@ class BaseContext(_standard.BaseContext):
         globals()["reduction"] = reduction
 
 
-class _Process(process.BaseProcess):
+# To type checkers the standard class is unknown.
+_StandardProcess = process.BaseProcess if TYPE_CHECKING else _standard.Process
+
+
+class _Process(_StandardProcess):
     """What all start methods have in common. Unlike the standard library's, daemonic processes may have children."""
 
     def start(self):
@@ -278,6 +284,20 @@ class SpawnContext(BaseContext):
 class ForkServerContext(BaseContext):
     _name = "forkserver"
     Process = ForkServerProcess
+
+    @property
+    def preload(self) -> str:
+        """Whether the fork server imports the main module, which all processes share then: ``"auto"``, if nothing in it is left
+        that they must not share; ``"always"``; or ``"never"``."""
+        from . import forkserver
+
+        return forkserver._options.main
+
+    @preload.setter
+    def preload(self, main: str) -> None:
+        from .forkserver import set_preload_of_main
+
+        set_preload_of_main(main)
 
 
 _concrete_contexts = {

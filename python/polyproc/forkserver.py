@@ -1,36 +1,62 @@
 """The fork server: a helper process that imports the main module and what `set_forkserver_preload` names, once, and of which
 new processes are copies. (`docs/design/start.md`)"""
 
+import atexit
 import functools
 import os
+import typing
+import warnings
 
 from . import _polyproc, util
 from ._carry import dumps_values
 
 __all__ = ["ensure_running", "get_inherited_fds", "connect_to_new_process", "set_forkserver_preload"]
 
-_preload_modules = ["__main__"]
+# How long the fork server has to end in order when the program ends.
+_GRACE_SECONDS = 5
+
+
+class _Options(typing.NamedTuple):
+    """What the fork server imports: modules, whether the main module, and what is done where an import fails."""
+
+    modules: tuple = ()
+    main: str = "auto"
+    on_error: str = "ignore"
 
 
 class _Prepared:
     """Of which process, and for what the fork server was last prepared."""
 
-    def __init__(self, main, preparation):
-        self.main = main
+    def __init__(self, key, preparation):
+        self.key = key
         self.preparation = preparation
 
 
+_options = _Options()
 _prepared = _Prepared(None, None)
 # Descriptors that this process was given.
 _inherited_fds = None
 
 
-def set_forkserver_preload(modules_names):
-    """Sets the modules that the fork server imports. A module that cannot be imported is left out."""
-    global _preload_modules
+def set_forkserver_preload(modules_names, *, on_error="ignore"):
+    """Sets the modules that the fork server imports: the main module only if ``"__main__"`` is among them, and then whatever it
+    holds. Where a module cannot be imported, `on_error` ignores that, warns in the fork server (``"warn"``), or has the next
+    start fail (``"fail"``)."""
+    global _options
     if not all(type(name) is str for name in modules_names):
         raise TypeError("module_names must be a list of strings")
-    _preload_modules = list(modules_names)
+    if on_error not in ("ignore", "warn", "fail"):
+        raise ValueError(f"on_error must be 'ignore', 'warn' or 'fail', not {on_error!r}")
+    main = "always" if "__main__" in modules_names else "never"
+    _options = _Options(tuple(name for name in modules_names if name != "__main__"), main, on_error)
+
+
+def set_preload_of_main(main):
+    """Sets whether the fork server imports the main module: ``"auto"`` looks what that holds, ``"always"``, ``"never"``."""
+    global _options
+    if main not in ("auto", "always", "never"):
+        raise ValueError(f"preload must be 'auto', 'always' or 'never', not {main!r}")
+    _options = _options._replace(main=main)
 
 
 def get_inherited_fds():
@@ -41,42 +67,64 @@ def get_inherited_fds():
 def with_preload(preparation, start):
     """Calls `start` with what of a preparation new processes are still to be told: the fork server, which it needs, may know it
     all."""
-    _prepare(preparation)
+    options = _options
+    _prepare(preparation, options)
     try:
         return start(None if preparation == _prepared.preparation else preparation)
-    except _polyproc.PreloadError:
-        # The main module raises when it is imported, or starts threads: then each process imports it by itself.
+    except _polyproc.PreloadError as error:
+        # Then each process imports the main module by itself.
+        _say_why(str(error), options)
+        _set_preload(None, options)
         _prepared.preparation = None
-        _set_preload(None)
     try:
         return start(preparation)
     except _polyproc.PreloadError:
-        # Another module does, or the system lets no fork server make processes: then these are told all, and import all.
+        # Another module does it, or the system lets no fork server make processes: then these are told all, and import all.
         if _polyproc.is_forkserver_refused():
-            _log_once()
+            _log_once(
+                "the system lets no fork server make processes (clone3 and clone are refused, or /proc is not mounted): "
+                "programs are executed instead, which is slower"
+            )
         _polyproc.set_preload(None, [])
         return start(preparation)
 
 
+def _say_why(why, options):
+    kind, _, what = why.partition(":")
+    if kind == "import" and options.on_error == "fail":
+        raise _polyproc.PreloadError(what)
+    if kind == "import" and options.on_error == "warn":
+        warnings.warn(f"failed to preload: {what}", ImportWarning, stacklevel=4)
+    if kind == "holds":
+        _log_once(
+            f"each process imports the main module by itself, as copies of a process must not share what that holds: {what}. "
+            'Make it in a function, or under `if __name__ == "__main__":`; '
+            'or call `set_forkserver_preload(["__main__"])` to share it, or `set_forkserver_preload([])`'
+        )
+
+
 @functools.cache
-def _log_once():
-    util.get_logger().warning(
-        "the system lets no fork server make processes (clone3 and clone are refused, or /proc is not mounted): "
-        "programs are executed instead, which is slower"
-    )
+def _log_once(text):
+    util.get_logger().warning(text)
 
 
-def _prepare(preparation):
+def _prepare(preparation, options):
     global _prepared
     main = [preparation.get(key) for key in ("init_main_from_name", "init_main_from_path")]
-    wanted = _Prepared((os.getpid(), main, _preload_modules), preparation)
-    if _prepared.main != wanted.main:
-        _set_preload(preparation)
-        _prepared = wanted
+    key = (os.getpid(), main, options)
+    if _prepared.key != key:
+        if _prepared.key is None or _prepared.key[0] != os.getpid():
+            # Before the standard library's exit function, which ends processes.
+            atexit.register(_polyproc.end_forkserver, _GRACE_SECONDS)
+        _set_preload(preparation, options)
+        _prepared = _Prepared(key, None if options.main == "never" else preparation)
 
 
-def _set_preload(preparation):
-    _polyproc.set_preload(*dumps_values((preparation, _preload_modules)))
+def _set_preload(preparation, options):
+    if options.main == "never" and not options.modules:
+        _polyproc.set_preload(None, [])
+    else:
+        _polyproc.set_preload(*dumps_values((preparation, *options)))
 
 
 class ForkServer:

@@ -1,6 +1,74 @@
-"""The standard library's `multiprocessing.managers`, the very module."""
+"""Managers: the standard library's, whose servers polyproc starts, and which end with their program, however it ends."""
 
-import sys
-from multiprocessing import managers
+import functools
+import signal
+from multiprocessing import managers as _standard
+from multiprocessing.managers import BaseProxy, PoolProxy, Token
 
-sys.modules[__name__] = managers
+from . import get_context, resource_tracker, shared_memory
+from .pool import Pool
+
+__all__ = ["BaseManager", "SyncManager", "BaseProxy", "Token", "SharedMemoryManager"]
+
+
+def __getattr__(name):
+    return getattr(_standard, name)
+
+
+class BaseManager(_standard.BaseManager):
+    """A server process, and proxies for objects in it. Its context is polyproc's default one, if none is given."""
+
+    def __init__(self, address=None, authkey=None, serializer="pickle", ctx=None, **options):
+        _standard.BaseManager.__init__(self, address, authkey, serializer, ctx or get_context(), **options)
+
+
+class SyncManager(BaseManager, _standard.SyncManager):
+    """A manager of lists, dicts, queues, locks and the like."""
+
+
+class SharedMemoryManager(BaseManager, _standard.SharedMemoryManager):
+    """A manager of blocks of shared memory, which are destroyed when it is shut down."""
+
+    def __init__(self, *args, **kwds):
+        resource_tracker.ensure_running()  # before the server, which shares it
+        super().__init__(*args, **kwds)
+
+
+SyncManager.register("Pool", Pool, PoolProxy)
+# Of managers of shared memory: what they make is known to our tracker.
+_standard.shared_memory = shared_memory
+
+
+def _how_it_ended(process):
+    if process is None or process.exitcode is None:
+        return "it has ended, or its connection was closed"
+    if process.exitcode < 0:
+        return f"it was killed by {signal.Signals(-process.exitcode).name}"
+    return f"it exited with code {process.exitcode}"
+
+
+def _naming_the_server(method, manager_of):
+    """The method of a proxy or manager, whose errors of a connection say what became of the server."""
+
+    @functools.wraps(method)
+    def wrapper(self, *args, **kwds):
+        try:
+            return method(self, *args, **kwds)
+        except (ConnectionError, EOFError, FileNotFoundError) as error:
+            manager = manager_of(self)
+            process = getattr(manager, "_process", None)
+            if process is not None:
+                process.join(1)  # its sockets close before it has ended
+                if process.is_alive():
+                    raise
+            elif not isinstance(error, ConnectionError) and error.args:
+                raise  # it is one that the server sent
+            text = f"the server of the manager does not answer: {_how_it_ended(process)}"
+            args = (error.errno, text) if isinstance(error, OSError) else (text,)
+            raise type(error)(*args) from error
+
+    return wrapper
+
+
+BaseProxy._callmethod = _naming_the_server(BaseProxy._callmethod, lambda proxy: proxy._manager)
+_standard.BaseManager._create = _naming_the_server(_standard.BaseManager._create, lambda manager: manager)

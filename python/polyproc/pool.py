@@ -16,6 +16,7 @@ import os
 import threading
 import types
 import warnings
+from multiprocessing import pool as _standard
 from multiprocessing import util
 from multiprocessing.pool import (
     CLOSE,
@@ -81,7 +82,7 @@ def _rebuild_error(text, pickle):
     return error
 
 
-class ApplyResult:
+class ApplyResult(_standard.ApplyResult):
     """What comes of a call, later. It can be awaited, too."""
 
     def __init__(self, pool, outcome, callback=None, error_callback=None):
@@ -135,13 +136,11 @@ class ApplyResult:
         self._outcome.then(when_over(future.set_result), when_over(future.set_exception))
         return future.__await__()
 
-    __class_getitem__ = classmethod(types.GenericAlias)
-
 
 AsyncResult = ApplyResult
 
 
-class MapResult(ApplyResult):
+class MapResult(ApplyResult, _standard.MapResult):
     """What comes of a map, later."""
 
 
@@ -161,7 +160,7 @@ def _start_feeding(results, unfed):
     thread.start()
 
 
-class IMapIterator:
+class IMapIterator(_standard.IMapIterator):
     """Results one by one."""
 
     def __init__(self, results, unfed):
@@ -191,7 +190,7 @@ class IMapIterator:
         return self.next()
 
 
-class IMapUnorderedIterator(IMapIterator):
+class IMapUnorderedIterator(IMapIterator, _standard.IMapUnorderedIterator):
     """Results one by one, as they come."""
 
 
@@ -216,7 +215,7 @@ def _limits(timeout, retries):
     return None if timeout is None and not retries else (timeout, retries)
 
 
-class Pool:
+class Pool(_standard.Pool):
     """Worker processes that run tasks. ``memory_limit`` is how many bytes a worker may have in memory, with what a
     fork has inherited; ``max_waiting_bytes`` how many bytes of pickled arguments may wait for workers: above that,
     `apply_async` and `map_async` wait before they submit more."""
@@ -266,6 +265,8 @@ class Pool:
         who = (me._identity, me.name, os.getpid(), method)
         util._flush_std_streams()
         if method == "fork":
+            from . import _child  # before the copies: they know by it that they are copies
+
             # The workers find it in their copy of this process.
             resource_tracker.share()
             key = next(_numbers)
@@ -384,6 +385,9 @@ class Pool:
     def _pool(self):
         """The workers, for those who look for their process ids."""
         return [_Worker(pid) for pid in self._pool_of_engine.pids()]
+
+    def _repopulate_pool(self):
+        """Does nothing: the engine replaces workers at once."""
 
     def resize(self, processes):
         """Keeps so many workers from now on."""

@@ -12,6 +12,13 @@ __all__ = ["Popen"]
 _GRACE_SECONDS = 5
 
 
+def _is_server(process_obj):
+    """Whether it is to be the server of a manager."""
+    target = getattr(process_obj, "_target", None)
+    names = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
+    return names == ("multiprocessing.managers", "BaseManager._run_server")
+
+
 class Popen:
     """A started process, as `multiprocessing`'s process objects use it."""
 
@@ -19,7 +26,9 @@ class Popen:
 
     def __init__(self, process_obj):
         util._flush_std_streams()
+        # The server of a manager ends with its program, as a daemon does.
         self._is_daemon = process_obj.daemon
+        self._is_bound = process_obj.daemon or _is_server(process_obj)
         self.finalizer = None
         self._child = self._launch(process_obj)
         self.pid = self._child.pid
@@ -27,11 +36,11 @@ class Popen:
         self.returncode = None
 
     def _launch(self, process_obj):
-        from ._child import bootstrap
+        from ._child import bootstrap_fork
 
         resource_tracker.share()
         parent = os.getpid()
-        return _polyproc.fork(process_obj.name, process_obj.daemon, lambda: bootstrap(process_obj, parent))
+        return _polyproc.fork(process_obj.name, self._is_bound, lambda: bootstrap_fork(process_obj, parent))
 
     def poll(self, flag=os.WNOHANG):
         """The exit code, negative for a signal; `None` while it runs. Waits, unless `flag` says otherwise."""

@@ -16,4 +16,4 @@ class Popen(popen_fork.Popen):
 
     def _start(self, process_obj, preparation):
         data, fds = dumps_values(preparation, process_obj)
-        return _polyproc.start(self.method, process_obj.name, process_obj.daemon, data, fds)
+        return _polyproc.start(self.method, process_obj.name, self._is_bound, data, fds)

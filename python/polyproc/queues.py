@@ -5,8 +5,10 @@ be pickled raises there and then, and nothing is left to be joined at exit.
 """
 
 import os
+import threading
 import types
 import typing
+from multiprocessing import queues as _standard
 from queue import Empty, Full
 
 from . import _polyproc, context
@@ -36,8 +38,11 @@ class _End:
     def recv(self):
         return self._queue.get()
 
+    def send(self, obj):
+        self._queue.put(obj)
+
     def close(self):
-        self._queue.close()
+        """Does nothing: the other end is the same object, and in use."""
 
 
 class _Queue(_polyproc.Queue):
@@ -66,6 +71,16 @@ class _Queue(_polyproc.Queue):
         return _End(self)
 
     _writer = _reader
+
+    def _poll(self, timeout=0.0):
+        return self._reader.poll(timeout)
+
+    @property
+    def _rlock(self):
+        """A lock for code that holds the standard library's around what it reads; ours needs none."""
+        return threading.Lock()
+
+    _wlock = _rlock
 
     def _put_failed(self, error, obj):
         raise error
@@ -105,7 +120,7 @@ def set_memory_budget(limit):
     _polyproc.set_memory_budget(limit)
 
 
-class Queue(_Queue):
+class Queue(_Queue, _standard.Queue):
     def __init__(self, maxsize=0, *, max_bytes=0, ctx):
         self._init(max(maxsize, 0), max(max_bytes, 0))
         self._maxsize = maxsize if maxsize > 0 else SEM_VALUE_MAX
@@ -138,11 +153,11 @@ class Queue(_Queue):
         """Does nothing, as there is no thread."""
 
 
-class JoinableQueue(Queue):
+class JoinableQueue(Queue, _standard.JoinableQueue):
     """A queue that counts the items that are not done."""
 
 
-class SimpleQueue(_Queue):
+class SimpleQueue(_Queue, _standard.SimpleQueue):
     def __init__(self, *, ctx):
         self._init(0)
 

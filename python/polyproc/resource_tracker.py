@@ -11,11 +11,15 @@ import signal
 import sys
 import threading
 import warnings
-from multiprocessing.resource_tracker import _CLEANUP_FUNCS, main
+from multiprocessing import resource_tracker as _standard
+from multiprocessing.resource_tracker import main
 
 from . import reduction, spawn, util
 
 __all__ = ["ensure_running", "register", "unregister"]
+
+# Our semaphores have no names.
+_CLEANUP_FUNCS = {kind: clean for kind, clean in _standard._CLEANUP_FUNCS.items() if kind != "semaphore"}
 
 
 class ResourceTracker:

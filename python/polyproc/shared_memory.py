@@ -9,7 +9,6 @@ import mmap
 import os
 import types
 from multiprocessing import shared_memory as _standard
-from multiprocessing.shared_memory import _make_filename
 
 # All names of the standard library's, but for those below.
 globals().update((name, value) for name, value in vars(_standard).items() if not name.startswith("__"))
@@ -17,6 +16,10 @@ globals().update((name, value) for name, value in vars(_standard).items() if not
 from . import resource_tracker  # noqa: E402
 
 __all__ = ["SharedMemory", "ShareableList"]
+
+
+def _make_filename():
+    return _standard._make_filename()
 
 
 class SharedMemory(_standard.SharedMemory):

@@ -54,7 +54,7 @@ def get_preparation_data(name=""):
         del data["init_main_from_path"]  # it came from standard input
     data["polyproc"] = {
         "start_method": context._default_context.get_start_method(),
-        "is_installed": sys.modules["multiprocessing"] is sys.modules["polyproc"],
+        "is_installed": "polyproc._install" in sys.modules and sys.modules["polyproc._install"].is_installed(),
     }
     data["polyproc_tracker"] = resource_tracker._resource_tracker
     return data

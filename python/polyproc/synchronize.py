@@ -7,7 +7,6 @@ An owner that ended in order keeps it, until somebody releases it.
 
 import atexit
 import sys
-import threading
 from multiprocessing import synchronize as _standard
 
 from . import _polyproc, context
@@ -155,7 +154,7 @@ class Event(_Object, _standard.Event):
         return f"<{type(self).__qualname__} at {id(self):#x} {'set' if self.is_set() else 'unset'}>"
 
 
-class Barrier(_Object, threading.Barrier):
+class Barrier(_Object, _standard.Barrier):
     def __init__(self, parties, action=None, timeout=None, *, ctx):
         if parties < 1:
             raise ValueError("parties must be >= 1")

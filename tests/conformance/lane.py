@@ -1,14 +1,21 @@
-"""Runs the interpreter's own tests of `multiprocessing` against polyproc.
+"""Runs the interpreter's own tests of `multiprocessing` and `concurrent.futures` against polyproc.
 
-    python tests/conformance/lane.py [--method fork|spawn|forkserver]... [--only TEXT] [--module multiprocessing]
+    python tests/conformance/lane.py [--lane NAME]... [--only TEXT] [--verbose]
 
-Needs an interpreter that has its `test` package. The tests are read from it, the name of the module is replaced, and each
-runs in a process of its own family, bounded in time. A test that fails is run once more against the standard library: what
-fails there as well does not count. What is left must stand in `known.txt`, each with its reason; and what stands there must
-fail, so that the list stays short.
+| lane | what runs |
+|---|---|
+| fork, spawn, forkserver | the tests of that start method, with the name of the module replaced in their text |
+| installed-fork, ... | the same, not changed, in an interpreter that called `polyproc.install()` |
+| installed-others | so as well: `test_multiprocessing_main_handling`, `test_concurrent_futures`, the queues of `test_logging` |
+| executor | `test_concurrent_futures` with `polyproc.ProcessPoolExecutor` in the place of the standard one |
+
+Needs an interpreter that has its `test` package. Each test runs in a process of its own family, bounded in time. A test that
+fails is run once more against the standard library: what fails there as well does not count. What is left must stand in
+`known.txt`, each with its reason; and what stands there must fail, so that the list stays short.
 """
 
 import argparse
+import fnmatch
 import importlib.util
 import json
 import os
@@ -23,13 +30,29 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 METHODS = ("forkserver", "spawn", "fork")
+LANES = (*METHODS, *(f"installed-{method}" for method in METHODS), "installed-others", "executor")
 # Seconds that one test may take: the slowest takes some 20, and on a loaded machine threads may have begun sleeps of
 # `support.LONG_TIMEOUT`, here 60, that nothing can end.
 PATIENCE = 240
 
 
-def write_tests(folder, module):
-    """The tests with the module's name replaced, as modules that child processes can import."""
+# The modules of the other lanes, and what names of their tests have in them that concern processes.
+OTHERS = {
+    "installed-others": (
+        ["test.test_multiprocessing_main_handling", "test.test_concurrent_futures", "test.test_logging"],
+        "main_handling|Process|Fork|Spawn|Queue|multiprocess",
+    ),
+    "executor": (["test.test_concurrent_futures"], "Process|Fork|Spawn"),
+}
+INSTALL = "import polyproc\npolyproc.install()\n"
+EXECUTOR = """import concurrent.futures
+import polyproc
+concurrent.futures.ProcessPoolExecutor = polyproc.ProcessPoolExecutor
+"""
+
+
+def write_replaced(folder, method, module):
+    """The tests with the module's name replaced, as modules that child processes can import; the name of that of a method."""
     origin = pathlib.Path(importlib.util.find_spec("test._test_multiprocessing").origin)
     for program in origin.parent.glob("mp_*.py"):
         text = re.sub(r"(?<![\w.])multiprocessing\b", module, program.read_text())
@@ -46,9 +69,34 @@ def write_tests(folder, module):
     # Some start an interpreter without its site-packages.
     if importlib.util.find_spec(module).origin and not (folder / module).exists():
         (folder / module).symlink_to(pathlib.Path(importlib.util.find_spec(module).origin).parent)
-    for method in METHODS:
-        text = f"import _tests_of_all\n_tests_of_all.install_tests_in_module_dict(globals(), {method!r})\n"
-        (folder / f"tests_of_{method}.py").write_text(text)
+    for each in METHODS:  # some tests start others
+        text = f"import _tests_of_all\n_tests_of_all.install_tests_in_module_dict(globals(), {each!r})\n"
+        (folder / f"tests_of_{each}.py").write_text(text)
+    return f"tests_of_{method}"
+
+
+def find_or_write_tests_of(method, folder):
+    """The module of the tests of a start method. Some installations have no such folders, only what they are made of."""
+    name = f"test_multiprocessing_{method}"
+    if importlib.util.find_spec(f"test.{name}"):
+        return f"test.{name}"
+    text = f"import test._test_multiprocessing as tests\ntests.install_tests_in_module_dict(globals(), {method!r})\n"
+    (folder / f"{name}.py").write_text(text)
+    return name
+
+
+def prepare(lane, folder, is_ours):
+    """Writes what a lane needs into a folder for the search path, with us or with the standard library. Returns the names of
+    the modules of its tests, and a pattern of the tests in them that are meant."""
+    if lane in METHODS:
+        return [write_replaced(folder, lane, "polyproc" if is_ours else "multiprocessing")], ""
+    if is_ours:
+        # For all interpreters that are started there.
+        (folder / "sitecustomize.py").write_text(EXECUTOR if lane == "executor" else INSTALL)
+    if lane in OTHERS:
+        names, pattern = OTHERS[lane]
+        return [name for name in names if importlib.util.find_spec(name)], pattern
+    return [find_or_write_tests_of(lane.removeprefix("installed-"), folder)], ""
 
 
 RUNNER = """
@@ -86,14 +134,14 @@ class Result(unittest.TestResult):
         super().stopTest(test)
         self.tell(test, *self.seen)
 
-name, wanted = sys.argv[1], set(json.loads(sys.argv[2]) or [])
+names, wanted = json.loads(sys.argv[1]), set(json.loads(sys.argv[2]))
 def flatten(suite):
     for test in suite:
         if isinstance(test, unittest.TestSuite):
             yield from flatten(test)
         else:
             yield test
-tests = list(flatten(unittest.defaultTestLoader.loadTestsFromName(name)))
+tests = list(flatten(unittest.defaultTestLoader.loadTestsFromNames(names)))
 if sys.argv[3] == "list":
     print(json.dumps(["list", [test.id() for test in tests], ""]), file=out)
 else:
@@ -108,10 +156,10 @@ out.flush()
 class Run:
     """One process that runs tests, and all that it starts."""
 
-    def __init__(self, folder, name, wanted, what="run"):
+    def __init__(self, folder, names, wanted, what="run"):
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path[1:]])}
         self.log = tempfile.TemporaryFile()
-        command = [sys.executable, "-W", "ignore", "-c", RUNNER, name, json.dumps(wanted), what]
+        command = [sys.executable, "-W", "ignore", "-c", RUNNER, json.dumps(names), json.dumps(wanted), what]
         self.process = subprocess.Popen(
             command,
             cwd=folder,
@@ -150,12 +198,12 @@ class Run:
         return self.log.read().decode(errors="replace")
 
 
-def run_tests(folder, name, wanted):
+def run_tests(folder, names, wanted):
     """How each test ended: {id: (how, text)}."""
     results = {}
     left = list(wanted)
     while left:
-        run = Run(folder, name, left)
+        run = Run(folder, names, left)
         current, is_done = None, False
         for how, test, text in run.messages():
             if how == "begins":
@@ -179,67 +227,74 @@ def run_tests(folder, name, wanted):
     return {test: results[test] for test in wanted}
 
 
-def known_failures(version):
-    """{method: {test: reason}} of `known.txt`: lines `METHODS VERSIONS TEST  reason`, `*` for all."""
-    known = {method: {} for method in METHODS}
+def known_failures(lane, version):
+    """Of `known.txt`, {test: reason}: lines `LANES VERSIONS TEST  reason`, with patterns of lanes; `*` is all versions."""
+    known = {}
     for line in (HERE / "known.txt").read_text().splitlines():
         if not line.strip() or line.startswith("#"):
             continue
-        methods, versions, test, reason = line.split(None, 3)
-        if versions == "*" or version in versions.split(","):
-            for method in METHODS if methods == "*" else methods.split(","):
-                known[method][test] = reason
+        lanes, versions, test, reason = line.split(None, 3)
+        is_lane = any(fnmatch.fnmatch(lane, pattern) for pattern in lanes.split(","))
+        if is_lane and (versions == "*" or version in versions.split(",")):
+            known[test] = reason
     return known
+
+
+def class_and_name(test):
+    return ".".join(test.split(".")[-2:])
+
+
+def run_lane(lane, folder, only, is_verbose):
+    """Runs a lane and prints what came of it: how many tests passed, failed without being known to, and were skipped."""
+    version = "{}.{}".format(*sys.version_info)
+    known = known_failures(lane, version)
+    ours, theirs = folder / lane / "ours", folder / lane / "theirs"
+    for place in (ours, theirs):
+        place.mkdir(parents=True)
+    names, pattern = prepare(lane, ours, is_ours=True)
+    prepare(lane, theirs, is_ours=False)
+    listing = Run(ours, names, [], "list")
+    tests = next((message[1] for message in listing.messages()), None)
+    log = listing.end()
+    if tests is None:
+        sys.exit(f"the tests could not be loaded:\n{log}")
+    tests = [test for test in tests if re.search(pattern, test) and only in test]
+    results = run_tests(ours, names, tests)
+    bad = [test for test, (how, _) in results.items() if how not in ("passed", "skipped")]
+    again = run_tests(theirs, names, bad)
+    fair = [test for test in bad if again.get(test, ("passed",))[0] == "passed"]
+    ok = sum(how == "passed" for how, _ in results.values())
+    skips = sum(how == "skipped" for how, _ in results.values())
+    print(
+        f"{lane}, Python {version}: {ok} passed, {len(fair)} failed that the standard library passes, "
+        f"{len(bad) - len(fair)} failed there too, {skips} skipped "
+        f"({100 * ok / max(ok + len(fair), 1):.1f} % of what the standard library passes)",
+        flush=True,
+    )
+    failed = 0
+    for test in fair:
+        reason = known.get(class_and_name(test))
+        how, text = results[test]
+        print(f"  {how}: {class_and_name(test)}: {reason or 'NOT KNOWN'}", flush=True)
+        if is_verbose or reason is None:
+            print("    " + text.strip()[-2000:].replace("\n", "\n    "), flush=True)
+        failed += reason is None
+    passed = {class_and_name(test) for test, (how, _) in results.items() if how == "passed"}
+    for test in passed & {test for test, reason in known.items() if not reason.startswith("sometimes:")}:
+        print(f"  passes, though known.txt says that it fails: {test}", flush=True)
+        failed += 1
+    return ok, failed, skips
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--method", action="append", choices=METHODS)
+    parser.add_argument("--lane", action="append", choices=LANES)
     parser.add_argument("--only", default="", help="only tests with this text in their names")
-    parser.add_argument("--module", default="polyproc")
     parser.add_argument("--verbose", action="store_true", help="print why tests failed")
     options = parser.parse_args()
-    version = "{}.{}".format(*sys.version_info)
-    known = known_failures(version)
-    passed = failed = skipped = 0
     with tempfile.TemporaryDirectory() as folder:
-        ours, theirs = pathlib.Path(folder, "ours"), pathlib.Path(folder, "theirs")
-        for place, module in ((ours, options.module), (theirs, "multiprocessing")):
-            place.mkdir()
-            write_tests(place, module)
-        for method in options.method or METHODS:
-            name = f"tests_of_{method}"
-            listing = Run(ours, name, [], "list")
-            tests = next((message[1] for message in listing.messages()), None)
-            log = listing.end()
-            if tests is None:
-                sys.exit(f"the tests could not be loaded:\n{log}")
-            tests = [test for test in tests if options.only in test]
-            results = run_tests(ours, name, tests)
-            bad = [test for test, (how, _) in results.items() if how not in ("passed", "skipped")]
-            again = run_tests(theirs, name, bad) if options.module != "multiprocessing" else {}
-            fair = [test for test in bad if again.get(test, ("passed",))[0] == "passed"]
-            ok = sum(how == "passed" for how, _ in results.values())
-            skips = sum(how == "skipped" for how, _ in results.values())
-            print(
-                f"{method}, Python {version}: {ok} passed, {len(fair)} failed that the standard library passes, "
-                f"{len(bad) - len(fair)} failed there too, {skips} skipped "
-                f"({100 * ok / max(ok + len(fair), 1):.1f} % of what the standard library passes)",
-                flush=True,
-            )
-            passed, skipped = passed + ok, skipped + skips
-            for test in fair:
-                short = test.removeprefix(name + ".")
-                reason = known[method].get(short)
-                how, text = results[test]
-                print(f"  {how}: {short}: {reason or 'NOT KNOWN'}", flush=True)
-                if options.verbose or reason is None:
-                    print("    " + text.strip()[-2000:].replace("\n", "\n    "), flush=True)
-                failed += reason is None
-            for test in known[method]:
-                if results.get(f"{name}.{test}", ("",))[0] == "passed":
-                    print(f"  passes, though known.txt says that it fails: {test}", flush=True)
-                    failed += 1
+        counts = [run_lane(lane, pathlib.Path(folder), options.only, options.verbose) for lane in options.lane or LANES]
+    passed, failed, skipped = (sum(column) for column in zip(*counts))
     print(f"{passed} passed, {failed} failed, {skipped} skipped")
     sys.exit(failed > 0)
 

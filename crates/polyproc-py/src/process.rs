@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 use polyproc_core::process::{self, ExitStatus, Function, Handler, Job, Settings, Signal, StartError, StartMethod};
 use polyproc_core::{Input, Payload, Verdict};
@@ -17,7 +18,7 @@ pyo3::create_exception!(
     _polyproc,
     PreloadError,
     PyRuntimeError,
-    "What was to be preloaded made the fork server fail, or left threads running in it."
+    "What was to be preloaded made the fork server fail, or left something in it that processes must not share."
 );
 
 thread_local! {
@@ -42,7 +43,7 @@ pub(crate) fn error(error: StartError) -> PyErr {
             Some(errno) => PyOSError::new_err((errno, format!("{doing} failed: {source}"))),
             None => PyOSError::new_err(format!("{doing} failed: {source}")),
         },
-        StartError::Preload { .. } => PreloadError::new_err(error.to_string()),
+        StartError::Preload { why } => PreloadError::new_err(why),
         _ => PyRuntimeError::new_err(error.to_string()),
     }
 }
@@ -64,13 +65,24 @@ fn exit_code(status: ExitStatus) -> i32 {
 /// A process that this one started.
 #[derive(Debug)]
 #[pyclass(frozen, module = "polyproc._polyproc")]
-struct Child(process::Child);
+pub(crate) struct Child(process::Child);
+
+impl From<process::Child> for Child {
+    fn from(child: process::Child) -> Self {
+        Self(child)
+    }
+}
 
 #[pymethods]
 impl Child {
     #[getter]
     fn pid(&self) -> u32 {
         self.0.pid()
+    }
+
+    #[getter]
+    fn name(&self) -> &str {
+        self.0.name()
     }
 
     /// A descriptor that is readable once the process has ended; it belongs to this object.
@@ -96,12 +108,12 @@ impl Child {
 }
 
 /// Calls `polyproc._child.NAME(data, fds)`.
-fn call(name: &str, input: Input<'_>) -> PyResult<i32> {
+fn call<T: for<'py> FromPyObjectOwned<'py>>(name: &str, input: Input<'_>) -> PyResult<T> {
     Python::attach(|py| {
         let data = PyBytes::new(py, input.bytes);
-        let code = py.import("polyproc._child")?.call_method1(name, (data, sys::hand_over(input.fds)));
-        let code = code.inspect_err(|error| error.print(py))?;
-        code.extract()
+        let given = py.import("polyproc._child")?.call_method1(name, (data, sys::hand_over(input.fds)));
+        let given = given.inspect_err(|error| error.print(py))?;
+        given.extract().map_err(Into::into)
     })
 }
 
@@ -110,7 +122,7 @@ enum Run {}
 
 impl Handler<fn()> for Run {
     fn handle(_: fn(), input: Input<'_>, _: &mut Payload) -> Verdict {
-        process::leave(call("run", input).unwrap_or(1))
+        process::leave(call::<i32>("run", input).unwrap_or(1))
     }
 }
 
@@ -118,9 +130,13 @@ impl Handler<fn()> for Run {
 enum Preload {}
 
 impl Handler<fn()> for Preload {
-    fn handle(_: fn(), input: Input<'_>, _: &mut Payload) -> Verdict {
-        match call("preload", input) {
-            Ok(_) => Verdict::Returned,
+    fn handle(_: fn(), input: Input<'_>, out: &mut Payload) -> Verdict {
+        match call::<Option<String>>("preload", input) {
+            Ok(None) => Verdict::Returned,
+            Ok(Some(why)) => {
+                out.head.extend(why.into_bytes());
+                Verdict::Raised
+            }
             Err(_) => Verdict::Raised,
         }
     }
@@ -156,12 +172,28 @@ fn fork(py: Python<'_>, name: String, daemon: bool, run: Py<PyAny>) -> PyResult<
     py.detach(|| process::start(settings, Job::Closure(Box::new(run)))).map(Child).map_err(error)
 }
 
-/// The fork server runs `polyproc._child.preload(data, fds)` once, before it makes processes; nothing for `None`.
+/// The fork server runs `polyproc._child.preload(data, fds)` once, before it makes processes; nothing for `None`. What that
+/// returns other than `None` is why it is not to be.
 #[pyfunction]
 fn set_preload(py: Python<'_>, data: Option<&[u8]>, fds: Vec<RawFd>) -> PyResult<()> {
     let preload = data.map(|data| Ok::<_, PyErr>((function::<Preload>()?, payload(data, &fds)?))).transpose()?;
     py.detach(|| process::set_preload(preload));
     Ok(())
+}
+
+/// Ends the fork server in order; kills it when that takes more seconds than these.
+#[pyfunction]
+fn end_forkserver(py: Python<'_>, grace: f64) {
+    py.detach(|| process::end_forkserver(Duration::from_secs_f64(grace)));
+}
+
+/// In the fork server.
+fn end_preloaded() {
+    Python::attach(|py| {
+        if let Err(error) = py.import("polyproc._child").and_then(|module| module.call_method0("end_preloaded")) {
+            error.print(py);
+        }
+    });
 }
 
 /// Whether the system let the fork server make no processes.
@@ -225,6 +257,7 @@ fn end_worker_by(py: Python<'_>, error: PyErr) -> i32 {
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     process::set_around_idle(around_idle);
     process::set_on_interrupt(on_interrupt);
+    process::set_at_forkserver_end(end_preloaded);
     module.add_class::<Child>()?;
     module.add("PreloadError", module.py().get_type::<PreloadError>())?;
     module.add_function(wrap_pyfunction!(start, module)?)?;
@@ -232,6 +265,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(set_preload, module)?)?;
     module.add_function(wrap_pyfunction!(forkserver_pid, module)?)?;
     module.add_function(wrap_pyfunction!(is_forkserver_refused, module)?)?;
+    module.add_function(wrap_pyfunction!(end_forkserver, module)?)?;
     module.add_function(wrap_pyfunction!(set_program, module)?)?;
     module.add_function(wrap_pyfunction!(init, module)?)?;
     module.add_function(wrap_pyfunction!(environ, module)?)

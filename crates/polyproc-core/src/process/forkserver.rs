@@ -158,7 +158,7 @@ impl Forkserver {
                     if !matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL)) {
                         return Err(os("clone in the fork server")(error));
                     }
-                    self.retire(state);
+                    let _ = self.retire(state);
                     *self = Self::Refused;
                 }
                 Err(Failure::Make(MakeError::Os(error))) => {
@@ -176,7 +176,7 @@ impl Forkserver {
         if let Self::Starting(server) | Self::Running(server) = self
             && server.credentials != Credentials::own().map_err(os("looking who this process is"))?
         {
-            self.retire(state);
+            let _ = self.retire(state);
         }
         Ok(())
     }
@@ -188,15 +188,25 @@ impl Forkserver {
         }
     }
 
-    /// Ends the zygote, which has nothing to lose, by a signal, or where it is another user's by the end of its channel; the next
-    /// start makes another.
-    pub(super) fn retire(&mut self, state: &'static State) {
-        let (Self::Starting(mut server) | Self::Running(mut server)) = std::mem::take(self) else { return };
-        discard(&server.zygote);
-        // It is dead in a moment: what it has made is known then.
-        if let Ok(Some(spare)) = server.take_spare(state, &|| false) {
+    /// Has the zygote end in order, by a message, or where it is another user's or not ready by the end of its channel; the next
+    /// start makes another. Returns the zygote.
+    pub(super) fn retire(&mut self, state: &'static State) -> Option<Child> {
+        let is_ready = matches!(self, Self::Running(_));
+        let (Self::Starting(mut server) | Self::Running(mut server)) = std::mem::take(self) else { return None };
+        if !is_ready || server.zygote.channel().send(tag::END, &[], &[]).is_err() {
+            discard(&server.zygote);
+        }
+        // It answers what it was asked before. One that stands still is dead in a moment: what it has made is known then.
+        let soon = Deadline::after(SLICE);
+        let mut spare = server.take_spare(state, &|| soon.has_passed());
+        if matches!(spare, Err(Failure::Make(MakeError::Interrupted))) {
+            discard(&server.zygote);
+            spare = server.take_spare(state, &|| false);
+        }
+        if let Ok(Some(spare)) = spare {
             discard(&spare);
         }
+        Some(server.zygote)
     }
 
     /// Has the supervisor know the process made ahead. False when it is not there yet.

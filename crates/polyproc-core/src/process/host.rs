@@ -19,6 +19,7 @@ pub type AroundFork = fn(&mut dyn FnMut() -> bool);
 /// Whether whoever started a wait is to give it up.
 pub type OnInterrupt = fn() -> bool;
 
+static AT_FORKSERVER_END: OnceLock<fn()> = OnceLock::new();
 static ON_INTERRUPT: OnceLock<OnInterrupt> = OnceLock::new();
 static AROUND_FORK: OnceLock<AroundFork> = OnceLock::new();
 static PROGRAM: PerProcess<Mutex<Option<Vec<OsString>>>> = PerProcess::inherited();
@@ -37,6 +38,18 @@ pub fn set_around_fork(around: AroundFork) {
 pub fn set_on_interrupt(on_interrupt: OnInterrupt) {
     let _ = ON_INTERRUPT.set(on_interrupt);
     signal::set_handlers_run_later();
+}
+
+/// Has the fork server call this before it ends in order: what a preload function left to be done at the end. The first call counts.
+pub fn set_at_forkserver_end(end: fn()) {
+    let _ = AT_FORKSERVER_END.set(end);
+}
+
+/// See [`set_at_forkserver_end`].
+pub(super) fn end_forkserver() {
+    if let Some(end) = AT_FORKSERVER_END.get() {
+        end();
+    }
 }
 
 /// See [`set_on_interrupt`].

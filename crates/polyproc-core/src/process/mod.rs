@@ -44,13 +44,14 @@ pub use current::{Current, Parent, current};
 pub use exit::{leave, set_daemon_grace};
 pub use host::{
     AroundFork, AroundIdle, OnInterrupt, begin_wait, has_environment_changed, set_around_fork, set_around_idle,
-    set_on_interrupt, set_program,
+    set_at_forkserver_end, set_on_interrupt, set_program,
 };
 pub use outcome::Outcome;
 pub use panic::Panic;
 pub use settings::{EnvChange, ForkWithThreads, Settings, StartMethod, Stdio};
 pub use start::{
-    Job, StartError, active_children, forkserver_pid, is_forkserver_refused, set_executable, set_preload, start, wait,
+    Job, StartError, active_children, end_forkserver, forkserver_pid, is_forkserver_refused, set_executable,
+    set_preload, start, wait,
 };
 pub use status::{ExitStatus, Signal};
 

@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use super::child::Facts;
 use super::enter::Forked;
@@ -17,8 +18,8 @@ use super::forkserver::{GiveUp, Request, lock_unless, tell};
 use super::order::{EnvDelta, Order, Work};
 use super::state::lock;
 use super::{
-    Child, Current, EnvChange, Function, FunctionError, Parent, Settings, StartMethod, State, Stdio, current, enter,
-    host,
+    Child, Current, EnvChange, Function, FunctionError, Parent, Settings, Signal, StartMethod, State, Stdio, current,
+    enter, host,
 };
 use crate::conn::Channel;
 use crate::deadline::Deadline;
@@ -138,7 +139,22 @@ pub fn set_executable(path: impl Into<OsString>) {
 pub fn set_preload(preload: Option<(Function, Payload)>) {
     let state = State::current();
     *lock(&state.preload) = preload;
-    lock(&state.forkserver).retire(state); // the next one starts with the new function
+    let _ = lock(&state.forkserver).retire(state); // the next one starts with the new function
+}
+
+/// Ends the fork server in order, if one runs: what a preload function left to be done at the end is done. It is killed when that
+/// takes longer than `grace`.
+pub fn end_forkserver(grace: Duration) {
+    let Some(state) = State::existing() else { return };
+    let deadline = Deadline::after(grace);
+    let Ok(mut forkserver) = lock_unless(&state.forkserver, &|| deadline.has_passed()) else { return };
+    let zygote = forkserver.retire(state);
+    drop(forkserver);
+    if let Some(zygote) = zygote
+        && !matches!(zygote.wait_through_signals(deadline), Ok(Some(_)))
+    {
+        let _ = zygote.signal(Signal::KILL); // fails only when it has ended
+    }
 }
 
 /// Whether the system let the fork server make no processes: programs are executed in its place, which is slower.

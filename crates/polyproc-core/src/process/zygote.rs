@@ -14,6 +14,9 @@
 //! | BAD_PRELOAD | back, instead of READY | why, as text | |
 //! | MAKE | to the zygote | empty | the new process's end of its channel |
 //! | MADE | back | `u32` process id | process descriptor |
+//! | END | to the zygote | empty | |
+//!
+//! At END, and when its parent closes the channel, it ends in order ([`host::set_at_forkserver_end`](super::host)).
 
 use std::convert::Infallible;
 use std::io;
@@ -36,6 +39,7 @@ pub(super) mod tag {
     pub(in crate::process) const BAD_PRELOAD: u8 = 4;
     pub(in crate::process) const MAKE: u8 = 5;
     pub(in crate::process) const MADE: u8 = 6;
+    pub(in crate::process) const END: u8 = 7;
 }
 
 /// Runs this process as a zygote until its parent is gone. Returns in none of the processes that come out of it.
@@ -69,6 +73,9 @@ pub(crate) fn serve(parent_pid: u32, channel: &Channel, cell: &PidCell) -> io::R
     encode_bounds(&Bounds::own(), &mut bounds);
     channel.send(tag::READY, &bounds.into_bytes(), &[])?;
     while let Some(mut request) = channel.receive()? {
+        if request.tag == tag::END {
+            break;
+        }
         let Some(theirs) = request.payload.fds.pop() else { return Err(WireError.into()) };
         match super::host::copy(|| maker.make(cell)) {
             Ok(Copied::Parent((pid, pidfd))) => {
@@ -88,6 +95,7 @@ pub(crate) fn serve(parent_pid: u32, channel: &Channel, cell: &PidCell) -> io::R
             }
         }
     }
+    super::host::end_forkserver();
     clone::exit_now(0)
 }
 
@@ -103,9 +111,12 @@ fn prepare(preload: Payload) -> Result<io::Result<SiblingMaker>, String> {
         let function = Function::decode(&mut from).map_err(|error| error.to_string())?;
         let function = function.resolve().map_err(|error| error.to_string())?;
         let input = Payload { head: from.rest().to_vec(), fds: preload.fds };
-        panic::catch(true, || function.call_once(input))
-            .map_err(|panic| panic.to_string())?
-            .map_err(|_| "the argument of the preload function could not be decoded".to_owned())?;
+        panic::catch(true, || function.call_once(input)).map_err(|panic| panic.to_string())?.map_err(|raised| {
+            match raised.head.as_slice() {
+                [] => "the preload function failed, or its argument could not be decoded".to_owned(),
+                why => String::from_utf8_lossy(why).into_owned(),
+            }
+        })?;
     }
     match clone::settled_thread_count(1) {
         Ok(1) => Ok(SiblingMaker::new()),
