@@ -7,6 +7,9 @@ import multiprocessing.queues
 import multiprocessing.synchronize
 import os
 import pkgutil
+import subprocess
+import sys
+import textwrap
 import time
 from concurrent.futures.process import BrokenProcessPool
 
@@ -337,3 +340,46 @@ def test_lists_with_names():
     other.shm.close()
     one.shm.close()
     one.shm.unlink()
+
+
+def test_coverage_sees_what_runs_in_processes_and_pools(programs):
+    (programs.folder / "coveragerc").write_text(
+        "[run]\nconcurrency = multiprocessing\nparallel = True\ninclude = */measured.py\n"
+    )
+    (programs.folder / "measured.py").write_text(
+        textwrap.dedent("""
+        import sys
+        import polyproc as mp
+
+        def task(n):
+            if n % 2:
+                tripled = n * 3
+                return tripled
+            return n
+
+        def put(queue):
+            queue.put(1)
+
+        if __name__ == "__main__":
+            mp.set_start_method(sys.argv[1])
+            pool = mp.Pool(2)
+            pool.map(task, range(10))
+            pool.close()
+            pool.join()
+            queue = mp.Queue()
+            child = mp.Process(target=put, args=(queue,))
+            child.start()
+            queue.get()
+            child.join()
+        """)
+    )
+
+    def coverage(*args):
+        command = [sys.executable, "-m", "coverage", args[0], "--rcfile=coveragerc", *args[1:]]
+        done = subprocess.run(command, cwd=programs.folder, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    coverage("run", "measured.py", programs.method)
+    coverage("combine")
+    assert coverage("report", "--format=total").strip() == "100"

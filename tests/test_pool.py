@@ -557,3 +557,83 @@ def test_who_submits_waits_while_too_many_bytes_wait(mp):
         event.set()
         submitter.join()
         assert [result.get() for result in results] == [10_000] * 2000
+
+
+WORKERS_AS_PROCESSES = """
+    import os
+    import sys
+    import threading
+    import time
+    import polyproc as mp
+    from multiprocessing.process import BaseProcess
+
+    bootstrap = BaseProcess._bootstrap
+    def around(self, *args, **kwds):
+        print("begins", self.name.split("-")[0], self.daemon, flush=True)
+        try:
+            return bootstrap(self, *args, **kwds)
+        finally:
+            print("ends", flush=True)
+    BaseProcess._bootstrap = around
+
+    class OwnProcess(type(mp.get_context(METHOD)).Process):
+        def run(self):
+            print("runs", flush=True)
+            super().run()
+
+    class OwnContext(type(mp.get_context(METHOD))):
+        Process = OwnProcess
+
+    def finish():
+        time.sleep(0.2)
+        print("thread done", flush=True)
+
+    def work():
+        threading.Thread(target=finish).start()
+        return mp.current_process().name.split("-")[0], os.getppid() == mp.parent_process().pid
+
+    if __name__ == "__main__":
+        pool = OwnContext().Pool(1)
+        print(pool.apply(work), flush=True)
+        pool.close()
+        pool.join()
+"""
+
+
+def test_workers_are_processes_of_their_context(programs):
+    """So what is wrapped around `_bootstrap` or `run`, as coverage and debuggers do it, is around tasks; threads are joined."""
+    code, out, err = programs.run(WORKERS_AS_PROCESSES)
+    lines = ["begins OwnPoolWorker True", "runs", "('OwnPoolWorker', True)", "thread done", "ends"]
+    assert (code, out.splitlines(), err) == (0, lines, "")
+
+
+def test_a_process_class_whose_run_runs_no_worker_is_told(mp):
+    class Idle(mp.Process):
+        def run(self):
+            pass
+
+    class Context(type(mp)):
+        Process = Idle
+
+    if mp.get_start_method() != "fork":
+        pytest.skip("the class is a local one")
+    with Context().Pool(1) as pool, pytest.raises(polyproc.pool.NoWorkers, match="`run` of the worker's process returned"):
+        pool.apply(os.getpid)
+
+
+def test_workers_are_active_children_and_have_what_processes_have(mp):
+    with mp.Pool(2) as pool:
+        pool.map(abs, range(2))
+        eventually(lambda: len(pool._pool) == 2)
+        workers = [child for child in polyproc.active_children() if child in pool._pool]
+        assert len(workers) == 2
+        first = workers[0]
+        assert "PoolWorker-" in first.name
+        assert (first.exitcode, first.is_alive(), first.daemon) == (None, True, True)
+        assert not polyproc.connection.wait([first.sentinel], 0)
+        first.kill()
+        first.join(30)
+        assert (first.exitcode, first.is_alive()) == (-9, False)
+        assert polyproc.connection.wait([first.sentinel], 30)
+        assert pool.apply(abs, (-1,)) == 1
+    assert not [child for child in polyproc.active_children() if child.pid in {worker.pid for worker in workers}]

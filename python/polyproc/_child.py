@@ -100,52 +100,68 @@ def bootstrap_fork(process_obj, parent_pid):
     return bootstrap(process_obj, parent_pid)
 
 
-def begin_worker(data, fds, name):
-    """In a pool's worker, before its first task."""
+class _Life:
+    """What the process of a pool's worker runs."""
+
+    def __init__(self, initializer):
+        self.initializer = initializer
+        # Why it is not fit for tasks.
+        self.error = RuntimeError("the `run` of the worker's process returned without calling that of `BaseProcess`")
+
+    def run(self):
+        # What a task prints is seen even if its worker is killed, in whole lines.
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(line_buffering=True, write_through=False)
+        function, args = self.initializer
+        try:
+            if function is not None:
+                function(*args)
+        except BaseException as error:
+            self.error = error
+        else:
+            self.error = None
+            _polyproc.serve_tasks()
+
+
+def run_worker(data, fds, name):
+    """In a pool's worker: its whole life, as a process of the pool's context; gives the exit code. Raises what the initializer
+    raised."""
     _refresh_environ()
     _forget_original()
     inheriting = process.current_process()
     inheriting._inheriting = True
     try:
         with arriving(fds):
-            who, initializer = _load_setup(data)
+            worker, method, initializer = _load_setup(data)
     finally:
         del inheriting._inheriting
-    identity, parent_name, parent_pid, method = who
-    worker = context._concrete_contexts[method].Process(name=name, daemon=True)
-    worker._identity = (*identity, int(name.rpartition("-")[2]))
-    worker._parent_name, worker._parent_pid = parent_name, parent_pid
     context._force_start_method(method)
-    util._close_stdin()
-    process._process_counter = itertools.count(1)
-    process._children = set()
-    process._current_process = worker
-    process._parent_process = process._ParentProcess(parent_name, parent_pid, _parent_sentinel(parent_pid))
-    threading.main_thread()._set_native_id()
-    worker._after_fork()
-    # What a task prints is seen even if its worker is killed, in whole lines.
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(line_buffering=True, write_through=False)
-    function, args = initializer
-    if function is not None:
-        function(*args)
+    worker._identity = (*worker._identity[:-1], int(name.rpartition("-")[2]))
+    worker._name = name
+    life = _Life(initializer)
+    worker._target, worker._args, worker._kwargs = life.run, (), {}
+    code = bootstrap(worker, worker._parent_pid)
+    if life.error is not None:
+        raise life.error
+    return code
 
 
 def _load_setup(data):
-    """What `Pool._start` sent: how to prepare, who this is, the initializer and its arguments."""
+    """What `Pool._start` sent: how to prepare; then the process, its start method, the initializer and its arguments."""
     stream = io.BytesIO(data)
     preparation = pickle.load(stream)
     if preparation is not None:
         spawn.prepare(preparation)
-    who, initializer = pickle.load(stream)
-    if isinstance(initializer, int):  # this is a copy of the process that has it
-        initializer = sys.modules["polyproc.pool"]._initializers[initializer]
-    return who, initializer
+    setup = pickle.load(stream)
+    if isinstance(setup, int):  # this is a copy of the process that has it
+        setup = sys.modules["polyproc.pool"]._setups[setup]
+    return setup
 
 
 def end_worker():
-    """In a pool's worker, after its last task."""
+    """In a pool's worker that a signal handler ends, as `bootstrap` does it."""
+    threading._shutdown()
     atexit._run_exitfuncs()
     util._flush_std_streams()
     _polyproc.leave_locks()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from multiprocessing import context as _standard
 from multiprocessing import process
 from multiprocessing.context import (
@@ -31,6 +32,12 @@ __all__ = ()
 
 
 class BaseContext(_standard.BaseContext):
+    @staticmethod
+    def active_children() -> list[Any]:
+        """Returns a list of process objects of the children that run, with the workers of pools."""
+        pool = sys.modules.get("polyproc.pool")
+        return process.active_children() + (pool.active_workers() if pool is not None else [])
+
     def Pipe(self, duplex: bool = True) -> tuple[Connection, Connection]:
         """Returns two connection objects connected by a pipe."""
         from .connection import Pipe

@@ -13,9 +13,10 @@ As in `multiprocessing`, and:
 import concurrent.futures
 import itertools
 import os
+import signal
 import threading
-import types
 import warnings
+import weakref
 from multiprocessing import pool as _standard
 from multiprocessing import util
 from multiprocessing.pool import (
@@ -30,13 +31,13 @@ from multiprocessing.pool import (
     starmapstar,
 )
 
-from . import TimeoutError, _carry, _polyproc, context, get_context, process, resource_tracker, spawn
+from . import TimeoutError, _carry, _polyproc, context, get_context, resource_tracker, spawn
 
 __all__ = ["Pool", "ThreadPool"]
 
 
-# Initializers of pools whose workers are forks, which find them here.
-_initializers = {}
+# What workers are to run, of pools whose workers are forks, which find it here.
+_setups = {}
 _numbers = itertools.count()
 
 
@@ -202,13 +203,58 @@ class _Singles(IMapIterator):
 
 
 class _Worker:
-    """A worker that runs."""
+    """A worker, by the names that a process object has."""
 
-    def __init__(self, pid):
-        self.pid = pid
+    daemon = True
+
+    def __init__(self, child):
+        self._child = child
+        self.name = child.name
+        self.pid = self.ident = child.pid
+
+    @property
+    def exitcode(self):
+        return self._child.poll()
+
+    @property
+    def sentinel(self):
+        return self._child.fileno()
 
     def is_alive(self):
-        return os.path.exists(f"/proc/{self.pid}")
+        return self.exitcode is None
+
+    def join(self, timeout=None):
+        self._child.wait(timeout)
+
+    def terminate(self):
+        self._send_signal(signal.SIGTERM)
+
+    def kill(self):
+        self._send_signal(signal.SIGKILL)
+
+    def _send_signal(self, number):
+        if self.exitcode is None:
+            self._child.send_signal(number)
+
+    def __eq__(self, other):
+        return isinstance(other, _Worker) and self.pid == other.pid
+
+    def __hash__(self):
+        return hash(self.pid)
+
+    def __repr__(self):
+        how = "started" if self.exitcode is None else f"stopped exitcode={self.exitcode}"
+        return f"<{type(self).__name__} name={self.name!r} pid={self.pid} {how} daemon>"
+
+
+# All pools of this process that may have workers.
+_pools = weakref.WeakSet()
+os.register_at_fork(after_in_child=_pools.clear)
+
+
+def active_workers():
+    """The workers of all pools."""
+    return [worker for pool in list(_pools) for worker in pool._pool]
 
 
 def _limits(timeout, retries):
@@ -257,12 +303,15 @@ class Pool(_standard.Pool):
         self._pool_of_engine = self._start(processes, (initializer, initargs), limits)
         self._terminate = util.Finalize(self, Pool._terminate_engine, (self._pool_of_engine,), exitpriority=15)
         self._state = RUN
+        _pools.add(self)
 
     def _start(self, processes, initializer, limits):
         method = str(self._ctx.get_start_method())
-        name = type(self._ctx.Process()).__name__.replace("Process", "PoolWorker")
-        me = process.current_process()
-        who = (me._identity, me.name, os.getpid(), method)
+        # As each worker is in its own process.
+        worker = self.Process(self._ctx)
+        worker.daemon = True
+        name = type(worker).__name__.replace("Process", "PoolWorker")
+        setup = (worker, method, initializer)
         util._flush_std_streams()
         if method == "fork":
             from . import _child  # before the copies: they know by it that they are copies
@@ -270,12 +319,11 @@ class Pool(_standard.Pool):
             # The workers find it in their copy of this process.
             resource_tracker.share()
             key = next(_numbers)
-            _initializers[key] = initializer
-            return _polyproc.Pool(method, processes, name, _carry.dumps_setup(None, (who, key)), limits)
+            _setups[key] = setup
+            return _polyproc.Pool(method, processes, name, _carry.dumps_setup(None, key), limits)
 
         def start(untold):
-            setup = _carry.dumps_setup(untold, (who, initializer))
-            return _polyproc.Pool(method, processes, name, setup, limits)
+            return _polyproc.Pool(method, processes, name, _carry.dumps_setup(untold, setup), limits)
 
         preparation = spawn.get_preparation_data()
         spawn.set_program()
@@ -383,8 +431,8 @@ class Pool(_standard.Pool):
 
     @property
     def _pool(self):
-        """The workers, for those who look for their process ids."""
-        return [_Worker(pid) for pid in self._pool_of_engine.pids()]
+        """The workers that run now. One that dies is replaced."""
+        return [_Worker(child) for child in self._pool_of_engine.workers()]
 
     def _repopulate_pool(self):
         """Does nothing: the engine replaces workers at once."""

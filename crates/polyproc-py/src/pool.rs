@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use polyproc_core::Deadline;
 use polyproc_core::pool::{self, CallSettings, Feed, PoolSettings, ReadAhead, Registered, TaskEnd, Want};
-use polyproc_core::process::StartMethod;
+use polyproc_core::process::{self, StartMethod};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
@@ -20,8 +20,8 @@ use crate::codec::{self, How};
 use crate::failure::{failure, gave_up, refused, value};
 use crate::imap::Imap;
 use crate::outcome::{Outcome, Shape};
-use crate::process::{function, payload};
-use crate::task::{Begin, Finish, Inline, Task, Tasks};
+use crate::process::{Child, function, payload};
+use crate::task::{Inline, Live, Task, Tasks, serve_tasks};
 use crate::{sys, time};
 
 /// So many functions are kept by a pool.
@@ -103,7 +103,7 @@ fn settings(limits: Option<Limits>) -> CallSettings {
 
 #[pymethods]
 impl Pool {
-    /// Starts the workers, which call `polyproc._child.begin_worker(*setup, name)` first. `limits` are
+    /// Starts the workers, which call `polyproc._child.run_worker(*setup, name)`. `limits` are
     /// how many tasks a worker runs, how many bytes it may have, and how many bytes of arguments may wait.
     #[new]
     fn new(
@@ -120,8 +120,7 @@ impl Pool {
             method,
             fork_with_threads: (method == StartMethod::Fork).then(sys::fork_with_threads),
             name: Some(name),
-            initializer: Some((function::<Begin>()?, payload(&setup.0, &setup.1)?)),
-            finalizer: Some(function::<Finish>()?),
+            initializer: Some((function::<Live>()?, payload(&setup.0, &setup.1)?)),
             max_tasks_per_child: limits.0,
             memory_limit: limits.1,
             max_waiting_bytes: limits.2,
@@ -240,14 +239,17 @@ impl Pool {
         drop(functions); // what that runs may come here
     }
 
-    /// The process ids of its workers.
-    fn pids(&self) -> Vec<u32> {
-        self.pool.stats().iter().map(|worker| worker.pid).collect()
+    /// Its workers.
+    fn workers(&self) -> Vec<Child> {
+        let pids: Vec<_> = self.pool.stats().iter().map(|worker| worker.pid).collect();
+        let children = process::active_children();
+        children.into_iter().filter(|child| pids.contains(&child.pid())).map(Child::from).collect()
     }
 }
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Pool>()?;
     module.add_class::<Outcome>()?;
+    module.add_function(wrap_pyfunction!(serve_tasks, module)?)?;
     module.add_class::<Imap>()
 }

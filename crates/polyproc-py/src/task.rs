@@ -14,7 +14,7 @@
 
 use std::os::fd::OwnedFd;
 
-use polyproc_core::pool::Feed;
+use polyproc_core::pool::{self, Feed};
 use polyproc_core::process::{self, Handler};
 use polyproc_core::{Input, Payload, Verdict};
 use pyo3::exceptions::PyRuntimeError;
@@ -201,35 +201,31 @@ fn run_many(function: &Bound<'_, PyAny>, star: bool, source: Source<'_>, out: &m
     answer_with(&results, out, codec::encode_all)
 }
 
-/// Before the first task: `polyproc._child.begin_worker(data, fds, name)`.
-pub(crate) enum Begin {}
+/// A worker's life: `polyproc._child.run_worker(data, fds, name)`, which calls [`serve_tasks`] and gives the exit code.
+pub(crate) enum Live {}
 
-impl Handler<fn()> for Begin {
+impl Handler<fn()> for Live {
     fn handle(_: fn(), input: Input<'_>, out: &mut Payload) -> Verdict {
         Python::attach(|py| {
-            let begin = || {
+            let live = || {
                 let data = PyBytes::new(py, input.bytes);
                 let name = process::current().name;
-                py.import("polyproc._child")?.call_method1("begin_worker", (data, sys::hand_over(input.fds), name))?;
-                PyResult::Ok(())
+                let run = py.import("polyproc._child")?.getattr("run_worker")?;
+                run.call1((data, sys::hand_over(input.fds), name))?.extract::<i32>()
             };
-            let begun = begin();
-            answer(py, begun, out)
+            match live() {
+                Ok(0) => Verdict::Returned,
+                Ok(code) => process::leave(code),
+                Err(unfit) => answer(py, Err(unfit), out),
+            }
         })
     }
 }
 
-/// After the last task: `polyproc._child.end_worker()`.
-pub(crate) enum Finish {}
-
-impl Handler<fn()> for Finish {
-    fn handle(_: fn(), _: Input<'_>, _: &mut Payload) -> Verdict {
-        Python::attach(|py| {
-            let ended = py.import("polyproc._child").and_then(|module| module.call_method0("end_worker"));
-            if let Err(error) = ended {
-                error.print(py);
-            }
-        });
-        Verdict::Returned
-    }
+/// In a pool's worker: runs tasks until the pool says otherwise.
+#[pyfunction]
+pub(crate) fn serve_tasks(py: Python<'_>) -> PyResult<()> {
+    let mut served = Ok(());
+    sys::detached(py, &mut || served = pool::serve());
+    Ok(served?)
 }

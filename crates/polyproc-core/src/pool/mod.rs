@@ -46,7 +46,7 @@ pub use handle::{OnEvent, OnLog, Pool, PoolError, PoolSettings, Registered};
 pub use staff::WorkerStats;
 pub use task::{Ended, Items, PoolEvent, TaskEnd, Why};
 pub(crate) use worker::run as run_worker;
-pub use worker::{log, may_lend};
+pub use worker::{log, may_lend, serve};
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use task::decode_any;

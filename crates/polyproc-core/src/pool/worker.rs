@@ -1,5 +1,6 @@
 //! The child's loop: take a task off the board, run its items, write how each ended; until told to retire.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -80,12 +81,85 @@ pub fn may_lend() -> bool {
     })
 }
 
-/// Serves tasks until the pool says otherwise. The outcome is for the process, not for a task.
+/// Runs the initializer, then serves tasks until the pool says otherwise. The outcome is for the process, not for a task.
 pub(crate) fn run(channel: &'static Channel, setup: Payload) -> Outcome {
     let _ = CHANNEL.set(channel); // once per process
-    match Worker::set_up(channel, setup).and_then(|worker| worker.map_or(Ok(()), Worker::serve)) {
-        Ok(()) => Outcome::Returned(Payload::default()),
+    let ran = Plan::open(channel, setup).and_then(|(plan, initializer)| {
+        _ = REST.replace(Some(Box::new(|| Worker::new(plan)?.serve())));
+        let outcome = initializer.map_or_else(|| Outcome::Returned(Payload::default()), initialize);
+        match (REST.take(), outcome) {
+            (Some(rest), Outcome::Returned(_)) => rest().map(|()| Outcome::Returned(Payload::default())),
+            (Some(_), unfit) => {
+                let (kind, bytes, _) = unfit.parts();
+                channel.send(tag::UNFIT, &[&[kind], &*bytes].concat(), &[])?;
+                Ok(Outcome::Returned(Payload::default()))
+            }
+            (None, served) => Ok(served),
+        }
+    });
+    ran.unwrap_or_else(|error| Outcome::Refused(error.to_string()))
+}
+
+type Rest = Box<dyn FnOnce() -> io::Result<()>>;
+
+thread_local! {
+    /// While the initializer runs: what is to follow.
+    static REST: RefCell<Option<Rest>> = const { RefCell::new(None) };
+}
+
+/// In a pool's initializer: serves tasks until the pool says otherwise, and returns when the worker is to end. So an initializer can
+/// be around the whole life of its worker, as the main function of an interpreter is. Without it, tasks are served when the initializer
+/// has returned.
+///
+/// # Errors
+/// When no initializer runs in this thread, or tasks were served already; and when the pool's memory cannot be used.
+pub fn serve() -> io::Result<()> {
+    let rest = REST
+        .take()
+        .ok_or_else(|| io::Error::other("no pool's initializer runs here, or it has served tasks already"))?;
+    rest()
+}
+
+fn initialize((function, input): (Function, Payload)) -> Outcome {
+    match function.resolve() {
         Err(error) => Outcome::Refused(error.to_string()),
+        Ok(function) => match panic::catch(true, || function.call_once(input)) {
+            Ok(Ok(payload)) => Outcome::Returned(payload),
+            Ok(Err(payload)) => Outcome::Raised(payload),
+            Err(panic) => Outcome::Panicked(panic),
+        },
+    }
+}
+
+/// What a worker is made of.
+struct Plan {
+    channel: &'static Channel,
+    board: Board,
+    orders: Orders,
+    stream: Arc<Stream>,
+    bell: Bell,
+    number: u32,
+    max_tasks: u64,
+    finalizer: Option<Function>,
+}
+
+impl Plan {
+    /// Opens what the pool has sent; with its initializer.
+    fn open(channel: &'static Channel, payload: Payload) -> io::Result<(Self, Option<(Function, Payload)>)> {
+        let setup = Setup::decode(&payload.head)?;
+        let mut fds = payload.fds.into_iter();
+        let mut next = || fds.next().ok_or(io::ErrorKind::InvalidData);
+        let (board, orders) = (Board::open(next()?)?, Orders::open(next()?)?);
+        let (bell, stream) = (Bell::from(next()?), Arc::new(Stream::open(next()?)?));
+        let _ = LENDING.set((Arc::clone(&stream), setup.most_fds)); // once per process
+        if let Some(nice) = setup.nice {
+            crate::sys::priority::set_nice(nice)?;
+        }
+        crate::sys::priority::pin(&setup.cpus)?;
+        stream.cell().phase.store(Phase::Initialising as u32, Ordering::Relaxed);
+        let Setup { number, max_tasks, finalizer, initializer, .. } = setup;
+        let initializer = initializer.map(|(function, head)| (function, Payload { head, fds: fds.collect() }));
+        Ok((Self { channel, board, orders, stream, bell, number, max_tasks, finalizer }, initializer))
     }
 }
 
@@ -95,8 +169,8 @@ struct Known {
     context: Option<Context>,
 }
 
-struct Worker<'a> {
-    channel: &'a Channel,
+struct Worker {
+    channel: &'static Channel,
     board: Board,
     orders: Orders,
     stream: Arc<Stream>,
@@ -123,48 +197,20 @@ fn count(counter: &AtomicU64, more: u64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
 }
 
-impl<'a> Worker<'a> {
-    /// `None` when the initializer failed, which was said.
-    fn set_up(channel: &'a Channel, payload: Payload) -> io::Result<Option<Self>> {
-        let setup = Setup::decode(&payload.head)?;
-        let mut fds = payload.fds.into_iter();
-        let mut next = || fds.next().ok_or(io::ErrorKind::InvalidData);
-        let (board, orders) = (Board::open(next()?)?, Orders::open(next()?)?);
-        let (bell, stream) = (Bell::from(next()?), Arc::new(Stream::open(next()?)?));
-        let _ = LENDING.set((Arc::clone(&stream), setup.most_fds)); // once per process
-        if let Some(nice) = setup.nice {
-            crate::sys::priority::set_nice(nice)?;
-        }
-        crate::sys::priority::pin(&setup.cpus)?;
-        stream.cell().phase.store(Phase::Initialising as u32, Ordering::Relaxed);
-        if let Some((function, argument)) = setup.initializer {
-            let outcome = match function.resolve() {
-                Err(error) => Outcome::Refused(error.to_string()),
-                Ok(function) => {
-                    let input = Payload { head: argument, fds: fds.collect() };
-                    match panic::catch(true, || function.call_once(input)) {
-                        Ok(Ok(payload)) => Outcome::Returned(payload),
-                        Ok(Err(payload)) => Outcome::Raised(payload),
-                        Err(panic) => Outcome::Panicked(panic),
-                    }
-                }
-            };
-            if !matches!(outcome, Outcome::Returned(_)) {
-                let (kind, bytes, _) = outcome.parts();
-                channel.send(tag::UNFIT, &[&[kind], &*bytes].concat(), &[])?;
-                return Ok(None);
-            }
-        }
-        let finalizer = setup.finalizer.map(|function| function.resolve()).transpose().map_err(io::Error::other)?;
+impl Worker {
+    /// One that says that it is ready.
+    fn new(plan: Plan) -> io::Result<Self> {
+        let Plan { channel, board, orders, stream, bell, number, max_tasks, finalizer } = plan;
+        let finalizer = finalizer.map(|function| function.resolve()).transpose().map_err(io::Error::other)?;
         channel.send(tag::READY, &[], &[])?;
-        Ok(Some(Self {
+        Ok(Self {
             channel,
             board,
             orders,
             stream,
             bell,
-            number: setup.number,
-            left: (setup.max_tasks > 0).then_some(setup.max_tasks),
+            number,
+            left: (max_tasks > 0).then_some(max_tasks),
             finalizer,
             known: HashMap::new(),
             no_context: Context::default(),
@@ -175,7 +221,7 @@ impl<'a> Worker<'a> {
             busy_since: clock::monotonic_nanos(),
             argument: Vec::new(),
             out: Payload::default(),
-        }))
+        })
     }
 
     fn cell(&self) -> &Cell {
