@@ -147,7 +147,8 @@ def test_daemons_may_have_children(mp, method):
 
 
 def test_what_cannot_be_pickled_is_refused_before_the_start(mp, method):
-    child = mp.Process(target=lambda: None)
+    lock = threading.Lock()
+    child = mp.Process(target=lambda: lock)
     if method == "fork":
         child.start()
         child.join()

@@ -4,13 +4,17 @@ What can be given to a new process (locks, queues, connections, shared memory) c
 too: a :class:`Carrier` stands in for the process object that `multiprocessing`'s reducers ask for.
 """
 
+import collections
+import copyreg
+import functools
 import io
 import os
 import pickle
+import sys
 import threading
 from typing import Any
 
-from . import context, reduction
+from . import _polyproc, context, process, reduction
 
 __all__ = ()
 
@@ -119,13 +123,79 @@ def _dump(pickler, values, buffers):
 _REFUSED = (pickle.PicklingError, AttributeError, TypeError)
 
 
+def _refuse_file(file):
+    # cloudpickle would make a copy of what is in it.
+    if file in (sys.stdin, sys.stdout, sys.stderr):
+        name = next(name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is file)
+        return getattr, (sys, name)
+    raise TypeError(f"cannot pickle {type(file).__name__!r} object")
+
+
+@functools.cache
 def _pickler_by_value():
     """That of cloudpickle, which takes what pickle refuses; `None` where it is not installed."""
     try:
         from cloudpickle import CloudPickler
     except ImportError:
         return None
-    return lambda data, callback: CloudPickler(data, 5, callback)
+
+    class Pickler(CloudPickler):
+        dispatch_table = collections.ChainMap(
+            {io.TextIOWrapper: _refuse_file}, reduction.ForkingPickler._extra_reducers, *CloudPickler.dispatch_table.maps
+        )
+
+    return lambda data, callback: Pickler(data, 5, callback)
+
+
+def _by_value(values, buffers, refused=None):
+    """As `_dump`, by cloudpickle. Raises what pickle has refused with where that cannot do it, either."""
+    pickler = _pickler_by_value()
+    if pickler is None:
+        if refused is not None:
+            raise refused
+        raise pickle.PicklingError(
+            "what is defined in the main module, which other processes cannot import here, goes by value, and cloudpickle "
+            'is not installed: install it, put it in a module, or use the start method "fork"'
+        )
+    try:
+        return _dump(pickler, values, buffers)
+    except _REFUSED as error:
+        raise refused or error from None
+
+
+# The main module cannot be imported by other processes: what is defined in it goes by value.
+_is_main_by_value = None
+
+
+def is_main_by_value():
+    """Whether what is defined in the main module goes by value: in notebooks, in the interactive interpreter, with ``-c``, and
+    where that module is the `__main__` of a package, a folder or a zip file, which is the program itself."""
+    global _is_main_by_value
+    if _is_main_by_value is None:
+        set_main_by_value(not _is_main_importable())
+    return _is_main_by_value
+
+
+def set_main_by_value(is_by_value):
+    global _is_main_by_value
+    _is_main_by_value = is_by_value
+    _polyproc.set_main_by_value(is_by_value)
+
+
+def _is_main_importable():
+    main = sys.modules["__main__"]
+    name = getattr(getattr(main, "__spec__", None), "name", None)
+    if name is not None:
+        return name != "__main__" and not name.endswith(".__main__")
+    return os.path.exists(getattr(main, "__file__", None) or "")
+
+
+def _speaks_of_main(data):
+    return is_main_by_value() and b"__main__" in data
+
+
+def _count_registered():
+    return len(reduction.ForkingPickler._extra_reducers), len(copyreg.dispatch_table)
 
 
 class _Kept:
@@ -136,6 +206,7 @@ class _Kept:
         self.carrier: Any = Carrier()
         self.buffers = []
         self.pickler = _pickler(self.data, self.is_in_the_pickle)
+        self.registered = _count_registered()
 
     def is_in_the_pickle(self, buffer):
         return _is_in_the_pickle(buffer, self.buffers)
@@ -158,7 +229,32 @@ class _Kept:
 
 def dumps(value):
     """The pickle of a value, the descriptors that it speaks of, which belong to what is in it, and its large buffers."""
-    kept = getattr(_local, "kept", None) or _Kept()
+    _refuse_secrets(value)
+    try:
+        result = _dumps(value)
+    except _REFUSED as error:
+        if not _speaks_of_main(str(error).encode()):
+            raise
+        refused = error
+    else:
+        if not _speaks_of_main(result[0]):
+            return result
+        refused = None
+    buffers = []
+    return (*_by_value((value,), buffers, refused), buffers)
+
+
+def _refuse_secrets(value):
+    """As the standard library refuses to pickle them, but for a new process."""
+    is_secret = type(value) is process.AuthenticationString
+    if is_secret or type(value) is tuple and any(type(part) is process.AuthenticationString for part in value):
+        raise TypeError("Pickling an AuthenticationString object is disallowed for security reasons")
+
+
+def _dumps(value):
+    kept = getattr(_local, "kept", None)
+    if kept is None or kept.registered != _count_registered():
+        kept = _Kept()  # a pickler has the table of when it was made
     _local.kept = None  # for who pickles while this pickles, and where this fails
     result = kept.dump(value)
     if len(result[0]) < _LARGE:
@@ -168,14 +264,17 @@ def dumps(value):
 
 def dumps_task(value):
     """As `dumps`, for functions and arguments: what pickle refuses goes through cloudpickle, where that is installed."""
+    _refuse_secrets(value)
     try:
-        return dumps(value)
-    except _REFUSED:
-        pickler = _pickler_by_value()
-        if pickler is None:
-            raise
+        result = _dumps(value)
+    except _REFUSED as error:
+        refused = error
+    else:
+        if not _speaks_of_main(result[0]):
+            return result
+        refused = None
     buffers = []
-    return (*_dump(pickler, (value,), buffers), buffers)
+    return (*_by_value((value,), buffers, refused), buffers)
 
 
 def dumps_values(*values):
@@ -186,12 +285,10 @@ def dumps_values(*values):
 def dumps_setup(*values):
     """As `dumps_values`, by cloudpickle at need."""
     try:
-        return dumps_values(*values)
-    except _REFUSED:
-        pickler = _pickler_by_value()
-        if pickler is None:
-            raise
-    return _dump(pickler, values, None)
+        result = dumps_values(*values)
+    except _REFUSED as error:
+        return _by_value(values, None, error)
+    return _by_value(values, None) if _speaks_of_main(result[0]) else result
 
 
 def loads(data, fds, buffers=None):

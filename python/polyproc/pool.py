@@ -405,6 +405,7 @@ class Pool(_standard.Pool):
         limits = _limits(timeout, retries)
         results = self._read_ahead(func, iterable, chunksize, kind is IMapIterator, ahead, limits)
         results = kind(results, self._imaps)
+        results._pool = self  # as in `multiprocessing`: it lives as long as its results are taken
         return results if chunksize == 1 else (item for chunk in results for item in chunk)
 
     def _imap_chunks(self, func, iterable, chunksize, max_pending):

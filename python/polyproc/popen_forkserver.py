@@ -1,7 +1,7 @@
 """Processes by the fork server."""
 
 from . import _polyproc, forkserver, popen_fork, spawn
-from ._carry import dumps_values
+from ._carry import dumps_setup
 
 __all__ = ["Popen"]
 
@@ -15,5 +15,5 @@ class Popen(popen_fork.Popen):
         return forkserver.with_preload(preparation, lambda untold: self._start(process_obj, untold))
 
     def _start(self, process_obj, preparation):
-        data, fds = dumps_values(preparation, process_obj)
+        data, fds = dumps_setup(preparation, process_obj)
         return _polyproc.start(self.method, process_obj.name, self._is_bound, data, fds)

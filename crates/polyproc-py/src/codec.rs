@@ -12,12 +12,15 @@
 //! | BUFFERS | as PICKLE, then a count, `u32`, and a length, `u64`, for each buffer that the pickle left out; then these |
 //! | LENT_BUFFERS | a length, `u64`, of what is lent; as BUFFERS, with where it starts in it, `u64`, for each buffer |
 //! | LENT_BYTES | a length, `u64` |
+//! | REPEATED | which of the long strings and bytes of the same container it is, `u32`, in their order |
+//! | 0x80 | the rest of a pickle: what other code sent as bytes |
 //!
 //! What is lent is behind one more descriptor, the first: large buffers, such as those of arrays, are written once and not
 //! copied where they arrive (`polyproc_core::lend`).
 //!
 //! Only values of exactly these types: a subclass is a pickle. A container has a form of its own only when all in it do, and
-//! a list or dict only when it is in nothing else: so nothing that was one object arrives as two that one could tell apart.
+//! a list or dict only when it is in nothing else: so nothing that was one object arrives as two that one could tell apart. A
+//! string that is in a container many times is there once, as in a pickle.
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -49,6 +52,9 @@ const PICKLE: u8 = 10;
 const BUFFERS: u8 = 11;
 const LENT_BUFFERS: u8 = 12;
 const LENT_BYTES: u8 = 13;
+const REPEATED: u8 = 14;
+/// With this every pickle begins, since protocol 2.
+const PROTO: u8 = 0x80;
 
 /// Of a pickle: tag, number of descriptors, length.
 const PICKLE_HEAD: usize = 11;
@@ -59,6 +65,8 @@ const LARGE: usize = 64 << 10;
 /// Larger bytes, and containers of more, are pickles, which are made without copying, and deep ones.
 const MOST: usize = 1 << 16;
 const DEEPEST: u32 = 8;
+/// From this length on strings and bytes are looked for that are the same object.
+const LONG: usize = 16;
 /// So many bytes together are lent.
 const LENT: usize = 1 << 20;
 
@@ -79,20 +87,63 @@ fn put_len(tag: u8, len: usize, out: &mut Vec<u8>) -> bool {
     len <= MOST
 }
 
+/// The long strings and bytes that were put in a container: the last of each hash, by its address.
+#[derive(Default)]
+pub(crate) struct Memo {
+    places: Vec<(usize, u32)>,
+    count: u32,
+}
+
+impl Memo {
+    const PLACES: usize = 256;
+
+    /// Which of them an object is, if it is known to be there; else it is one more.
+    fn find_or_add(&mut self, value: &Bound<'_, PyAny>) -> Option<u32> {
+        if self.places.is_empty() {
+            self.places.resize(Self::PLACES, (0, 0));
+        }
+        let address = value.as_ptr() as usize;
+        let place = &mut self.places[address / 16 % Self::PLACES];
+        if place.0 == address {
+            return Some(place.1);
+        }
+        *place = (address, self.count);
+        self.count += 1;
+        None
+    }
+}
+
+/// Puts a reference to a string or bytes that is in the container already. False when it is not.
+fn put_repeated(value: &Bound<'_, PyAny>, len: usize, out: &mut Vec<u8>, depth: u32, memo: &mut Memo) -> bool {
+    if depth == 0 || len < LONG {
+        return false;
+    }
+    let Some(which) = memo.find_or_add(value) else { return false };
+    out.push(REPEATED);
+    out.extend(which.to_le_bytes());
+    true
+}
+
 /// Puts the form of a value at the end of `out`, if it has one of its own; else something that is to be removed. `depth` is
 /// how far it is down in others.
-fn put_simple(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: u32) -> bool {
+fn put_simple(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: u32, memo: &mut Memo) -> bool {
     if value.is_exact_instance_of::<PyInt>() {
         let Ok(number) = value.extract::<i64>() else { return false };
         out.push(INT);
         out.extend(number.to_le_bytes());
     } else if let Ok(text) = value.cast_exact::<PyString>() {
         let Ok(text) = text.to_str() else { return false }; // lone surrogates
+        if put_repeated(value, text.len(), out, depth, memo) {
+            return true;
+        }
         if !put_len(STR, text.len(), out) {
             return false;
         }
         out.extend(text.as_bytes());
     } else if let Ok(bytes) = value.cast_exact::<PyBytes>() {
+        if put_repeated(value, bytes.as_bytes().len(), out, depth, memo) {
+            return true;
+        }
         if !put_len(BYTES, bytes.as_bytes().len(), out) && (depth > 0 || bytes.as_bytes().len() > u32::MAX as usize) {
             return false;
         }
@@ -107,18 +158,18 @@ fn put_simple(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: u32) -> bool {
     } else if let Ok(tuple) = value.cast_exact::<PyTuple>() {
         return depth < DEEPEST
             && put_len(TUPLE, tuple.len(), out)
-            && tuple.iter_borrowed().all(|item| put_simple(&item, out, depth + 1));
+            && tuple.iter_borrowed().all(|item| put_simple(&item, out, depth + 1, memo));
     } else if depth > 0 {
         return false;
     } else if let Ok(list) = value.cast_exact::<PyList>() {
         // Another thread may change it, where there is no lock for all of the interpreter.
         return with_critical_section(list, || {
-            put_len(LIST, list.len(), out) && list.iter().all(|item| put_simple(&item, out, depth + 1))
+            put_len(LIST, list.len(), out) && list.iter().all(|item| put_simple(&item, out, depth + 1, memo))
         });
     } else if let Ok(dict) = value.cast_exact::<PyDict>() {
         return with_critical_section(dict, || {
             put_len(DICT, dict.len(), out)
-                && dict.iter().all(|(key, value)| put_simple(&key, out, 1) && put_simple(&value, out, 1))
+                && dict.iter().all(|(key, value)| put_simple(&key, out, 1, memo) && put_simple(&value, out, 1, memo))
         });
     } else {
         return false;
@@ -128,7 +179,7 @@ fn put_simple(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: u32) -> bool {
 
 fn encode_simple(value: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> bool {
     let start = out.len();
-    let is_simple = put_simple(value, out, 0);
+    let is_simple = put_simple(value, out, 0, &mut Memo::default());
     if !is_simple {
         out.truncate(start);
     }
@@ -268,7 +319,8 @@ pub(crate) fn encode_all(
     let start = out.len();
     let are_simple = with_critical_section(values, || {
         begin_list(values.len(), out);
-        u32::try_from(values.len()).is_ok() && values.iter().all(|value| put_simple(&value, out, 1))
+        let mut memo = Memo::default();
+        u32::try_from(values.len()).is_ok() && values.iter().all(|value| put_simple(&value, out, 1, &mut memo))
     });
     if are_simple {
         return Ok(());
@@ -285,10 +337,10 @@ pub(crate) fn begin_list(count: usize, out: &mut Vec<u8>) -> usize {
     start
 }
 
-/// Puts a value in a list, if it has a form of its own.
-pub(crate) fn put_in_list(value: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> bool {
+/// Puts a value in a list, if it has a form of its own; `memo` is that of the list.
+pub(crate) fn put_in_list(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, memo: &mut Memo) -> bool {
     let start = out.len();
-    let is_simple = put_simple(value, out, 1);
+    let is_simple = put_simple(value, out, 1, memo);
     if !is_simple {
         out.truncate(start);
     }
@@ -300,7 +352,7 @@ pub(crate) fn list_so_far<'py>(py: Python<'py>, list: &[u8], count: usize) -> Py
     let mut source = Source::new(list.get(LIST_HEAD..).ok_or_else(broken)?, Vec::new());
     let values = PyList::empty(py);
     for _ in 0..count {
-        values.append(source.decode(py)?)?;
+        values.append(source.decode_inner(py)?)?;
     }
     Ok(values)
 }
@@ -325,7 +377,7 @@ impl<'py> Values<'_, 'py> {
             Self::Encoded(_, 0) => Ok(None),
             Self::Encoded(source, left) => {
                 *left -= 1;
-                source.decode(py).map(Some)
+                source.decode_inner(py).map(Some)
             }
             Self::Decoded(values, at) if *at < values.len() => {
                 *at += 1;
@@ -344,11 +396,13 @@ fn broken() -> PyErr {
 pub(crate) struct Source<'a> {
     pub(crate) bytes: &'a [u8],
     pub(crate) fds: std::vec::IntoIter<OwnedFd>,
+    /// The long strings and bytes of the container that is being decoded.
+    repeated: Vec<Py<PyAny>>,
 }
 
 impl<'a> Source<'a> {
     pub(crate) fn new(bytes: &'a [u8], fds: Vec<OwnedFd>) -> Self {
-        Self { bytes, fds: fds.into_iter() }
+        Self { bytes, fds: fds.into_iter(), repeated: Vec::new() }
     }
 
     fn take<const LEN: usize>(&mut self) -> PyResult<[u8; LEN]> {
@@ -408,6 +462,20 @@ impl<'a> Source<'a> {
 
     /// The next value.
     pub(crate) fn decode<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.repeated.clear();
+        self.decode_inner(py)
+    }
+
+    /// Strings and bytes of this length may be referred to.
+    fn note(&mut self, value: &Bound<'_, PyAny>, len: usize) {
+        if len >= LONG {
+            self.repeated.push(value.clone().unbind());
+        }
+    }
+
+    /// The next value, which may be in a container.
+    fn decode_inner<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let whole = self.bytes;
         let [tag] = self.take()?;
         match tag {
             INT => Ok(i64::from_le_bytes(self.take()?).into_pyobject(py)?.into_any()),
@@ -417,11 +485,19 @@ impl<'a> Source<'a> {
             STR => {
                 let len = self.take_len()?;
                 let text = std::str::from_utf8(self.take_bytes(len)?).map_err(|_| broken())?;
-                Ok(PyString::new(py, text).into_any())
+                let text = PyString::new(py, text).into_any();
+                self.note(&text, len);
+                Ok(text)
             }
             BYTES => {
                 let len = self.take_len()?;
-                Ok(PyBytes::new(py, self.take_bytes(len)?).into_any())
+                let bytes = PyBytes::new(py, self.take_bytes(len)?).into_any();
+                self.note(&bytes, len);
+                Ok(bytes)
+            }
+            REPEATED => {
+                let which = self.take_len()?;
+                self.repeated.get(which).map(|value| value.bind(py).clone()).ok_or_else(broken)
             }
             TUPLE => {
                 let items: Vec<_> = self.decode_many(py)?;
@@ -431,7 +507,7 @@ impl<'a> Source<'a> {
             DICT => {
                 let dict = PyDict::new(py);
                 for _ in 0..self.take_len()? {
-                    dict.set_item(self.decode(py)?, self.decode(py)?)?;
+                    dict.set_item(self.decode_inner(py)?, self.decode_inner(py)?)?;
                 }
                 Ok(dict.into_any())
             }
@@ -449,6 +525,10 @@ impl<'a> Source<'a> {
                 let len = self.take_u64()?;
                 Ok(self.take_loan(len)?.to_bytes(py).into_any())
             }
+            PROTO => {
+                self.bytes = &[];
+                loads(py, PyBytes::new(py, whole).into_any(), Vec::new(), None)
+            }
             _ => Err(broken()),
         }
     }
@@ -459,6 +539,7 @@ impl<'a> Source<'a> {
             return Ok(Values::Decoded(self.decode(py)?.cast_into()?, 0));
         }
         self.byte()?;
+        self.repeated.clear();
         let count = self.take_len()?;
         Ok(Values::Encoded(self, count))
     }
@@ -468,7 +549,7 @@ impl<'a> Source<'a> {
         if count > self.bytes.len() {
             return Err(broken());
         }
-        (0..count).map(|_| self.decode(py)).collect()
+        (0..count).map(|_| self.decode_inner(py)).collect()
     }
 }
 

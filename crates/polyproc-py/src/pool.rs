@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
@@ -38,8 +39,21 @@ struct Pool {
     inline: OnceLock<Registered>,
 }
 
+/// The main module is one that goes by value: see `polyproc._carry.is_main_by_value`.
+static IS_MAIN_BY_VALUE: AtomicBool = AtomicBool::new(false);
+
+/// What is defined in the main module goes by value, each time anew.
+#[pyfunction]
+fn set_main_by_value(is_by_value: bool) {
+    IS_MAIN_BY_VALUE.store(is_by_value, Ordering::Relaxed);
+}
+
 /// Whether a function's pickle is its name, and so the same every time.
 fn is_named(function: &Bound<'_, PyAny>) -> bool {
+    let is_of_main = || function.getattr("__module__")?.extract::<String>().map(|module| module == "__main__");
+    if IS_MAIN_BY_VALUE.load(Ordering::Relaxed) && is_of_main().unwrap_or(false) {
+        return false;
+    }
     if function.is_exact_instance_of::<PyType>() {
         return true;
     }
@@ -251,5 +265,6 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Pool>()?;
     module.add_class::<Outcome>()?;
     module.add_function(wrap_pyfunction!(serve_tasks, module)?)?;
+    module.add_function(wrap_pyfunction!(set_main_by_value, module)?)?;
     module.add_class::<Imap>()
 }

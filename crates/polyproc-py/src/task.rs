@@ -183,11 +183,11 @@ fn run_many(function: &Bound<'_, PyAny>, star: bool, source: Source<'_>, out: &m
     let py = function.py();
     let mut values = source.decode_list(py)?;
     let start = codec::begin_list(values.len(), &mut out.head);
-    let mut done = 0;
+    let (mut done, mut memo) = (0, codec::Memo::default());
     let complex = loop {
         let Some(value) = values.next(py)? else { return Ok(()) };
         let result = call(function, star, value)?;
-        if !codec::put_in_list(&result, &mut out.head) {
+        if !codec::put_in_list(&result, &mut out.head, &mut memo) {
             break result;
         }
         done += 1;
