@@ -32,12 +32,22 @@ def fail():
     raise RuntimeError("no good")
 
 
+ERRORS = {
+    "PoolError",
+    "WorkerLost",
+    "OutOfMemory",
+    "TaskTimeout",
+    "TaskCancelled",
+    "TaskExited",
+    "PoolTerminated",
+    "NoWorkers",
+}
 BUDGET = {"MemoryBudget", "OutOfSpace", "get_memory_budget", "set_memory_budget"}
 
 
 def test_all_names_of_multiprocessing_are_there():
     assert set(multiprocessing.__all__) < set(polyproc.__all__)
-    assert set(polyproc.__all__) - set(multiprocessing.__all__) == {"install", "ProcessPoolExecutor", *BUDGET}
+    assert set(polyproc.__all__) - set(multiprocessing.__all__) == {"install", "ProcessPoolExecutor", *BUDGET, *ERRORS}
     for module in pkgutil.iter_modules(multiprocessing.__path__):
         if "win32" in module.name:
             continue

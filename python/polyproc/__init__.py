@@ -40,10 +40,24 @@ def __getattr__(name):
         from . import queues
 
         return getattr(queues, name)
+    if name in _ERRORS:
+        from . import pool
+
+        return getattr(pool, name)
     if importlib.util.find_spec(f"{__name__}.{name}") is not None:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 _BUDGET = ["MemoryBudget", "OutOfSpace", "get_memory_budget", "set_memory_budget"]
-__all__ += ["install", "ProcessPoolExecutor", *_BUDGET]
+_ERRORS = [
+    "PoolError",
+    "WorkerLost",
+    "OutOfMemory",
+    "TaskTimeout",
+    "TaskCancelled",
+    "TaskExited",
+    "PoolTerminated",
+    "NoWorkers",
+]
+__all__ += ["install", "ProcessPoolExecutor", *_BUDGET, *_ERRORS]

@@ -7,6 +7,14 @@ from multiprocessing.spawn import freeze_support as freeze_support
 from . import context as context
 from .context import Process as Process
 from .executor import ProcessPoolExecutor as ProcessPoolExecutor
+from .pool import NoWorkers as NoWorkers
+from .pool import OutOfMemory as OutOfMemory
+from .pool import PoolError as PoolError
+from .pool import PoolTerminated as PoolTerminated
+from .pool import TaskCancelled as TaskCancelled
+from .pool import TaskExited as TaskExited
+from .pool import TaskTimeout as TaskTimeout
+from .pool import WorkerLost as WorkerLost
 from .queues import MemoryBudget as MemoryBudget
 from .queues import OutOfSpace as OutOfSpace
 from .queues import get_memory_budget as get_memory_budget

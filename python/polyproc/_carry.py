@@ -120,7 +120,7 @@ def _dump(pickler, values, buffers):
 
 
 # How pickle refuses. Whatever else is raised is another's: of a signal handler, say, that ran meanwhile.
-_REFUSED = (pickle.PicklingError, AttributeError, TypeError)
+REFUSED = (pickle.PicklingError, AttributeError, TypeError)
 
 
 def _refuse_file(file):
@@ -159,7 +159,7 @@ def _by_value(values, buffers, refused=None):
         )
     try:
         return _dump(pickler, values, buffers)
-    except _REFUSED as error:
+    except REFUSED as error:
         raise refused or error from None
 
 
@@ -232,7 +232,7 @@ def dumps(value):
     _refuse_secrets(value)
     try:
         result = _dumps(value)
-    except _REFUSED as error:
+    except REFUSED as error:
         if not _speaks_of_main(str(error).encode()):
             raise
         refused = error
@@ -267,7 +267,7 @@ def dumps_task(value):
     _refuse_secrets(value)
     try:
         result = _dumps(value)
-    except _REFUSED as error:
+    except REFUSED as error:
         refused = error
     else:
         if not _speaks_of_main(result[0]):
@@ -286,7 +286,7 @@ def dumps_setup(*values):
     """As `dumps_values`, by cloudpickle at need."""
     try:
         result = dumps_values(*values)
-    except _REFUSED as error:
+    except REFUSED as error:
         return _by_value(values, None, error)
     return _by_value(values, None) if _speaks_of_main(result[0]) else result
 

@@ -10,8 +10,12 @@ As in `multiprocessing`, and:
   is read by `join`.
 """
 
+from __future__ import annotations
+
+import builtins
 import concurrent.futures
 import itertools
+import numbers
 import os
 import signal
 import threading
@@ -42,19 +46,45 @@ _numbers = itertools.count()
 
 
 class PoolError(Exception):
-    """A task gave no result, for a reason that is not its own."""
+    """A task gave no result, for a reason that is not its own.
+
+    Attributes:
+        index: which item of a `map` or `imap` it was, counted from 0; `None` where there was one task only, or where a chunk of
+            `map` has failed as a whole.
+    """
+
+    index: int | None = None
 
 
 class WorkerLost(PoolError):
-    """The worker died while it ran the task."""
+    """The worker died while it ran the task.
+
+    Attributes:
+        pid: the worker's process id.
+        exitcode: how it ended, as that of a process object: negative for a signal.
+        signal: the signal that killed it, or `None`.
+    """
+
+    pid: int | None = None
+    exitcode: int | None = None
+
+    @property
+    def signal(self) -> signal.Signals | None:
+        return signal.Signals(-self.exitcode) if self.exitcode is not None and self.exitcode < 0 else None
 
 
 class OutOfMemory(PoolError, MemoryError):
     """The worker used more memory than it was allowed to while it ran the task, and was killed."""
 
 
-class TaskTimeout(PoolError, TimeoutError):
-    """The task took longer than it was allowed to, and its worker was killed."""
+class TaskTimeout(PoolError, TimeoutError, builtins.TimeoutError):
+    """The task took longer than it was allowed to, and its worker was killed.
+
+    Attributes:
+        seconds: how long it was allowed to take.
+    """
+
+    seconds: float | None = None
 
 
 class TaskCancelled(PoolError, concurrent.futures.CancelledError):
@@ -258,7 +288,45 @@ def active_workers():
 
 
 def _limits(timeout, retries):
-    return None if timeout is None and not retries else (timeout, retries)
+    if timeout is None and retries == 0:
+        return None
+    if timeout is not None:
+        _check_number("timeout", timeout, numbers.Real)
+    if isinstance(retries, bool) or not isinstance(retries, int):
+        raise TypeError(f"retries must be an int, not {retries!r}")
+    if not 0 <= retries < 1 << 31:
+        raise ValueError(f"retries must be a number from 0 on, not {retries!r}")
+    return timeout, retries
+
+
+def _check_number(name, value, kind: type = int, least=None):
+    """Raises what says what is wrong with an argument that is to be a positive number."""
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(f"{name} must be {'an int' if kind is int else 'a number'}, not {value!r}")
+    if not 0 < value < 1 << 62 or least is not None and value < least:
+        raise ValueError(f"{name} must be {'positive' if least is None else f'at least {least}'}, not {value!r}")
+
+
+# No interpreter runs in less, in bytes.
+_LEAST_MEMORY = 1 << 20
+
+
+def _cpu_count():
+    """How many processors this process may use: as `PYTHON_CPU_COUNT` and `-X cpu_count` say, where they are known."""
+    return os.process_cpu_count() or 1 if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0))
+
+
+def _name_argument(error, args, kwds):
+    """Notes on the error of pickling which argument it was."""
+    if isinstance(error.__cause__, RemoteTraceback) or not hasattr(error, "add_note"):
+        return  # it is the task's own; or the interpreter is older than 3.11
+    for name, value in (*enumerate(args), *kwds.items()):
+        try:
+            _carry.dumps_task(value)
+        except _carry.REFUSED:
+            what = f"argument {name}, counted from 0" if isinstance(name, int) else f"argument {name!r}"
+            error.add_note(f"while pickling {what}: {type(value).__name__}")
+            return
 
 
 class Pool(_standard.Pool):
@@ -287,9 +355,13 @@ class Pool(_standard.Pool):
         self._state = INIT
         self._ctx = context or get_context()
         if processes is None:
-            processes = len(os.sched_getaffinity(0))
+            processes = _cpu_count()
         if processes < 1:
             raise ValueError("Number of processes must be at least 1")
+        if memory_limit is not None:
+            _check_number("memory_limit", memory_limit, least=_LEAST_MEMORY)
+        if max_waiting_bytes is not None:
+            _check_number("max_waiting_bytes", max_waiting_bytes)
         if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0):
             raise ValueError("maxtasksperchild must be a positive int or None")
         if initializer is not None and not callable(initializer):
@@ -353,12 +425,22 @@ class Pool(_standard.Pool):
     def apply(self, func, args=(), kwds={}, *, timeout=None, retries=0):
         """Equivalent of `func(*args, **kwds)`. Pool must be running."""
         self._check_running()
-        return self._pool_of_engine.apply(func, tuple(args), kwds, _limits(timeout, retries))
+        args, limits = tuple(args), _limits(timeout, retries)
+        try:
+            return self._pool_of_engine.apply(func, args, kwds, limits)
+        except _carry.REFUSED as error:
+            _name_argument(error, args, kwds)
+            raise
 
     def apply_async(self, func, args=(), kwds={}, callback=None, error_callback=None, *, timeout=None, retries=0):
         """Asynchronous version of `apply()`."""
         self._check_running()
-        outcome = self._pool_of_engine.apply_async(func, tuple(args), kwds, _limits(timeout, retries))
+        args, limits = tuple(args), _limits(timeout, retries)
+        try:
+            outcome = self._pool_of_engine.apply_async(func, args, kwds, limits)
+        except _carry.REFUSED as error:
+            _name_argument(error, args, kwds)
+            raise
         return ApplyResult(self, outcome, callback, error_callback)
 
     def map(self, func, iterable, chunksize=None, *, timeout=None, retries=0):
@@ -418,6 +500,9 @@ class Pool(_standard.Pool):
             # An iterator may wait for an earlier result, or have no end: it must not run where results are taken.
             is_own_thread = type(iterable) not in _CONTAINERS
         items, size = ahead
+        for name, value in (("max_pending", items), ("max_pending_bytes", size)):
+            if value is not None:
+                _check_number(name, value)
         ahead = (items or 512 * self._processes, size)
         results = self._pool_of_engine.imap(func, iter(iterable), chunksize, ordered, ahead, limits)
         for imap in [imap for imap in list(self._imaps) if imap.is_fed()]:
@@ -440,6 +525,7 @@ class Pool(_standard.Pool):
 
     def resize(self, processes):
         """Keeps so many workers from now on."""
+        _check_number("processes", processes)
         self._pool_of_engine.resize(processes)
         self._processes = processes
 

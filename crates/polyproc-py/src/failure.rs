@@ -1,17 +1,51 @@
 //! Why tasks give no results, as exceptions of `polyproc.pool`.
 
+use std::time::Duration;
+
 use polyproc_core::WaitError;
 use polyproc_core::pool::{ItemEnd, PoolError, TaskEnd, Why};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use crate::codec::Source;
-use crate::task::raised;
+use crate::task::{WHOLE, raised};
 
 /// An exception class of `polyproc.pool`, with its argument.
 fn pool_error(py: Python<'_>, name: &str, text: String) -> PyErr {
     let error = py.import("polyproc.pool").and_then(|module| module.getattr(name)?.call1((text,)));
     error.map_or_else(|error| error, PyErr::from_value)
+}
+
+/// Of which item it is that a call failed, for an error's `index`, or a note of it; and how many seconds its tasks may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    /// `None` where there is one only.
+    pub(crate) item: Option<u64>,
+    /// So many values are in an item.
+    pub(crate) chunksize: usize,
+    pub(crate) limit: Option<Duration>,
+}
+
+/// Says on the error of an item which one it was. What cannot be said is left out.
+pub(crate) fn locate(py: Python<'_>, error: &PyErr, position: Option<u64>, place: Place) {
+    let value = error.value(py);
+    let values = place.item.filter(|_| place.chunksize == 1 || position.is_some());
+    let index = values.map(|item| item * place.chunksize as u64 + position.unwrap_or(0));
+    let is_of_pool = py.import("polyproc.pool").and_then(|module| value.is_instance(&module.getattr("PoolError")?));
+    if is_of_pool.unwrap_or(false) {
+        let _ = value.setattr("index", index);
+        if value.get_type().name().is_ok_and(|name| name == "TaskTimeout") {
+            let _ = value.setattr("seconds", place.limit.map(|limit| limit.as_secs_f64()));
+        }
+    } else if let Some(index) = index {
+        let _ = value.call_method1("add_note", (format!("raised for item {index}, counted from 0"),)); // from 3.11 on
+    }
+}
+
+/// Which value of an item raised.
+pub(crate) fn position(end: &TaskEnd) -> Option<u64> {
+    let TaskEnd::Raised(bytes) = end else { return None };
+    bytes.first_chunk().map(|position| u64::from_le_bytes(*position)).filter(|position| *position != WHOLE)
 }
 
 /// Why a task gave no result, in Python's terms.
@@ -23,7 +57,10 @@ pub(crate) fn failure(py: Python<'_>, end: TaskEnd) -> PyErr {
         TaskEnd::Refused(why) => PyRuntimeError::new_err(format!("the task could not be run: {why}")),
         TaskEnd::WorkerLost(ended) => {
             let overflow = if ended.stack_overflow { ", its stack overflowed" } else { "" };
-            lost(format!("the worker was lost while it ran the task: {}{overflow}", ended.status))
+            let error = lost(format!("the worker was lost while it ran the task: {}{overflow}", ended.status));
+            let _ = error.value(py).setattr("pid", ended.pid);
+            let _ = error.value(py).setattr("exitcode", ended.status.exit_code());
+            error
         }
         TaskEnd::TimedOut => {
             pool_error(py, "TaskTimeout", "the task ran out of time, and its worker was killed".to_owned())
@@ -73,10 +110,15 @@ pub(crate) fn fate(py: Python<'_>, result: PyResult<Py<PyAny>>) -> Fate {
     result.map_err(|error| error.into_value(py).into_any())
 }
 
-/// A result, or why there is none.
-pub(crate) fn value(py: Python<'_>, end: ItemEnd<'_>) -> PyResult<Py<PyAny>> {
+/// A result, or why there is none; `place` is that of the item.
+pub(crate) fn value(py: Python<'_>, end: ItemEnd<'_>, place: Place) -> PyResult<Py<PyAny>> {
     match end {
         Ok((bytes, fds)) => Source::new(bytes, fds).decode(py).map(Bound::unbind),
-        Err(end) => Err(failure(py, end)),
+        Err(end) => {
+            let position = position(&end);
+            let error = failure(py, end);
+            locate(py, &error, position, place);
+            Err(error)
+        }
     }
 }

@@ -13,7 +13,7 @@ use pyo3::sync::MutexExt;
 use pyo3::types::{PyIterator, PyList};
 
 use crate::codec;
-use crate::failure::{Fate, fate, value};
+use crate::failure::{Fate, Place, fate, value};
 use crate::task::Tasks;
 use crate::time;
 
@@ -52,6 +52,8 @@ struct State {
     waits_for_room: bool,
     /// More than one: tasks are of so many, and give lists.
     chunksize: usize,
+    /// How long a task may take.
+    limit: Option<Duration>,
     ahead: ReadAhead,
     /// How many tasks' results were given on, in their order or not.
     taken: u64,
@@ -111,12 +113,13 @@ impl State {
 
     /// Takes the results that have come.
     fn collect(&mut self, py: Python<'_>) {
-        let Self { tasks, unsent, early, ended, .. } = self;
+        let Self { tasks, unsent, early, ended, chunksize, limit, .. } = self;
         let mut lent = 0;
         tasks.feed.take(|index, end| {
             *ended += 1;
             lent += end.as_ref().map_or(0, |(bytes, _)| codec::lent_bytes(bytes) as u64);
-            let fate = unsent.remove(&index).unwrap_or_else(|| fate(py, value(py, end)));
+            let place = Place { item: Some(index), chunksize: *chunksize, limit: *limit };
+            let fate = unsent.remove(&index).unwrap_or_else(|| fate(py, value(py, end, place)));
             early.insert(index, fate);
         });
         tasks.feed.count_lent(lent);
@@ -154,6 +157,7 @@ impl Imap {
         chunksize: usize,
         ordered: bool,
         ahead: ReadAhead,
+        limit: Option<Duration>,
     ) -> Self {
         let call = Arc::clone(tasks.feed.call());
         let state = State {
@@ -167,6 +171,7 @@ impl Imap {
             waiting: 0,
             waits_for_room: false,
             chunksize: chunksize.max(1),
+            limit,
             ahead,
             taken: 0,
             ended: 0,

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::PyList;
 
-use crate::failure::{Fate, failure, fate, gave_up, value};
+use crate::failure::{Fate, Place, failure, fate, gave_up, value};
 use crate::time;
 
 /// How long a wait for a callback lasts until signal handlers are run.
@@ -23,8 +23,8 @@ pub(crate) enum Shape {
     One,
     /// A list of them.
     Each(usize),
-    /// One list of the lists that they are.
-    Lists(usize),
+    /// One list of the lists that they are, of so many values each.
+    Lists(usize, usize),
 }
 
 /// What comes of a call, once all of it has ended.
@@ -33,6 +33,7 @@ pub(crate) enum Shape {
 pub(crate) struct Outcome {
     call: Arc<Call>,
     shape: Shape,
+    limit: Option<Duration>,
     gathered: Mutex<Gathered>,
     /// A callback is to run before anybody sees the result.
     is_to_call: Mutex<bool>,
@@ -50,10 +51,13 @@ struct Gathered {
 
 impl Gathered {
     /// Decodes the results that have come.
-    fn take(&mut self, py: Python<'_>, call: &Call) {
+    fn take(&mut self, py: Python<'_>, call: &Call, shape: Shape, limit: Option<Duration>) {
         let mut ends = Ends::default();
         call.take(&mut ends);
-        ends.drain(|index, end| match value(py, end) {
+        let chunksize = if let Shape::Lists(_, chunksize) = shape { chunksize } else { 1 };
+        let is_one = matches!(shape, Shape::One);
+        let place = |index| Place { item: (!is_one).then_some(index), chunksize, limit };
+        ends.drain(|index, end| match value(py, end, place(index)) {
             Ok(value) => {
                 if let Some(piece) = usize::try_from(index).ok().and_then(|index| self.pieces.get_mut(index)) {
                     *piece = Some(value);
@@ -76,7 +80,7 @@ impl Gathered {
         match shape {
             Shape::One => pieces.next().unwrap_or_else(|| Err(missing())),
             Shape::Each(_) => Ok(PyList::new(py, pieces.collect::<PyResult<Vec<_>>>()?)?.into_any().unbind()),
-            Shape::Lists(_) => {
+            Shape::Lists(..) => {
                 let Some(first) = pieces.next() else { return Ok(PyList::empty(py).into_any().unbind()) };
                 let whole = first?.into_bound(py);
                 for piece in pieces {
@@ -89,14 +93,15 @@ impl Gathered {
 }
 
 impl Outcome {
-    pub(crate) fn new(call: Arc<Call>, shape: Shape) -> Self {
+    /// `limit` is how long its tasks may take.
+    pub(crate) fn new(call: Arc<Call>, shape: Shape, limit: Option<Duration>) -> Self {
         let count = match shape {
             Shape::One => 1,
-            Shape::Each(count) | Shape::Lists(count) => count,
+            Shape::Each(count) | Shape::Lists(count, _) => count,
         };
         let gathered = Gathered { pieces: (0..count).map(|_| None).collect(), ..Gathered::default() };
         let gathered = Mutex::new(gathered);
-        Self { call, shape, gathered, is_to_call: Mutex::default(), called: Condvar::new() }
+        Self { call, shape, limit, gathered, is_to_call: Mutex::default(), called: Condvar::new() }
     }
 
     fn is_to_call(&self, py: Python<'_>) -> MutexGuard<'_, bool> {
@@ -114,7 +119,7 @@ impl Outcome {
             if !self.call.is_over() {
                 return None;
             }
-            gathered.take(py, &self.call);
+            gathered.take(py, &self.call, self.shape, self.limit);
             gathered.result = Some(fate(py, gathered.finish(py, self.shape)));
         }
         gathered.result.as_ref().map(|result| match result {
@@ -125,7 +130,7 @@ impl Outcome {
 
     /// Waits until all has ended; false when the time was over first. Few large pieces are decoded while the rest is computed.
     fn wait_for_all(&self, py: Python<'_>, deadline: Deadline) -> PyResult<bool> {
-        let want = if matches!(self.shape, Shape::Lists(_)) { Want::Next } else { Want::All };
+        let want = if matches!(self.shape, Shape::Lists(..)) { Want::Next } else { Want::All };
         loop {
             let waited = time::wait(py, || self.call.wait(want, deadline))?;
             let is_there = waited.or_else(|error| match deadline {
@@ -135,7 +140,7 @@ impl Outcome {
             if !is_there || want == Want::All || self.call.is_over() {
                 return Ok(is_there);
             }
-            self.gathered(py).take(py, &self.call);
+            self.gathered(py).take(py, &self.call, self.shape, self.limit);
         }
     }
 }

@@ -18,7 +18,7 @@ use pyo3::sync::MutexExt;
 use pyo3::types::{PyDict, PyFunction, PyIterator, PyList, PyTuple, PyType};
 
 use crate::codec::{self, How};
-use crate::failure::{failure, gave_up, refused, value};
+use crate::failure::{Place, failure, gave_up, refused, value};
 use crate::imap::Imap;
 use crate::outcome::{Outcome, Shape};
 use crate::process::{Child, function, payload};
@@ -155,12 +155,14 @@ impl Pool {
     ) -> PyResult<Py<PyAny>> {
         let py = func.py();
         let settings = CallSettings { is_awaited: true, ..settings(limits) };
+        let limit = settings.limit;
         let mut tasks = self.tasks(func, 1, settings)?;
         tasks.push_call(args, kwds)?;
         tasks.feed.seal();
         time::wait(py, || tasks.feed.call().wait(Want::Next, Deadline::NEVER))?.map_err(gave_up)?;
         let mut result = None;
-        tasks.feed.take(|_, end| result = Some(value(py, end)));
+        let place = Place { item: None, chunksize: 1, limit };
+        tasks.feed.take(|_, end| result = Some(value(py, end, place)));
         result.unwrap_or_else(|| Err(failure(py, TaskEnd::Terminated)))
     }
 
@@ -174,9 +176,11 @@ impl Pool {
         limits: Option<Limits>,
     ) -> PyResult<Outcome> {
         self.wait_to_submit(func.py())?;
-        let mut tasks = self.tasks(func, 1, settings(limits))?;
+        let settings = settings(limits);
+        let limit = settings.limit;
+        let mut tasks = self.tasks(func, 1, settings)?;
         tasks.push_call(args, kwds)?;
-        Ok(Outcome::new(tasks.feed.into_call(), Shape::One))
+        Ok(Outcome::new(tasks.feed.into_call(), Shape::One, limit))
     }
 
     /// `func` of all values, later; `is_bulk` promises that somebody waits for it all right away.
@@ -193,6 +197,7 @@ impl Pool {
         let chunksize = chunksize.max(1);
         // Where each value is to have its own fate, it is an item; else a chunk is one.
         let is_each = limits.is_some() || chunksize == 1;
+        let limit = settings(limits).limit;
         let mut tasks =
             self.tasks(func, if is_each { chunksize } else { 1 }, CallSettings { is_bulk, ..settings(limits) })?;
         if is_each {
@@ -207,7 +212,8 @@ impl Pool {
             }
         }
         let items = tasks.feed.count();
-        Ok(Outcome::new(tasks.feed.into_call(), if is_each { Shape::Each(items) } else { Shape::Lists(items) }))
+        let shape = if is_each { Shape::Each(items) } else { Shape::Lists(items, chunksize) };
+        Ok(Outcome::new(tasks.feed.into_call(), shape, limit))
     }
 
     /// `func` of what an iterator gives, one by one, in order or not; `ahead` are items and bytes.
@@ -221,8 +227,10 @@ impl Pool {
         ahead: (usize, Option<u64>),
         limits: Option<Limits>,
     ) -> PyResult<Imap> {
-        let tasks = self.tasks(func, 1, settings(limits))?;
-        Ok(Imap::new(tasks, items, chunksize, ordered, ReadAhead::new(ahead.0, ahead.1)))
+        let settings = settings(limits);
+        let limit = settings.limit;
+        let tasks = self.tasks(func, 1, settings)?;
+        Ok(Imap::new(tasks, items, chunksize, ordered, ReadAhead::new(ahead.0, ahead.1), limit))
     }
 
     fn close(&self, py: Python<'_>) {

@@ -10,7 +10,7 @@
 //! | STAR_ONE | a tuple, or anything else to iterate over, of arguments | what the function returned |
 //! | MANY, STAR_MANY | a list of what ONE or STAR_ONE has | a list of what the function returned for each |
 //!
-//! An error is its traceback as text, and a pickle of the exception.
+//! An error is the place of the value that raised among many, `u64`, or [`WHOLE`]; its traceback as text; and a pickle of the exception.
 
 use std::os::fd::OwnedFd;
 
@@ -29,6 +29,9 @@ const ONE: u8 = 1;
 const STAR_ONE: u8 = 2;
 const MANY: u8 = 3;
 const STAR_MANY: u8 = 4;
+
+/// In the place of a value's: it is the item that failed.
+pub(crate) const WHOLE: u64 = u64::MAX;
 
 /// A call that takes its items.
 pub(crate) struct Tasks {
@@ -79,12 +82,13 @@ impl Handler<fn()> for Task {
     fn handle(_: fn(), input: Input<'_>, out: &mut Payload) -> Verdict {
         Python::attach(|py| {
             let decode = |bytes: &[u8]| Source::new(bytes, Vec::new()).decode(py).map(Bound::unbind);
+            let mut at = WHOLE;
             let ran = match input.context.get_or_decode(decode) {
-                Ok(Some(function)) => run(function.bind(py), Source::new(input.bytes, input.fds), out),
+                Ok(Some(function)) => run(function.bind(py), Source::new(input.bytes, input.fds), out, &mut at),
                 Ok(None) => Err(PyRuntimeError::new_err("the function is no function")),
                 Err(error) => Err(error),
             };
-            answer(py, ran, out)
+            answer(py, ran, at, out)
         })
     }
 }
@@ -96,16 +100,18 @@ impl Handler<fn()> for Inline {
     fn handle(_: fn(), input: Input<'_>, out: &mut Payload) -> Verdict {
         Python::attach(|py| {
             let mut source = Source::new(input.bytes, input.fds);
-            let ran = source.decode(py).and_then(|function| run(&function, source, out));
-            answer(py, ran, out)
+            let mut at = WHOLE;
+            let ran = source.decode(py).and_then(|function| run(&function, source, out, &mut at));
+            answer(py, ran, at, out)
         })
     }
 }
 
-fn answer(py: Python<'_>, ran: PyResult<()>, out: &mut Payload) -> Verdict {
+fn answer(py: Python<'_>, ran: PyResult<()>, at: u64, out: &mut Payload) -> Verdict {
     let Err(error) = ran else { return Verdict::Returned };
     let wrapped = wrap(py, &error);
     let (text, pickle) = wrapped.unwrap_or_else(|_| (error.to_string(), Vec::new()));
+    out.head.extend(at.to_le_bytes());
     out.head.extend((text.len() as u64).to_le_bytes());
     out.head.extend(text.into_bytes());
     out.head.extend(pickle);
@@ -121,7 +127,8 @@ fn wrap(py: Python<'_>, error: &PyErr) -> PyResult<(String, Vec<u8>)> {
 /// The error that [`answer`] wrote.
 pub(crate) fn raised(py: Python<'_>, bytes: &[u8]) -> PyErr {
     let parts = bytes
-        .split_first_chunk()
+        .get(size_of::<u64>()..)
+        .and_then(|bytes| bytes.split_first_chunk())
         .and_then(|(len, rest)| rest.split_at_checked(usize::try_from(u64::from_le_bytes(*len)).ok()?));
     let Some((text, pickle)) = parts else { return PyRuntimeError::new_err("a task failed, and its error was lost") };
     let (text, pickle) = (PyString::new(py, &String::from_utf8_lossy(text)), PyBytes::new(py, pickle));
@@ -143,8 +150,8 @@ fn call<'py>(function: &Bound<'py, PyAny>, star: bool, value: Bound<'py, PyAny>)
     }
 }
 
-/// Runs one item. On failure nothing is left in `out`.
-fn run(function: &Bound<'_, PyAny>, mut source: Source<'_>, out: &mut Payload) -> PyResult<()> {
+/// Runs one item. On failure nothing is left in `out`, and `at` is the place of the value that raised, where it has many.
+fn run(function: &Bound<'_, PyAny>, mut source: Source<'_>, out: &mut Payload, at: &mut u64) -> PyResult<()> {
     let py = function.py();
     let kind = source.byte()?;
     let result = match kind {
@@ -155,7 +162,7 @@ fn run(function: &Bound<'_, PyAny>, mut source: Source<'_>, out: &mut Payload) -
         ONE | STAR_ONE => call(function, kind == STAR_ONE, source.decode(py)?)?,
         _ => {
             let start = out.head.len();
-            let ran = run_many(function, kind == STAR_MANY, source, out);
+            let ran = run_many(function, kind == STAR_MANY, source, out, at);
             return ran.inspect_err(|_| out.head.truncate(start));
         }
     };
@@ -179,14 +186,20 @@ fn answer_with<'py, T>(
 
 /// Runs a function on each value of a list. Results are encoded one by one for as long as they are simple, so that a value and
 /// its result are gone before the next: most of the time goes into memory otherwise.
-fn run_many(function: &Bound<'_, PyAny>, star: bool, source: Source<'_>, out: &mut Payload) -> PyResult<()> {
+fn run_many(
+    function: &Bound<'_, PyAny>,
+    star: bool,
+    source: Source<'_>,
+    out: &mut Payload,
+    at: &mut u64,
+) -> PyResult<()> {
     let py = function.py();
     let mut values = source.decode_list(py)?;
     let start = codec::begin_list(values.len(), &mut out.head);
     let (mut done, mut memo) = (0, codec::Memo::default());
     let complex = loop {
         let Some(value) = values.next(py)? else { return Ok(()) };
-        let result = call(function, star, value)?;
+        let result = call(function, star, value).inspect_err(|_| *at = done as u64)?;
         if !codec::put_in_list(&result, &mut out.head, &mut memo) {
             break result;
         }
@@ -196,7 +209,7 @@ fn run_many(function: &Bound<'_, PyAny>, star: bool, source: Source<'_>, out: &m
     out.head.truncate(start);
     results.append(complex)?;
     while let Some(value) = values.next(py)? {
-        results.append(call(function, star, value)?)?;
+        results.append(call(function, star, value).inspect_err(|_| *at = results.len() as u64)?)?;
     }
     answer_with(&results, out, codec::encode_all)
 }
@@ -216,7 +229,7 @@ impl Handler<fn()> for Live {
             match live() {
                 Ok(0) => Verdict::Returned,
                 Ok(code) => process::leave(code),
-                Err(unfit) => answer(py, Err(unfit), out),
+                Err(unfit) => answer(py, Err(unfit), WHOLE, out),
             }
         })
     }

@@ -53,15 +53,17 @@ pub enum TaskEnd {
 /// How a worker ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ended {
+    /// Its process id.
+    pub pid: u32,
     /// How the process ended.
     pub status: crate::process::ExitStatus,
     /// It reported that its stack overflowed.
     pub stack_overflow: bool,
 }
 
-impl From<&Ending> for Ended {
-    fn from(ending: &Ending) -> Self {
-        Self { status: ending.status, stack_overflow: ending.stack_overflow }
+impl Ended {
+    pub(super) fn new(pid: u32, ending: &Ending) -> Self {
+        Self { pid, status: ending.status, stack_overflow: ending.stack_overflow }
     }
 }
 
