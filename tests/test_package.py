@@ -393,3 +393,21 @@ def test_coverage_sees_what_runs_in_processes_and_pools(programs):
     coverage("run", "measured.py", programs.method)
     coverage("combine")
     assert coverage("report", "--format=total").strip() == "100"
+
+
+def hold_and_put(lock, queue, event, value):
+    with lock, value.get_lock():
+        value.value += 1
+        queue.put(value.value)
+    event.set()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_processes_of_the_standard_library_have_our_objects(method):
+    objects = polyproc.Lock(), polyproc.Queue(), polyproc.Event(), polyproc.Value("i", 1)
+    child = multiprocessing.get_context(method).Process(target=hold_and_put, args=objects)
+    child.start()
+    assert objects[1].get(timeout=60) == 2
+    assert objects[2].wait(60)
+    child.join()
+    assert child.exitcode == 0

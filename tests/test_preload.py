@@ -182,7 +182,7 @@ def test_no_two_workers_have_one_connection(programs):
             """
         )
     assert (code, out) == (0, "True\n"), err
-    assert len(connections) >= 5  # that of the program, and those of its workers
+    assert len(connections) >= 3  # that of the program, and those of its workers, as far as they were needed
 
 
 @of_methods("forkserver")

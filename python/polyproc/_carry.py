@@ -302,8 +302,17 @@ def loads(data, fds, buffers=None):
 def reduce_place(rebuild, shared, *args):
     """For `__reduce__` of what is known by a descriptor, which many may have in common, and where it is in that file."""
     carrier = context.get_spawning_popen()
+    if not isinstance(carrier, Carrier):  # a process of the standard library, or of a library that is built on it
+        once = vars(carrier).setdefault("_polyproc_shared", {})
+        if shared.handle not in once:
+            once[shared.handle] = reduction.DupFd(shared.handle)
+        return _rebuild_alone, (rebuild, once[shared.handle], shared.place, *args)
     return _rebuild, (rebuild, carrier.share_with_child(shared.handle), shared.place, *args)
 
 
 def _rebuild(rebuild, fd, *args):
     return rebuild(_local.arrived[fd], *args)
+
+
+def _rebuild_alone(rebuild, dup_fd, *args):
+    return rebuild(dup_fd.detach(), *args)  # it stays open: others may be in the same file

@@ -74,7 +74,9 @@ def _install_contexts():
     method = theirs.get_start_method(allow_none=True)
     if method is not None and own.get_start_method(allow_none=True) is None:
         own.set_start_method(method)
+    # One table, in which other libraries note contexts of their own.
     standard._concrete_contexts.update(context._concrete_contexts)
+    context._concrete_contexts = standard._concrete_contexts
     # One default context by two names: what is set in one is set in the other.
     theirs.__class__ = context.DefaultContext
     theirs.__dict__ = own.__dict__

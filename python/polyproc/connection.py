@@ -23,6 +23,9 @@ __all__ = ["Client", "Listener", "Pipe", "wait"]
 class Connection(_standard.Connection):
     """One end of a pipe."""
 
+    def __reduce__(self):
+        return reduce_connection(self)
+
     def send(self, obj):
         """Sends an object."""
         self._check_closed()
