@@ -537,3 +537,29 @@ def test_without_proc():
     assert (forkserver, spawn) == ("forkserver", "spawn")
     assert "bound to its parent by /proc" in fork
     assert done.stderr.count("the system lets no fork server make processes") == 1
+
+
+def test_a_program_that_knows_nothing_of_processes_is_no_success(programs):
+    """As in an interpreter that is part of another program, which `sys.executable` names."""
+    code, out, err = programs.run(
+        """
+        import polyproc as mp
+
+        def work():
+            print("works", flush=True)
+
+        if __name__ == "__main__":
+            context = mp.get_context(METHOD)
+            context.set_executable("/bin/true")
+            child = context.Process(target=work)
+            try:
+                child.start()
+            except Exception as error:
+                print("not started")
+            else:
+                child.join()
+                print("ended", child.exitcode != 0)
+        """
+    )
+    assert (code, err) == (0, "")
+    assert out in ({"fork": "works\nended False\n"}.get(programs.method, ""), "not started\n", "ended True\n")

@@ -2,7 +2,6 @@ from multiprocessing import context as _standard
 from multiprocessing.process import active_children as active_children
 from multiprocessing.process import current_process as current_process
 from multiprocessing.process import parent_process as parent_process
-from multiprocessing.spawn import freeze_support as freeze_support
 
 from . import context as context
 from .context import Process as Process
@@ -43,6 +42,7 @@ Semaphore = context._default_context.Semaphore
 SimpleQueue = context._default_context.SimpleQueue
 Value = context._default_context.Value
 allow_connection_pickling = context._default_context.allow_connection_pickling
+freeze_support = context._default_context.freeze_support
 cpu_count = context._default_context.cpu_count
 get_all_start_methods = context._default_context.get_all_start_methods
 get_context = context._default_context.get_context

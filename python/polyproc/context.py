@@ -132,6 +132,13 @@ class BaseContext(_standard.BaseContext):
         manager.start()
         return manager
 
+    def freeze_support(self) -> None:
+        """To be called first in the main module of a program that is frozen (by PyInstaller, say): does not return in its
+        processes, and does nothing elsewhere."""
+        from .spawn import freeze_support
+
+        freeze_support()
+
     def set_executable(self, executable: str) -> None:
         """Sets the Python that runs child processes instead of `sys.executable`, but for `fork`."""
         from .spawn import set_executable

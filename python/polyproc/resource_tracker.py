@@ -65,12 +65,7 @@ class ResourceTracker:
         # Where two processes do this at once, the second tracker sees the first one's lock and ends.
         read = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY)
         try:
-            command = [
-                os.fsdecode(spawn.get_executable()),
-                *util._args_from_interpreter_flags(),
-                "-c",
-                f"import sys; sys.path.append({spawn._HERE!r}); from polyproc.resource_tracker import _main; _main()",
-            ]
+            command = _command()
             self._pid = os.posix_spawn(
                 command[0],
                 command,
@@ -103,6 +98,13 @@ class ResourceTracker:
             raise ValueError("msg too long")
         self.ensure_running()
         os.write(self.share(), message)
+
+
+def _command():
+    if getattr(sys, "frozen", False):
+        return spawn._frozen_command(spawn._TRACKER)
+    program = f"import sys; sys.path.append({spawn._HERE!r}); from polyproc.resource_tracker import _main; _main()"
+    return [os.fsdecode(spawn.get_executable()), *util._args_from_interpreter_flags(), "-c", program]
 
 
 def _adopt(dup_fd):

@@ -1,10 +1,10 @@
 """How this program is executed anew, and made ready in a new process."""
 
+import atexit
 import os
 import sys
 from multiprocessing import spawn as _standard
 from multiprocessing.spawn import (
-    freeze_support,
     get_executable,
     import_main_path,
     is_forking,
@@ -26,8 +26,59 @@ __all__ = [
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
+# How a frozen program, which runs itself anew, is told that it is one of its processes; and which one.
+_FROZEN = "--multiprocessing-fork"
+_PROCESS, _TRACKER = "polyproc", "polyproc-tracker"
+
+
+def _frozen_role():
+    """What this process is to be, where it is a frozen program that was run anew; else `None`."""
+    is_frozen = getattr(sys, "frozen", False) and sys.argv[1:2] == [_FROZEN] and sys.argv[2:] in ([_PROCESS], [_TRACKER])
+    return sys.argv[2] if is_frozen else None
+
+
+def freeze_support():
+    """To be called first in the main module of a frozen program (by PyInstaller, say): in its processes it does not return."""
+    role = _frozen_role()
+    if role == _PROCESS:
+        atexit.unregister(_end_without_support)
+        _polyproc.init()
+    if role == _TRACKER:
+        atexit.unregister(_end_without_support)
+        from . import resource_tracker
+
+        resource_tracker._main()
+        sys.exit()
+    if _standard.is_forking(sys.argv):
+        _standard.freeze_support()
+
+
+def _end_without_support():
+    sys.stderr.write(
+        "this process was started by a frozen program, which has to call polyproc.freeze_support() first in its main module\n"
+    )
+    sys.stderr.flush()
+    os._exit(255)
+
+
+if _frozen_role() is not None:
+    # A program that goes on instead must not look as if the process had run.
+    atexit.register(_end_without_support)
+
+
+def _frozen_command(role):
+    if _frozen_role() is not None:
+        raise RuntimeError(
+            "a frozen program was started as a process, and starts others: "
+            "call polyproc.freeze_support() first in the main module"
+        )
+    return [os.fsdecode(get_executable()), _FROZEN, role]
+
+
 def get_command_line(**kwds):
     """The command that runs a new process, which is told what to do over a socket."""
+    if getattr(sys, "frozen", False):
+        return _frozen_command(_PROCESS)
     program = f"import sys; sys.path.append({_HERE!r}); from polyproc._polyproc import init; init()"
     return [os.fsdecode(get_executable()), *util._args_from_interpreter_flags(), "-c", program]
 

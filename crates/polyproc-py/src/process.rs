@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use polyproc_core::process::{self, ExitStatus, Function, Handler, Job, Settings, Signal, StartError, StartMethod};
@@ -65,11 +66,21 @@ fn exit_code(status: ExitStatus) -> i32 {
 /// A process that this one started.
 #[derive(Debug)]
 #[pyclass(frozen, module = "polyproc._polyproc")]
-pub(crate) struct Child(process::Child);
+pub(crate) struct Child(process::Child, OnceLock<bool>);
 
 impl From<process::Child> for Child {
     fn from(child: process::Child) -> Self {
-        Self(child)
+        Self(child, OnceLock::new())
+    }
+}
+
+impl Child {
+    /// The exit code; that of a program that ended in peace, and was never the process that it was to be, is 255.
+    fn exit_code(&self, status: ExitStatus) -> i32 {
+        match exit_code(status) {
+            0 if !self.1.get_or_init(|| self.0.took_its_order()) => 255,
+            code => code,
+        }
     }
 }
 
@@ -92,14 +103,14 @@ impl Child {
 
     /// The exit code, or `None` while it runs.
     fn poll(&self) -> PyResult<Option<i32>> {
-        Ok(self.0.try_wait()?.map(exit_code))
+        Ok(self.0.try_wait()?.map(|status| self.exit_code(status)))
     }
 
     /// Waits for its end; the exit code, or `None` when the time was over first.
     #[pyo3(signature = (timeout=None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<i32>> {
         let deadline = time::deadline(timeout);
-        Ok(time::wait(py, || self.0.wait(deadline))??.map(exit_code))
+        Ok(time::wait(py, || self.0.wait(deadline))??.map(|status| self.exit_code(status)))
     }
 
     fn send_signal(&self, number: i32) -> PyResult<()> {
@@ -156,7 +167,7 @@ pub(crate) fn payload(data: &[u8], fds: &[RawFd]) -> PyResult<Payload> {
 fn start(py: Python<'_>, method: &str, name: String, daemon: bool, data: &[u8], fds: Vec<RawFd>) -> PyResult<Child> {
     let settings = Settings { name: Some(name), daemon, method: self::method(method)?, ..Settings::default() };
     let (run, payload) = (function::<Run>()?, payload(data, &fds)?);
-    py.detach(|| process::start(settings, Job::Call(run, payload))).map(Child).map_err(error)
+    py.detach(|| process::start(settings, Job::Call(run, payload))).map(Child::from).map_err(error)
 }
 
 /// Starts a copy of this process that runs `run()`, which gives its exit code.
@@ -169,7 +180,7 @@ fn fork(py: Python<'_>, name: String, daemon: bool, run: Py<PyAny>) -> PyResult<
         let code = Python::attach(|py| run.call0(py).inspect_err(|error| error.print(py))?.extract::<i32>(py));
         process::leave(code.unwrap_or(1))
     };
-    py.detach(|| process::start(settings, Job::Closure(Box::new(run)))).map(Child).map_err(error)
+    py.detach(|| process::start(settings, Job::Closure(Box::new(run)))).map(Child::from).map_err(error)
 }
 
 /// The fork server runs `polyproc._child.preload(data, fds)` once, before it makes processes; nothing for `None`. What that

@@ -209,6 +209,16 @@ impl Child {
         Ok(ending)
     }
 
+    /// Whether it took its order, as far as that can be known once it has ended: false for a program that does not know that it is
+    /// to be a process, and went its own way. To be asked once.
+    #[must_use]
+    pub fn took_its_order(&self) -> bool {
+        // The end of a socket with something unread in it is an error of its peer (`unix(7)`).
+        let is_unread =
+            matches!(rustix::net::sockopt::socket_error(&self.shared.channel), Ok(Err(rustix::io::Errno::CONNRESET)));
+        self.shared.method == StartMethod::Fork || !is_unread
+    }
+
     /// What it wrote so far to a captured stream: 1 is standard output, 2 standard error. `None` when not captured.
     ///
     /// # Errors
