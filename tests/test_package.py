@@ -1,6 +1,7 @@
 """The package: its names, its executors, `install()`, shared memory with names."""
 
 import concurrent.futures
+import functools
 import importlib
 import multiprocessing.pool
 import multiprocessing.queues
@@ -10,6 +11,7 @@ import pkgutil
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from concurrent.futures.process import BrokenProcessPool
 
@@ -411,3 +413,74 @@ def test_processes_of_the_standard_library_have_our_objects(method):
     assert objects[2].wait(60)
     child.join()
     assert child.exitcode == 0
+
+
+def sleep_and_return(n):
+    time.sleep(0.05)
+    return n
+
+
+@pytest.fixture
+def executor(mp):
+    with polyproc.ProcessPoolExecutor(2, mp_context=mp) as executor:
+        yield executor
+
+
+def test_the_rest_of_a_map_that_is_closed_is_not_run(executor, tmp_path):
+    results = executor.map(functools.partial(note_run, tmp_path), range(200))
+    next(results)
+    results.close()
+    executor.shutdown()
+    assert len(list(tmp_path.iterdir())) < 100
+
+
+def note_run(folder, n):
+    (folder / str(n)).touch()
+    time.sleep(0.01)
+
+
+def test_what_cannot_be_pickled_is_the_error_of_its_future(executor):
+    assert isinstance(executor.submit(sleep_and_return, threading.Lock()).exception(), TypeError)
+    assert executor.submit(sleep_and_return, 3).result() == 3
+
+
+@pytest.mark.parametrize("how", ["terminate_workers", "kill_workers"])
+def test_the_workers_of_an_executor_can_be_ended(mp, how):
+    executor = polyproc.ProcessPoolExecutor(2, mp_context=mp)
+    futures = [executor.submit(time.sleep, 1000) for _ in range(3)]
+    eventually(lambda: len(executor._processes) == executor._max_workers == 2)
+    getattr(executor, how)()
+    for future in futures:
+        assert isinstance(future.exception(30), BrokenProcessPool)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit(abs, 1)
+    executor.shutdown()
+
+
+def test_a_manager_has_sets():
+    with polyproc.Manager() as manager:
+        numbers = manager.set({1, 2})
+        numbers.add(3)
+        numbers |= {9}
+        numbers -= {1}
+        assert (len(numbers), 3 in numbers, numbers._getvalue()) == (3, True, {2, 3, 9})
+
+
+def test_a_process_can_be_interrupted(mp):
+    child = mp.Process(target=wait_for_interrupt, args=(ready := mp.Event(), heard := mp.Queue()))
+    child.start()
+    ready.wait(30)
+    child.interrupt()
+    assert heard.get(timeout=30) == "interrupted"
+    child.join()
+
+
+def wait_for_interrupt(ready, heard):
+    import signal
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        ready.set()
+        time.sleep(1000)
+    except KeyboardInterrupt:
+        heard.put("interrupted")

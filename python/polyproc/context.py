@@ -192,6 +192,11 @@ class _Process(_StandardProcess):
         del self._target, self._args, self._kwargs  # they may hold this object
         process._children.add(self)
 
+    def interrupt(self):
+        """Interrupts the process by SIGINT."""
+        self._check_closed()
+        self._popen.interrupt()
+
     @staticmethod
     def _after_fork():
         from . import util

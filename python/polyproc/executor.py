@@ -13,7 +13,8 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any
 
 from . import context
-from .pool import NoWorkers, Pool, TaskCancelled, WorkerLost
+from ._carry import REFUSED
+from .pool import NoWorkers, Pool, PoolTerminated, TaskCancelled, WorkerLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -41,10 +42,15 @@ class _NoWorkers(NoWorkers, BrokenProcessPool):
     """The initializer raised, or workers do not start."""
 
 
+class _Terminated(PoolTerminated, BrokenProcessPool):
+    """The workers were terminated or killed."""
+
+
 def _as_of_executor(error):
-    for kind in (_WorkerLost, _NoWorkers):
+    for kind in (_WorkerLost, _NoWorkers, _Terminated):
         if type(error) is kind.__bases__[0]:
             broken = kind(*error.args)
+            vars(broken).update(vars(error))
             broken.__cause__ = error.__cause__
             return broken
     return error
@@ -94,6 +100,7 @@ class ProcessPoolExecutor(Executor):
             raise ValueError("max_workers must be greater than 0")
         options = {"memory_limit": memory_limit, "max_waiting_bytes": max_waiting_bytes}
         self._pool = Pool(max_workers, initializer, initargs, max_tasks_per_child, mp_context, **options)
+        self._max_workers = self._pool._processes
         self._is_shut = False
         self._lock = threading.Lock()
 
@@ -105,6 +112,9 @@ class ProcessPoolExecutor(Executor):
             try:
                 future._call = (fn, args, kwargs)
                 future._result_of_pool = self._pool.apply_async(fn, args, kwargs)
+            except REFUSED as error:  # what cannot be pickled is the future's error
+                future._fail(error)
+                return future
             except BaseException:
                 _pending.discard(future)
                 raise
@@ -150,6 +160,25 @@ class ProcessPoolExecutor(Executor):
 
     shutdown.__doc__ = Executor.shutdown.__doc__
 
+    @property
+    def _processes(self):
+        return {worker.pid: worker for worker in self._pool._pool}
+
+    def terminate_workers(self) -> None:
+        """Ends the workers by SIGTERM, and with it the executor: what has not ended fails."""
+        self._end_workers("terminate")
+
+    def kill_workers(self) -> None:
+        """Ends the workers by SIGKILL, and with it the executor: what has not ended fails."""
+        self._end_workers("kill")
+
+    def _end_workers(self, how):
+        with self._lock:
+            self._is_shut = True
+        for worker in self._pool._pool:
+            getattr(worker, how)()
+        self._pool.terminate()
+
     def _check_running(self):
         if self._is_shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
@@ -160,18 +189,23 @@ def _call(fn, args):
 
 
 def _results(chunks, end):
-    while True:
-        try:
-            chunk = chunks.next(None if end is None else max(end - time.monotonic(), 0))
-        except StopIteration:
-            return
-        except context.TimeoutError as error:
-            if type(error) is not context.TimeoutError:  # that of the task
-                raise
-            raise TimeoutError from None
-        except (WorkerLost, NoWorkers) as error:
-            raise _as_of_executor(error) from error.__cause__
-        yield from chunk
+    try:
+        while True:
+            try:
+                chunk = chunks.next(None if end is None else max(end - time.monotonic(), 0))
+            except StopIteration:
+                return
+            except context.TimeoutError as error:
+                if type(error) is not context.TimeoutError:  # that of the task
+                    raise
+                raise TimeoutError from None
+            except (WorkerLost, NoWorkers, PoolTerminated) as error:
+                raise _as_of_executor(error) from error.__cause__
+            chunk.reverse()
+            while chunk:
+                yield chunk.pop()  # it is not kept
+    finally:
+        chunks._results.take_back()  # nobody asks for the rest
 
 
 @atexit.register

@@ -34,7 +34,36 @@ class SharedMemoryManager(BaseManager, _standard.SharedMemoryManager):
         super().__init__(*args, **kwds)
 
 
+# Of a set: what its proxy can do.
+_SET = (
+    "__and__ __contains__ __eq__ __ge__ __gt__ __iand__ __ior__ __isub__ __ixor__ __le__ __len__ __lt__ "
+    "__or__ __rand__ __ror__ __rsub__ __rxor__ __sub__ __xor__ add clear copy difference "
+    "difference_update discard intersection intersection_update isdisjoint issubset issuperset pop remove "
+    "symmetric_difference symmetric_difference_update union update"
+).split()
 SyncManager.register("Pool", Pool, PoolProxy)
+if "set" not in SyncManager._registry:  # before 3.14
+
+    class SetProxy(_standard.MakeProxyType("BaseSetProxy", _SET)):
+        """A set in the server of a manager."""
+
+        def __ior__(self, other):
+            self._callmethod("__ior__", (other,))
+            return self
+
+        def __iand__(self, other):
+            self._callmethod("__iand__", (other,))
+            return self
+
+        def __isub__(self, other):
+            self._callmethod("__isub__", (other,))
+            return self
+
+        def __ixor__(self, other):
+            self._callmethod("__ixor__", (other,))
+            return self
+
+    SyncManager.register("set", set, SetProxy)
 # Of managers of shared memory: what they make is known to our tracker.
 _standard.shared_memory = shared_memory
 

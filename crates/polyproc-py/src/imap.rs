@@ -343,6 +343,12 @@ impl Imap {
         self.changed.notify_all();
     }
 
+    /// No more items are taken, and those back that no worker has begun with.
+    fn take_back(&self, py: Python<'_>) {
+        self.stop(py);
+        py.detach(|| self.call.give_up());
+    }
+
     /// Nobody can ask for results any more: they are thrown away. True when items are left that no thread takes.
     fn abandon(&self, py: Python<'_>) -> bool {
         let mut state = self.state(py);
