@@ -13,7 +13,7 @@ use super::{ExitStatus, Outcome, Signal, StartMethod};
 use crate::conn::{Channel, Message};
 use crate::deadline::Deadline;
 use crate::frame::wire::WireError;
-use crate::sys::pidfd;
+use crate::sys::{fd, pidfd};
 
 /// A process that this one started. Clones are handles to the same process; dropping them all lets it run on.
 #[derive(Debug, Clone)]
@@ -213,10 +213,7 @@ impl Child {
     /// to be a process, and went its own way. To be asked once.
     #[must_use]
     pub fn took_its_order(&self) -> bool {
-        // The end of a socket with something unread in it is an error of its peer (`unix(7)`).
-        let is_unread =
-            matches!(rustix::net::sockopt::socket_error(&self.shared.channel), Ok(Err(rustix::io::Errno::CONNRESET)));
-        self.shared.method == StartMethod::Fork || !is_unread
+        self.shared.method == StartMethod::Fork || !fd::has_peer_left_unread(self.shared.channel.as_fd())
     }
 
     /// What it wrote so far to a captured stream: 1 is standard output, 2 standard error. `None` when not captured.

@@ -11,6 +11,11 @@ use rustix::io::Errno;
 
 use super::memory;
 
+/// Whether the other end of a socket was closed with something unread in it: an error of this end (`unix(7)`), reported once.
+pub(crate) fn has_peer_left_unread(socket: BorrowedFd<'_>) -> bool {
+    matches!(rustix::net::sockopt::socket_error(socket), Ok(Err(rustix::io::Errno::CONNRESET)))
+}
+
 /// `memfd_create(2)`: an unnamed, empty file in memory, close-on-exec, that can be sealed and never executed: hardened systems
 /// allow no others (`vm.memfd_noexec`). The name shows up in `/proc/PID/fd` only.
 pub(crate) fn memfd(name: &CStr) -> io::Result<OwnedFd> {
