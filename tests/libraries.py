@@ -2,7 +2,7 @@
 
     python tests/libraries.py [LIBRARY]...
 
-Each suite is that of the installed version, from its source distribution. What passes without and fails with is printed, and
+Each suite is that of the installed version, from its source distribution (that of mpire has none). What passes without and fails with is printed, and
 makes the exit code 1. It takes some minutes for each library.
 """
 
@@ -19,10 +19,13 @@ import xml.etree.ElementTree
 # What to install, and the tests: in the folder of the sources, or by the name of a module.
 LIBRARIES = {
     "pebble": (["pebble"], ["test"]),
-    "mpire": (["mpire", "tqdm"], ["tests"]),
     "joblib": (["joblib", "numpy"], ["--pyargs", "joblib.test.test_parallel", "joblib.test.test_memmapping"]),
     "loky": (["loky", "psutil", "numpy"], ["tests"]),
     "coverage": (["coverage", "flaky", "hypothesis", "unittest-mixins"], ["tests/test_concurrency.py", "-k", "ultiproc"]),
+}
+# Tests that fail, and why.
+KNOWN = {
+    "pebble": {"DeadlockOn": "wants the pool to break when a worker dies that holds the lock of its pipe: ours is taken over"},
 }
 # A suite that takes longer has hung, in seconds.
 PATIENCE = 1800
@@ -47,7 +50,7 @@ def run(name, sources, folder, is_installed):
         # For all interpreters that the tests start.
         (place / "sitecustomize.py").write_text("import polyproc\npolyproc.install()\n")
     out = place / "results.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "120", f"--junit-xml={out}"]
+    command = [sys.executable, "-m", "pytest", "-q", "--timeout", "120", f"--junit-xml={out}"]
     env = {**os.environ, "PYTHONPATH": str(place)}
     with open(place / "log", "w") as log:
         try:
@@ -83,6 +86,10 @@ def main():
             sources, version = get_sources(name, folder / "sources")
             without, installed = (run(name, sources, folder, is_installed) for is_installed in (False, True))
             broken = sorted(test for test, is_ok in without.items() if is_ok and not installed.get(test))
+            for part, reason in KNOWN.get(name, {}).items():
+                known = [test for test in broken if part in test]
+                broken = [test for test in broken if part not in test]
+                print(f"  {len(known)} fail that are known: {reason}", flush=True)
             print(f"{name} {version}: {sum(without.values())} pass without, {sum(installed.values())} with polyproc.install()")
             for test in broken:
                 print(f"  fails: {test}")

@@ -9,6 +9,8 @@
 | installed-others | so as well: `test_multiprocessing_main_handling`, `test_concurrent_futures`, the queues of `test_logging` |
 | executor | `test_concurrent_futures` with `polyproc.ProcessPoolExecutor` in the place of the standard one |
 
+The last one runs only where it is named: many of its tests want an executor that breaks for good, or its private threads.
+
 Needs an interpreter that has its `test` package. Each test runs in a process of its own family, bounded in time. A test that
 fails is run once more against the standard library: what fails there as well does not count. What is left must stand in
 `known.txt`, each with its reason; and what stands there must fail, so that the list stays short.
@@ -30,7 +32,7 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 METHODS = ("forkserver", "spawn", "fork")
-LANES = (*METHODS, *(f"installed-{method}" for method in METHODS), "installed-others", "executor")
+LANES = (*METHODS, *(f"installed-{method}" for method in METHODS), "installed-others")
 # Seconds that one test may take: the slowest takes some 20, and on a loaded machine threads may have begun sleeps of
 # `support.LONG_TIMEOUT`, here 60, that nothing can end.
 PATIENCE = 240
@@ -288,7 +290,7 @@ def run_lane(lane, folder, only, is_verbose):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--lane", action="append", choices=LANES)
+    parser.add_argument("--lane", action="append", choices=(*LANES, "executor"))
     parser.add_argument("--only", default="", help="only tests with this text in their names")
     parser.add_argument("--verbose", action="store_true", help="print why tests failed")
     options = parser.parse_args()
