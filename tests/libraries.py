@@ -2,8 +2,8 @@
 
     python tests/libraries.py [LIBRARY]...
 
-Each suite is that of the installed version, from its source distribution (that of mpire has none). What passes without and fails with is printed, and
-makes the exit code 1. It takes some minutes for each library.
+Each suite is that of the installed version, from its source distribution (that of mpire has none). What passes without and
+fails with is printed, and makes the exit code 1. It takes some minutes for each library.
 """
 
 import argparse
