@@ -1,9 +1,9 @@
 """Runs the test suites of libraries that are built on `multiprocessing`, without and with `polyproc.install()`.
 
-    python tests/libraries.py [LIBRARY]...
+    pip install . && python tests/libraries.py [LIBRARY]...
 
 Each suite is that of the installed version, from its source distribution (that of mpire has none). What passes without and
-fails with is printed, and makes the exit code 1. It takes some minutes for each library.
+fails with is printed, and makes the exit code 1. polyproc is to be installed as others are: coverage measures what is not. It takes some minutes for each library.
 """
 
 import argparse

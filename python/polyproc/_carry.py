@@ -229,17 +229,25 @@ class _Kept:
 
 def dumps(value):
     """The pickle of a value, the descriptors that it speaks of, which belong to what is in it, and its large buffers."""
+    return _dumps_or_by_value(value, lambda error: _speaks_of_main(str(error).encode()))
+
+
+def dumps_task(value):
+    """As `dumps`, for functions and arguments: what pickle refuses goes through cloudpickle, where that is installed."""
+    return _dumps_or_by_value(value, lambda error: True)
+
+
+def _dumps_or_by_value(value, may_go_by_value):
     _refuse_secrets(value)
+    refused = None
     try:
         result = _dumps(value)
-    except REFUSED as error:
-        if not _speaks_of_main(str(error).encode()):
-            raise
-        refused = error
-    else:
         if not _speaks_of_main(result[0]):
             return result
-        refused = None
+    except REFUSED as error:
+        if not may_go_by_value(error):
+            raise
+        refused = error
     buffers = []
     return (*_by_value((value,), buffers, refused), buffers)
 
@@ -260,21 +268,6 @@ def _dumps(value):
     if len(result[0]) < _LARGE:
         _local.kept = kept
     return result
-
-
-def dumps_task(value):
-    """As `dumps`, for functions and arguments: what pickle refuses goes through cloudpickle, where that is installed."""
-    _refuse_secrets(value)
-    try:
-        result = _dumps(value)
-    except REFUSED as error:
-        refused = error
-    else:
-        if not _speaks_of_main(result[0]):
-            return result
-        refused = None
-    buffers = []
-    return (*_by_value((value,), buffers, refused), buffers)
 
 
 def dumps_values(*values):

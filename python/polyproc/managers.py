@@ -44,24 +44,20 @@ _SET = (
 SyncManager.register("Pool", Pool, PoolProxy)
 if "set" not in SyncManager._registry:  # before 3.14
 
+    def _in_place(name):
+        def operator(self, other):
+            self._callmethod(name, (other,))
+            return self
+
+        return operator
+
     class SetProxy(_standard.MakeProxyType("BaseSetProxy", _SET)):
         """A set in the server of a manager."""
 
-        def __ior__(self, other):
-            self._callmethod("__ior__", (other,))
-            return self
-
-        def __iand__(self, other):
-            self._callmethod("__iand__", (other,))
-            return self
-
-        def __isub__(self, other):
-            self._callmethod("__isub__", (other,))
-            return self
-
-        def __ixor__(self, other):
-            self._callmethod("__ixor__", (other,))
-            return self
+        __ior__ = _in_place("__ior__")
+        __iand__ = _in_place("__iand__")
+        __isub__ = _in_place("__isub__")
+        __ixor__ = _in_place("__ixor__")
 
     SyncManager.register("set", set, SetProxy)
 # Of managers of shared memory: what they make is known to our tracker.
