@@ -3,7 +3,8 @@
     pip install . && python tests/libraries.py [LIBRARY]...
 
 Each suite is that of the installed version, from its source distribution (that of mpire has none). What passes without and
-fails with is printed, and makes the exit code 1. polyproc is to be installed as others are: coverage measures what is not. It takes some minutes for each library.
+fails with is printed, and makes the exit code 1. polyproc is to be installed as others are: coverage measures what is not. It
+takes some minutes for each library.
 """
 
 import argparse
@@ -21,7 +22,10 @@ LIBRARIES = {
     "pebble": (["pebble"], ["test"]),
     "joblib": (["joblib", "numpy"], ["--pyargs", "joblib.test.test_parallel", "joblib.test.test_memmapping"]),
     "loky": (["loky", "psutil", "numpy"], ["tests"]),
-    "coverage": (["coverage", "flaky", "hypothesis", "unittest-mixins"], ["tests/test_concurrency.py", "-k", "ultiproc"]),
+    "coverage": (
+        ["coverage", "flaky", "hypothesis", "pytest-xdist", "unittest-mixins"],
+        ["tests/test_concurrency.py", "-k", "ultiproc"],
+    ),
 }
 # Tests that fail, and why.
 KNOWN = {
