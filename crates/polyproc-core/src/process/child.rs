@@ -13,6 +13,7 @@ use super::{ExitStatus, Outcome, Signal, StartMethod};
 use crate::conn::{Channel, Message};
 use crate::deadline::Deadline;
 use crate::frame::wire::WireError;
+use crate::prim::{AtomicBool, Ordering};
 use crate::sys::{fd, pidfd};
 
 /// A process that this one started. Clones are handles to the same process; dropping them all lets it run on.
@@ -31,6 +32,8 @@ struct Shared {
     /// What it is for; not known yet of a process made ahead of its need.
     facts: OnceLock<Facts>,
     status: Mutex<Option<ExitStatus>>,
+    /// It closed its channel before it could be told what to do.
+    was_gone: AtomicBool,
 }
 
 /// What a process is for.
@@ -75,7 +78,8 @@ impl Child {
     pub(super) fn new(pid: u32, pidfd: OwnedFd, channel: Channel, method: StartMethod) -> Self {
         let key = State::current().next_key();
         let (facts, status) = (OnceLock::new(), Mutex::default());
-        Self { shared: Arc::new(Shared { key, pid, method, pidfd, channel, facts, status }) }
+        let was_gone = AtomicBool::new(false);
+        Self { shared: Arc::new(Shared { key, pid, method, pidfd, channel, facts, status, was_gone }) }
     }
 
     /// The process `pid`, which ended, and was reaped by other code of the program, before there was a descriptor for it.
@@ -90,6 +94,11 @@ impl Child {
     pub(super) fn introduce(&self, facts: Facts) {
         let first = self.shared.facts.set(facts);
         debug_assert!(first.is_ok(), "a process has one task");
+    }
+
+    /// It could not be told what to do any more.
+    pub(super) fn note_gone(&self) {
+        self.shared.was_gone.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn key(&self) -> u64 {
@@ -213,7 +222,9 @@ impl Child {
     /// to be a process, and went its own way. To be asked once.
     #[must_use]
     pub fn took_its_order(&self) -> bool {
-        self.shared.method == StartMethod::Fork || !fd::has_peer_left_unread(self.shared.channel.as_fd())
+        let is_untold =
+            self.shared.was_gone.load(Ordering::Relaxed) || fd::has_peer_left_unread(self.shared.channel.as_fd());
+        self.shared.method == StartMethod::Fork || !is_untold
     }
 
     /// What it wrote so far to a captured stream: 1 is standard output, 2 standard error. `None` when not captured.

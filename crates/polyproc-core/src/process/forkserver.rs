@@ -515,7 +515,10 @@ pub(super) fn tell(
 ) -> Result<bool, StartError> {
     match order.send(child.channel(), stdio, life, input) {
         Ok(()) => Ok(true),
-        Err(error) if is_peer_gone(&error) => Ok(false),
+        Err(error) if is_peer_gone(&error) => {
+            child.note_gone();
+            Ok(false)
+        }
         Err(error) => {
             discard(child);
             Err(os("sending a new process its argument")(error))
