@@ -484,3 +484,64 @@ def wait_for_interrupt(ready, heard):
         time.sleep(1000)
     except KeyboardInterrupt:
         heard.put("interrupted")
+
+
+def test_subclasses_of_the_standard_pool_have_the_engine_beneath_them_after_install(programs):
+    code, out, err = programs.run(
+        """
+        import os
+        import signal
+        import multiprocessing
+        import multiprocessing.pool
+        import polyproc
+        polyproc.install()
+
+        class Nestable(multiprocessing.pool.Pool):  # as it is copied from page to page
+            def __init__(self, *args, **kwds):
+                context = type(multiprocessing.get_context(METHOD))()
+                super(Nestable, self).__init__(*args, context=context, **kwds)
+
+            def shout(self):
+                return [text.upper() for text in self.map(str, "abc")]
+
+        class ByItsClass(multiprocessing.pool.Pool):
+            def __init__(self, processes):
+                multiprocessing.pool.Pool.__init__(self, processes)
+
+        class Private(multiprocessing.pool.Pool):
+            def _get_tasks(self):
+                pass
+
+        def die(_):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        if __name__ == "__main__":
+            multiprocessing.set_start_method(METHOD)
+            for kind in (Nestable, ByItsClass):
+                with kind(2) as pool:
+                    print(type(pool).__name__, isinstance(pool, kind), isinstance(pool, polyproc.pool.Pool))
+                    try:
+                        pool.map(die, [1])
+                    except polyproc.WorkerLost as error:
+                        print(error.signal.name)
+                    print(pool.map(abs, [-1, 2]))
+            with Nestable(1) as pool:
+                print(pool.shout())
+            with Private(1) as pool:
+                print(isinstance(pool, polyproc.pool.Pool), pool.map(abs, [-1]))
+            with multiprocessing.pool.ThreadPool(1) as pool:
+                print(pool.map(abs, [-1]))
+        """
+    )
+    lines = [
+        "Nestable True True",
+        "SIGKILL",
+        "[1, 2]",
+        "ByItsClass True True",
+        "SIGKILL",
+        "[1, 2]",
+        "['A', 'B', 'C']",
+        "False [1]",
+        "[1]",
+    ]
+    assert (code, out.splitlines(), err) == (0, lines, "")

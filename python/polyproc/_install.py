@@ -3,9 +3,11 @@
 Modules, classes and functions stay the objects that they are: what was imported before is not left behind, `isinstance` holds,
 and what is pickled by name is found. Two things change. The contexts are polyproc's: all start methods, and what contexts make.
 And a class of the standard library that is called by itself, such as `multiprocessing.pool.Pool(4)`, makes polyproc's, which is
-its subclass. Subclasses of other code run the standard library's code, over polyproc's processes, locks and pipes.
+its subclass. Subclasses of other code run the standard library's code, over polyproc's processes, locks and pipes; but those of
+the pool that leave its private parts alone have ours beneath them.
 """
 
+import functools
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.context
@@ -66,6 +68,8 @@ def install():
             kind.__new__ = _new_of(kind, getattr(own, name))
         for name in names:
             setattr(standard, name, getattr(own, name))
+    # Subclasses call it by its class, too.
+    multiprocessing.pool.Pool.__init__ = _init_of_pool(multiprocessing.pool.Pool.__init__)
 
 
 def _install_contexts():
@@ -89,10 +93,34 @@ def _new_of(standard, own):
     """What makes objects of a standard class: ours, but for a subclass of it, and for a context that is other code's."""
 
     def __new__(cls, *args, **kwds):
-        is_ours = cls is standard and _is_ours(args[4] if len(args) > 4 else kwds.get("ctx", kwds.get("context")))
-        return own.__new__(own) if is_ours else object.__new__(cls)
+        if not _is_ours(args[4] if len(args) > 4 else kwds.get("ctx", kwds.get("context"))):
+            return object.__new__(cls)
+        if cls is standard:
+            return own.__new__(own)
+        return object.__new__(_pool_on_engine(cls) if own is pool.Pool else cls)
 
     return __new__
+
+
+def _init_of_pool(init):
+    @functools.wraps(init)
+    def __init__(self, *args, **kwds):
+        (pool.Pool.__init__ if isinstance(self, pool.Pool) else init)(self, *args, **kwds)
+
+    return __init__
+
+
+@functools.cache
+def _pool_on_engine(cls):
+    """Of a subclass of the standard pool, one whose pool is ours; itself where it changes private parts of the standard one."""
+    standard = multiprocessing.pool.Pool
+    if issubclass(cls, pool.Pool):
+        return cls
+    private = {name for name in vars(standard) if name.startswith("_") and not name.startswith("__")}
+    own = [base for base in cls.__mro__ if issubclass(base, standard) and base is not standard]
+    if any(private & vars(base).keys() for base in own):
+        return cls
+    return type(cls)(cls.__name__, (cls, pool.Pool), {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
 
 
 def _is_ours(ctx):
