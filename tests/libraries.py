@@ -30,6 +30,7 @@ LIBRARIES = {
 # Tests that fail, and why.
 KNOWN = {
     "pebble": {"DeadlockOn": "wants the pool to break when a worker dies that holds the lock of its pipe: ours is taken over"},
+    "joblib": {"interactively_defined_functions[multiprocessing]": "functions of `-c`, by its own pickles, need `fork`"},
     "coverage": {"bootstrap_error": "looks for `_bootstrap` in a stack from which it leaves out what is installed"},
 }
 # A suite that takes longer has hung, in seconds.
