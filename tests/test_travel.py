@@ -30,12 +30,17 @@ def test_strings_and_bytes_that_are_the_same_arrive_as_the_same(mp):
     assert queue.get() == {"a key of some length": categories[0], "another key that is long": categories[0]}
 
 
-def test_a_pipe_receives_pickles_that_other_code_sent_as_bytes(mp):
+def test_a_pipe_takes_pickles_as_bytes_and_gives_them(mp):
     ours, theirs = mp.Pipe()
-    for value in [1, "text", {"a": [1, 2, (3,)]}, range(10)]:
-        for protocol in (2, pickle.HIGHEST_PROTOCOL):
+    for value in [1, "text", None, {"a": [1, 2, (3,)]}, range(10), b"bytes" * 100_000]:
+        for protocol in (0, 2, pickle.HIGHEST_PROTOCOL):
             ours.send_bytes(pickle.dumps(value, protocol))
             assert theirs.recv() == value
+        ours.send(value)
+        assert pickle.loads(theirs.recv_bytes()) == value
+    for data in (b"", b"\x00", b"\x03" * 9, bytes(range(256))):
+        ours.send_bytes(data)
+        assert theirs.recv_bytes() == data
 
 
 class Held:

@@ -13,7 +13,6 @@
 //! | LENT_BUFFERS | a length, `u64`, of what is lent; as BUFFERS, with where it starts in it, `u64`, for each buffer |
 //! | LENT_BYTES | a length, `u64` |
 //! | REPEATED | which of the long strings and bytes of the same container it is, `u32`, in their order |
-//! | 0x80 | the rest of a pickle: what other code sent as bytes |
 //!
 //! What is lent is behind one more descriptor, the first: large buffers, such as those of arrays, are written once and not
 //! copied where they arrive (`polyproc_core::lend`).
@@ -53,8 +52,6 @@ const BUFFERS: u8 = 11;
 const LENT_BUFFERS: u8 = 12;
 const LENT_BYTES: u8 = 13;
 const REPEATED: u8 = 14;
-/// With this every pickle begins, since protocol 2.
-const PROTO: u8 = 0x80;
 
 /// Of a pickle: tag, number of descriptors, length.
 const PICKLE_HEAD: usize = 11;
@@ -475,7 +472,6 @@ impl<'a> Source<'a> {
 
     /// The next value, which may be in a container.
     fn decode_inner<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let whole = self.bytes;
         let [tag] = self.take()?;
         match tag {
             INT => Ok(i64::from_le_bytes(self.take()?).into_pyobject(py)?.into_any()),
@@ -524,10 +520,6 @@ impl<'a> Source<'a> {
             LENT_BYTES => {
                 let len = self.take_u64()?;
                 Ok(self.take_loan(len)?.to_bytes(py).into_any())
-            }
-            PROTO => {
-                self.bytes = &[];
-                loads(py, PyBytes::new(py, whole).into_any(), Vec::new(), None)
             }
             _ => Err(broken()),
         }
@@ -592,6 +584,11 @@ pub(crate) fn decode_message<'py>(
         return loads(py, Bound::new(py, Owned::new(std::mem::take(bytes), PICKLE_HEAD))?.into_any(), fds, None);
     }
     Source::new(bytes, fds).decode(py)
+}
+
+/// The value of a pickle of other code.
+pub(crate) fn unpickle<'py>(py: Python<'py>, pickle: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    loads(py, PyBytes::new(py, pickle).into_any(), Vec::new(), None)
 }
 
 /// Borrowed for a message.

@@ -11,6 +11,10 @@ use pyo3::types::PyBytes;
 use crate::codec::{self, How};
 use crate::{buffer, sys, time};
 
+/// The tags of messages: what was sent as a value, and as bytes.
+const VALUE: u8 = 0;
+const BYTES: u8 = 1;
+
 /// Both ends of a new pipe; without `duplex`, one to receive from, and one to send to.
 #[pyfunction]
 fn pipe(duplex: bool) -> PyResult<(RawFd, RawFd)> {
@@ -29,7 +33,7 @@ fn send(handle: RawFd, obj: &Bound<'_, PyAny>) -> PyResult<()> {
     codec::with_memory(|bytes| {
         let mut fds = Vec::new();
         codec::encode(obj, How::VALUE, bytes, &mut fds)?;
-        send_message(py, handle, bytes, &fds)
+        send_message(py, handle, VALUE, bytes, &fds)
     })
 }
 
@@ -39,35 +43,43 @@ fn send_bytes(handle: RawFd, data: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = data.py();
     codec::with_memory(|bytes| {
         buffer::append(data, bytes)?;
-        send_message(py, handle, bytes, &[])
+        send_message(py, handle, BYTES, bytes, &[])
     })
 }
 
-fn send_message(py: Python<'_>, handle: RawFd, bytes: &[u8], fds: &[OwnedFd]) -> PyResult<()> {
+fn send_message(py: Python<'_>, handle: RawFd, tag: u8, bytes: &[u8], fds: &[OwnedFd]) -> PyResult<()> {
     let fds = codec::borrowed(fds);
     let connection = sys::connection(handle)?;
     let lent = codec::lent_bytes(bytes);
-    Ok(time::wait(py, || connection.send_lent(bytes, &fds, lent, Deadline::NEVER))??)
+    Ok(time::wait(py, || connection.send_tagged(tag, bytes, &fds, lent, Deadline::NEVER))??)
 }
 
-fn receive(py: Python<'_>, handle: RawFd) -> PyResult<(Vec<u8>, Vec<OwnedFd>)> {
+fn receive(py: Python<'_>, handle: RawFd) -> PyResult<(u8, Vec<u8>, Vec<OwnedFd>)> {
     let connection = sys::connection(handle)?;
-    let message = time::wait(py, || connection.receive(Deadline::NEVER))??;
-    let message = message.ok_or_else(|| PyEOFError::new_err(()))?;
-    Ok((message.head, message.fds))
+    let message = time::wait(py, || connection.receive_tagged(Deadline::NEVER))??;
+    let (tag, message) = message.ok_or_else(|| PyEOFError::new_err(()))?;
+    Ok((tag, message.head, message.fds))
 }
 
-/// The next value.
+/// The next value: of one that was sent as bytes, which are its pickle.
 #[pyfunction]
 fn recv(py: Python<'_>, handle: RawFd) -> PyResult<Bound<'_, PyAny>> {
-    let (mut bytes, fds) = receive(py, handle)?;
-    codec::decode_message(py, &mut bytes, fds)
+    match receive(py, handle)? {
+        (BYTES, bytes, _) => codec::unpickle(py, &bytes),
+        (_, mut bytes, fds) => codec::decode_message(py, &mut bytes, fds),
+    }
 }
 
-/// The next message, which was sent as bytes.
+/// The next message as bytes: of one that was sent as a value, its pickle.
 #[pyfunction]
 fn recv_bytes(py: Python<'_>, handle: RawFd) -> PyResult<Bound<'_, PyBytes>> {
-    Ok(PyBytes::new(py, &receive(py, handle)?.0))
+    match receive(py, handle)? {
+        (BYTES, bytes, _) => Ok(PyBytes::new(py, &bytes)),
+        (_, mut bytes, fds) => {
+            let value = codec::decode_message(py, &mut bytes, fds)?;
+            Ok(py.import("pickle")?.call_method1("dumps", (value,))?.cast_into()?)
+        }
+    }
 }
 
 /// Whether there is a message, or the other end is closed, before `timeout` seconds are over.

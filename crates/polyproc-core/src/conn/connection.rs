@@ -43,7 +43,7 @@ impl Connection {
     /// [`io::ErrorKind::BrokenPipe`] or [`io::ErrorKind::ConnectionReset`] when the other end is closed;
     /// [`io::ErrorKind::TimedOut`]; [`io::ErrorKind::Interrupted`] when a signal handler ran.
     pub fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>], deadline: Deadline) -> io::Result<()> {
-        self.send_lent(bytes, fds, 0, deadline)
+        self.send_tagged(MESSAGE, bytes, fds, 0, deadline)
     }
 
     /// Sends a message as [`Connection::send`] does. `lent_bytes` is the size of the data behind `fds`, in bytes; it counts against
@@ -51,14 +51,15 @@ impl Connection {
     ///
     /// # Errors
     /// As [`Connection::send`].
-    pub fn send_lent(
+    pub fn send_tagged(
         &self,
+        tag: u8,
         bytes: &[u8],
         fds: &[BorrowedFd<'_>],
         lent_bytes: usize,
         deadline: Deadline,
     ) -> io::Result<()> {
-        let mut message = self.0.outgoing(MESSAGE, bytes, fds, lent_bytes)?;
+        let mut message = self.0.outgoing(tag, bytes, fds, lent_bytes)?;
         loop {
             match self.0.transmit(&mut message, false) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -76,7 +77,15 @@ impl Connection {
     /// [`io::ErrorKind::TimedOut`]; [`io::ErrorKind::Interrupted`] when a signal handler ran;
     /// [`io::ErrorKind::InvalidData`] for what is no message of ours.
     pub fn receive(&self, deadline: Deadline) -> io::Result<Option<Payload>> {
-        let payload = |message: Option<Message>| message.map(|message| message.payload);
+        Ok(self.receive_tagged(deadline)?.map(|(_, payload)| payload))
+    }
+
+    /// As [`Connection::receive`], with the tag that it was sent with; that of [`Connection::send`] is 0.
+    ///
+    /// # Errors
+    /// As [`Connection::receive`].
+    pub fn receive_tagged(&self, deadline: Deadline) -> io::Result<Option<(u8, Payload)>> {
+        let payload = |message: Option<Message>| message.map(|message| (message.tag, message.payload));
         let try_receive = || match self.0.try_receive() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
             received => Some(received.map(payload)),
