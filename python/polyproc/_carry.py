@@ -263,7 +263,7 @@ def _dumps(value):
     kept = getattr(_local, "kept", None)
     if kept is None or kept.registered != _count_registered():
         kept = _Kept()  # a pickler has the table of when it was made
-    _local.kept = None  # for who pickles while this pickles, and where this fails
+    _local.kept = None  # a nested call, and the one after a failure, make another
     result = kept.dump(value)
     if len(result[0]) < _LARGE:
         _local.kept = kept

@@ -44,15 +44,15 @@ def end_preloaded():
 
 
 def _forget_original():
-    """In a copy of a process, before it does anything: what is to be done at exit is the original's, and so is the state of the
-    global generators of random numbers. (That of `random` is seeded by the interpreter.)"""
+    """Drops what a copy of a process has from its original: functions registered for exit, which the original calls, and the
+    state of the global generators of random numbers (the interpreter seeds that of `random`). Called first in a process."""
     if not _is_copy:
         return
     atexit._clear()
     atexit.register(util._exit_function)
     if weakref.finalize._registered_with_atexit:
         weakref.finalize._registry.clear()
-        weakref.finalize._registered_with_atexit = False  # the first of this process registers it anew
+        weakref.finalize._registered_with_atexit = False  # the first finalizer of this process registers it again
     for name in ("numpy.random", "torch"):
         module = sys.modules.get(name)
         if hasattr(module, "seed"):

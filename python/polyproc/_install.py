@@ -52,14 +52,9 @@ _CHANGED = (
 )
 
 
-def is_installed():
-    """Whether `install` was called."""
-    return isinstance(multiprocessing.context._default_context, context.DefaultContext)
-
-
 def install():
     """See `polyproc.install`."""
-    if is_installed():
+    if context.is_installed():
         return
     _install_contexts()
     for standard, own, classes, names in _CHANGED:

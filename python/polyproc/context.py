@@ -327,5 +327,10 @@ _concrete_contexts = {
 _default_context = DefaultContext(_concrete_contexts["forkserver"])
 
 
+def is_installed() -> bool:
+    """Whether `polyproc.install` was called."""
+    return isinstance(_standard._default_context, DefaultContext)
+
+
 def _force_start_method(method):
     _default_context._actual_context = _concrete_contexts[method]

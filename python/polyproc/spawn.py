@@ -40,11 +40,11 @@ def _frozen_role():
 def freeze_support():
     """To be called first in the main module of a frozen program (by PyInstaller, say): in its processes it does not return."""
     role = _frozen_role()
-    if role == _PROCESS:
+    if role is not None:
         atexit.unregister(_end_without_support)
+    if role == _PROCESS:
         _polyproc.init()
     if role == _TRACKER:
-        atexit.unregister(_end_without_support)
         from . import resource_tracker
 
         resource_tracker._main()
@@ -107,7 +107,7 @@ def get_preparation_data(name=""):
     data["polyproc"] = {
         "start_method": context._default_context.get_start_method(),
         "is_main_by_value": _carry.is_main_by_value(),
-        "is_installed": "polyproc._install" in sys.modules and sys.modules["polyproc._install"].is_installed(),
+        "is_installed": context.is_installed(),
     }
     data["polyproc_tracker"] = resource_tracker._resource_tracker
     return data

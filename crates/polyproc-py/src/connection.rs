@@ -61,7 +61,7 @@ fn receive(py: Python<'_>, handle: RawFd) -> PyResult<(u8, Vec<u8>, Vec<OwnedFd>
     Ok((tag, message.head, message.fds))
 }
 
-/// The next value: of one that was sent as bytes, which are its pickle.
+/// Receives a value. A message that was sent as bytes is the pickle of one.
 #[pyfunction]
 fn recv(py: Python<'_>, handle: RawFd) -> PyResult<Bound<'_, PyAny>> {
     match receive(py, handle)? {
@@ -70,7 +70,7 @@ fn recv(py: Python<'_>, handle: RawFd) -> PyResult<Bound<'_, PyAny>> {
     }
 }
 
-/// The next message as bytes: of one that was sent as a value, its pickle.
+/// Receives a message as bytes. A value is given as its pickle.
 #[pyfunction]
 fn recv_bytes(py: Python<'_>, handle: RawFd) -> PyResult<Bound<'_, PyBytes>> {
     match receive(py, handle)? {

@@ -23,7 +23,7 @@ pub(crate) enum Shape {
     One,
     /// A list of them.
     Each(usize),
-    /// One list of the lists that they are, of so many values each.
+    /// One list. Each result is a list of the values of a chunk; the second number is the chunk size.
     Lists(usize, usize),
 }
 

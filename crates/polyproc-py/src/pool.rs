@@ -39,10 +39,10 @@ struct Pool {
     inline: OnceLock<Registered>,
 }
 
-/// The main module is one that goes by value: see `polyproc._carry.is_main_by_value`.
+/// Whether functions of the main module are pickled by value: see `polyproc._carry.is_main_by_value`.
 static IS_MAIN_BY_VALUE: AtomicBool = AtomicBool::new(false);
 
-/// What is defined in the main module goes by value, each time anew.
+/// Sets whether functions of the main module are pickled by value, at each call.
 #[pyfunction]
 fn set_main_by_value(is_by_value: bool) {
     IS_MAIN_BY_VALUE.store(is_by_value, Ordering::Relaxed);

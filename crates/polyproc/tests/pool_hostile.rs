@@ -124,7 +124,7 @@ fn send_descriptors_without_end((): ()) {
     let null = File::open("/dev/null").expect("/dev/null");
     let fds = [null.as_fd(); 100];
     loop {
-        let _ = wild::send_fds(&fds); // an ordinary user may have so many in flight only
+        let _ = wild::send_fds(&fds); // fails when an ordinary user has too many in flight
     }
 }
 

@@ -112,7 +112,8 @@ impl Orders {
         if slot < SLOTS { Ok(FIRST_ORDER + u64::from(slot) * ORDER_LEN) } else { Err(MemoryError::Corrupt) }
     }
 
-    /// Writes a task that is not on the table, with its argument, for which there is a share of the budget; gives the block that it lies in when it is large.
+    /// Writes a task that is not on the table, with its argument, which may fill the budget up to `share`. Returns the block of the
+    /// argument if it is large.
     ///
     /// # Errors
     /// [`MemoryError::OutOfSpace`] or [`MemoryError::System`] when there is no memory for it.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::handle::PoolSettings;
 use super::scheduler::{Place, TaskId};
 use super::stream::{DOOMED, IDLE, Phase, Results, Stream, running_position};
-use super::task::Setup;
+use super::task::{Ended, Setup};
 use crate::frame::Payload;
 use crate::prim::{AtomicU64, Ordering};
 use crate::process::{Child, Ending, ExitStatus, GiveUp, Settings, Signal, StartError, start_worker};
@@ -221,6 +221,12 @@ impl Worker {
     /// Whether it got as far as its initializer, and no further.
     pub(super) fn is_initialising(&self) -> bool {
         self.stream.cell().phase.load(Ordering::Relaxed) == Phase::Initialising as u32
+    }
+
+    /// How it ended, once its last words are known.
+    pub(super) fn ended(&self) -> Ended {
+        let Ending { status, stack_overflow, .. } = self.last_words;
+        Ended { pid: self.child.pid(), status, stack_overflow }
     }
 
     pub(super) fn give_back(&mut self, offset: u64) {

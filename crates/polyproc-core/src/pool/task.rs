@@ -14,7 +14,7 @@
 use super::stream::Kind;
 use crate::frame::Payload;
 use crate::frame::wire::{Reader, WireError, Writer};
-use crate::process::{Ending, Function, Outcome, Panic, StartError};
+use crate::process::{Function, Outcome, Panic, StartError};
 
 pub(super) mod tag {
     pub(in crate::pool) const READY: u8 = 16;
@@ -59,12 +59,6 @@ pub struct Ended {
     pub status: crate::process::ExitStatus,
     /// It reported that its stack overflowed.
     pub stack_overflow: bool,
-}
-
-impl Ended {
-    pub(super) fn new(pid: u32, ending: &Ending) -> Self {
-        Self { pid, status: ending.status, stack_overflow: ending.stack_overflow }
-    }
 }
 
 /// Something that happened to a pool's workers.

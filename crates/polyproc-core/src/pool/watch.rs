@@ -14,7 +14,7 @@ use super::driver::{At, Driver, Inner, Logged, Task, stop_end};
 use super::scheduler::{Blame, Event, Held, Hope, Pace, Place, TaskId};
 use super::staff::{self, Cause, Doom, Worker};
 use super::stream::{DOOMED, cut, is_cut, running_item, running_position};
-use super::task::{Ended, PoolEvent, TaskEnd, Why, decode_unfit, next_item, tag};
+use super::task::{PoolEvent, TaskEnd, Why, decode_unfit, next_item, tag};
 use crate::conn::{Arrival, Message};
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
@@ -601,9 +601,8 @@ impl Driver {
     /// A worker is dead, and all that it wrote was read.
     fn bury(&self, inner: &mut Inner, place: Place, mut worker: Worker, status: ExitStatus) {
         worker.last_words.status = status;
-        let pid = worker.child.pid();
-        let ended = Ended::new(pid, &worker.last_words);
-        inner.told.events.push(PoolEvent::WorkerEnded { pid, ended });
+        let ended = worker.ended();
+        inner.told.events.push(PoolEvent::WorkerEnded { pid: ended.pid, ended });
         self.board.lookers().leave(worker.number);
         // It may have been woken for a task, and not have taken it.
         self.board.sleepers().rouse();
@@ -659,9 +658,9 @@ impl Driver {
             (Some(Cause::TimedOut), _) => TaskEnd::TimedOut,
             (Some(Cause::OutOfMemory), _) => TaskEnd::OutOfMemory,
             (Some(Cause::Cancelled), _) => TaskEnd::Cancelled,
-            (Some(Cause::Frozen), _) => TaskEnd::WorkerLost(Ended::new(worker.child.pid(), &worker.last_words)),
+            (Some(Cause::Frozen), _) => TaskEnd::WorkerLost(worker.ended()),
             (None, Some(Outcome::Panicked(panic))) => TaskEnd::Panicked(panic.clone()),
-            (None, _) => TaskEnd::WorkerLost(Ended::new(worker.child.pid(), &worker.last_words)),
+            (None, _) => TaskEnd::WorkerLost(worker.ended()),
         });
         let may_retry = !matches!(doom, Some(Cause::TimedOut | Cause::Cancelled));
         Some((id, Held::Running { is_same, may_retry }))

@@ -288,7 +288,7 @@ impl Account {
         Ledger::get().is_some_and(|ledger| ledger.in_use() > share.of_limit(ledger.limit()))
     }
 
-    /// The file has so many bytes now. Wakes the waiters for room if these are less than before.
+    /// Records how many bytes the file has now. Wakes the waiters for room if it has fewer than before.
     pub(crate) fn settle(&self, bytes: u64) {
         if self.settle_quietly(bytes) {
             wake_waiting();
