@@ -165,3 +165,23 @@ def test_the_default_number_of_workers_is_that_of_the_interpreter(programs):
         """
     )
     assert (code, out, err) == (0, "True\n", "")
+
+
+@of_methods("spawn", "forkserver")
+def test_what_cannot_be_started_is_a_start_error(programs):
+    code, out, err = programs.run(
+        """
+        import errno
+        import polyproc as mp
+
+        if __name__ == "__main__":
+            context = mp.get_context(METHOD)
+            context.set_executable("/no/such/program")
+            for start in (lambda: context.Process(target=print).start(), lambda: context.Pool(1)):
+                try:
+                    start()
+                except mp.StartError as error:
+                    print(isinstance(error, mp.ProcessError), isinstance(error, OSError), error.errno == errno.ENOENT)
+        """
+    )
+    assert (code, out, err) == (0, 2 * "True True True\n", "")

@@ -35,6 +35,7 @@ def fail():
 
 
 ERRORS = {
+    "StartError",
     "PoolError",
     "WorkerLost",
     "OutOfMemory",

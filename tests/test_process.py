@@ -554,7 +554,7 @@ def test_a_program_that_knows_nothing_of_processes_is_no_success(programs):
             child = context.Process(target=work)
             try:
                 child.start()
-            except Exception as error:
+            except mp.StartError:
                 print("not started")
             else:
                 child.join()

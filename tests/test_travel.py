@@ -73,11 +73,11 @@ def test_reducers_may_be_registered_at_any_time(mp):
 def test_keys_and_open_files_are_refused(mp):
     key = mp.current_process().authkey
     with mp.Pool(1) as pool, open(__file__) as file:
-        for value in (key, (key,)):
+        for value in (key, (key,), {"deep": [key]}):
             with pytest.raises(TypeError, match="AuthenticationString"):
                 mp.Queue().put(value)
-        with pytest.raises(TypeError, match="AuthenticationString"):
-            pool.apply(echo, (key,))
+            with pytest.raises(TypeError, match="AuthenticationString"):
+                pool.apply(echo, (value,))
         with pytest.raises(TypeError, match="TextIOWrapper"):
             pool.apply(echo, (file,))
 
@@ -97,3 +97,24 @@ def results_of_a_pool_that_nobody_keeps(mp):
 @pytest.mark.filterwarnings("ignore:unclosed running multiprocessing pool:ResourceWarning")
 def test_a_pool_lives_as_long_as_its_results_are_taken(mp):
     assert list(results_of_a_pool_that_nobody_keeps(mp)) == [1, 2, 3]
+
+
+def test_proxies_carry_the_key_of_their_manager(programs):
+    """Through what stands already, too; of a manager that is the standard library's."""
+    code, out, err = programs.run(
+        """
+        import multiprocessing.managers
+        import polyproc as mp
+
+        def add(values):
+            values.append(7)
+            return values
+
+        if __name__ == "__main__":
+            context = mp.get_context(METHOD)
+            with context.Pool(1) as pool, multiprocessing.managers.SyncManager(authkey=b"another") as manager:
+                values = pool.apply(add, (manager.list([1]),))
+                print(list(values), list(pool.apply(add, (values,))))
+        """
+    )
+    assert (code, out, err) == (0, "[1, 7] [1, 7, 7]\n", "")

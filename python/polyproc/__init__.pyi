@@ -5,6 +5,7 @@ from multiprocessing.process import parent_process as parent_process
 
 from . import context as context
 from .context import Process as Process
+from .context import StartError as StartError
 from .executor import ProcessPoolExecutor as ProcessPoolExecutor
 from .pool import NoWorkers as NoWorkers
 from .pool import OutOfMemory as OutOfMemory

@@ -34,11 +34,16 @@ class _DupFd:
 
 
 class Carrier:
-    """Collects the descriptors of what is pickled while it is the one spawned."""
+    """Collects the descriptors of what is pickled while it is the one spawned.
+
+    Attributes:
+        is_start: whether a process is started with it; else it is a message.
+    """
 
     DupFd = _DupFd
 
-    def __init__(self):
+    def __init__(self, is_start):
+        self.is_start = is_start
         self.clear()
 
     def clear(self):
@@ -110,8 +115,7 @@ def _pickler(data, callback):
 
 def _dump(pickler, values, buffers):
     """The pickles of values, one after the other, and the descriptors in them. Large buffers go to the list `buffers`."""
-    data, carrier = io.BytesIO(), Carrier()
-
+    data, carrier = io.BytesIO(), Carrier(is_start=buffers is None)
     callback = None if buffers is None else lambda buffer: _is_in_the_pickle(buffer, buffers)
     with carrying(carrier):
         for value in values:
@@ -203,10 +207,12 @@ class _Kept:
 
     def __init__(self):
         self.data = io.BytesIO()
-        self.carrier: Any = Carrier()
+        self.carrier: Any = Carrier(is_start=False)
         self.buffers = []
         self.pickler = _pickler(self.data, self.is_in_the_pickle)
         self.registered = _count_registered()
+        if "multiprocessing.managers" in sys.modules:  # importing it registers reducers: another is made then
+            from . import managers as managers  # for what its proxies are pickled to
 
     def is_in_the_pickle(self, buffer):
         return _is_in_the_pickle(buffer, self.buffers)
@@ -238,7 +244,6 @@ def dumps_task(value):
 
 
 def _dumps_or_by_value(value, may_go_by_value):
-    _refuse_secrets(value)
     refused = None
     try:
         result = _dumps(value)
@@ -252,11 +257,15 @@ def _dumps_or_by_value(value, may_go_by_value):
     return (*_by_value((value,), buffers, refused), buffers)
 
 
-def _refuse_secrets(value):
-    """As the standard library refuses to pickle them, but for a new process."""
-    is_secret = type(value) is process.AuthenticationString
-    if is_secret or type(value) is tuple and any(type(part) is process.AuthenticationString for part in value):
+def _reduce_key(key):
+    """As the standard library: a new process is given the key, and nobody else."""
+    carrier = context.get_spawning_popen()
+    if carrier is None or isinstance(carrier, Carrier) and not carrier.is_start:
         raise TypeError("Pickling an AuthenticationString object is disallowed for security reasons")
+    return process.AuthenticationString, (bytes(key),)
+
+
+reduction.ForkingPickler.register(process.AuthenticationString, _reduce_key)
 
 
 def _dumps(value):

@@ -31,7 +31,17 @@ if TYPE_CHECKING:
 __all__ = ()
 
 
+class StartError(ProcessError, OSError):
+    """A process was not started, and nothing ran.
+
+    Attributes:
+        errno: the number of the system's error, or `None` where it is not the system that refused.
+    """
+
+
 class BaseContext(_standard.BaseContext):
+    StartError = StartError
+
     @staticmethod
     def active_children() -> list[Any]:
         """Returns a list of process objects of the children that run, with the workers of pools."""

@@ -7,7 +7,7 @@ import os
 import typing
 import warnings
 
-from . import _polyproc, util
+from . import _polyproc, context, util
 from ._carry import dumps_values
 
 __all__ = ["ensure_running", "get_inherited_fds", "connect_to_new_process", "set_forkserver_preload"]
@@ -92,7 +92,7 @@ def with_preload(preparation, start):
 def _say_why(why, options):
     kind, _, what = why.partition(":")
     if kind == "import" and options.on_error == "fail":
-        raise _polyproc.PreloadError(what)
+        raise context.StartError(f"preloading the fork server failed: {what}")
     if kind == "import" and options.on_error == "warn":
         warnings.warn(f"failed to preload: {what}", ImportWarning, stacklevel=4)
     if kind == "holds":

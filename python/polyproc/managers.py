@@ -95,5 +95,20 @@ def _naming_the_server(method, manager_of):
     return wrapper
 
 
+def _with_key(reduce):
+    """That of a proxy, whose key goes wherever it goes: for the standard library's it goes to new processes only, where
+    proxies go to others only if they have the key already."""
+
+    @functools.wraps(reduce)
+    def wrapper(self):
+        rebuild, (*args, options) = reduce(self)
+        if "authkey" in options:
+            options["authkey"] = bytes(options["authkey"])
+        return rebuild, (*args, options)
+
+    return wrapper
+
+
+BaseProxy.__reduce__ = _with_key(BaseProxy.__reduce__)
 BaseProxy._callmethod = _naming_the_server(BaseProxy._callmethod, lambda proxy: proxy._manager)
 _standard.BaseManager._create = _naming_the_server(_standard.BaseManager._create, lambda manager: manager)

@@ -68,7 +68,7 @@ if _frozen_role() is not None:
 
 def _frozen_command(role):
     if _frozen_role() is not None:
-        raise RuntimeError(
+        raise context.StartError(
             "a frozen program was started as a process, and starts others: "
             "call polyproc.freeze_support() first in the main module"
         )

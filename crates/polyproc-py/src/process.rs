@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use polyproc_core::process::{self, ExitStatus, Function, Handler, Job, Settings, Signal, StartError, StartMethod};
 use polyproc_core::{Input, Payload, Verdict};
-use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -37,16 +37,25 @@ fn on_interrupt() -> bool {
     has_raised
 }
 
+/// Why no process was started, as a `polyproc.StartError`.
 pub(crate) fn error(error: StartError) -> PyErr {
-    match error {
-        StartError::Interrupted => RAISED.take().unwrap_or_else(|| PyRuntimeError::new_err(error.to_string())),
-        StartError::Os { doing, source } => match source.raw_os_error() {
-            Some(errno) => PyOSError::new_err((errno, format!("{doing} failed: {source}"))),
-            None => PyOSError::new_err(format!("{doing} failed: {source}")),
+    let (errno, text) = match error {
+        StartError::Interrupted => match RAISED.take() {
+            Some(raised) => return raised,
+            None => (None, error.to_string()),
         },
-        StartError::Preload { why } => PreloadError::new_err(why),
-        _ => PyRuntimeError::new_err(error.to_string()),
-    }
+        StartError::Preload { why } => return PreloadError::new_err(why),
+        StartError::Os { doing, source } => (source.raw_os_error(), format!("{doing} failed: {source}")),
+        error => (None, error.to_string()),
+    };
+    Python::attach(|py| {
+        let class = py.import("polyproc.context").and_then(|module| module.getattr("StartError"));
+        let error = class.and_then(|class| match errno {
+            Some(errno) => class.call1((errno, text)),
+            None => class.call1((text,)),
+        });
+        error.map_or_else(|error| error, PyErr::from_value)
+    })
 }
 
 pub(crate) fn method(name: &str) -> PyResult<StartMethod> {
