@@ -440,6 +440,24 @@ def note_run(folder, n):
     time.sleep(0.01)
 
 
+def test_a_future_runs_from_when_a_worker_has_begun_until_its_end(mp):
+    begun, go = mp.Event(), mp.Event()
+    with polyproc.ProcessPoolExecutor(1, mp_context=mp) as executor:
+        first = executor.submit(set_and_wait, begun, go)
+        second = executor.submit(abs, -1)
+        assert begun.wait(60)
+        assert (first.running(), second.running()) == (True, False)
+        assert not first.cancel()
+        go.set()
+        assert (first.result(60), second.result(60)) == (None, 1)
+        assert (first.running(), second.running()) == (False, False)
+
+
+def set_and_wait(begun, go):
+    begun.set()
+    assert go.wait(60)
+
+
 def test_what_cannot_be_pickled_is_the_error_of_its_future(executor):
     assert isinstance(executor.submit(sleep_and_return, threading.Lock()).exception(), TypeError)
     assert executor.submit(sleep_and_return, 3).result() == 3

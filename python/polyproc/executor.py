@@ -67,6 +67,10 @@ class _Future(Future):
             return False
         return super().cancel()
 
+    def running(self):
+        """Returns whether a worker has begun with the call, which has not ended."""
+        return self._result_of_pool is not None and not self.done() and self._result_of_pool._outcome.is_running()
+
     def _succeed(self, value):
         _pending.discard(self)
         self._call = None

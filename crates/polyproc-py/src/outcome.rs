@@ -197,6 +197,11 @@ impl Outcome {
         self.call.is_over() && !*self.is_to_call(py)
     }
 
+    /// Whether a worker has taken some of it that has not ended.
+    fn is_running(&self, py: Python<'_>) -> bool {
+        py.detach(|| self.call.is_running())
+    }
+
     /// The result; raises what the task raised. `None` in a tuple of none when it is not there.
     fn result(&self, py: Python<'_>) -> PyResult<Option<(Py<PyAny>,)>> {
         Ok(self.gather(py).transpose()?.map(|value| (value,)))

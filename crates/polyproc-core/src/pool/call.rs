@@ -255,6 +255,12 @@ impl Call {
         self.driver.with(|inner| inner.is_over(self.key))
     }
 
+    /// Whether a worker has taken one of its tasks, which has not ended.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.driver.is_running(self.key)
+    }
+
     /// Whether all was submitted and has ended, or there are results to take; else `waker` is woken when that changes.
     pub fn poll(&self, waker: &Waker) -> bool {
         self.driver.with(|inner| {

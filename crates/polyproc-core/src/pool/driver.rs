@@ -478,6 +478,15 @@ impl Driver {
         }
     }
 
+    pub(super) fn is_running(&self, call: usize) -> bool {
+        self.with(|inner| {
+            inner.tasks_of(call).into_iter().filter_map(|id| inner.tasks.get(id.0)).any(|task| match task.at {
+                At::Out { slot, position, .. } => self.board.table().holder(slot, position).is_some(),
+                At::Waiting(_) => false,
+            })
+        })
+    }
+
     pub(super) fn cancel(&self, call: usize) {
         self.with(|inner| self.stop(inner, call, Stop::Cancelled));
     }
