@@ -55,6 +55,57 @@ def test_what_can_be_shared_is_imported_once(programs, made):
     assert run(programs, made) == (0, "1\n", "")
 
 
+@of_methods("forkserver")
+def test_the_fork_server_can_be_started_before_it_is_needed(programs):
+    code, out, err = programs.run(
+        """
+        import os
+        import sys
+        import time
+        import polyproc as mp
+        mp.forkserver.ensure_running()
+        server = mp.forkserver._forkserver._forkserver_pid
+        mark = os.path.join(os.path.dirname(__file__), "imported")
+        if __name__ == "__mp_main__":
+            with open(mark, "w") as file:
+                file.write(f"{os.getpid()}\\n")
+            IMPORTER = os.getpid()
+
+        def put(queue):
+            queue.put(IMPORTER)
+
+        if __name__ == "__main__":
+            while not (os.path.exists(mark) and open(mark).read().endswith("\\n")):
+                time.sleep(0.01)
+            mp.forkserver.ensure_running()
+            queue = mp.Queue()
+            child = mp.Process(target=put, args=(queue,))
+            child.start()
+            print({server, queue.get(), int(open(mark).read())} == {server}, flush=True)
+            child.join()
+        """
+    )
+    assert (code, out, err) == (0, "True\n", "")
+
+
+@of_methods("forkserver")
+def test_a_fork_server_that_was_not_needed_ends_with_its_program(programs):
+    code, out, err = programs.run(
+        """
+        import multiprocessing
+        import time
+        import polyproc
+        polyproc.install()
+        multiprocessing.forkserver.ensure_running()
+        print(multiprocessing.forkserver._forkserver._forkserver_pid, flush=True)
+        if __name__ == "__mp_main__":
+            time.sleep(1000)
+        """
+    )
+    assert (code, err) == (0, "")
+    assert not os.path.exists(f"/proc/{int(out)}")
+
+
 @pytest.mark.parametrize("what", HELD)
 @of_methods("forkserver")
 def test_a_main_module_that_holds_something_is_imported_by_each_process(programs, what):

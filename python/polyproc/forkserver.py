@@ -7,7 +7,7 @@ import os
 import typing
 import warnings
 
-from . import _polyproc, context, util
+from . import _polyproc, context, process, spawn, util
 from ._carry import dumps_values
 
 __all__ = ["ensure_running", "get_inherited_fds", "connect_to_new_process", "set_forkserver_preload"]
@@ -131,7 +131,21 @@ class ForkServer:
     """The fork server by the names that `multiprocessing` has for it."""
 
     def ensure_running(self):
-        """Does nothing: the fork server is started when it is needed, and anew when somebody has killed it."""
+        """Starts the fork server, if none runs, and does not wait for it.
+
+        The fork server imports the main module, and what `set_forkserver_preload` names, while the program goes on. At the
+        top of the main module, before its other imports, this makes the first start as fast as the later ones. It fixes the
+        default start method, as a start does.
+
+        Raises:
+            StartError: when the system lets no program be executed.
+        """
+        if getattr(process.current_process(), "_inheriting", False):
+            return  # a new process imports the main module that calls this
+        preparation = spawn.get_preparation_data()
+        spawn.set_program()
+        _prepare(preparation, _options)
+        _polyproc.start_forkserver()
 
     @property
     def _forkserver_pid(self):

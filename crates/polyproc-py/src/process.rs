@@ -201,6 +201,12 @@ fn set_preload(py: Python<'_>, data: Option<&[u8]>, fds: Vec<RawFd>) -> PyResult
     Ok(())
 }
 
+/// Starts the fork server, if none runs, and does not wait until it is ready.
+#[pyfunction]
+fn start_forkserver(py: Python<'_>) -> PyResult<()> {
+    py.detach(process::start_forkserver).map_err(error)
+}
+
 /// Ends the fork server in order; kills it when that takes more seconds than these.
 #[pyfunction]
 fn end_forkserver(py: Python<'_>, grace: f64) {
@@ -285,6 +291,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(set_preload, module)?)?;
     module.add_function(wrap_pyfunction!(forkserver_pid, module)?)?;
     module.add_function(wrap_pyfunction!(is_forkserver_refused, module)?)?;
+    module.add_function(wrap_pyfunction!(start_forkserver, module)?)?;
     module.add_function(wrap_pyfunction!(end_forkserver, module)?)?;
     module.add_function(wrap_pyfunction!(set_program, module)?)?;
     module.add_function(wrap_pyfunction!(init, module)?)?;

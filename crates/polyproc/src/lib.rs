@@ -67,6 +67,7 @@ pub use memory::{OutOfBounds, SharedBytes, SharedBytesMut, SharedMemory};
 pub use polyproc_core::pool::{Ended, PoolError, PoolEvent};
 pub use polyproc_core::process::{
     ExitStatus, ForkWithThreads, FunctionError, Panic, Signal, StartError, StartMethod, Stdio, init, set_executable,
+    start_forkserver,
 };
 pub use polyproc_core::queue::{OnConsumerDeath, TaskDoneError};
 pub use polyproc_core::{MemoryBudget, MemoryError, OutOfSpace, WaitError, memory_budget, set_memory_budget};

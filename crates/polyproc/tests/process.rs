@@ -409,6 +409,22 @@ fn a_preloaded_value_is_shared_by_all_children() -> TestResult {
 }
 
 #[test]
+fn a_fork_server_can_be_started_before_it_is_needed() -> TestResult {
+    static PRELOADED_BY: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    polyproc::set_forkserver_preload(|()| PRELOADED_BY.set(std::process::id()).expect("once"), ())?;
+    polyproc::start_forkserver()?;
+    let server = support::forkserver().ok_or("it runs")?;
+    polyproc::start_forkserver()?;
+    assert_eq!(support::forkserver(), Some(server), "one is enough");
+    assert_eq!(Process::new(|()| PRELOADED_BY.get().copied(), ()).start()?.join()?, Some(server));
+    // What goes wrong in it is an error of the start.
+    polyproc::set_forkserver_preload(|()| panic!("no model here"), ())?;
+    polyproc::start_forkserver()?;
+    assert!(matches!(Process::new(|()| (), ()).start(), Err(StartError::Preload { .. })));
+    Ok(())
+}
+
+#[test]
 fn a_preload_that_fails_says_so_at_every_start() -> TestResult {
     polyproc::set_forkserver_preload(|()| panic!("no model here"), ())?;
     for _ in 0..2 {

@@ -127,12 +127,9 @@ impl Forkserver {
         mut request: Request<'_>,
         give_up: GiveUp<'_>,
     ) -> Result<Option<Child>, StartError> {
-        self.retire_another_users(state)?;
         let mut killed = None;
         for _ in 0..ATTEMPTS {
-            if matches!(self, Self::NotStarted) {
-                *self = Self::Starting(Server::launch(state)?);
-            }
+            self.launch(state)?;
             if let Self::Starting(server) = self {
                 let ready = server.await_ready(state, give_up);
                 if matches!(ready, Err(StartError::Interrupted)) {
@@ -169,6 +166,15 @@ impl Forkserver {
         Err(killed.unwrap_or_else(|| StartError::Forkserver {
             why: format!("the fork server was killed {ATTEMPTS} times in a row while it made a process"),
         }))
+    }
+
+    /// Executes a zygote, if there is none of this user's, and does not wait until it is ready.
+    pub(super) fn launch(&mut self, state: &'static State) -> Result<(), StartError> {
+        self.retire_another_users(state)?;
+        if matches!(self, Self::NotStarted) {
+            *self = Self::Starting(Server::launch(state)?);
+        }
+        Ok(())
     }
 
     /// A program that gave up privileges does not start processes that have them.

@@ -51,7 +51,7 @@ pub use panic::Panic;
 pub use settings::{EnvChange, ForkWithThreads, Settings, StartMethod, Stdio};
 pub use start::{
     Job, StartError, active_children, end_forkserver, forkserver_pid, is_forkserver_refused, set_executable,
-    set_preload, start, wait,
+    set_preload, start, start_forkserver, wait,
 };
 pub use status::{ExitStatus, Signal};
 

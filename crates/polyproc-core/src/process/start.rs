@@ -142,6 +142,20 @@ pub fn set_preload(preload: Option<(Function, Payload)>) {
     let _ = lock(&state.forkserver).retire(state); // the next one starts with the new function
 }
 
+/// Starts the fork server, if none runs, and does not wait until it is ready: it runs its preload function meanwhile. The next
+/// start with [`StartMethod::Forkserver`] waits for what is left, and fails where that fails.
+///
+/// # Errors
+/// [`StartError::NotInitialised`], and [`StartError::Os`] when the system lets no program be executed.
+pub fn start_forkserver() -> Result<(), StartError> {
+    let state = State::current();
+    if state.exiting.load(Ordering::Relaxed) {
+        return Err(StartError::Exiting);
+    }
+    let _starting = lock(&state.starting);
+    lock(&state.forkserver).launch(state)
+}
+
 /// Ends the fork server in order, if one runs: what a preload function left to be done at the end is done. It is killed when that
 /// takes longer than `grace`.
 pub fn end_forkserver(grace: Duration) {
