@@ -41,7 +41,7 @@ pub(crate) fn run(channel: Channel) -> io::Result<Infallible> {
     let channel = panic::report_to(channel);
     // Where standard streams are closed, what was received may have their numbers, and would be overwritten in its turn.
     if let Some(ledger) = ledger {
-        budget::join(fd::above_standard(ledger)?)?;
+        budget::join(fd::above_standard(ledger)?);
     }
     let [stdin, stdout, stderr] = stdio.map(fd::above_standard);
     let stdio = [Some(stdin?), Some(stdout?), Some(stderr?)];

@@ -16,6 +16,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::registry;
@@ -113,31 +114,35 @@ fn default_limit() -> u64 {
 /// See the module.
 #[derive(Debug)]
 struct Ledger {
-    memfd: OwnedFd,
+    memfd: BorrowedFd<'static>,
     mapping: Mapping,
 }
 
-/// A copy of a process has its ledger. `None` where the system gave no memory for one: then nothing is counted.
-static LEDGER: PerProcess<Option<&'static Ledger>> =
-    PerProcess::new(|before| before.copied().unwrap_or_else(|| Ledger::create().ok()));
+/// The ledger of the program that started this process. Most processes never look into it, and mapping it takes longer than a
+/// tenth of a start.
+static GIVEN: OnceLock<OwnedFd> = OnceLock::new();
 
-/// Makes this process, which has one thread, one of the program whose ledger this is.
-///
-/// # Errors
-/// When it is no ledger, or cannot be mapped.
-pub(crate) fn join(ledger: OwnedFd) -> io::Result<()> {
-    LEDGER.replace(Some(Ledger::open(ledger)?));
-    Ok(())
+/// A copy of a process has its ledger. `None` where the system gave no memory for one: then nothing is counted.
+static LEDGER: PerProcess<Option<&'static Ledger>> = PerProcess::new(|before| match (before, GIVEN.get()) {
+    (Some(before), _) => *before,
+    (None, Some(given)) => Ledger::open(given.as_fd()).ok(),
+    (None, None) => Ledger::create().ok(),
+});
+
+/// Makes this process one of the program whose ledger this is. Called before anything is counted here; the first call counts.
+pub(crate) fn join(ledger: OwnedFd) {
+    let _ = GIVEN.set(ledger);
 }
 
 /// The descriptor that makes another process one of this program, by [`join`].
 pub(crate) fn descriptor() -> Option<BorrowedFd<'static>> {
-    Ledger::get().map(|ledger| ledger.memfd.as_fd())
+    existing_descriptor().or_else(|| Ledger::get().map(|ledger| ledger.memfd))
 }
 
 /// As [`descriptor`], if there was a need for one before.
 pub(crate) fn existing_descriptor() -> Option<BorrowedFd<'static>> {
-    LEDGER.existing().copied().flatten().map(|ledger| ledger.memfd.as_fd())
+    let given = || GIVEN.get().map(AsFd::as_fd);
+    LEDGER.existing().copied().flatten().map(|ledger| ledger.memfd).or_else(given)
 }
 
 impl Ledger {
@@ -146,15 +151,15 @@ impl Ledger {
     }
 
     fn create() -> io::Result<&'static Self> {
-        let memfd = memory::create(c"polyproc-ledger", LEN)?;
+        let memfd: &'static OwnedFd = Box::leak(Box::new(memory::create(c"polyproc-ledger", LEN)?));
         memory::reserve(memfd.as_fd(), 0, LEN)?;
-        let ledger = Self::map(memfd)?;
+        let ledger = Self::map(memfd.as_fd())?;
         ledger.head().limit.store(default_limit(), Ordering::Relaxed);
         ledger.head().magic.store(MAGIC, Ordering::Release);
         Ok(Box::leak(Box::new(ledger)))
     }
 
-    fn open(memfd: OwnedFd) -> io::Result<&'static Self> {
+    fn open(memfd: BorrowedFd<'static>) -> io::Result<&'static Self> {
         let ledger = Self::map(memfd)?;
         if ledger.head().magic.load(Ordering::Acquire) != MAGIC {
             return Err(io::ErrorKind::InvalidData.into());
@@ -162,8 +167,8 @@ impl Ledger {
         Ok(Box::leak(Box::new(ledger)))
     }
 
-    fn map(memfd: OwnedFd) -> io::Result<Self> {
-        let mapping = Mapping::new(memfd.as_fd(), 0, LEN)?;
+    fn map(memfd: BorrowedFd<'static>) -> io::Result<Self> {
+        let mapping = Mapping::new(memfd, 0, LEN)?;
         Ok(Self { memfd, mapping })
     }
 

@@ -34,12 +34,6 @@ impl<T: Send + Sync> PerProcess<T> {
         self.made().filter(|made| made.pid == process_id()).map(|made| &made.value)
     }
 
-    /// Makes it this value. Only for a process of one thread, which has given nobody the old one.
-    pub(crate) fn replace(&'static self, value: T) {
-        let new = Made { pid: process_id(), value };
-        self.now.store(Box::leak(Box::new(new)), Ordering::Release);
-    }
-
     /// This process's own.
     pub fn get(&'static self) -> &'static T {
         loop {
