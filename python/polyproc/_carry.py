@@ -198,8 +198,7 @@ def _speaks_of_main(data):
     return is_main_by_value() and b"__main__" in data
 
 
-def _count_registered():
-    return len(reduction.ForkingPickler._extra_reducers), len(copyreg.dispatch_table)
+_extra_reducers, _dispatch_table = reduction.ForkingPickler._extra_reducers, copyreg.dispatch_table
 
 
 class _Kept:
@@ -210,7 +209,7 @@ class _Kept:
         self.carrier: Any = Carrier(is_start=False)
         self.buffers = []
         self.pickler = _pickler(self.data, self.is_in_the_pickle)
-        self.registered = _count_registered()
+        self.registered = len(_extra_reducers) + len(_dispatch_table)
         if "multiprocessing.managers" in sys.modules:  # importing it registers reducers: another is made then
             from . import managers as managers  # for what its proxies are pickled to
 
@@ -224,37 +223,44 @@ class _Kept:
             self.pickler.dump(value)
         finally:
             context.set_spawning_popen(outer)
-        result = self.data.getvalue(), self.carrier.fds, self.buffers
-        self.carrier.clear()
-        self.buffers = []
+        fds, buffers = self.carrier.fds, self.buffers
+        result = self.data.getvalue(), fds or [], buffers or []
+        if fds:
+            self.carrier.clear()
+        if buffers:
+            self.buffers = []
         self.pickler.clear_memo()
         self.data.seek(0)
         self.data.truncate()
         return result
 
 
-def dumps(value):
-    """The pickle of a value, the descriptors that it speaks of, which belong to what is in it, and its large buffers."""
-    return _dumps_or_by_value(value, lambda error: _speaks_of_main(str(error).encode()))
+def dumps(value, takes_all=False):
+    """The pickle of a value, the descriptors that it speaks of, which belong to what is in it, and its large buffers.
 
-
-def dumps_task(value):
-    """As `dumps`, for functions and arguments: what pickle refuses goes through cloudpickle, where that is installed."""
-    return _dumps_or_by_value(value, lambda error: True)
-
-
-def _dumps_or_by_value(value, may_go_by_value):
+    What pickle refuses goes through cloudpickle if it is of a main module that goes by value; all of it if `takes_all`.
+    """
     refused = None
     try:
-        result = _dumps(value)
-        if not _speaks_of_main(result[0]):
+        kept = getattr(_local, "kept", None)
+        if kept is None or kept.registered != len(_extra_reducers) + len(_dispatch_table):
+            kept = _Kept()  # a pickler has the table of when it was made
+        _local.kept = None  # a nested call, and the one after a failure, make another
+        result = kept.dump(value)
+        if len(result[0]) < _LARGE:
+            _local.kept = kept
+        if _is_main_by_value is False or not _speaks_of_main(result[0]):
             return result
     except REFUSED as error:
-        if not may_go_by_value(error):
+        if not takes_all and not _speaks_of_main(str(error).encode()):
             raise
         refused = error
     buffers = []
     return (*_by_value((value,), buffers, refused), buffers)
+
+
+# For functions and arguments.
+dumps_task = functools.partial(dumps, takes_all=True)
 
 
 def _reduce_key(key):
@@ -266,17 +272,6 @@ def _reduce_key(key):
 
 
 reduction.ForkingPickler.register(process.AuthenticationString, _reduce_key)
-
-
-def _dumps(value):
-    kept = getattr(_local, "kept", None)
-    if kept is None or kept.registered != _count_registered():
-        kept = _Kept()  # a pickler has the table of when it was made
-    _local.kept = None  # a nested call, and the one after a failure, make another
-    result = kept.dump(value)
-    if len(result[0]) < _LARGE:
-        _local.kept = kept
-    return result
 
 
 def dumps_values(*values):

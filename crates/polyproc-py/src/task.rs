@@ -235,10 +235,9 @@ impl Handler<fn()> for Live {
     }
 }
 
-/// In a pool's worker: runs tasks until the pool says otherwise.
+/// In a pool's worker: runs tasks until the pool says otherwise. The interpreter is held from one task to the next, and let go
+/// of in waits only: to take it for each task costs as much as a small one.
 #[pyfunction]
-pub(crate) fn serve_tasks(py: Python<'_>) -> PyResult<()> {
-    let mut served = Ok(());
-    sys::detached(py, &mut || served = pool::serve());
-    Ok(served?)
+pub(crate) fn serve_tasks() -> PyResult<()> {
+    Ok(pool::serve()?)
 }

@@ -217,7 +217,7 @@ impl Driver {
     /// The item that ran is lost.
     fn lose(&self, inner: &mut Inner, id: TaskId) -> Event {
         let Some(task) = inner.tasks.get_mut(id.0) else { return Event::Ended(id) };
-        let end = task.loss.take().unwrap_or(TaskEnd::Terminated);
+        let end = task.lost.take().map_or(TaskEnd::Terminated, |lost| lost.1);
         let (call, index) = (task.call, task.first + u64::from(task.done));
         task.done += 1;
         if let At::Waiting(bytes) = &mut task.at {

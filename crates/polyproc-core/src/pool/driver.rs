@@ -57,11 +57,14 @@ pub(super) enum At {
     Out { slot: u32, position: u64, block: Option<Extent>, len: u64, from: u32 },
 }
 
+/// The key of no task.
+const NO_TASK: usize = usize::MAX;
+
 /// Some items of a call that go to a worker together.
 pub(super) struct Task {
     pub(super) call: usize,
-    /// The tasks of the same call that were added just before and after it.
-    pub(super) neighbours: [Option<usize>; 2],
+    /// The tasks of the same call that were added just before and after it, or [`NO_TASK`].
+    pub(super) neighbours: [usize; 2],
     /// Never used again.
     pub(super) serial: u64,
     /// The number of the first item.
@@ -73,10 +76,9 @@ pub(super) struct Task {
     pub(super) at: At,
     /// Of the first item.
     pub(super) fds: Vec<OwnedFd>,
-    /// How many items had ended when its worker was lost.
-    pub(super) lost_at: Option<u32>,
-    /// How its item was lost.
-    pub(super) loss: Option<TaskEnd>,
+    /// How many items had ended when its worker was lost, and how the next one was. In a box: most tasks have none, and a call
+    /// may have millions.
+    pub(super) lost: Option<Box<(u32, TaskEnd)>>,
     /// Attempts at its one item that ended in a panic.
     pub(super) panics: u32,
     /// Items that have not begun may go to another worker.
@@ -104,15 +106,14 @@ impl Task {
     pub(super) fn single(call: usize, serial: u64, index: u64, bytes: Vec<u8>) -> Self {
         Self {
             call,
-            neighbours: [None; 2],
+            neighbours: [NO_TASK; 2],
             serial,
             first: index,
             count: 1,
             done: 0,
             at: At::Waiting(bytes),
             fds: Vec::new(),
-            lost_at: None,
-            loss: None,
+            lost: None,
             panics: 0,
             is_loose: false,
             limit_at: None,
@@ -576,11 +577,11 @@ impl Inner {
     pub(super) fn add_task(&mut self, mut task: Task) -> TaskId {
         let call = task.call;
         let last = self.calls.get(call).and_then(|state| state.last_task);
-        task.neighbours = [last, None];
+        task.neighbours = [last.unwrap_or(NO_TASK), NO_TASK];
         self.waiting_bytes += task.waiting_bytes();
         let id = self.tasks.insert(task);
         if let Some(before) = last.and_then(|last| self.tasks.get_mut(last)) {
-            before.neighbours[1] = Some(id);
+            before.neighbours[1] = id;
         }
         if let Some(state) = self.calls.get_mut(call) {
             state.last_task = Some(id);
@@ -593,13 +594,13 @@ impl Inner {
         let task = self.tasks.try_remove(id.0)?;
         self.waiting_bytes -= task.waiting_bytes();
         let [before, after] = task.neighbours;
-        if let Some(task) = before.and_then(|before| self.tasks.get_mut(before)) {
+        if let Some(task) = self.tasks.get_mut(before) {
             task.neighbours[1] = after;
         }
-        if let Some(task) = after.and_then(|after| self.tasks.get_mut(after)) {
+        if let Some(task) = self.tasks.get_mut(after) {
             task.neighbours[0] = before;
         } else if let Some(state) = self.calls.get_mut(task.call) {
-            state.last_task = before;
+            state.last_task = (before != NO_TASK).then_some(before);
         }
         if let Some(at) = task.limit_at {
             self.limits.remove(at, Limited::Task(id));
@@ -610,7 +611,7 @@ impl Inner {
     /// The tasks of a call, the last one first.
     fn tasks_of(&self, call: usize) -> Vec<TaskId> {
         let last = self.calls.get(call).and_then(|state| state.last_task);
-        let before = |id: &usize| self.tasks.get(*id).and_then(|task| task.neighbours[0]);
+        let before = |id: &usize| self.tasks.get(*id).map(|task| task.neighbours[0]).filter(|id| *id != NO_TASK);
         std::iter::successors(last, before).map(TaskId).collect()
     }
 

@@ -652,16 +652,16 @@ impl Driver {
         if !is_begun && task.unbegun_deaths < UNBEGUN_DEATHS {
             return Some((id, Held::NotBegun));
         }
-        let is_same = task.lost_at == Some(task.done);
-        task.lost_at = Some(task.done);
-        task.loss = Some(match (doom, &worker.last_words.outcome) {
+        let is_same = task.lost.as_ref().is_some_and(|lost| lost.0 == task.done);
+        let end = match (doom, &worker.last_words.outcome) {
             (Some(Cause::TimedOut), _) => TaskEnd::TimedOut,
             (Some(Cause::OutOfMemory), _) => TaskEnd::OutOfMemory,
             (Some(Cause::Cancelled), _) => TaskEnd::Cancelled,
             (Some(Cause::Frozen), _) => TaskEnd::WorkerLost(worker.ended()),
             (None, Some(Outcome::Panicked(panic))) => TaskEnd::Panicked(panic.clone()),
             (None, _) => TaskEnd::WorkerLost(worker.ended()),
-        });
+        };
+        task.lost = Some(Box::new((task.done, end)));
         let may_retry = !matches!(doom, Some(Cause::TimedOut | Cause::Cancelled));
         Some((id, Held::Running { is_same, may_retry }))
     }
