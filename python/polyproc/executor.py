@@ -9,12 +9,12 @@ import os
 import threading
 import time
 from concurrent.futures import Executor, Future, TimeoutError, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures.process import BrokenProcessPool, _RemoteTraceback
 from typing import TYPE_CHECKING, Any
 
 from . import context
 from ._carry import REFUSED
-from .pool import NoWorkers, Pool, PoolTerminated, TaskCancelled, WorkerLost
+from .pool import NoWorkers, Pool, PoolTerminated, RemoteTraceback, TaskCancelled, WorkerLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -53,6 +53,8 @@ def _as_of_executor(error):
             vars(broken).update(vars(error))
             broken.__cause__ = error.__cause__
             return broken
+    if isinstance(error.__cause__, RemoteTraceback):
+        error.__cause__ = _RemoteTraceback(error.__cause__.tb)
     return error
 
 
