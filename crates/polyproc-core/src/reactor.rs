@@ -48,19 +48,19 @@ impl Reactor {
     }
 
     fn run(&self) {
-        let (mut keys, slices) = (Vec::new(), registry::refresh_slices());
+        let (mut keys, interval) = (Vec::new(), registry::refresh_interval());
         loop {
             let idle = lock(&self.waiting).is_empty();
-            let until = if idle { Deadline::NEVER } else { Deadline::after(slices.next()) };
+            let until = if idle { Deadline::NEVER } else { Deadline::after(interval.next()) };
             if self.watch.wait(&mut keys, until).is_err() {
                 return; // the program closed all descriptors
             }
             match keys.is_empty() {
                 true if !idle => {
-                    slices.lengthen();
+                    interval.lengthen();
                     registry::refresh_all();
                 }
-                _ => slices.restart(),
+                _ => interval.restart(),
             }
             for key in &keys {
                 if *key == BELL {

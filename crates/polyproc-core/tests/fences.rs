@@ -1,5 +1,6 @@
 //! Reads the sources and holds them to the layout: what may import what, where `unsafe` stands, how large a file may be.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The rooms of the core and their floor: a room imports from lower floors only, or from itself.
@@ -160,4 +161,33 @@ fn the_core_knows_no_face() {
     for face in ["serde", "postcard", "pyo3", "polyproc "] {
         assert!(!dependencies.contains(face), "the core must not depend on {face}");
     }
+}
+
+/// Names that several types of the core still share.
+const AMBIGUOUS: [&str; 31] = [
+    "Action", "At", "Bell", "Body", "Ended", "Entry", "Event", "File", "Head", "Kind", "Known", "Layout", "Made",
+    "Object", "Order", "Phase", "Place", "Received", "Record", "Request", "Ring", "Sealed", "Settings", "Shared",
+    "State", "Step", "Stock", "Stream", "Task", "Waiter", "Worker",
+];
+
+#[test]
+fn a_name_is_that_of_one_type() {
+    let mut places = BTreeMap::<String, Vec<String>>::new();
+    for (path, text) in sources(&crates().join("polyproc-core/src")) {
+        for line in code(&text).filter(|_| !path.ends_with("_tests.rs")) {
+            let words = line.split_whitespace().filter(|word| !word.starts_with("pub"));
+            let mut words = words.map(|word| word.split(['<', '(', '{', ';', ':', '=']).next().unwrap_or_default());
+            let is_type = match words.next() {
+                Some("struct" | "enum" | "union" | "trait") => true,
+                Some("type") => !line.starts_with(' '), // else it is an associated one
+                _ => false,
+            };
+            if let Some(name) = words.next().filter(|name| is_type && name.starts_with(char::is_uppercase)) {
+                places.entry(name.to_owned()).or_default().push(path.clone());
+            }
+        }
+    }
+    places.retain(|_, paths| paths.len() > 1);
+    let ambiguous: Vec<_> = places.keys().map(String::as_str).collect();
+    assert_eq!(ambiguous, AMBIGUOUS, "{places:#?}");
 }

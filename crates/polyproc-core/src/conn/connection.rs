@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use super::channel::{Channel, Message};
 use crate::deadline::Deadline;
 use crate::frame::Payload;
-use crate::robust::Spin;
+use crate::robust::AdaptiveSpin;
 use crate::sys::{signal, socket, watch};
 
 /// One end of a pipe for messages. A message arrives whole or not at all, whoever else sends or receives on the same end.
@@ -14,7 +14,7 @@ use crate::sys::{signal, socket, watch};
 pub struct Connection(Channel);
 
 /// Whether answers come at once.
-static SPIN: Spin = Spin::new();
+static SPIN: AdaptiveSpin = AdaptiveSpin::new();
 
 /// The tag of a user's message.
 const MESSAGE: u8 = 0;

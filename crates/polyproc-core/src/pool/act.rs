@@ -108,7 +108,7 @@ impl Driver {
             }
         } else {
             worker.stream.cell().retire.store(1, Ordering::Release);
-            self.board.sleepers().rouse();
+            self.board.waiters().wake_generation();
         }
     }
 

@@ -7,7 +7,7 @@
 //! | 64 | 64 | low water: how many tasks on the table are few | the parent |
 //! | 128 | 64 | head: how many tasks were taken | see `claim` |
 //! | 192 | 64 | tail: how many tasks were laid down | see `claim` |
-//! | 256 | 64 | [`Sleepers`]: workers without a task | see there |
+//! | 256 | 64 | [`EventCount`]: workers without a task | see there |
 //! | 320 | 64 | [`Lookers`]: workers without a task that look again and again | a worker, from 0 and back; the parent, when that one died |
 //! | 4096 | 8192 | the ring of slot numbers | the parent, before `tail` counts them |
 //! | 12288 | 65536 | the state of each slot, in a cache line of its own | see `claim` |
@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::{Count, Doorbell, Table};
 use crate::prim::{AtomicU32, AtomicU64, Ordering};
-use crate::robust::Sleepers;
+use crate::robust::EventCount;
 use crate::sys::memory::{self, Mapping, PAGE};
 use crate::sys::shared::{Shared, shared};
 
@@ -110,7 +110,7 @@ impl Board {
         &self.at::<Count>(64).count
     }
 
-    pub(super) fn sleepers(&self) -> &Sleepers {
+    pub(super) fn waiters(&self) -> &EventCount {
         self.at(256)
     }
 

@@ -16,14 +16,14 @@ use super::watch::{CHANNEL_MESSAGES, Timer, after_backoff};
 use crate::deadline::Deadline;
 use crate::frame::Payload;
 use crate::prim::Ordering;
-use crate::robust::{HAS_SPARE_PROCESSOR, Slices, WaitError, look};
+use crate::robust::{HAS_SPARE_PROCESSOR, RecheckInterval, WaitError, spin_until};
 use crate::shm::MemoryError;
 use crate::shm::budget;
 use crate::sys::futex::{self, Wait};
 
 /// How long a thread sleeps at first before it looks for itself. A worker that dies while it wakes somebody is seen to die by the
 /// pool's thread: this is for the case that it is not.
-const SLICE: Duration = Duration::from_secs(1);
+const RECHECK_AFTER: Duration = Duration::from_secs(1);
 
 /// So often results are looked for before the lock is given to others for a moment: workers may answer as fast as they are read.
 const ROUNDS: usize = 64;
@@ -52,7 +52,7 @@ impl Driver {
     /// See [`Call::wait`].
     pub(super) fn wait(&self, call: &Call, want: Want, deadline: Deadline) -> Result<bool, WaitError> {
         let mut may_spin = true;
-        let (mut me, slices) = (None, Slices::new(SLICE));
+        let (mut me, interval) = (None, RecheckInterval::new(RECHECK_AFTER));
         loop {
             let (me, step) = self.with(|inner| {
                 let me = *me.get_or_insert_with(|| Waiter { call: call.key, serial: inner.serial() });
@@ -65,14 +65,14 @@ impl Driver {
                     std::thread::yield_now();
                     continue;
                 }
-                Step::Lead(how) => self.sleep_as_leader(how, deadline.or_sooner(slices.next())),
+                Step::Lead(how) => self.sleep_as_leader(how, deadline.or_sooner(interval.next())),
                 Step::Follow(ticket) => {
-                    let until = deadline.or_sooner(slices.next());
-                    call.parker.park(ticket, until.remaining().unwrap_or(SLICE))
+                    let until = deadline.or_sooner(interval.next());
+                    call.parker.park(ticket, until.remaining().unwrap_or(RECHECK_AFTER))
                 }
             };
             match woken {
-                Wait::TimedOut => slices.lengthen(),
+                Wait::TimedOut => interval.lengthen(),
                 Wait::Woken | Wait::Again => {}
                 Wait::Interrupted => {
                     self.with(|inner| self.leave(inner, me));
@@ -132,13 +132,13 @@ impl Driver {
         let doorbell = self.board.doorbell();
         if how == SPINNING {
             // Where nothing came, it goes on with sleeping.
-            look(false, || doorbell.has_rung(SPINNING));
+            spin_until(false, || doorbell.has_rung(SPINNING));
             return Wait::Again;
         }
         if self.board.table().waiting() > 0 {
-            self.board.sleepers().wake_one(); // workers that were looking may have been stopped
+            self.board.waiters().wake_one(); // workers that were looking may have been stopped
         }
-        futex::wait(&doorbell.word, how, deadline.remaining().unwrap_or(SLICE))
+        futex::wait(&doorbell.word, how, deadline.remaining().unwrap_or(RECHECK_AFTER))
     }
 
     /// The waiting thread goes. If it was the leader, another follows, or the pool's thread does it.
@@ -285,7 +285,7 @@ impl Driver {
                 worker.stream.segment().copy_out(offset, len, &mut head)?;
                 worker.give_back(offset);
                 if budget::is_room_awaited() {
-                    self.board.sleepers().wake_all(); // this worker, if it is idle: only it can free the block
+                    self.board.waiters().wake_all(); // this worker, if it is idle: only it can free the block
                 }
                 head
             }

@@ -34,7 +34,7 @@ use super::watch::{Limited, Limits, Timer, Timers};
 use crate::deadline::Deadline;
 use crate::prim::{AtomicBool, Ordering, fence};
 use crate::process::{Function, call_user, lock};
-use crate::robust::{Slices, WaitError};
+use crate::robust::{RecheckInterval, WaitError};
 use crate::shm::{Blocks, Extent};
 use crate::sys::futex::Wait;
 use crate::sys::identity::process_id;
@@ -337,7 +337,7 @@ impl Driver {
             self.submitters.unpark();
         }
         for _ in 0..to_wake {
-            self.board.sleepers().wake_one();
+            self.board.waiters().wake_one();
         }
         if let Some(told) = told {
             self.tell(told);
@@ -464,16 +464,16 @@ impl Driver {
     /// See [`Pool::wait_to_submit`](super::Pool::wait_to_submit).
     pub(super) fn wait_to_submit(&self, deadline: Deadline) -> Result<bool, WaitError> {
         let Some(most) = self.settings.max_waiting_bytes else { return Ok(true) };
-        let slices = Slices::new(Duration::from_secs(1));
+        let interval = RecheckInterval::new(Duration::from_secs(1));
         loop {
             let ticket = self.submitters.ticket();
             let may = self.with(|inner| inner.waiting_bytes <= most || !inner.scheduler.is_open()) || !self.is_ours();
             if may || deadline.has_passed() {
                 return Ok(may);
             }
-            match self.submitters.park(ticket, deadline.or_sooner(slices.next()).remaining().unwrap_or_default()) {
+            match self.submitters.park(ticket, deadline.or_sooner(interval.next()).remaining().unwrap_or_default()) {
                 Wait::Interrupted => return Err(WaitError::Interrupted),
-                Wait::TimedOut => slices.lengthen(),
+                Wait::TimedOut => interval.lengthen(),
                 Wait::Woken | Wait::Again => {}
             }
         }

@@ -6,7 +6,7 @@
 //! | 0 | 128 | [`Cell`] | see there |
 //! | 384 | 64 | tail: bytes written since the beginning | the worker, once a record is whole: the one store that makes it count |
 //! | 128 | 64 | head: bytes read; the parent goes by a copy of its own | the parent |
-//! | 192 | 64 | [`Sleepers`]: the worker, when the ring is full | see there |
+//! | 192 | 64 | [`EventCount`]: the worker, when the ring is full | see there |
 //! | 256 | 64 | returned: blocks given back; the parent goes by a copy of its own | the parent, once the entry is written |
 //! | 320 | 64 | taken: of these, how many the worker has taken | the worker |
 //! | 1024 | 256 | the segment's regions | see [`Segment`] |
@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use super::Count;
 use crate::prim::{AtomicU32, AtomicU64, Ordering, fence};
-use crate::robust::Sleepers;
+use crate::robust::EventCount;
 use crate::shm::{MemoryError, Segment};
 use crate::sys::shared::shared;
 
@@ -262,7 +262,7 @@ impl Stream {
         self.count(128)
     }
 
-    pub(super) fn space(&self) -> &Sleepers {
+    pub(super) fn space(&self) -> &EventCount {
         self.segment.fixed(192)
     }
 
@@ -400,7 +400,7 @@ impl Results {
     pub(super) fn repair_counts(&self) {
         self.stream.head().store(self.head, Ordering::Release);
         self.stream.count(256).store(self.returned, Ordering::Release);
-        self.stream.space().rouse();
+        self.stream.space().wake_generation();
     }
 
     /// The worker wrote nonsense: nothing more is read.

@@ -271,7 +271,7 @@ impl Driver {
             Timer::LookAfter => {
                 inner.is_looking_after = false;
                 if self.board.table().waiting() > 0 {
-                    self.board.sleepers().wake_one();
+                    self.board.waiters().wake_one();
                     inner.is_looking_after = true;
                     inner.set_timer(Instant::now() + SHARE_PERIOD, Timer::LookAfter);
                 }
@@ -605,7 +605,7 @@ impl Driver {
         inner.told.events.push(PoolEvent::WorkerEnded { pid: ended.pid, ended });
         self.board.lookers().leave(worker.number);
         // It may have been woken for a task, and not have taken it.
-        self.board.sleepers().rouse();
+        self.board.waiters().wake_generation();
         let held = self.held(inner, &worker).and_then(|(id, position)| self.unfinished(inner, id, position, &worker));
         let is_outside = matches!(status, ExitStatus::Signaled { signal, .. } if !signal.is_fault());
         let blame = if is_outside && worker.doom.is_none() { Blame::Outside } else { Blame::Program };

@@ -17,7 +17,7 @@ use crate::deadline::Deadline;
 use crate::frame::{Context, Input, Payload, Verdict};
 use crate::prim::{AtomicBool, AtomicU64, Ordering};
 use crate::process::{self, Function, Outcome, ResolvedFunction, panic};
-use crate::robust::{HAS_SPARE_PROCESSOR, Slices, WaitError, look};
+use crate::robust::{HAS_SPARE_PROCESSOR, RecheckInterval, WaitError, spin_until};
 use crate::shm::budget::{self, Share, wait_for_room};
 use crate::shm::{self, Blocks, Extent, MemoryError};
 use crate::sys::clock;
@@ -26,7 +26,7 @@ use crate::sys::watch::Bell;
 
 /// How long a worker without a task sleeps before it looks for itself. No wake-up is lost but by a death, which the parent
 /// sees and then wakes everybody: this is for the case that it does not.
-const SLICE: Duration = Duration::from_secs(5);
+const RECHECK_AFTER: Duration = Duration::from_secs(5);
 /// How long a worker waits for room for its one result, before it takes more than its share.
 const SOON: Duration = Duration::from_secs(1);
 /// So many contexts are kept.
@@ -268,7 +268,7 @@ impl Worker {
         let something = || self.board.table().waiting() > 0 || self.is_to_retire();
         let lookers = self.board.lookers();
         if *HAS_SPARE_PROCESSOR && let Some(place) = lookers.enter(self.number) {
-            let found = look(place > 0, something);
+            let found = spin_until(place > 0, something);
             lookers.leave(self.number);
             if found {
                 return;
@@ -277,7 +277,7 @@ impl Worker {
         self.begin_idle();
         process::begin_wait();
         // Signals and the end of the slice: look again.
-        let (mut slept, slices) = (false, Slices::new(SLICE));
+        let (mut slept, interval) = (false, RecheckInterval::new(RECHECK_AFTER));
         while self.board.table().waiting() == 0 && !self.is_to_retire() {
             self.take_back();
             if std::mem::replace(&mut slept, true) {
@@ -289,8 +289,8 @@ impl Worker {
                 // Where somebody waits for room, the parent wakes whoever has blocks to free.
                 Ok::<_, WaitError>((something || self.stream.has_returned()).then_some(()))
             };
-            process::idle(|| _ = self.board.sleepers().wait(Deadline::after(slices.next()), &slices, look));
-            slices.lengthen();
+            process::idle(|| _ = self.board.waiters().wait(Deadline::after(interval.next()), &interval, look));
+            interval.lengthen();
         }
         self.begin_busy();
     }
@@ -578,7 +578,13 @@ impl Worker {
         while !write(&self.stream)? {
             self.ring();
             let has_room = || Ok::<_, WaitError>((self.stream.unread() <= RING_LEN / 2).then_some(()));
-            process::idle(|| _ = self.stream.space().wait(Deadline::after(SLICE), &Slices::new(SLICE), has_room));
+            process::idle(|| {
+                _ = self.stream.space().wait(
+                    Deadline::after(RECHECK_AFTER),
+                    &RecheckInterval::new(RECHECK_AFTER),
+                    has_room,
+                )
+            });
         }
         Ok(())
     }

@@ -183,7 +183,7 @@ impl Child {
         if status.is_some() {
             State::current().forget(self.shared.key);
             // Before anybody is told: whoever has joined it finds what it held taken back.
-            crate::shm::registry::rouse_all();
+            crate::shm::registry::recover_all();
         }
         *known = status;
         Ok(status)

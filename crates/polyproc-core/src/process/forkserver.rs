@@ -45,10 +45,10 @@ pub(crate) enum Forkserver {
 }
 
 /// Says whether to give up waiting for the fork server, which may be stopped, or run a `preload` that takes long. Asked when a
-/// signal handler ran, and every [`SLICE`].
+/// signal handler ran, and every [`ASK_EVERY`].
 pub(crate) type GiveUp<'a> = &'a dyn Fn() -> bool;
 
-const SLICE: Duration = Duration::from_millis(100);
+const ASK_EVERY: Duration = Duration::from_millis(100);
 
 /// Waits for a lock that is held while somebody waits for the fork server.
 ///
@@ -60,10 +60,12 @@ pub(super) fn lock_unless<'a, T>(mutex: &'a Mutex<T>, give_up: GiveUp<'_>) -> Re
         match mutex.try_lock() {
             Ok(guard) => return Ok(guard),
             Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) if pause > SLICE / 10 && give_up() => return Err(StartError::Interrupted),
+            Err(TryLockError::WouldBlock) if pause > ASK_EVERY / 10 && give_up() => {
+                return Err(StartError::Interrupted);
+            }
             Err(TryLockError::WouldBlock) => {
                 std::thread::sleep(pause);
-                pause = (pause * 2).min(SLICE / 4);
+                pause = (pause * 2).min(ASK_EVERY / 4);
             }
         }
     }
@@ -203,7 +205,7 @@ impl Forkserver {
             discard(&server.zygote);
         }
         // It answers what it was asked before. One that stands still is dead in a moment: what it has made is known then.
-        let soon = Deadline::after(SLICE);
+        let soon = Deadline::after(ASK_EVERY);
         let mut spare = server.take_spare(state, &|| soon.has_passed());
         if matches!(spare, Err(Failure::Make(MakeError::Interrupted))) {
             discard(&server.zygote);
@@ -432,7 +434,7 @@ impl Server {
             heard.as_ref().is_err_and(|error: &io::Error| error.kind() == io::ErrorKind::WouldBlock)
         };
         while would_block(&heard) {
-            let ready = match watch::readable(&[channel.as_fd(), self.zygote.as_fd()], Deadline::after(SLICE)) {
+            let ready = match watch::readable(&[channel.as_fd(), self.zygote.as_fd()], Deadline::after(ASK_EVERY)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => Vec::new(),
                 ready => ready?,
             };

@@ -83,7 +83,7 @@ pub(super) fn program() -> Option<Vec<OsString>> {
 /// This thread begins to wait: in a program whose signal handlers run later, it comes back first after half a second, then ever
 /// later.
 pub fn begin_wait() {
-    signal::restart_slices();
+    signal::restart_recheck_interval();
 }
 
 /// Runs a wait of a pool's worker that has nothing to do, once.

@@ -492,13 +492,13 @@ pub fn active_children() -> Vec<Child> {
 /// # Errors
 /// [`io::ErrorKind::Interrupted`] when a signal handler ran.
 pub fn wait<Fd: AsFd>(fds: &[Fd], deadline: Deadline) -> io::Result<Vec<usize>> {
-    let slices = registry::refresh_slices();
+    let interval = registry::refresh_interval();
     loop {
-        let ready = watch::readable(fds, deadline.or_sooner(slices.next()))?;
+        let ready = watch::readable(fds, deadline.or_sooner(interval.next()))?;
         if !ready.is_empty() || deadline.has_passed() {
             return Ok(ready);
         }
-        slices.lengthen();
+        interval.lengthen();
         registry::refresh_all();
     }
 }

@@ -29,8 +29,8 @@ const SPARE_LOOKS: u32 = 9;
 
 type Request = Box<dyn FnOnce() + Send>;
 
-/// Has all objects of this process roused when another process dies, whoever's child that is. False where that cannot be seen,
-/// or it has died already.
+/// Recovers all objects of this process when `process` dies, which need not be a child. Returns false if that cannot be watched, or
+/// it has died already.
 pub(crate) fn watch_death(process: Identity) -> bool {
     let state = State::current();
     state.supervisor().is_ok_and(|supervisor| supervisor.watch_other(state, process))
@@ -115,7 +115,7 @@ impl Supervisor {
                     let _ = child.try_wait();
                 } else if let Some((_, pidfd)) = lock(&self.others).remove(&key) {
                     self.watch.remove(&pidfd);
-                    registry::rouse_all();
+                    registry::recover_all();
                 }
             }
         }
@@ -169,21 +169,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stranger_that_dies_has_objects_roused() {
-        struct Roused(Mutex<Sender<()>>);
-        impl registry::Object for Roused {
-            fn rouse(&self) {
+    fn objects_recover_when_a_process_dies_that_is_no_child() {
+        struct Recovers(Mutex<Sender<()>>);
+        impl registry::Object for Recovers {
+            fn recover(&self) {
                 let _ = lock(&self.0).send(()); // nobody listens when the test is over
             }
         }
-        let (sender, roused) = channel();
-        let _object = registry::note(u64::MAX, Roused(Mutex::new(sender)));
+        let (sender, recovered) = channel();
+        let _object = registry::note(u64::MAX, Recovers(Mutex::new(sender)));
         let mut stranger = std::process::Command::new("sleep").arg("1000").spawn().expect("a process");
         let identity = Identity::of(stranger.id()).expect("it lives");
         assert!(watch_death(identity) && watch_death(identity));
-        assert!(roused.try_recv().is_err());
+        assert!(recovered.try_recv().is_err());
         stranger.kill().expect("it lives");
-        roused.recv().expect("the object lives");
+        recovered.recv().expect("the object lives");
         let _ = stranger.wait();
         assert!(!watch_death(identity), "it has died");
     }

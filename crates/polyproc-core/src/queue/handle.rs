@@ -13,7 +13,7 @@ use super::task::{self, OnConsumerDeath, TaskDoneError};
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
 use crate::process::watch_death;
-use crate::robust::{Slices, Spin, WaitError};
+use crate::robust::{AdaptiveSpin, RecheckInterval, WaitError};
 use crate::shm::arena::{Block, State};
 use crate::shm::budget::{OutOfSpace, wait_for_room};
 use crate::shm::registry::{self, Object};
@@ -23,7 +23,7 @@ use crate::sys::identity::Identity;
 use crate::sys::socket::MAX_FDS;
 
 /// How long a sleeper sleeps at most before it looks for itself: what a wake-up that died costs where nobody reaps.
-const SLICE: Duration = Duration::from_millis(200);
+const RECHECK_AFTER: Duration = Duration::from_millis(200);
 
 /// A message could not be put.
 #[derive(Debug, thiserror::Error)]
@@ -133,9 +133,9 @@ pub struct QueueSettings {
 }
 
 /// Has these processes' deaths seen; where that cannot be, who waits looks often.
-fn watch_deaths(slices: &Slices, living: Vec<Identity>) {
+fn watch_deaths(interval: &RecheckInterval, living: Vec<Identity>) {
     if !living.into_iter().all(watch_death) {
-        slices.restart();
+        interval.restart();
     }
 }
 
@@ -143,16 +143,16 @@ fn watch_deaths(slices: &Slices, living: Vec<Identity>) {
 #[derive(Debug)]
 struct Shared {
     ring: Ring,
-    spin: Spin,
+    spin: AdaptiveSpin,
 }
 
 impl Object for Shared {
-    fn rouse(&self) {
+    fn recover(&self) {
         // What cannot be taken back now is tried again with the next death, and by consumers that wait.
         let _ = task::reclaim(&self.ring);
         let layout = self.ring.layout();
-        for sleepers in [&layout.items, &layout.space, &layout.unfinished] {
-            sleepers.rouse_if_any();
+        for waiters in [&layout.items, &layout.space, &layout.unfinished] {
+            waiters.recover();
         }
         self.refresh();
     }
@@ -225,7 +225,7 @@ impl Queue {
         layout.settings.on_death.store(settings.on_consumer_death as u32, Ordering::Relaxed);
         layout.settings.magic.store(MAGIC, Ordering::Release);
         // Descriptors are passed on only later, so nobody else has the file yet.
-        Ok(Self(registry::note(ring.segment.inode(), Shared { ring, spin: Spin::new() })))
+        Ok(Self(registry::note(ring.segment.inode(), Shared { ring, spin: AdaptiveSpin::new() })))
     }
 
     /// The descriptors that make the queue another process's too, by [`Queue::from_fds`].
@@ -249,7 +249,7 @@ impl Queue {
         if ring.layout().settings.magic.load(Ordering::Acquire) != MAGIC {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "these descriptors are not a queue's"));
         }
-        Ok(Self(registry::note(inode, Shared { ring, spin: Spin::new() })))
+        Ok(Self(registry::note(inode, Shared { ring, spin: AdaptiveSpin::new() })))
     }
 
     /// Puts a message; waits until the deadline while the queue is full, or too much is in flight. Once this has returned, the message is in the
@@ -310,9 +310,11 @@ impl Queue {
             Err(PutError::Full) if deadline != Deadline::PASSED => {}
             done => return done,
         }
-        ring.layout().space.wait(deadline, &Slices::new(SLICE), || match ring.put(body, fds, deadline) {
-            Err(PutError::Full) => Ok(None),
-            done => done.map(Some),
+        ring.layout().space.wait(deadline, &RecheckInterval::new(RECHECK_AFTER), || {
+            match ring.put(body, fds, deadline) {
+                Err(PutError::Full) => Ok(None),
+                done => done.map(Some),
+            }
         })
     }
 
@@ -345,11 +347,11 @@ impl Queue {
     #[cold]
     fn wait_and_get(&self, out: &mut Out<'_>, deadline: Deadline) -> Result<(), GetError> {
         let ring = &self.0.ring;
-        let (mut slept, slices) = (false, Slices::new(SLICE));
-        let taken = ring.layout().items.wait(deadline, &slices, || {
+        let (mut slept, interval) = (false, RecheckInterval::new(RECHECK_AFTER));
+        let taken = ring.layout().items.wait(deadline, &interval, || {
             if std::mem::replace(&mut slept, true) {
                 if task::on_death(ring) != OnConsumerDeath::Nothing {
-                    watch_deaths(&slices, task::reclaim(ring)?);
+                    watch_deaths(&interval, task::reclaim(ring)?);
                 }
                 if ring.len() == 0 {
                     ring.arena().trim()?; // nothing came for a while: an idle queue keeps no memory
@@ -389,14 +391,14 @@ impl Queue {
     /// [`WaitError`].
     pub fn join(&self, deadline: Deadline) -> Result<(), WaitError> {
         let ring = &self.0.ring;
-        let (mut slept, slices) = (false, Slices::new(SLICE));
-        ring.layout().unfinished.wait(deadline, &slices, || {
+        let (mut slept, interval) = (false, RecheckInterval::new(RECHECK_AFTER));
+        ring.layout().unfinished.wait(deadline, &interval, || {
             if std::mem::replace(&mut slept, true)
                 && task::on_death(ring) != OnConsumerDeath::Nothing
                 // What cannot be taken back now is tried again with the next slice.
                 && let Ok(living) = task::reclaim(ring)
             {
-                watch_deaths(&slices, living);
+                watch_deaths(&interval, living);
             }
             Ok((task::unfinished(ring) == 0).then_some(()))
         })
@@ -417,8 +419,8 @@ impl Queue {
         };
         ring.layout().settings.closed.store(1, Ordering::Release);
         drop(guard);
-        ring.layout().items.rouse();
-        ring.layout().space.rouse();
+        ring.layout().items.wake_generation();
+        ring.layout().space.wake_generation();
         ring.ring_once();
         Ok(())
     }

@@ -5,7 +5,7 @@
 //! | 0 | 64 | [`Settings`] |
 //! | 64 | 128 | the producers' [`Side`] |
 //! | 192 | 128 | the consumers' [`Side`] |
-//! | 320, 384, 448 | 64 each | [`Sleepers`]: consumers without items, producers without space, joiners of a queue with unfinished items |
+//! | 320, 384, 448 | 64 each | [`EventCount`]: consumers without items, producers without space, joiners of a queue with unfinished items |
 //! | 512 | 64 | [`Tasks`] |
 //! | 576 | 64 | [`Polled`] |
 //! | 1024 | 256 | the table of regions |
@@ -24,7 +24,7 @@
 //! Bytes are filled up to a multiple of eight. A chunk always has room for one more word.
 
 use crate::prim::{AtomicU32, AtomicU64};
-use crate::robust::{Mutex, Sleepers};
+use crate::robust::{EventCount, Mutex};
 use crate::shm::arena::Block;
 use crate::sys::shared::shared;
 
@@ -142,9 +142,9 @@ shared! {
         pub(super) settings: Settings,
         pub(super) put: Side,
         pub(super) get: Side,
-        pub(super) items: Sleepers,
-        pub(super) space: Sleepers,
-        pub(super) unfinished: Sleepers,
+        pub(super) items: EventCount,
+        pub(super) space: EventCount,
+        pub(super) unfinished: EventCount,
         pub(super) tasks: Tasks,
         pub(super) polled: Polled,
     }

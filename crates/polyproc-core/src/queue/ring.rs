@@ -3,7 +3,7 @@
 //! Each side works under its own lock, prepares everything beside what is valid, and *commits by one store*: that of its
 //! count. A process that dies before it has changed nothing; one that dies after it has put, or taken, one message.
 //! Whoever takes a lock from a dead owner first repairs what is not decided by the counts alone: the states of blocks
-//! (`mend_put`, `mend_get`).
+//! (`repair_put`, `repair_get`).
 
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -76,7 +76,7 @@ impl Ring {
     pub(super) fn lock_put<E: From<WaitError> + From<MemoryError>>(&self, deadline: Deadline) -> Result<Guard<'_>, E> {
         let mut guard = self.layout().put.lock.lock(deadline)?;
         if guard.owner_died {
-            guard.mend(|| self.mend_put())?;
+            guard.repair(|| self.repair_put())?;
         }
         crash::point(Step::PutLocked);
         Ok(guard)
@@ -87,7 +87,7 @@ impl Ring {
     pub(super) fn lock_get<E: From<WaitError> + From<MemoryError>>(&self, deadline: Deadline) -> Result<Guard<'_>, E> {
         let mut guard = self.layout().get.lock.lock(deadline)?;
         if guard.owner_died {
-            guard.mend(|| self.mend_get())?;
+            guard.repair(|| self.repair_get())?;
         }
         crash::point(Step::GetLocked);
         Ok(guard)
@@ -95,7 +95,7 @@ impl Ring {
 
     /// Blocks that a dead producer had marked for a message that never came to count.
     #[cold]
-    fn mend_put(&self) -> Result<(), MemoryError> {
+    fn repair_put(&self) -> Result<(), MemoryError> {
         let count = self.layout().put.count.load(Ordering::Relaxed);
         let arena = self.arena();
         for block in arena.blocks() {
@@ -105,13 +105,13 @@ impl Ring {
             }
         }
         // The dead one may have owed a wake-up.
-        self.layout().items.rouse();
+        self.layout().items.wake_generation();
         Ok(())
     }
 
     /// Blocks that a dead consumer had marked for a message that it never took, or took and left behind.
     #[cold]
-    fn mend_get(&self) -> Result<(), MemoryError> {
+    fn repair_get(&self) -> Result<(), MemoryError> {
         let count = self.layout().get.count.load(Ordering::Relaxed);
         let arena = self.arena();
         for block in arena.blocks() {
@@ -122,8 +122,8 @@ impl Ring {
                 _ => {}
             }
         }
-        task::mend(self)?;
-        self.layout().space.rouse();
+        task::repair(self)?;
+        self.layout().space.wake_generation();
         Ok(())
     }
 

@@ -157,7 +157,7 @@ fn finish_retiring(ring: &Ring, block: Block) -> Result<(), MemoryError> {
 }
 
 /// Finishes what a dead owner of the consumers' lock had begun.
-pub(super) fn mend(ring: &Ring) -> Result<(), MemoryError> {
+pub(super) fn repair(ring: &Ring) -> Result<(), MemoryError> {
     if let Some(block) = tasks(ring).retiring.load(Ordering::Acquire).checked_sub(1) {
         finish_retiring(ring, Block(block))?;
     }
@@ -235,7 +235,7 @@ pub(super) fn reclaim(ring: &Ring) -> Result<Vec<Identity>, MemoryError> {
     }
     count_returned(ring)?;
     drop(guard);
-    ring.layout().items.rouse();
+    ring.layout().items.wake_generation();
     wake_joiners(ring);
     ring.ring_once();
     Ok(living)

@@ -1,26 +1,26 @@
-//! Locks and waits in shared memory. `docs/design/lock.md` tells what a death leaves behind at each instruction.
+//! Locks and waits in shared memory. `docs/design/lock.md` lists the state that a death leaves at each instruction.
 //!
-//! | file | what it holds |
+//! | file | purpose |
 //! |---|---|
-//! | `mutex` | [`Mutex`]: short critical sections of the engine's own; its owner may die |
-//! | `sleepers` | [`Sleepers`]: waiting until something is so; waiters and wakers may die |
-//! | `spin` | looking again before going to sleep |
+//! | `mutex` | [`Mutex`]: the engine's own short critical sections; the owner may die |
+//! | `event_count` | [`EventCount`]: blocks until a condition holds; waiters and wakers may die |
+//! | `spin` | [`AdaptiveSpin`], [`spin_until`]: spinning before a sleep |
 //!
-//! `mutex` and `sleepers` are compiled a second time in `tests/loom`, against a model of the system (`os`).
+//! `tests/loom` compiles `mutex` and `event_count` a second time, against a model of the system (`os`).
 
+mod event_count;
 mod mutex;
-mod sleepers;
 mod spin;
 
+pub(crate) use event_count::RecheckInterval;
 pub(crate) use mutex::Guard;
-pub(crate) use sleepers::Slices;
-pub(crate) use spin::{HAS_SPARE_PROCESSOR, Spin, look};
+pub(crate) use spin::{AdaptiveSpin, HAS_SPARE_PROCESSOR, spin_until};
 
 use crate::prim::AtomicU32;
 use crate::sys::robust::RobustWord;
 use crate::sys::shared::shared;
 
-/// What the locks need of the system.
+/// The system calls and atomics that the locks use.
 mod os {
     pub(super) use crate::deadline::Deadline;
     pub(super) use crate::prim::{Ordering, fence};
@@ -28,10 +28,10 @@ mod os {
     pub(super) use crate::sys::robust::{Me, OWNER, OWNER_DIED, Outer, WAITERS, is_gone};
     pub(super) use std::hint::spin_loop as spin;
 
-    /// How often to look again before sleeping: the owner needs some ten nanoseconds, unless it lost its processor.
+    /// How many times to re-read the word before sleeping: a critical section takes some 10 ns, unless its owner was preempted.
     pub(super) const SPINS: u32 = 40;
 
-    /// A full barrier after the read-modify-write that released a lock, which on x86 is one itself.
+    /// A full barrier after the read-modify-write that released a lock. On x86 that instruction is one itself.
     pub(super) fn fence_after_unlock() {
         if cfg!(target_arch = "x86_64") {
             crate::prim::compiler_fence(Ordering::SeqCst);
@@ -44,29 +44,29 @@ mod os {
 shared! {
     /// A lock whose owner may die: see `mutex`.
     ///
-    /// | offset | bytes | field | who writes it, when |
+    /// | offset | bytes | field | writer |
     /// |---|---|---|---|
-    /// | 0 | 4 | word | 0 free; else the owner's thread id, and [`WAITERS`](os::WAITERS) when somebody sleeps; the kernel: [`OWNER_DIED`](os::OWNER_DIED) in the place of the id |
-    /// | 4 | 60 | | see [`RobustWord`]: it has room for what is guarded |
+    /// | 0 | 4 | word | 0: free; else the owner's thread id, with [`WAITERS`](os::WAITERS) while there are any; the kernel replaces the id of a dead owner by [`OWNER_DIED`](os::OWNER_DIED) |
+    /// | 4 | 60 | | see [`RobustWord`]: room for the guarded data |
     pub(crate) struct Mutex { pub(crate) robust: RobustWord, }
 }
 
 shared! {
-    /// Those who sleep until something is so: see `sleepers`.
+    /// Blocks until a condition holds: see `event_count`.
     ///
-    /// | offset | bytes | field | who writes it, when |
+    /// | offset | bytes | field | writer |
     /// |---|---|---|---|
-    /// | 0 | 4 | word | a waiter: the lowest bit, before it looks a last time; a waker that found nobody asleep: clears it, counts, and sets the second bit until it has woken all |
-    pub(crate) struct Sleepers { word: AtomicU32, }
+    /// | 0 | 4 | word | a waiter sets bit 0 before its last check; a waker that found no waiter clears it, increments the generation (from bit 2 on), and sets bit 1 until it has woken all |
+    pub(crate) struct EventCount { word: AtomicU32, }
 }
 
-/// Why a wait ended without what it waited for.
+/// Why a wait ended before its condition held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum WaitError {
     /// The deadline passed.
     #[error("the time ran out")]
     TimedOut,
-    /// A signal handler ran. Wait again, or not.
+    /// A signal handler ran. The wait may be repeated.
     #[error("a signal handler ran during the wait")]
     Interrupted,
 }
@@ -82,7 +82,7 @@ mod tests {
     use crate::sys::memory::{self, Mapping, PAGE};
     use crate::sys::thread_id;
 
-    /// As after a death of which the kernel left no mark: its memory was taken back before, or its list overwritten.
+    /// As after a death that the kernel did not mark in the word: see `lock_contended`.
     #[test]
     fn a_lock_of_a_thread_that_is_gone_is_taken_over_and_that_of_a_living_one_is_not() {
         let memfd = memory::create(c"test", PAGE).expect("memory");

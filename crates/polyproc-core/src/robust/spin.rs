@@ -1,44 +1,45 @@
-//! [`Spin`]: looking again for a moment before going to sleep, for as long as that pays.
+//! Spinning before a sleep: [`AdaptiveSpin`] where two processes answer each other, [`spin_until`] in the pool.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use crate::prim::{AtomicU32, Ordering};
 
-/// Longer than an answer takes from a process that is awake.
+/// Longer than a running process takes to answer.
 const AWAKE_NANOS: u32 = 10_000;
-/// Longer than an answer takes from a process that has to wake up first: both are awake then.
+/// Longer than a sleeping process takes to wake up and answer. From then on both are awake.
 const WAKING_NANOS: u32 = 50_000;
-/// After so many waits without spinning, to spin is tried again; twice as many after each failure.
+/// How many waits do not spin after spinning has failed: doubles with each failure, from 16 to 1024.
 const FIRST_PAUSE: u32 = 16;
 const LAST_PAUSE: u32 = 1024;
 
-/// Another process can run while this one spins.
+/// Whether another process can run while this one spins.
 pub(crate) static HAS_SPARE_PROCESSOR: LazyLock<bool> =
     LazyLock::new(|| std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1));
 
-/// Whether to spin, learnt from how it went. Two processes that answer each other at once stay awake; others sleep.
+/// Spins only where that has succeeded lately: two processes that answer each other at once stay awake, others sleep.
 #[derive(Debug)]
-pub(crate) struct Spin {
-    /// How many waits to go until spinning is tried; 0 while it pays.
+pub(crate) struct AdaptiveSpin {
+    /// How many waits remain until one spins again; 0 while spinning succeeds.
     left: AtomicU32,
+    /// How many waits do not spin after the next failure.
     pause: AtomicU32,
 }
 
-impl Spin {
+impl AdaptiveSpin {
     pub(crate) const fn new() -> Self {
         Self { left: AtomicU32::new(0), pause: AtomicU32::new(FIRST_PAUSE) }
     }
 
-    /// Looks again until `found` or its time is over.
-    pub(crate) fn until(&self, found: impl FnMut() -> bool) -> bool {
+    /// Spins until `is_done` returns true, for at most 50 us. Returns whether it did.
+    pub(crate) fn until(&self, is_done: impl FnMut() -> bool) -> bool {
         let left = self.left.load(Ordering::Relaxed);
         if left > 1 || !*HAS_SPARE_PROCESSOR {
             self.left.store(left.saturating_sub(1), Ordering::Relaxed);
             return false;
         }
         let nanos = if left == 0 { AWAKE_NANOS } else { WAKING_NANOS };
-        if spin(Duration::from_nanos(nanos.into()), found) {
+        if spin(Duration::from_nanos(nanos.into()), is_done) {
             self.left.store(0, Ordering::Relaxed);
             self.pause.store(FIRST_PAUSE, Ordering::Relaxed);
             return true;
@@ -52,42 +53,42 @@ impl Spin {
     }
 }
 
-/// How long [`look`] looks, and for how long of that at nothing else.
-const LOOK_NANOS: u64 = 30_000;
-const STARE_NANOS: u64 = 5_000;
+/// How long [`spin_until`] spins, and how long it does so without yielding.
+const SPIN_NANOS: u64 = 30_000;
+const BUSY_NANOS: u64 = 5_000;
 
-/// Looks again until `found`. At first it does nothing else, unless `is_patient`; then it lets others run in between, who may
-/// have something to do on this processor: so it costs little but on idle processors.
-pub(crate) fn look(is_patient: bool, found: impl Fn() -> bool) -> bool {
+/// Spins until `is_done` returns true, for at most 30 us. Returns whether it did. Yields the processor after 5 us, or from the start
+/// if `yields_at_once`, so that it delays no other thread for long.
+pub(crate) fn spin_until(yields_at_once: bool, is_done: impl Fn() -> bool) -> bool {
     let start = Instant::now();
     loop {
         for _ in 0..32 {
-            if found() {
+            if is_done() {
                 return true;
             }
             std::hint::spin_loop();
         }
-        let looked = start.elapsed();
-        if looked >= Duration::from_nanos(LOOK_NANOS) {
+        let spun = start.elapsed();
+        if spun >= Duration::from_nanos(SPIN_NANOS) {
             return false;
         }
-        if is_patient || looked >= Duration::from_nanos(STARE_NANOS) {
+        if yields_at_once || spun >= Duration::from_nanos(BUSY_NANOS) {
             std::thread::yield_now();
         }
     }
 }
 
-fn spin(time: Duration, mut found: impl FnMut() -> bool) -> bool {
+fn spin(time: Duration, mut is_done: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     let mut pauses = 1;
     loop {
         for _ in 0..pauses {
             std::hint::spin_loop();
         }
-        if found() {
+        if is_done() {
             return true;
         }
-        // Looking takes the line from who writes it: ever more seldom.
+        // Each check takes the cache line from its writer, so checks become rarer.
         pauses = (pauses * 2).min(64);
         if start.elapsed() >= time {
             return false;

@@ -197,7 +197,7 @@ impl<'a> Arena<'a> {
         };
         let is_whole = !guard.owner_died && self.header.unlisted.swap(0, Ordering::AcqRel) == 0;
         if !is_whole {
-            guard.mend(|| self.rebuild())?;
+            guard.repair(|| self.rebuild())?;
         }
         Ok(guard)
     }

@@ -8,7 +8,7 @@
 //! | offset | bytes | what |
 //! |---|---|---|
 //! | 0 | 64 | [`Head`] |
-//! | 64 | 64 | [`Sleepers`]: those who wait for room |
+//! | 64 | 64 | [`EventCount`]: those who wait for room |
 //! | 4096 | 64 each | [`Row`]s |
 //!
 //! A row has one *holder*, a process that has the file open. Rows of the dead are given up by whoever finds no room, and taken
@@ -22,7 +22,7 @@ use std::time::Duration;
 use super::registry;
 use crate::deadline::Deadline;
 use crate::prim::{AtomicU32, AtomicU64, Ordering, fence};
-use crate::robust::{Sleepers, Slices, WaitError};
+use crate::robust::{EventCount, RecheckInterval, WaitError};
 use crate::sys::available;
 use crate::sys::identity::{Identity, process_id};
 use crate::sys::memory::{self, Mapping, PAGE};
@@ -35,7 +35,7 @@ const FIRST_ROW: u64 = 4096;
 const ROWS: u32 = 960;
 const _: () = assert!(FIRST_ROW + ROWS as u64 * size_of::<Row>() as u64 == LEN);
 /// How long who waits for room sleeps at most before it looks itself: whether a process died that had some.
-const SLICE: Duration = Duration::from_secs(1);
+const RECHECK_AFTER: Duration = Duration::from_secs(1);
 
 shared! {
     /// | offset | bytes | field | who writes it, when |
@@ -103,7 +103,7 @@ pub fn memory_budget() -> MemoryBudget {
 pub fn set_memory_budget(bytes: u64) {
     if let Some(ledger) = Ledger::get() {
         ledger.head().limit.store(bytes, Ordering::Relaxed);
-        ledger.room().rouse();
+        ledger.room().wake_generation();
     }
 }
 
@@ -176,7 +176,7 @@ impl Ledger {
         self.mapping.view(0).expect("in the page")
     }
 
-    fn room(&self) -> &Sleepers {
+    fn room(&self) -> &EventCount {
         self.mapping.view(64).expect("in the page")
     }
 
@@ -411,7 +411,7 @@ pub(crate) fn wake_waiting() {
 
 /// Whether somebody may wait for room. To be asked after what could make some was done.
 pub(crate) fn is_room_awaited() -> bool {
-    Ledger::get().is_some_and(|ledger| ledger.room().is_anyone_asleep())
+    Ledger::get().is_some_and(|ledger| ledger.room().has_waiters())
 }
 
 /// Does what needs room, again and again until there is some, or until the deadline.
@@ -435,7 +435,7 @@ pub(crate) fn wait_for_room<T, E: From<WaitError>>(
         done => return done,
     };
     let Some(ledger) = Ledger::get() else { return Err(failed) };
-    let waited = ledger.room().wait(deadline, &Slices::new(SLICE), || match attempt() {
+    let waited = ledger.room().wait(deadline, &RecheckInterval::new(RECHECK_AFTER), || match attempt() {
         Err(error) if is_to_wait(&error) => {
             failed = error;
             Ok(None)

@@ -1,34 +1,34 @@
-//! The shared objects of this process: one for each memory file, and all of them roused when a process dies.
+//! The shared objects of this process, by memory file. Each recovers when a process dies.
 //!
-//! A wake-up can die with the process that got it or was to give it. Whoever reaps a process therefore rouses every object
-//! that it shares with anybody ([`rouse_all`]): sleepers look again, and what the dead one held is taken back.
+//! A wake-up is lost if the process that received it, or was about to send it, dies. So the process that reaps a dead one recovers
+//! every object that it shares with others ([`recover_all`]): waiters re-check, and what the dead process held is taken back.
 
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use crate::robust::Slices;
+use crate::robust::RecheckInterval;
 use crate::sys::identity::Identity;
 use crate::sys::per_process::PerProcess;
 
 /// An object in shared memory, as this process sees it.
 pub(crate) trait Object: Any + Send + Sync {
-    /// Takes back what dead processes held, and has every sleeper look again.
-    fn rouse(&self);
+    /// Takes back what dead processes held, and has every waiter re-check.
+    fn recover(&self);
 
-    /// How many bytes a process has put there that nobody has taken.
+    /// Returns how many bytes `process` has put there that no process has taken.
     fn bytes_of(&self, _process: Identity) -> u64 {
         0
     }
 
-    /// Gives memory back that is kept to be used again.
+    /// Frees memory that is kept for reuse.
     fn trim(&self) {}
 
-    /// Makes its descriptor readable if it should be, and a process that was to do so died.
+    /// Makes its descriptor readable if it has items, in case the process that was about to do so died.
     fn refresh(&self) {}
 
-    /// How many blocks are not free.
+    /// Returns how many blocks are not free.
     #[cfg(feature = "crash-points")]
     fn blocks_in_use(&self) -> usize {
         0
@@ -37,20 +37,20 @@ pub(crate) trait Object: Any + Send + Sync {
 
 type Objects = HashMap<u64, Weak<dyn Object>>;
 
-/// A copy of the process shares what it inherited, too.
+/// A forked child shares the objects that it inherited.
 static OBJECTS: PerProcess<Mutex<Objects>> = PerProcess::inherited();
 
 fn objects() -> MutexGuard<'static, Objects> {
     OBJECTS.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The object of the memory file `inode`, if this process has it already.
+/// Returns the object of the memory file `inode` if this process has one.
 pub(crate) fn find<T: Object>(inode: u64) -> Option<Arc<T>> {
     let object: Arc<dyn Any + Send + Sync> = objects().get(&inode)?.upgrade()?;
     object.downcast().ok()
 }
 
-/// Notes an object, or gives the one that another thread has noted for the same file meanwhile.
+/// Registers an object. Returns the one that another thread has registered for the same file meanwhile, if any.
 pub(crate) fn note<T: Object>(inode: u64, object: T) -> Arc<T> {
     let object = Arc::new(object);
     let mut objects = objects();
@@ -73,38 +73,38 @@ fn for_each(act: impl Fn(&dyn Object)) {
     all.iter().for_each(|object| act(&**object));
 }
 
-/// A process has ended: see the module.
-pub(crate) fn rouse_all() {
-    for_each(|object| object.rouse());
+/// Recovers all objects, after a process has ended.
+pub(crate) fn recover_all() {
+    for_each(|object| object.recover());
 }
 
-/// Whether this process has an object of the memory file `inode`.
+/// Returns whether this process has an object of the memory file `inode`.
 pub(crate) fn has(inode: u64) -> bool {
     objects().get(&inode).is_some_and(|object| object.strong_count() > 0)
 }
 
-/// How many bytes a process has put in objects of this process that nobody has taken.
+/// Returns how many bytes `process` has put in objects of this process that no process has taken.
 pub(crate) fn bytes_of(process: Identity) -> u64 {
     let all: Vec<_> = objects().values().filter_map(Weak::upgrade).collect();
     all.iter().fold(0, |sum, object| sum.saturating_add(object.bytes_of(process)))
 }
 
-/// There is no room for data in flight.
+/// Frees memory that objects keep for reuse, as the memory budget is exhausted.
 pub(crate) fn trim_all() {
     for_each(|object| object.trim());
 }
 
-/// For who polls descriptors, after each of [`refresh_slices`].
+/// Refreshes all objects: called by threads that poll descriptors, after each [`refresh_interval`].
 pub(crate) fn refresh_all() {
     for_each(|object| object.refresh());
 }
 
-/// How long a ring stays lost where nobody reaps.
-pub(crate) fn refresh_slices() -> Slices {
-    Slices::new(Duration::from_millis(200))
+/// How long a lost notification stays unnoticed where no process reaps the dead one.
+pub(crate) fn refresh_interval() -> RecheckInterval {
+    RecheckInterval::new(Duration::from_millis(200))
 }
 
-/// How many blocks of all objects of this process are not free: for tests of what the dead leave.
+/// Returns how many blocks of all objects of this process are not free, for tests of recovery.
 #[cfg(feature = "crash-points")]
 pub fn blocks_in_use() -> usize {
     let all: Vec<_> = objects().values().filter_map(Weak::upgrade).collect();

@@ -10,11 +10,11 @@
 use std::io;
 use std::sync::Arc;
 
-use super::object::{Object, SLICE, TooManyWaiters, Waiter, Waiting, handle};
+use super::object::{Object, RECHECK_AFTER, TooManyWaiters, Waiter, Waiting, handle};
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
 use crate::process::watch_death;
-use crate::robust::{Slices, WaitError};
+use crate::robust::{RecheckInterval, WaitError};
 use crate::sys::identity::Identity;
 
 /// What a barrier does.
@@ -134,7 +134,7 @@ impl Barrier {
     }
 
     /// Finishes what a dead owner of the mutex had begun.
-    fn mend(&self) {
+    fn repair(&self) {
         let word = self.word();
         if word.phase() == Phase::Resetting {
             self.finish_reset(word);
@@ -167,7 +167,7 @@ impl Barrier {
             let is_full = self.n_waiting() + 1 >= self.parties() || self.word().phase() == Phase::Running;
             let dead = if is_full { self.0.dead() } else { Vec::new() };
             self.break_if_dead(&dead);
-            let _mutex = self.0.lock(deadline, || self.mend())?;
+            let _mutex = self.0.lock(deadline, || self.repair())?;
             // None of them waits in a generation that is still whole.
             self.0
                 .waiters()
@@ -189,14 +189,16 @@ impl Barrier {
             let place = self.0.enlist(word.generation()).map_err(|error| Ended::Barrier(error.into()))?;
             Ok(Some(Turn::Wait { index, place }))
         };
-        self.0.layout().sleepers.wait(deadline, &Slices::new(SLICE), come).map_err(|ended| match ended {
-            Ended::Barrier(error) => error,
-            Ended::Wait(WaitError::Interrupted) => BarrierError::Interrupted,
-            Ended::Wait(WaitError::TimedOut) => {
-                self.abort();
-                BarrierError::Broken
-            }
-        })
+        self.0.layout().waiters.wait(deadline, &RecheckInterval::new(RECHECK_AFTER), come).map_err(
+            |ended| match ended {
+                Ended::Barrier(error) => error,
+                Ended::Wait(WaitError::Interrupted) => BarrierError::Interrupted,
+                Ended::Wait(WaitError::TimedOut) => {
+                    self.abort();
+                    BarrierError::Broken
+                }
+            },
+        )
     }
 
     /// Waits for the others. The deadline breaks the barrier, as in Python.
@@ -207,14 +209,14 @@ impl Barrier {
         let &Turn::Wait { index, place } = turn else { return Err(BarrierError::Broken) };
         let waiter = self.0.waiter(place);
         let generation = waiter.generation.load(Ordering::Relaxed);
-        let (mut slept, slices) = (false, Slices::new(SLICE));
-        let waited = self.0.layout().sleepers.wait(deadline, &slices, || {
+        let (mut slept, interval) = (false, RecheckInterval::new(RECHECK_AFTER));
+        let waited = self.0.layout().waiters.wait(deadline, &interval, || {
             if self.ended(waiter).is_none() {
                 if std::mem::replace(&mut slept, true) {
-                    self.0.watch_waiters(&slices);
+                    self.0.watch_waiters(&interval);
                     let runner = Identity::from_bits(self.0.state().owner.load(Ordering::Relaxed));
                     if self.word().phase() == Phase::Running && !watch_death(runner) {
-                        slices.restart();
+                        interval.restart();
                     }
                 }
                 self.break_if_dead(&self.0.dead_behind(place));
@@ -254,7 +256,7 @@ impl Barrier {
         if !self.step(running, running.next()) {
             return Err(BarrierError::Broken);
         }
-        self.0.layout().sleepers.wake_all();
+        self.0.layout().waiters.wake_all();
         Ok(())
     }
 
@@ -272,7 +274,7 @@ impl Barrier {
                 return word.generation() == generation;
             }
             if self.step(word, word.with(Phase::Broken)) {
-                self.0.layout().sleepers.wake_all();
+                self.0.layout().waiters.wake_all();
                 return true;
             }
         }
@@ -280,7 +282,7 @@ impl Barrier {
 
     /// As new. Those who wait are told that it is broken.
     pub fn reset(&self) {
-        let mutex = self.0.lock_through_signals(|| self.mend());
+        let mutex = self.0.lock_through_signals(|| self.repair());
         loop {
             let word = self.word();
             if self.step(word, word.with(Phase::Resetting)) {
@@ -289,7 +291,7 @@ impl Barrier {
             }
         }
         drop(mutex);
-        self.0.layout().sleepers.wake_all();
+        self.0.layout().waiters.wake_all();
     }
 
     /// Tells those who wait, and begins the next generation. Under the mutex.

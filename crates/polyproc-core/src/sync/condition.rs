@@ -7,10 +7,10 @@
 use std::io;
 use std::sync::Arc;
 
-use super::object::{Object, SLICE, TooManyWaiters, Waiter, Waiting, handle};
+use super::object::{Object, RECHECK_AFTER, TooManyWaiters, Waiter, Waiting, handle};
 use crate::deadline::Deadline;
 use crate::prim::{AtomicBool, Ordering};
-use crate::robust::{Slices, WaitError};
+use crate::robust::{RecheckInterval, WaitError};
 use crate::sys::identity::Identity;
 
 /// A condition. Clones are the same one.
@@ -78,10 +78,10 @@ impl Condition {
     /// [`WaitError`].
     pub fn wait(&self, ticket: &Ticket, deadline: Deadline) -> Result<(), WaitError> {
         let waiter = self.0.waiter(ticket.place);
-        let slices = Slices::new(SLICE);
-        self.0.layout().sleepers.wait(deadline, &slices, || {
+        let interval = RecheckInterval::new(RECHECK_AFTER);
+        self.0.layout().waiters.wait(deadline, &interval, || {
             if ticket.has_waited.swap(true, Ordering::Relaxed) && waiter.state() == Waiting::Waits {
-                self.0.watch_waiters(&slices);
+                self.0.watch_waiters(&interval);
                 self.pass_on(&self.0.dead_behind(ticket.place), deadline)?;
             }
             Ok((waiter.state() == Waiting::Released).then_some(()))
@@ -129,7 +129,7 @@ impl Condition {
             let mutex = self.0.lock(deadline, || {})?;
             self.bury(dead);
             drop(mutex);
-            self.0.layout().sleepers.wake_all();
+            self.0.layout().waiters.wake_all();
         }
         Ok(())
     }
@@ -161,6 +161,6 @@ impl Condition {
         let notified = self.in_order().into_iter().filter(|waiter| waiter.change(Waiting::Waits, Waiting::Released));
         notified.take(count).for_each(drop);
         drop(mutex);
-        self.0.layout().sleepers.wake_all();
+        self.0.layout().waiters.wake_all();
     }
 }

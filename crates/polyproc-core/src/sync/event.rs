@@ -3,10 +3,10 @@
 use std::io;
 use std::sync::Arc;
 
-use super::object::{Object, SLICE, handle};
+use super::object::{Object, RECHECK_AFTER, handle};
 use crate::deadline::Deadline;
 use crate::prim::{Ordering, fence};
-use crate::robust::{Slices, WaitError};
+use crate::robust::{RecheckInterval, WaitError};
 
 const SET: u64 = 1;
 /// One more set.
@@ -42,7 +42,7 @@ impl Event {
         // It is set already when this fails. SeqCst, for the waiters' barrier in `wake_all`.
         let _ = self.0.state().value.fetch_update(Ordering::SeqCst, Ordering::SeqCst, set);
         fence(Ordering::SeqCst);
-        self.0.layout().sleepers.wake_all();
+        self.0.layout().waiters.wake_all();
     }
 
     /// Clears it.
@@ -56,7 +56,7 @@ impl Event {
     /// [`WaitError`].
     pub fn wait(&self, deadline: Deadline) -> Result<(), WaitError> {
         let before = self.value() & !SET;
-        self.0.layout().sleepers.wait(deadline, &Slices::new(SLICE), || {
+        self.0.layout().waiters.wait(deadline, &RecheckInterval::new(RECHECK_AFTER), || {
             let now = self.value();
             Ok((now & SET != 0 || now != before).then_some(()))
         })

@@ -7,11 +7,11 @@
 use std::io;
 use std::sync::{Arc, Weak};
 
-use super::object::{Object, SLICE, handle};
+use super::object::{Object, RECHECK_AFTER, handle};
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
 use crate::process::watch_death;
-use crate::robust::{Slices, Spin, WaitError};
+use crate::robust::{AdaptiveSpin, RecheckInterval, WaitError};
 use crate::sys::identity::Identity;
 
 /// Who holds a lock.
@@ -114,22 +114,22 @@ impl Lock {
     /// # Errors
     /// [`WaitError`].
     pub fn acquire(&self, owner: Owner, deadline: Deadline) -> Result<Acquired, WaitError> {
-        static SPIN: Spin = Spin::new();
+        static SPIN: AdaptiveSpin = AdaptiveSpin::new();
         if let Ok(acquired) = self.take(owner, Identity::NOBODY) {
             return Ok(acquired);
         }
         if deadline != Deadline::PASSED {
             SPIN.until(|| !self.is_locked());
         }
-        let (mut slept, slices) = (false, Slices::new(SLICE));
-        self.0.layout().sleepers.wait(deadline, &slices, || {
+        let (mut slept, interval) = (false, RecheckInterval::new(RECHECK_AFTER));
+        self.0.layout().waiters.wait(deadline, &interval, || {
             let holder = match self.take(owner, Identity::NOBODY) {
                 Ok(acquired) => return Ok(Some(acquired)),
                 Err(holder) => holder,
             };
             // Watched before it is looked whether it lives.
             if std::mem::replace(&mut slept, true) && holder != Identity::own() && !watch_death(holder) {
-                slices.restart();
+                interval.restart();
             }
             Ok(if holder.is_dead() { self.take(owner, holder).ok() } else { None })
         })
@@ -164,7 +164,7 @@ impl Lock {
         if state.owner.compare_exchange(holder, 0, Ordering::SeqCst, Ordering::Relaxed).is_err() {
             return Err(ReleaseError::NotHeld); // somebody else released it just now
         }
-        self.0.layout().sleepers.wake_one();
+        self.0.layout().waiters.wake_one();
         Ok(())
     }
 

@@ -1,17 +1,17 @@
-//! [`Object`]: a place in a memory file with a state, a short lock over it, sleepers, and perhaps a table of who waits.
+//! [`Object`]: a place in a memory file with a state, a short lock over it, waiters, and perhaps a table of who waits.
 //!
 //! | offset | bytes | what |
 //! |---|---|---|
 //! | 0 | 64 | [`Kind`] |
 //! | 64 | 64 | the [`Mutex`] over all that follows |
 //! | 128 | 64 | [`State`] |
-//! | 192 | 64 | [`Sleepers`] |
+//! | 192 | 64 | [`EventCount`] |
 //! | 4096 | 64 each | [`Waiter`]s, of an object that has a file of its own |
 //!
 //! Which file it is in: see `places`.
 //!
 //! A step under the mutex is one store, or can be finished by whoever comes next; each file here says how. An owner of the
-//! mutex that dies leaves its sleepers to the next one, who wakes them.
+//! mutex that dies leaves its waiters to the next one, who wakes them.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -23,7 +23,7 @@ use super::places::{self, Place};
 use crate::deadline::Deadline;
 use crate::prim::{AtomicU32, AtomicU64, Ordering};
 use crate::process::watch_death;
-use crate::robust::{Guard, Mutex, Sleepers, Slices, WaitError};
+use crate::robust::{EventCount, Guard, Mutex, RecheckInterval, WaitError};
 use crate::sys::identity::Identity;
 use crate::sys::shared::shared;
 
@@ -33,7 +33,7 @@ const MOST_WAITERS: u32 = 4000;
 const MAGIC: u64 = u64::from_le_bytes(*b"polyprs1");
 
 /// How long a sleeper sleeps at first before it looks for itself, whether those that it waits for live.
-pub(super) const SLICE: Duration = Duration::from_millis(100);
+pub(super) const RECHECK_AFTER: Duration = Duration::from_millis(100);
 
 shared! {
     /// | offset | bytes | field | who writes it, when |
@@ -126,7 +126,7 @@ shared! {
         pub(super) kind: Kind,
         mutex: Mutex,
         pub(super) state: State,
-        pub(super) sleepers: Sleepers,
+        pub(super) waiters: EventCount,
     }
 }
 
@@ -202,23 +202,23 @@ impl Object {
         &self.layout().state
     }
 
-    /// The mutex of conditions and barriers. `mend` finishes what a dead owner had begun.
+    /// The mutex of conditions and barriers. `repair` finishes what a dead owner had begun.
     ///
     /// # Errors
     /// [`WaitError`]; the deadline passes only while its owner stands still.
-    pub(super) fn lock(&self, deadline: Deadline, mend: impl FnOnce()) -> Result<Guard<'_>, WaitError> {
+    pub(super) fn lock(&self, deadline: Deadline, repair: impl FnOnce()) -> Result<Guard<'_>, WaitError> {
         let guard = self.layout().mutex.lock(deadline)?;
         if guard.owner_died {
-            mend();
-            self.layout().sleepers.rouse(); // it may have owed a wake-up
+            repair();
+            self.layout().waiters.wake_generation(); // it may have owed a wake-up
         }
         Ok(guard)
     }
 
     /// As [`Object::lock`], however long it takes, and through signal handlers.
-    pub(super) fn lock_through_signals(&self, mend: impl Fn()) -> Guard<'_> {
+    pub(super) fn lock_through_signals(&self, repair: impl Fn()) -> Guard<'_> {
         loop {
-            if let Ok(guard) = self.lock(Deadline::NEVER, &mend) {
+            if let Ok(guard) = self.lock(Deadline::NEVER, &repair) {
                 return guard;
             }
         }
@@ -271,14 +271,14 @@ impl Object {
         dead
     }
 
-    /// Has the deaths of all others in the table seen, by whom this is roused then; where that cannot be, who waits looks often.
-    pub(super) fn watch_waiters(&self, slices: &Slices) {
+    /// Watches the other waiters: the object recovers when one dies. Where that cannot be watched, the interval starts again.
+    pub(super) fn watch_waiters(&self, interval: &RecheckInterval) {
         let mut owners: Vec<_> =
             self.waiters().filter(|waiter| waiter.state() != Waiting::Free).map(Waiter::owner).collect();
         owners.sort_unstable_by_key(|owner| owner.bits());
         owners.dedup();
         if !owners.into_iter().filter(|owner| *owner != Identity::own()).all(watch_death) {
-            slices.restart();
+            interval.restart();
         }
     }
 

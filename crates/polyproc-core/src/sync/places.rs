@@ -82,10 +82,10 @@ impl File {
 }
 
 impl registry::Object for File {
-    fn rouse(&self) {
+    fn recover(&self) {
         let used = u64::from(self.head().used.load(Ordering::Acquire)).min(FILE_LEN / SIZE);
         for at in (0..used).map(|number| number * SIZE).filter(|at| is_place(*at)) {
-            self.0.fixed::<Layout>(at).sleepers.rouse_if_any();
+            self.0.fixed::<Layout>(at).waiters.recover();
         }
     }
 }

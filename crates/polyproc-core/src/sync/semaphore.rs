@@ -6,10 +6,10 @@
 use std::io;
 use std::sync::Arc;
 
-use super::object::{Object, SLICE, handle};
+use super::object::{Object, RECHECK_AFTER, handle};
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
-use crate::robust::{Slices, WaitError};
+use crate::robust::{RecheckInterval, WaitError};
 
 /// More was released than the semaphore may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -44,7 +44,7 @@ impl Semaphore {
         if self.take() {
             return Ok(());
         }
-        self.0.layout().sleepers.wait(deadline, &Slices::new(SLICE), || Ok(self.take().then_some(())))
+        self.0.layout().waiters.wait(deadline, &RecheckInterval::new(RECHECK_AFTER), || Ok(self.take().then_some(())))
     }
 
     /// Gives `count` back, all or none.
@@ -57,8 +57,8 @@ impl Semaphore {
         // Release pairs with the Acquire in `take`. SeqCst, for the waiters' barrier in `wake_one`.
         self.0.state().value.fetch_update(Ordering::SeqCst, Ordering::Relaxed, more).map_err(|_| OverRelease)?;
         match count {
-            1 => self.0.layout().sleepers.wake_one(),
-            _ => self.0.layout().sleepers.wake_all(),
+            1 => self.0.layout().waiters.wake_one(),
+            _ => self.0.layout().waiters.wake_all(),
         }
         Ok(())
     }

@@ -26,13 +26,13 @@ pub(crate) enum Wait {
 /// # Panics
 /// When the system has no `futex(2)`: without it there is no thread either.
 pub(crate) fn wait(word: &AtomicU32, expected: u32, timeout: Duration) -> Wait {
-    let comes_back = timeout > signal::slice() && signal::comes_back();
-    let timeout = if comes_back { signal::slice() } else { timeout };
+    let comes_back = timeout > signal::recheck_interval() && signal::comes_back();
+    let timeout = if comes_back { signal::recheck_interval() } else { timeout };
     let timeout = Timespec::try_from(timeout).ok();
     match futex::wait(word, Flags::empty(), expected, timeout.as_ref()) {
         Ok(()) => Wait::Woken,
         Err(Errno::TIMEDOUT) if comes_back => {
-            signal::slice_is_over();
+            signal::lengthen_recheck_interval();
             Wait::Interrupted
         }
         Err(Errno::TIMEDOUT) => Wait::TimedOut,
@@ -42,7 +42,7 @@ pub(crate) fn wait(word: &AtomicU32, expected: u32, timeout: Duration) -> Wait {
     }
 }
 
-/// Wakes up to `count` sleepers and says how many it woke.
+/// Wakes up to `count` waiters and says how many it woke.
 pub(crate) fn wake(word: &AtomicU32, count: u32) -> usize {
     // Fails for an address that is not mapped only, and `word` is.
     futex::wake(word, Flags::empty(), count).unwrap_or(0)

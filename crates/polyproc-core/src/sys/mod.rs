@@ -13,7 +13,7 @@
 //! | `crash` | dying at a marked step, for tests |
 //! | `exec` | `posix_spawn(3)` of the own executable |
 //! | `fd` | standard streams, `close_range(2)`, `memfd_create(2)` |
-//! | `futex` | sleeping on a shared word and waking its sleepers |
+//! | `futex` | sleeping on a shared word and waking its waiters |
 //! | `function` | function pointers that another process of the same build can call |
 //! | `identity` | which process wrote something, and whether it lives |
 //! | `image` | loaded images: their addresses, build ids, constructors |

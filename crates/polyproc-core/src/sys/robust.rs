@@ -22,7 +22,7 @@ use crate::prim::{AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence};
 
 use super::shared::shared;
 
-/// There may be sleepers: unlocking must wake one.
+/// There may be waiters: unlocking must wake one.
 pub(crate) const WAITERS: u32 = libc::FUTEX_WAITERS;
 /// The kernel's mark: the owner died.
 pub(crate) const OWNER_DIED: u32 = libc::FUTEX_OWNER_DIED;

@@ -77,38 +77,38 @@ pub(crate) fn unblock_all() {
 /// See [`set_handlers_run_later`].
 static HANDLERS_RUN_LATER: AtomicBool = AtomicBool::new(false);
 
-/// Signal handlers of this program only note the signal, and what it asks is done when the main thread comes back from the engine:
-/// an interpreter. A signal that comes just before the main thread falls asleep would be seen when it wakes by other means; so
-/// its sleeps are cut in slices, after each of which it comes back as if a handler had run.
+/// Declares that signal handlers of this program only set a flag, which the main thread acts on when it returns from the engine, as
+/// interpreters do. A signal that arrives just before the main thread sleeps would stay unnoticed until something else wakes it, so
+/// its sleeps are bounded by [`recheck_interval`], after which it returns as if a handler had run.
 pub(crate) fn set_handlers_run_later() {
     HANDLERS_RUN_LATER.store(true, Ordering::Relaxed);
 }
 
-/// Whether this thread is one whose sleeps must be cut in slices of [`slice`].
+/// Returns whether sleeps of this thread are bounded by [`recheck_interval`].
 pub(crate) fn comes_back() -> bool {
     HANDLERS_RUN_LATER.load(Ordering::Relaxed) && super::thread_id() == super::identity::process_id()
 }
 
-const FIRST_SLICE: Duration = Duration::from_millis(500);
-const LONGEST_SLICE: Duration = Duration::from_secs(64);
+const FIRST_INTERVAL: Duration = Duration::from_millis(500);
+const LONGEST_INTERVAL: Duration = Duration::from_secs(64);
 
 thread_local! {
-    static SLICE: Cell<Duration> = const { Cell::new(FIRST_SLICE) };
+    static INTERVAL: Cell<Duration> = const { Cell::new(FIRST_INTERVAL) };
 }
 
-/// How long this thread sleeps until it comes back: each time twice as long, so that a long wait costs next to nothing.
-pub(crate) fn slice() -> Duration {
-    SLICE.get()
+/// Returns how long this thread sleeps at most: from 0.5 s, doubled by each sleep up to 64 s, so that a long wait almost never wakes.
+pub(crate) fn recheck_interval() -> Duration {
+    INTERVAL.get()
 }
 
-/// A slice is over.
-pub(crate) fn slice_is_over() {
-    SLICE.set((slice() * 2).min(LONGEST_SLICE));
+/// Doubles the interval, after a sleep.
+pub(crate) fn lengthen_recheck_interval() {
+    INTERVAL.set((recheck_interval() * 2).min(LONGEST_INTERVAL));
 }
 
-/// This thread begins to wait for something else than before.
-pub(crate) fn restart_slices() {
-    SLICE.set(FIRST_SLICE);
+/// Resets the interval, when this thread begins another wait.
+pub(crate) fn restart_recheck_interval() {
+    INTERVAL.set(FIRST_INTERVAL);
 }
 
 type Action = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);

@@ -33,13 +33,13 @@ pub(crate) fn readable<Fd: AsFd>(fds: &[Fd], deadline: Deadline) -> io::Result<V
     Ok(polled.iter().enumerate().filter(|(_, fd)| !fd.revents().is_empty()).map(|(at, _)| at).collect())
 }
 
-/// `poll(2)`: false when the deadline passed first. Where signal handlers run later, the wait is cut in slices.
+/// `poll(2)`: false when the deadline passed first. Where signal handlers run later, [`signal::recheck_interval`] bounds the wait.
 fn poll(polled: &mut [PollFd<'_>], deadline: Deadline) -> io::Result<bool> {
     let comes_back = deadline != Deadline::PASSED && signal::comes_back();
-    let until = if comes_back { deadline.or_sooner(signal::slice()) } else { deadline };
+    let until = if comes_back { deadline.or_sooner(signal::recheck_interval()) } else { deadline };
     match rustix::event::poll(polled, until.timespec().as_ref())? {
         0 if comes_back && !deadline.has_passed() => {
-            signal::slice_is_over();
+            signal::lengthen_recheck_interval();
             Err(io::ErrorKind::Interrupted.into())
         }
         count => Ok(count > 0),

@@ -19,12 +19,12 @@ use os::{Deadline, Ordering, through_death};
 mod claim;
 #[path = "../../src/pool/doorbell.rs"]
 mod doorbell;
+#[path = "../../src/robust/event_count.rs"]
+mod event_count;
 #[path = "../../src/queue/index.rs"]
 mod index;
 #[path = "../../src/robust/mutex.rs"]
 mod mutex;
-#[path = "../../src/robust/sleepers.rs"]
-mod sleepers;
 
 use index::Place;
 use mutex::Guard;
@@ -75,7 +75,7 @@ struct Mutex {
 }
 
 #[derive(Debug)]
-struct Sleepers {
+struct EventCount {
     word: FutexWord,
 }
 
@@ -305,26 +305,26 @@ fn a_dead_owner_is_told_of_once_and_nobody_waits_for_it() {
 /// Items that are waited for: a number under a lock.
 struct Items {
     count: ModelMutex<usize>,
-    sleepers: Sleepers,
+    waiters: EventCount,
 }
 
 impl Items {
     fn new() -> Arc<Self> {
-        let sleepers = Sleepers { word: FutexWord::new() };
-        Arc::new(Self { count: ModelMutex::new(0), sleepers })
+        let waiters = EventCount { word: FutexWord::new() };
+        Arc::new(Self { count: ModelMutex::new(0), waiters })
     }
 
     fn put(&self, tid: u32) {
         os::begin_thread(tid, false);
         *self.count.lock().expect("not poisoned") += 1;
-        self.sleepers.wake_one();
+        self.waiters.wake_one();
     }
 
     /// Takes one. False for a thread that died instead.
     fn get(&self, tid: u32, doomed: bool) -> bool {
         os::begin_thread(tid, doomed);
-        let slices = sleepers::Slices::new(std::time::Duration::from_secs(1));
-        let got: Result<(), WaitError> = self.sleepers.wait(Deadline::NEVER, &slices, || {
+        let interval = event_count::RecheckInterval::new(std::time::Duration::from_secs(1));
+        let got: Result<(), WaitError> = self.waiters.wait(Deadline::NEVER, &interval, || {
             let mut count = self.count.lock().expect("not poisoned");
             let taken = count.checked_sub(1);
             *count = taken.unwrap_or(0);
@@ -365,7 +365,7 @@ fn who_reaps_the_dead_wakes_those_who_lost_a_wake_up() {
         items.put(1);
         items.put(1); // the dying one may have taken one before it slept
         dying.join().expect("no panic");
-        items.sleepers.rouse_if_any();
+        items.waiters.recover();
         living.join().expect("no panic");
     });
 }

@@ -1,0 +1,133 @@
+//! [`EventCount`]: blocks until a condition in shared memory holds; waiters and wakers may die.
+//!
+//! The word has a flag "there may be waiters" and a generation. A waiter sets the flag, re-checks its condition, then
+//! futex-waits while the word is unchanged. A waker makes the condition true, then reads the word and wakes if the flag is set.
+//! Both sides have a full barrier in between, so one of them sees the other. The algorithm is the event count (D. Vyukov,
+//! "Eventcounts", 1024cores.net), with these departures:
+//!
+//! - A waker that wakes one waiter leaves the flag set, since there may be others. A waker whose futex call finds no waiter
+//!   clears the flag, increments the generation, *then* wakes every waiter that went to sleep in between. Without the
+//!   generation, a second waiter that sets the flag again would let a first one sleep on an outdated check (the model in
+//!   `tests/loom` fails then).
+//! - There is no count of waiters, which a dead waiter would leave too high.
+//! - A waiter that is killed after it was woken, or a waker before it wakes, loses a wake-up. So the process that reaps a dead
+//!   one calls [`EventCount::recover`], and every sleep is bounded by a [`RecheckInterval`] that doubles: a waiter that waits
+//!   for long almost never wakes, and where nobody reaps, a lost wake-up at most doubles the wait.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use super::os::{self, Deadline, Ordering, Wait};
+use super::{EventCount, WaitError};
+
+/// There may be waiters.
+const WAITERS: u32 = 1;
+/// A waker has cleared [`WAITERS`] and is about to wake all. If it died there, there may be waiters all the same.
+const WAKING: u32 = 2;
+/// The remaining bits are the generation.
+const GENERATION: u32 = 4;
+
+/// How long a waiter sleeps before it re-checks its condition: doubles with each sleep that nothing ended, up to 64 s.
+#[derive(Debug)]
+pub(crate) struct RecheckInterval {
+    first: Duration,
+    next: Cell<Duration>,
+}
+
+impl RecheckInterval {
+    const LONGEST: Duration = Duration::from_secs(64);
+
+    pub(crate) fn new(first: Duration) -> Self {
+        Self { first, next: Cell::new(first) }
+    }
+
+    /// Returns the length of the next sleep.
+    pub(crate) fn next(&self) -> Duration {
+        self.next.get()
+    }
+
+    /// Doubles the next sleep, up to 64 s.
+    pub(crate) fn lengthen(&self) {
+        self.next.set((self.next.get() * 2).min(Self::LONGEST));
+    }
+
+    /// Resets the next sleep to the first length, where only polling can detect the event.
+    pub(crate) fn restart(&self) {
+        self.next.set(self.first);
+    }
+}
+
+impl EventCount {
+    /// Blocks until `check` returns a value. Calls it at once, after each wake-up and after each interval.
+    ///
+    /// # Errors
+    /// [`WaitError`], and any error of `check`.
+    pub(crate) fn wait<T, E: From<WaitError>>(
+        &self,
+        deadline: Deadline,
+        interval: &RecheckInterval,
+        mut check: impl FnMut() -> Result<Option<T>, E>,
+    ) -> Result<T, E> {
+        loop {
+            let seen = self.word.fetch_or(WAITERS, Ordering::SeqCst) | WAITERS;
+            // Between setting the flag and the check: pairs with the barrier in `wake_one`.
+            os::fence(Ordering::SeqCst);
+            if let Some(found) = check()? {
+                return Ok(found);
+            }
+            let left = deadline.remaining().unwrap_or(RecheckInterval::LONGEST);
+            if left.is_zero() {
+                return Err(WaitError::TimedOut.into());
+            }
+            match os::wait(&self.word, seen, left.min(interval.next())) {
+                Wait::Interrupted => return Err(WaitError::Interrupted.into()),
+                Wait::TimedOut => interval.lengthen(),
+                Wait::Woken | Wait::Again => {}
+            }
+        }
+    }
+
+    /// Wakes one waiter, if there is one. The caller has made the condition true, and then released a lock.
+    #[inline]
+    pub(crate) fn wake_one(&self) {
+        os::fence_after_unlock();
+        if self.word.load(Ordering::Relaxed) & WAITERS != 0 && os::wake(&self.word, 1) == 0 {
+            self.wake_generation();
+        }
+    }
+
+    /// Wakes all waiters. The caller has made the condition true, and then released a lock.
+    pub(crate) fn wake_all(&self) {
+        os::fence_after_unlock();
+        if self.word.load(Ordering::Relaxed) & WAITERS != 0 {
+            self.wake_generation();
+        }
+    }
+
+    /// Returns whether there may be waiters. The caller has made the condition true.
+    pub(crate) fn has_waiters(&self) -> bool {
+        os::fence(Ordering::SeqCst); // pairs with the one in `wait`
+        self.word.load(Ordering::Relaxed) & WAITERS != 0
+    }
+
+    /// Wakes all waiters after a process died, also those of a waker that died between clearing the flag and its wake-up.
+    /// Without waiters this costs one load.
+    pub(crate) fn recover(&self) {
+        os::fence(Ordering::SeqCst);
+        if self.word.load(Ordering::Relaxed) & (WAITERS | WAKING) != 0 {
+            self.wake_generation();
+        }
+    }
+
+    /// Begins a new generation and wakes all waiters of earlier ones, whatever the flags say.
+    pub(crate) fn wake_generation(&self) {
+        let begun = |word: u32| (word & !WAITERS | WAKING).wrapping_add(GENERATION);
+        let begin = |word| Some(begun(word));
+        let Ok(before) = self.word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, begin) else { return }; // never
+        os::wake(&self.word, os::ALL);
+        // Unless another waker has begun since.
+        let is_own = |word: u32| word / GENERATION == begun(before) / GENERATION;
+        let end = |word: u32| is_own(word).then_some(word & !WAKING);
+        let _ = self.word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, end);
+    }
+}
