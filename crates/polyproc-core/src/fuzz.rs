@@ -6,7 +6,7 @@ use crate::conn::channel;
 use crate::deadline::Deadline;
 use crate::frame::Payload;
 use crate::pool::decode_any;
-use crate::process::{Order, Outcome};
+use crate::process::{Outcome, StartRequest};
 use crate::queue::{OnConsumerDeath, Queue, QueueSettings};
 use crate::sync::{Barrier, Condition, Event, Lock, Owner, Semaphore};
 
@@ -17,7 +17,7 @@ pub fn message(bytes: &[u8]) {
         let _ = Outcome::decode(message.tag, Payload::from(message.payload.head));
     }
     if let Some(message) = decoded() {
-        let _ = Order::decode(message);
+        let _ = StartRequest::decode(message);
     }
     decode_any(bytes);
 }

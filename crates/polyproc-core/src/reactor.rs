@@ -10,17 +10,17 @@ use std::task::{Context, Poll, Waker};
 
 use crate::deadline::Deadline;
 use crate::prim::{AtomicU64, Ordering};
-use crate::process::{State, call_user, lock};
+use crate::process::{ProcessState, call_user, lock};
 use crate::shm::registry;
 use crate::sys::per_process::PerProcess;
-use crate::sys::watch::{Bell, Watch};
+use crate::sys::watch::{EventFd, Poller};
 
 const BELL: u64 = 0;
 
 struct Reactor {
-    watch: Watch,
+    watch: Poller,
     /// Rung when the first of several futures begins to wait.
-    bell: Bell,
+    bell: EventFd,
     next_key: AtomicU64,
     /// Who waits; `None` once it is ready.
     waiting: Mutex<HashMap<u64, Option<Waker>>>,
@@ -36,14 +36,14 @@ impl Reactor {
             return Ok(reactor);
         }
         let reactor = Self {
-            watch: Watch::new()?,
-            bell: Bell::new()?,
+            watch: Poller::new()?,
+            bell: EventFd::new()?,
             next_key: AtomicU64::new(BELL + 1),
             waiting: Mutex::default(),
         };
         reactor.watch.add(&reactor.bell, BELL)?;
         let reactor: &'static Self = Box::leak(Box::new(reactor));
-        State::current().own_threads.spawn("polyproc-async", move || reactor.run())?;
+        ProcessState::current().own_threads.spawn("polyproc-async", move || reactor.run())?;
         Ok(started.insert(reactor))
     }
 

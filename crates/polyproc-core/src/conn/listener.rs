@@ -13,7 +13,7 @@ use crate::deadline::Deadline;
 use crate::sys::identity::process_id;
 use crate::sys::own_user;
 use crate::sys::socket::{self, UnixAddress};
-use crate::sys::watch::{self, Bell};
+use crate::sys::watch::{self, EventFd};
 
 /// How long a peer has to prove that it knows the key. One that is silent must not keep others waiting for ever.
 const AUTH_TIME: Duration = Duration::from_secs(10);
@@ -91,7 +91,7 @@ pub struct Listener {
     is_public: bool,
     strangers: Mutex<Vec<Stranger>>,
     /// Rings while there are strangers that no thread looks after; none without a key.
-    left_behind: Option<Bell>,
+    left_behind: Option<EventFd>,
     /// The process that made it: a copy of that removes no file.
     pid: u32,
 }
@@ -112,7 +112,7 @@ impl Listener {
                 (socket, Address::Abstract(name))
             }
         };
-        let left_behind = key.is_some().then(Bell::new).transpose()?;
+        let left_behind = key.is_some().then(EventFd::new).transpose()?;
         Ok(Self { socket, address, key, is_public: false, strangers: Mutex::default(), left_behind, pid: process_id() })
     }
 

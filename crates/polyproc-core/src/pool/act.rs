@@ -6,12 +6,13 @@ use std::time::Instant;
 use super::audit::AUDIT_PERIOD;
 use super::call::End;
 use super::claim;
-use super::driver::{At, Driver, Inner};
-use super::orders::{LIMITED, Order, STEPWISE, WITH_FDS};
-use super::scheduler::{Action, Event, Loss, TaskId};
-use super::staff::Worker;
+use super::driver::{Driver, Inner, TaskPlace};
+use super::orders::{LIMITED, STEPWISE, TaskDescriptor, WITH_FDS};
+use super::scheduler::{Action, Loss, SchedulerEvent, TaskId};
+use super::staff::WorkerHandle;
 use super::task::{PoolEvent, TaskEnd, next_item};
-use super::watch::{Limited, MEMORY_PERIOD, ROOM_PERIOD, SHARE_PERIOD, Timer, after_backoff, after_failed_starts};
+use super::timers::{Limited, Timer, after_backoff, after_failed_starts};
+use super::watch::{MEMORY_PERIOD, ROOM_PERIOD, SHARE_PERIOD};
 use crate::prim::Ordering;
 use crate::process::Signal;
 use crate::shm::budget::Share;
@@ -19,7 +20,7 @@ use crate::shm::{self, MemoryError};
 
 impl Driver {
     /// Lets the scheduler decide, and does it.
-    pub(super) fn handle(&self, inner: &mut Inner, event: Event) {
+    pub(super) fn handle(&self, inner: &mut Inner, event: SchedulerEvent) {
         let mut actions = std::mem::take(&mut inner.actions);
         let mut events = VecDeque::new();
         inner.scheduler.on(event, &mut actions);
@@ -33,14 +34,16 @@ impl Driver {
         inner.actions = actions; // its memory is used again
     }
 
-    fn act(&self, inner: &mut Inner, action: Action, events: &mut VecDeque<Event>) {
+    fn act(&self, inner: &mut Inner, action: Action, events: &mut VecDeque<SchedulerEvent>) {
         match action {
             // Behind one for which there is no room.
-            Action::Publish(id) if matches!(events.front(), Some(Event::Full(_))) => events.push_front(Event::Full(id)),
+            Action::Publish(id) if matches!(events.front(), Some(SchedulerEvent::Full(_))) => {
+                events.push_front(SchedulerEvent::Full(id))
+            }
             Action::Publish(id) => match self.publish(inner, id) {
                 Ok(()) => {}
                 Err(MemoryError::OutOfSpace(error)) if error.is_passing() => {
-                    events.push_front(Event::Full(id));
+                    events.push_front(SchedulerEvent::Full(id));
                     if !std::mem::replace(&mut inner.waits_for_room, true) {
                         self.orders.trim(&mut inner.blocks);
                         shm::trim_loans();
@@ -50,7 +53,7 @@ impl Driver {
                 Err(error) => {
                     let why = format!("there is no memory for the argument: {error}");
                     self.remove(inner, id, &TaskEnd::Refused(why));
-                    events.push_back(Event::Ended(id));
+                    events.push_back(SchedulerEvent::Ended(id));
                 }
             },
             Action::MakeWay(priority) => {
@@ -64,10 +67,10 @@ impl Driver {
                 for (position, slot, id) in out.into_iter().rev() {
                     if self.board.table().withdraw(slot, position) {
                         self.take_off(inner, id, 0);
-                        inner.scheduler.on(Event::Withdrawn(id), &mut Vec::new());
+                        inner.scheduler.on(SchedulerEvent::Withdrawn(id), &mut Vec::new());
                     }
                 }
-                events.push_back(Event::WayMade);
+                events.push_back(SchedulerEvent::WayMade);
             }
             Action::Fail(id, loss) => {
                 let end = match (loss, &inner.why) {
@@ -100,7 +103,7 @@ impl Driver {
     }
 
     /// Retires or kills.
-    pub(super) fn end_worker(&self, worker: &Worker, action: Action) {
+    pub(super) fn end_worker(&self, worker: &WorkerHandle, action: Action) {
         if matches!(action, Action::Kill(_)) {
             // A worker that may not be signalled any more sees the end of its channel.
             if worker.child.signal(Signal::TERMINATE).is_err() {
@@ -118,12 +121,12 @@ impl Driver {
             self.make_places(inner);
         }
         let Some(task) = inner.tasks.get_mut(id.0) else { return Ok(()) };
-        let At::Waiting(bytes) = &mut task.at else { return Ok(()) };
+        let TaskPlace::Waiting(bytes) = &mut task.at else { return Ok(()) };
         let Some(call) = inner.calls.get(task.call) else { return Ok(()) };
         let len = bytes.len() as u64;
         let limited = call.settings.limit.map_or(0, |_| LIMITED);
         let flags = limited | if task.fds.is_empty() { 0 } else { WITH_FDS } | if task.is_loose { STEPWISE } else { 0 };
-        let order = Order::new(call.function.0, task.count - task.done, flags);
+        let order = TaskDescriptor::new(call.function.0, task.count - task.done, flags);
         let slot = inner.free_slots.pop().ok_or(MemoryError::Corrupt)?;
         let position = inner.tail;
         // Where tasks are out already, it leaves their results half of the budget.
@@ -141,7 +144,7 @@ impl Driver {
         let mut used = std::mem::take(bytes);
         inner.slots[slot as usize] = Some(id);
         inner.waiting_bytes -= len;
-        task.at = At::Out { slot, position, block, len, from: task.done };
+        task.at = TaskPlace::Out { slot, position, block, len, from: task.done };
         task.unbegun_since = None;
         inner.out_bytes += len;
         inner.told.published += 1;
@@ -186,7 +189,7 @@ impl Driver {
     pub(super) fn lay_again(&self, inner: &mut Inner, id: TaskId, slot: u32) {
         let (table, tail) = (self.board.table(), inner.tail);
         let Some(task) = inner.tasks.get_mut(id.0) else { return };
-        if let At::Out { position, .. } = &mut task.at
+        if let TaskPlace::Out { position, .. } = &mut task.at
             && table.publish(slot, tail)
         {
             *position = tail;
@@ -199,7 +202,7 @@ impl Driver {
     /// Takes a task that no worker has off the board; `skip` of its items that have not ended are left behind.
     pub(super) fn take_off(&self, inner: &mut Inner, id: TaskId, skip: u32) {
         let Some(task) = inner.tasks.get_mut(id.0) else { return };
-        let At::Out { slot, block, len, from, .. } = task.at else { return };
+        let TaskPlace::Out { slot, block, len, from, .. } = task.at else { return };
         let mut bytes = Vec::new();
         if let Ok(order) = self.orders.read(slot) {
             let _ = self.orders.read_argument(slot, &order, &mut bytes); // only for want of memory: the items fail then
@@ -210,17 +213,17 @@ impl Driver {
             bytes = rest.to_vec();
         }
         inner.waiting_bytes += bytes.len() as u64;
-        task.at = At::Waiting(bytes);
+        task.at = TaskPlace::Waiting(bytes);
         inner.free(&self.orders, slot, block, len);
     }
 
     /// The item that ran is lost.
-    fn lose(&self, inner: &mut Inner, id: TaskId) -> Event {
-        let Some(task) = inner.tasks.get_mut(id.0) else { return Event::Ended(id) };
+    fn lose(&self, inner: &mut Inner, id: TaskId) -> SchedulerEvent {
+        let Some(task) = inner.tasks.get_mut(id.0) else { return SchedulerEvent::Ended(id) };
         let end = task.lost.take().map_or(TaskEnd::Terminated, |lost| lost.1);
         let (call, index) = (task.call, task.first + u64::from(task.done));
         task.done += 1;
-        if let At::Waiting(bytes) = &mut task.at {
+        if let TaskPlace::Waiting(bytes) = &mut task.at {
             let mut rest = &bytes[..];
             let _ = next_item(&mut rest);
             inner.waiting_bytes -= (bytes.len() - rest.len()) as u64;
@@ -231,15 +234,15 @@ impl Driver {
         inner.end_item(call, index, End::Failed(Box::new(end)));
         if is_last {
             inner.remove_task(id);
-            return Event::Ended(id);
+            return SchedulerEvent::Ended(id);
         }
-        Event::Requeued(id)
+        SchedulerEvent::Requeued(id)
     }
 
     /// All items of a task that have not ended end so, and it is no more.
     pub(super) fn remove(&self, inner: &mut Inner, id: TaskId, end: &TaskEnd) {
         let Some(task) = inner.remove_task(id) else { return };
-        if let At::Out { slot, position, block, len, .. } = task.at {
+        if let TaskPlace::Out { slot, position, block, len, .. } = task.at {
             // A worker that has it goes on with it, unread, until it is killed.
             self.board.table().withdraw(slot, position);
             inner.free(&self.orders, slot, block, len);

@@ -7,11 +7,11 @@
 use std::time::{Duration, Instant};
 
 use super::claim::SlotState;
-use super::driver::{At, Driver, Inner};
+use super::driver::{Driver, Inner, TaskPlace};
 use super::scheduler::TaskId;
 use super::staff::{self, Cause};
 use super::stream::{DOOMED, IDLE, running_position};
-use super::watch::Timer;
+use super::timers::Timer;
 use crate::prim::Ordering;
 use crate::shm;
 
@@ -83,7 +83,7 @@ impl Driver {
                 }
                 current != DOOMED // it runs another one, and never took this
             }
-            _ => matches!(inner.tasks.get(id.0).map(|task| &task.at), Some(At::Out { .. })),
+            _ => matches!(inner.tasks.get(id.0).map(|task| &task.at), Some(TaskPlace::Out { .. })),
         }
     }
 }
@@ -97,7 +97,7 @@ fn audit_worker(inner: &mut Inner, at: usize) {
     let is_doomed_by_itself = current == DOOMED && worker.doom.is_none();
     let task = worker.reading.and_then(|id| inner.tasks.get_mut(id.0));
     let is_silent = task.is_some_and(|task| {
-        let At::Out { position, .. } = task.at else { return false };
+        let TaskPlace::Out { position, .. } = task.at else { return false };
         let is_running = running_position(current) == Some(position) || worker.stream.is_anything_unread();
         if is_running {
             task.unbegun_since = None;

@@ -27,7 +27,7 @@ pub(super) const SLOTS: u32 = 1024;
 /// each that is published.
 const PLACES: u32 = 2 * SLOTS;
 const RING: u64 = 4096;
-const STATES: u64 = RING + size_of::<Ring>() as u64;
+const STATES: u64 = RING + size_of::<TaskRing>() as u64;
 const STATE_LEN: u64 = size_of::<Count>() as u64;
 const LEN_BYTES: u64 = (STATES + SLOTS as u64 * STATE_LEN).next_multiple_of(PAGE);
 
@@ -75,7 +75,7 @@ impl Lookers {
 }
 
 shared! {
-    struct Ring { numbers: [AtomicU32; PLACES as usize], }
+    struct TaskRing { numbers: [AtomicU32; PLACES as usize], }
 }
 
 /// See the module.
@@ -139,7 +139,7 @@ impl<'a> Table<'a> {
     /// The slot number at the place of a position.
     #[expect(clippy::cast_possible_truncation, reason = "a remainder")]
     pub(super) fn number(&self, position: u64) -> &'a AtomicU32 {
-        &self.board.at::<Ring>(RING).numbers[(position % u64::from(PLACES)) as usize]
+        &self.board.at::<TaskRing>(RING).numbers[(position % u64::from(PLACES)) as usize]
     }
 
     pub(super) fn state(&self, slot: u32) -> Option<&'a AtomicU64> {

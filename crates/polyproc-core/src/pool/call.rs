@@ -10,7 +10,7 @@ use super::TaskEnd;
 use super::driver::Driver;
 use super::handle::OnLog;
 use super::scheduler::Priority;
-use super::stream::{Received, next_result};
+use super::stream::{ReceivedBlocks, next_result};
 use super::task::Items;
 use crate::deadline::Deadline;
 use crate::frame::Payload;
@@ -71,7 +71,7 @@ pub(super) enum End {
         len: usize,
     },
     /// A large one, or one with descriptors, which count as long as they wait here.
-    Payload(Box<(Payload, Option<Received>)>),
+    Payload(Box<(Payload, Option<ReceivedBlocks>)>),
     Failed(Box<TaskEnd>),
 }
 
@@ -132,7 +132,7 @@ pub(super) enum Stop {
 }
 
 /// A call as the pool knows it.
-pub(super) struct State {
+pub(super) struct CallState {
     /// Never used again.
     pub(super) serial: u64,
     pub(super) settings: CallSettings,
@@ -151,7 +151,7 @@ pub(super) struct State {
     pub(super) stop: Option<Stop>,
     /// The last one of its tasks, which knows the one before it, and so on.
     pub(super) last_task: Option<usize>,
-    /// Its [`Limited`](super::watch::Limited) stands so.
+    /// Its [`Limited`](super::timers::Limited) stands so.
     pub(super) limit_at: Option<Instant>,
     /// Threads that sleep on `parker`, by their serials.
     pub(super) followers: Vec<u64>,
@@ -160,7 +160,7 @@ pub(super) struct State {
     pub(super) thens: Vec<Box<dyn FnOnce() + Send>>,
 }
 
-impl State {
+impl CallState {
     pub(super) fn is_over(&self) -> bool {
         self.is_sealed && self.left == 0
     }

@@ -15,13 +15,13 @@ type Callback = Box<dyn FnOnce() + Send>;
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Callbacks {
-    state: Mutex<State>,
+    state: Mutex<CallbackQueue>,
     /// Set when the thread is about to end.
     end: Arc<Latch>,
 }
 
 #[derive(Debug, Default)]
-enum State {
+enum CallbackQueue {
     #[default]
     Fresh,
     Running(Sender<Callback>, JoinHandle<()>),
@@ -33,7 +33,7 @@ impl Callbacks {
     /// Runs `callback` there. One that panics has been reported by the panic hook, and the next is run.
     pub(super) fn run(&self, callback: Callback) {
         let mut state = lock(&self.state);
-        if matches!(*state, State::Fresh) {
+        if matches!(*state, CallbackQueue::Fresh) {
             let (sender, receiver) = channel::<Callback>();
             let end = Arc::clone(&self.end);
             let run = move || {
@@ -46,12 +46,12 @@ impl Callbacks {
             let spawned = std::thread::Builder::new().name("polyproc-callbacks".to_owned()).spawn(run);
             // Where there is no thread to be had: better here than never.
             if let Ok(thread) = spawned {
-                *state = State::Running(sender, thread);
+                *state = CallbackQueue::Running(sender, thread);
             }
         }
         match &*state {
-            State::Running(sender, _) => _ = sender.send(callback), // the thread lives as long as the sender
-            State::Fresh | State::Over(_) => {
+            CallbackQueue::Running(sender, _) => _ = sender.send(callback), // the thread lives as long as the sender
+            CallbackQueue::Fresh | CallbackQueue::Over(_) => {
                 drop(state);
                 let _ = catch_unwind(AssertUnwindSafe(callback));
             }
@@ -64,15 +64,15 @@ impl Callbacks {
     /// [`WaitError::Interrupted`] when a signal handler ran.
     pub(super) fn join(&self, deadline: Deadline) -> Result<bool, WaitError> {
         let mut state = lock(&self.state);
-        *state = match std::mem::replace(&mut *state, State::Over(None)) {
-            State::Running(sender, thread) => {
+        *state = match std::mem::replace(&mut *state, CallbackQueue::Over(None)) {
+            CallbackQueue::Running(sender, thread) => {
                 drop(sender); // no more will come: the thread ends when it has run those that are there
-                State::Over(Some(thread))
+                CallbackQueue::Over(Some(thread))
             }
-            State::Fresh => State::Over(None),
-            over @ State::Over(_) => over,
+            CallbackQueue::Fresh => CallbackQueue::Over(None),
+            over @ CallbackQueue::Over(_) => over,
         };
-        let State::Over(Some(thread)) = &*state else { return Ok(true) };
+        let CallbackQueue::Over(Some(thread)) = &*state else { return Ok(true) };
         if thread.thread().id() == std::thread::current().id() {
             return Ok(true);
         }
@@ -80,7 +80,7 @@ impl Callbacks {
         if !self.end.wait(deadline)? {
             return Ok(false);
         }
-        if let State::Over(thread) = &mut *lock(&self.state)
+        if let CallbackQueue::Over(thread) = &mut *lock(&self.state)
             && let Some(thread) = thread.take()
         {
             let _ = thread.join(); // it catches panics, and is about to end

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use super::call::{Call, End, Want};
 use super::doorbell::{ASLEEP, ASLEEP_UNTIL_LOW, AWAKE, AWAY, SPINNING};
-use super::driver::{At, Driver, Inner, Task};
-use super::scheduler::{Event, TaskId};
-use super::stream::{Body, Kind, LOGGED, Record, WITH_FDS, begun, parse, take_results};
+use super::driver::{Driver, Inner, Task, TaskPlace};
+use super::scheduler::{SchedulerEvent, TaskId};
+use super::stream::{LOGGED, ResultBody, ResultKind, ResultRecord, WITH_FDS, begun, parse, take_results};
 use super::task::{TaskEnd, next_item};
-use super::watch::{CHANNEL_MESSAGES, Timer, after_backoff};
+use super::timers::{Timer, after_backoff};
+use super::watch::CHANNEL_MESSAGES;
 use crate::deadline::Deadline;
 use crate::frame::Payload;
 use crate::prim::Ordering;
@@ -29,7 +30,7 @@ const RECHECK_AFTER: Duration = Duration::from_secs(1);
 const ROUNDS: usize = 64;
 
 /// How a waiting thread goes on.
-enum Step {
+enum WaitStep {
     Done,
     TimedOut,
     /// Look again, after others had the lock.
@@ -42,7 +43,7 @@ enum Step {
 
 /// A thread that waits for a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Waiter {
+pub(super) struct ResultWaiter {
     pub(super) call: usize,
     /// Tells threads apart that wait for the same call.
     serial: u64,
@@ -55,18 +56,18 @@ impl Driver {
         let (mut me, interval) = (None, RecheckInterval::new(RECHECK_AFTER));
         loop {
             let (me, step) = self.with(|inner| {
-                let me = *me.get_or_insert_with(|| Waiter { call: call.key, serial: inner.serial() });
+                let me = *me.get_or_insert_with(|| ResultWaiter { call: call.key, serial: inner.serial() });
                 (me, self.step(inner, me, want, deadline, &mut may_spin))
             });
             let woken = match step {
-                Step::Done => return Ok(true),
-                Step::TimedOut => return Ok(false),
-                Step::Again => {
+                WaitStep::Done => return Ok(true),
+                WaitStep::TimedOut => return Ok(false),
+                WaitStep::Again => {
                     std::thread::yield_now();
                     continue;
                 }
-                Step::Lead(how) => self.sleep_as_leader(how, deadline.or_sooner(interval.next())),
-                Step::Follow(ticket) => {
+                WaitStep::Lead(how) => self.sleep_as_leader(how, deadline.or_sooner(interval.next())),
+                WaitStep::Follow(ticket) => {
                     let until = deadline.or_sooner(interval.next());
                     call.parker.park(ticket, until.remaining().unwrap_or(RECHECK_AFTER))
                 }
@@ -82,7 +83,14 @@ impl Driver {
         }
     }
 
-    fn step(&self, inner: &mut Inner, me: Waiter, want: Want, deadline: Deadline, may_spin: &mut bool) -> Step {
+    fn step(
+        &self,
+        inner: &mut Inner,
+        me: ResultWaiter,
+        want: Want,
+        deadline: Deadline,
+        may_spin: &mut bool,
+    ) -> WaitStep {
         let call = me.call;
         inner.follow_no_more(me);
         let leads = inner.leader.is_none_or(|leader| leader == me);
@@ -96,14 +104,14 @@ impl Driver {
             let is_done = inner.is_satisfied(call, want) || !self.is_ours();
             if is_done || deadline.has_passed() {
                 self.leave(inner, me);
-                return if is_done { Step::Done } else { Step::TimedOut };
+                return if is_done { WaitStep::Done } else { WaitStep::TimedOut };
             }
             if !leads {
-                let Some(state) = inner.calls.get_mut(call) else { return Step::Done };
+                let Some(state) = inner.calls.get_mut(call) else { return WaitStep::Done };
                 state.followers.push(me.serial);
                 let ticket = state.parker.ticket();
                 if !doorbell.hurry() || !inner.is_anything_unread() {
-                    return Step::Follow(ticket);
+                    return WaitStep::Follow(ticket);
                 }
                 inner.follow_no_more(me);
                 self.collect(inner);
@@ -120,12 +128,12 @@ impl Driver {
             inner.told.leader = false; // that is this thread itself
             if !inner.is_anything_unread() {
                 *may_spin = false;
-                return Step::Lead(how);
+                return WaitStep::Lead(how);
             }
             doorbell.set(AWAKE);
             self.collect(inner);
         }
-        Step::Again
+        WaitStep::Again
     }
 
     fn sleep_as_leader(&self, how: u32, deadline: Deadline) -> Wait {
@@ -142,7 +150,7 @@ impl Driver {
     }
 
     /// The waiting thread goes. If it was the leader, another follows, or the pool's thread does it.
-    fn leave(&self, inner: &mut Inner, me: Waiter) {
+    fn leave(&self, inner: &mut Inner, me: ResultWaiter) {
         inner.follow_no_more(me);
         // One that was woken to lead, and is done itself, passes that on.
         if inner.leader.is_some_and(|leader| leader != me) {
@@ -223,22 +231,22 @@ impl Driver {
 
     /// All items of a task have been answered.
     pub(super) fn finish(&self, inner: &mut Inner, at: usize, id: TaskId) {
-        if let Some(At::Out { slot, block, len, .. }) = inner.remove_task(id).map(|task| task.at) {
+        if let Some(TaskPlace::Out { slot, block, len, .. }) = inner.remove_task(id).map(|task| task.at) {
             inner.free(&self.orders, slot, block, len);
         }
         if let Some(worker) = &mut inner.workers[at] {
             worker.reading = None;
         }
-        self.handle(inner, Event::Ended(id));
+        self.handle(inner, SchedulerEvent::Ended(id));
     }
 
-    fn on_record(&self, inner: &mut Inner, at: usize, record: Record<'_>) -> Result<(), MemoryError> {
+    fn on_record(&self, inner: &mut Inner, at: usize, record: ResultRecord<'_>) -> Result<(), MemoryError> {
         let worker = inner.workers[at].as_mut().ok_or(MemoryError::Corrupt)?;
-        if let Body::Number(number) = record.body {
+        if let ResultBody::Number(number) = record.body {
             let (slot, position) = begun(number);
             let id = inner.slots.get(slot).copied().flatten().ok_or(MemoryError::Corrupt)?;
             let task = inner.tasks.get(id.0).ok_or(MemoryError::Corrupt)?;
-            let is_there = matches!(task.at, At::Out { position: at, .. } if at == position);
+            let is_there = matches!(task.at, TaskPlace::Out { position: at, .. } if at == position);
             let holder = u32::try_from(slot).ok().and_then(|slot| self.board.table().holder(slot, position));
             // A worker answers for what it has taken, and nothing else; and no two for the same.
             let is_its_own = is_there && holder == Some(worker.number) && worker.reading.is_none();
@@ -269,7 +277,7 @@ impl Driver {
     }
 
     /// What a record says, with all that belongs to it.
-    fn end_of(&self, inner: &mut Inner, at: usize, record: Record<'_>) -> Result<End, MemoryError> {
+    fn end_of(&self, inner: &mut Inner, at: usize, record: ResultRecord<'_>) -> Result<End, MemoryError> {
         let has_fds = inner.workers[at].as_ref().is_some_and(|worker| !worker.fds.is_empty());
         if record.flags & LOGGED != 0 || record.flags & WITH_FDS != 0 && !has_fds {
             self.hear_channel(inner, at, CHANNEL_MESSAGES);
@@ -280,7 +288,7 @@ impl Driver {
             _ => worker.fds.pop_front().unwrap_or_else(|| Err("the result's descriptors are gone".to_owned())),
         };
         let head = match record.body {
-            Body::Block { offset, len } => {
+            ResultBody::Block { offset, len } => {
                 let mut head = Vec::new();
                 worker.stream.segment().copy_out(offset, len, &mut head)?;
                 worker.give_back(offset);
@@ -289,15 +297,15 @@ impl Driver {
                 }
                 head
             }
-            Body::Bytes(bytes) => bytes.to_vec(),
-            Body::Number(_) => return Err(MemoryError::Corrupt),
+            ResultBody::Bytes(bytes) => bytes.to_vec(),
+            ResultBody::Number(_) => return Err(MemoryError::Corrupt),
         };
         Ok(match (record.kind, fds) {
-            (Kind::Returned, Ok(fds)) => {
+            (ResultKind::Returned, Ok(fds)) => {
                 let received = (!fds.is_empty()).then(|| worker.stream.received(fds.len()));
                 End::Payload(Box::new((Payload { head, fds }, received)))
             }
-            (Kind::Returned, Err(why)) => End::Failed(Box::new(TaskEnd::Refused(why))),
+            (ResultKind::Returned, Err(why)) => End::Failed(Box::new(TaskEnd::Refused(why))),
             (kind, _) => End::Failed(Box::new(TaskEnd::of_record(kind, head).map_err(|_| MemoryError::Corrupt)?)),
         })
     }
@@ -309,7 +317,7 @@ impl Driver {
         let Some(call) = inner.calls.get(task.call) else { return false };
         let (priority, retries) = (call.settings.priority, call.settings.retries);
         let may = call.settings.retries_panics && task.panics < retries && call.stop.is_none();
-        let At::Out { slot, from, .. } = task.at else { return false };
+        let TaskPlace::Out { slot, from, .. } = task.at else { return false };
         if !may || !task.fds.is_empty() {
             return false;
         }
@@ -331,7 +339,7 @@ impl Driver {
         let single = Task::single(task.call, serial, task.first + u64::from(task.done), item);
         let task = Task { panics: attempt, ..single };
         let id = inner.add_task(task);
-        self.handle(inner, Event::Resubmitted(id, priority, retries));
+        self.handle(inner, SchedulerEvent::Resubmitted(id, priority, retries));
         inner.set_timer(after_backoff(backoff, attempt), Timer::Due { task: id, serial });
         true
     }
@@ -339,7 +347,7 @@ impl Driver {
 
 impl Inner {
     /// The thread does not sleep on its call's parker any more, or never did.
-    fn follow_no_more(&mut self, me: Waiter) {
+    fn follow_no_more(&mut self, me: ResultWaiter) {
         if let Some(state) = self.calls.get_mut(me.call).filter(|state| !state.followers.is_empty()) {
             state.followers.retain(|serial| *serial != me.serial);
         }

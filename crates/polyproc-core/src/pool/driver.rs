@@ -21,16 +21,16 @@ use slab::Slab;
 use super::board::{Board, SLOTS};
 use super::call::{self, CallSettings, End, FunctionId, Parker, Stop};
 use super::callbacks::Callbacks;
-use super::collect::Waiter;
+use super::collect::ResultWaiter;
 use super::doorbell;
 use super::handle::{OnLog, PoolError, PoolSettings};
 use super::latch::Latch;
 use super::orders::Orders;
-use super::scheduler::{Action, Event, Place, Scheduler, TaskId};
-use super::staff::{self, Cause, Numbers, Worker};
+use super::scheduler::{Action, Place, Scheduler, SchedulerEvent, TaskId};
+use super::staff::{self, Cause, Numbers, WorkerHandle};
 use super::stream::IDLE;
 use super::task::{Items, PoolEvent, TaskEnd, Why, encode_function};
-use super::watch::{Limited, Limits, Timer, Timers};
+use super::timers::{Limited, Limits, Timer, Timers, soon};
 use crate::deadline::Deadline;
 use crate::prim::{AtomicBool, Ordering, fence};
 use crate::process::{Function, call_user, lock};
@@ -38,7 +38,7 @@ use crate::robust::{RecheckInterval, WaitError};
 use crate::shm::{Blocks, Extent};
 use crate::sys::futex::Wait;
 use crate::sys::identity::process_id;
-use crate::sys::watch::{Bell, Watch};
+use crate::sys::watch::{EventFd, Poller};
 
 /// Of these there is room for more, as long as there are enough for all workers.
 const AHEAD_BYTES: u64 = 1 << 20;
@@ -50,7 +50,7 @@ const WOKEN_AT_ONCE: u32 = 256;
 const UNBEGUN_LIMIT: Duration = Duration::from_millis(200);
 
 /// Where a task's argument is.
-pub(super) enum At {
+pub(super) enum TaskPlace {
     /// Here.
     Waiting(Vec<u8>),
     /// On the board, from the item on that was the first one left.
@@ -73,7 +73,7 @@ pub(super) struct Task {
     pub(super) count: u32,
     /// How many of them have ended.
     pub(super) done: u32,
-    pub(super) at: At,
+    pub(super) at: TaskPlace,
     /// Of the first item.
     pub(super) fds: Vec<OwnedFd>,
     /// How many items had ended when its worker was lost, and how the next one was. In a box: most tasks have none, and a call
@@ -99,7 +99,7 @@ impl Task {
 
     /// Of its argument, as long as that is here.
     pub(super) fn waiting_bytes(&self) -> u64 {
-        if let At::Waiting(bytes) = &self.at { bytes.len() as u64 } else { 0 }
+        if let TaskPlace::Waiting(bytes) = &self.at { bytes.len() as u64 } else { 0 }
     }
 
     /// One item, to be run for the first time.
@@ -111,7 +111,7 @@ impl Task {
             first: index,
             count: 1,
             done: 0,
-            at: At::Waiting(bytes),
+            at: TaskPlace::Waiting(bytes),
             fds: Vec::new(),
             lost: None,
             panics: 0,
@@ -151,7 +151,7 @@ pub(super) struct Told {
 
 impl Told {
     /// The threads that sleep until their call has something.
-    pub(super) fn unpark(&mut self, call: &mut call::State) {
+    pub(super) fn unpark(&mut self, call: &mut call::CallState) {
         call.followers.clear(); // a thread that goes on sleeping adds itself again
         self.parkers.push(Arc::clone(&call.parker));
     }
@@ -171,7 +171,7 @@ impl Told {
 pub(super) struct Inner {
     pub(super) scheduler: Scheduler,
     pub(super) tasks: Slab<Task>,
-    pub(super) calls: Slab<call::State>,
+    pub(super) calls: Slab<call::CallState>,
     /// The tasks in the slots of the board.
     pub(super) slots: Vec<Option<TaskId>>,
     pub(super) free_slots: Vec<u32>,
@@ -193,7 +193,7 @@ pub(super) struct Inner {
     /// Vectors to be used again.
     pub(super) spare: Vec<Vec<u8>>,
     next_serial: u64,
-    pub(super) workers: Vec<Option<Worker>>,
+    pub(super) workers: Vec<Option<WorkerHandle>>,
     pub(super) numbers: Numbers,
     /// Places for which a worker is to be started.
     pub(super) to_start: VecDeque<Place>,
@@ -202,7 +202,7 @@ pub(super) struct Inner {
     pub(super) timers: Timers,
     pub(super) limits: Limits,
     /// The thread that looks for results.
-    pub(super) leader: Option<Waiter>,
+    pub(super) leader: Option<ResultWaiter>,
     /// Calls that want to be told of each result.
     pub(super) eager: usize,
     pub(super) told: Told,
@@ -230,9 +230,9 @@ pub(super) struct Driver {
     inner: Mutex<Inner>,
     pub(super) board: Board,
     pub(super) orders: Orders,
-    pub(super) watch: Watch,
+    pub(super) watch: Poller,
     /// Rung by workers, and by whoever has something for the pool's thread.
-    pub(super) bell: Bell,
+    pub(super) bell: EventFd,
     pub(super) settings: PoolSettings,
     pub(super) callbacks: Callbacks,
     /// Where threads sleep that wait to submit.
@@ -259,7 +259,7 @@ impl std::fmt::Debug for Driver {
 impl Driver {
     pub(super) fn new(workers: usize, settings: PoolSettings) -> Result<Arc<Self>, PoolError> {
         let (board, orders) = Board::new().and_then(|board| Ok((board, Orders::new()?))).map_err(PoolError::Os)?;
-        let (watch, bell) = Watch::new().and_then(|watch| Ok((watch, Bell::new()?))).map_err(PoolError::Os)?;
+        let (watch, bell) = Poller::new().and_then(|watch| Ok((watch, EventFd::new()?))).map_err(PoolError::Os)?;
         watch.add(&bell, super::watch::BELL).map_err(PoolError::Os)?;
         board.doorbell().set(doorbell::AWAY);
         let inner = Inner {
@@ -355,7 +355,7 @@ impl Driver {
         // One that was stopped does not find them. A thread that waits for results looks after that before it sleeps.
         if inner.eager > 0 && !inner.is_looking_after {
             inner.is_looking_after = true;
-            inner.set_timer(super::watch::soon(), Timer::LookAfter);
+            inner.set_timer(soon(), Timer::LookAfter);
         }
         0
     }
@@ -404,7 +404,7 @@ impl Driver {
             let limit = settings.call_limit;
             let is_eager = !settings.is_bulk && !settings.is_awaited;
             inner.eager += usize::from(is_eager);
-            let key = inner.calls.insert(call::State {
+            let key = inner.calls.insert(call::CallState {
                 serial,
                 settings,
                 function,
@@ -457,7 +457,7 @@ impl Driver {
             if !self.is_ours() {
                 return self.remove(inner, id, &TaskEnd::Terminated);
             }
-            self.handle(inner, Event::Submitted(id, priority, retries));
+            self.handle(inner, SchedulerEvent::Submitted(id, priority, retries));
         });
     }
 
@@ -482,8 +482,8 @@ impl Driver {
     pub(super) fn is_running(&self, call: usize) -> bool {
         self.with(|inner| {
             inner.tasks_of(call).into_iter().filter_map(|id| inner.tasks.get(id.0)).any(|task| match task.at {
-                At::Out { slot, position, .. } => self.board.table().holder(slot, position).is_some(),
-                At::Waiting(_) => false,
+                TaskPlace::Out { slot, position, .. } => self.board.table().holder(slot, position).is_some(),
+                TaskPlace::Waiting(_) => false,
             })
         })
     }
@@ -506,15 +506,15 @@ impl Driver {
         for id in inner.tasks_of(call) {
             let Some(task) = inner.tasks.get(id.0) else { continue };
             match &task.at {
-                At::Waiting(_) => {
+                TaskPlace::Waiting(_) => {
                     self.remove(inner, id, &stop_end(stop));
-                    self.handle(inner, Event::Dropped(id));
+                    self.handle(inner, SchedulerEvent::Dropped(id));
                 }
-                &At::Out { slot, position, .. } => {
+                &TaskPlace::Out { slot, position, .. } => {
                     let table = self.board.table();
                     if table.withdraw(slot, position) {
                         self.remove(inner, id, &stop_end(stop));
-                        self.handle(inner, Event::Ended(id));
+                        self.handle(inner, SchedulerEvent::Ended(id));
                     } else if stop != Stop::GivenUp {
                         let cause = if stop == Stop::TimedOut { Cause::TimedOut } else { Cause::Cancelled };
                         is_left |= !self.doom_holder(inner, id, cause);
@@ -523,7 +523,7 @@ impl Driver {
             }
         }
         if is_left {
-            inner.set_timer(super::watch::soon(), Timer::Stop { call, serial, stop });
+            inner.set_timer(soon(), Timer::Stop { call, serial, stop });
         }
     }
 
@@ -532,7 +532,7 @@ impl Driver {
     fn doom_holder(&self, inner: &mut Inner, id: TaskId, cause: Cause) -> bool {
         self.read_holder(inner, id); // what it has answered counts
         let Some(task) = inner.tasks.get_mut(id.0) else { return true };
-        let At::Out { slot, position, .. } = task.at else { return false };
+        let TaskPlace::Out { slot, position, .. } = task.at else { return false };
         let holder = self.board.table().holder(slot, position);
         let worker = holder.and_then(|number| staff::with_number(&mut inner.workers, number));
         let Some(worker) = worker else { return false };
@@ -710,7 +710,7 @@ impl Inner {
     }
 
     pub(super) fn is_over(&self, call: usize) -> bool {
-        self.calls.get(call).is_none_or(call::State::is_over)
+        self.calls.get(call).is_none_or(call::CallState::is_over)
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -721,8 +721,8 @@ impl Inner {
     /// Position, slot and number of each task that is out.
     pub(super) fn out(&self) -> Vec<(u64, u32, TaskId)> {
         let out = self.slots.iter().flatten().filter_map(|id| match self.tasks.get(id.0)?.at {
-            At::Out { slot, position, .. } => Some((position, slot, *id)),
-            At::Waiting(_) => None,
+            TaskPlace::Out { slot, position, .. } => Some((position, slot, *id)),
+            TaskPlace::Waiting(_) => None,
         });
         out.collect()
     }

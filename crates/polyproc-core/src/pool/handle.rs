@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::call::{Call, CallSettings, FunctionId};
 use super::driver::Driver;
-use super::scheduler::Event;
+use super::scheduler::SchedulerEvent;
 use super::staff::WorkerStats;
 use super::task::PoolEvent;
 use crate::deadline::Deadline;
@@ -222,7 +222,7 @@ impl Pool {
     pub fn close(&self) {
         if self.driver.is_ours() {
             self.driver.with(|inner| {
-                self.driver.handle(inner, Event::Closed);
+                self.driver.handle(inner, SchedulerEvent::Closed);
                 inner.told.driver = true;
             });
         }
@@ -262,7 +262,7 @@ impl Pool {
     /// What each living worker has done so far.
     #[must_use]
     pub fn stats(&self) -> Vec<WorkerStats> {
-        self.driver.with(|inner| inner.workers.iter().flatten().map(super::staff::Worker::stats).collect())
+        self.driver.with(|inner| inner.workers.iter().flatten().map(super::staff::WorkerHandle::stats).collect())
     }
 
     /// How many workers have died, other than by ending in peace.

@@ -9,7 +9,7 @@
 //! | `stream` | one worker's memory: what it does, and how its results come back |
 //! | `doorbell` | how workers wake the parent |
 //! | `worker` | the child's loop |
-//! | `driver`, `act`, `collect`, `watch` | the parent: its state, what the scheduler decides, results, deaths and times |
+//! | `driver`, `act`, `collect`, `watch`, `timers` | the parent: its state, what the scheduler decides, results, deaths, times |
 //! | `audit` | tasks that are lost on a table that was written over |
 //! | `staff` | a worker as the parent sees it |
 //! | `callbacks` | the thread for callbacks |
@@ -34,6 +34,7 @@ mod scheduler;
 mod staff;
 mod stream;
 mod task;
+mod timers;
 mod watch;
 #[cfg(feature = "crash-points")]
 #[doc(hidden)]

@@ -4,7 +4,7 @@
 //! | offset | bytes | what | who writes it, when |
 //! |---|---|---|---|
 //! | 0 | 256 | the segment's regions | see [`Segment`] |
-//! | 4096 | 262144 | [`Order`]s, 256 bytes each | the parent, before the slot's state says *queued* |
+//! | 4096 | 262144 | [`TaskDescriptor`]s, 256 bytes each | the parent, before the slot's state says *queued* |
 //! | 266240 | | large arguments | the parent, before an order speaks of them |
 //!
 //! An order:
@@ -46,7 +46,7 @@ pub(super) const STEPWISE: u32 = 4;
 
 /// What a task is. See the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Order {
+pub(super) struct TaskDescriptor {
     pub(super) function: u64,
     pub(super) items: u32,
     pub(super) flags: u32,
@@ -55,7 +55,7 @@ pub(super) struct Order {
     argument_len: u64,
 }
 
-impl Order {
+impl TaskDescriptor {
     pub(super) fn new(function: u64, items: u32, flags: u32) -> Self {
         Self { function, items, flags, argument_at: 0, argument_len: 0 }
     }
@@ -121,7 +121,7 @@ impl Orders {
         &self,
         blocks: &mut Blocks,
         slot: u32,
-        order: Order,
+        order: TaskDescriptor,
         argument: &[u8],
         share: Share,
     ) -> Result<Option<Extent>, MemoryError> {
@@ -130,7 +130,7 @@ impl Orders {
             ..=INLINE_LEN => None,
             _ => Some(blocks.allocate(&self.segment, len, share)?),
         };
-        let order = Order { argument_at: block.map_or(0, |block| block.offset), argument_len: len, ..order };
+        let order = TaskDescriptor { argument_at: block.map_or(0, |block| block.offset), argument_len: len, ..order };
         let written = self.segment.copy_in(at, order.to_words().map(u64::to_ne_bytes).as_flattened());
         let written = written.and_then(|()| self.segment.copy_in(Self::argument_at(slot, &order)?, argument));
         if let (Err(_), Some(block)) = (&written, block) {
@@ -139,17 +139,22 @@ impl Orders {
         written.map(|()| block)
     }
 
-    fn argument_at(slot: u32, order: &Order) -> Result<u64, MemoryError> {
+    fn argument_at(slot: u32, order: &TaskDescriptor) -> Result<u64, MemoryError> {
         if order.argument_at == 0 { Ok(Self::order_at(slot)? + INLINE) } else { Ok(order.argument_at) }
     }
 
     /// What was written.
-    pub(super) fn read(&self, slot: u32) -> Result<Order, MemoryError> {
-        Ok(Order::from_words(self.segment.copy_words(Self::order_at(slot)?)?))
+    pub(super) fn read(&self, slot: u32) -> Result<TaskDescriptor, MemoryError> {
+        Ok(TaskDescriptor::from_words(self.segment.copy_words(Self::order_at(slot)?)?))
     }
 
     /// Puts the argument of a task at the end of `out`.
-    pub(super) fn read_argument(&self, slot: u32, order: &Order, out: &mut Vec<u8>) -> Result<(), MemoryError> {
+    pub(super) fn read_argument(
+        &self,
+        slot: u32,
+        order: &TaskDescriptor,
+        out: &mut Vec<u8>,
+    ) -> Result<(), MemoryError> {
         self.segment.copy_out(Self::argument_at(slot, order)?, order.argument_len, out)
     }
 }
@@ -166,7 +171,7 @@ mod tests {
         for (slot, len) in [(0, 0), (SLOTS - 1, INLINE_LEN), (7, INLINE_LEN + 1), (8, 3 << 20)] {
             let argument = vec![len.to_ne_bytes()[0]; len];
             let block = orders
-                .write(&mut blocks, slot, Order::new(5, u32::MAX, STEPWISE), &argument, Share::All)
+                .write(&mut blocks, slot, TaskDescriptor::new(5, u32::MAX, STEPWISE), &argument, Share::All)
                 .expect("memory");
             assert_eq!(block.is_some(), len > INLINE_LEN);
             let (order, mut read) = (worker.read(slot).expect("an order"), Vec::new());
@@ -183,7 +188,7 @@ mod tests {
     fn nonsense_gives_errors() {
         let orders = Orders::new().expect("memory");
         let read = |slot, argument_at, argument_len| {
-            let order = Order { argument_at, argument_len, ..Order::new(0, 1, 0) };
+            let order = TaskDescriptor { argument_at, argument_len, ..TaskDescriptor::new(0, 1, 0) };
             orders.read_argument(slot, &order, &mut Vec::new()).is_ok()
         };
         assert!(read(SLOTS - 1, 0, 100) && !read(0, u64::MAX - 5, 100) && !read(0, 0, 1 << 40));

@@ -41,7 +41,7 @@ pub(crate) enum Held {
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Event {
+pub(crate) enum SchedulerEvent {
     /// A new task, with the number of times that an item of it may be tried again.
     Submitted(TaskId, Priority, u32),
     /// A new task, which is part of one that was submitted before: it is delayed until it is `Due`.
@@ -139,15 +139,15 @@ pub(crate) enum Action {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum At {
+enum TaskStage {
     Waiting,
     Out,
     Delayed,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Task {
-    at: At,
+struct QueuedTask {
+    at: TaskStage,
     priority: Priority,
     retries: u32,
     attempts: u32,
@@ -155,14 +155,14 @@ struct Task {
     wait: u64,
 }
 
-impl Task {
-    fn new(at: At, priority: Priority, retries: u32) -> Self {
+impl QueuedTask {
+    fn new(at: TaskStage, priority: Priority, retries: u32) -> Self {
         Self { at, priority, retries, attempts: 0, wait: 0 }
     }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Worker {
+enum WorkerSlot {
     Starting,
     Ready,
     /// Told to end.
@@ -173,7 +173,7 @@ enum Worker {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum WorkerLife {
     Open,
     Closed,
     Over(Loss),
@@ -189,7 +189,7 @@ const FAILED_START_LIMIT: u32 = 8;
 pub(crate) struct Scheduler {
     slots: usize,
     /// By number; `None` once it has ended.
-    tasks: Vec<Option<Task>>,
+    tasks: Vec<Option<QueuedTask>>,
     /// Those that wait, each with the number of its wait. One that does not wait any more, or not so, is passed over.
     waiting: BTreeMap<Reverse<Priority>, VecDeque<(TaskId, u64)>>,
     live: usize,
@@ -202,9 +202,9 @@ pub(crate) struct Scheduler {
     /// How many of each priority are out.
     out: BTreeMap<Priority, usize>,
     out_count: usize,
-    workers: Vec<Worker>,
+    workers: Vec<WorkerSlot>,
     wanted: usize,
-    phase: Phase,
+    phase: WorkerLife,
     /// Deaths in a row before anybody was ready, by the program's fault.
     stillborn: usize,
     /// The same, by others.
@@ -226,9 +226,9 @@ impl Scheduler {
             is_full: false,
             out: BTreeMap::new(),
             out_count: 0,
-            workers: vec![Worker::Starting; workers],
+            workers: vec![WorkerSlot::Starting; workers],
             wanted: workers,
-            phase: Phase::Open,
+            phase: WorkerLife::Open,
             stillborn: 0,
             killed_at_birth: 0,
             failed_starts: 0,
@@ -237,12 +237,12 @@ impl Scheduler {
 
     /// No worker is left or to come.
     pub(crate) fn is_over(&self) -> bool {
-        self.phase != Phase::Open && self.is_deserted()
+        self.phase != WorkerLife::Open && self.is_deserted()
     }
 
     /// Whether it takes tasks.
     pub(crate) fn is_open(&self) -> bool {
-        self.phase == Phase::Open
+        self.phase == WorkerLife::Open
     }
 
     /// How many tasks wait for room on the table.
@@ -256,72 +256,74 @@ impl Scheduler {
     }
 
     fn is_deserted(&self) -> bool {
-        self.workers.iter().all(|worker| *worker == Worker::Gone)
+        self.workers.iter().all(|worker| *worker == WorkerSlot::Gone)
     }
 
     /// What follows from `event`.
-    pub(crate) fn on(&mut self, event: Event, actions: &mut Vec<Action>) {
+    pub(crate) fn on(&mut self, event: SchedulerEvent, actions: &mut Vec<Action>) {
         match event {
-            Event::Submitted(task, priority, retries) => return self.submit(task, priority, retries, actions),
-            Event::Resubmitted(task, priority, retries) => match self.phase {
-                Phase::Over(loss) => actions.push(Action::Fail(task, loss)),
-                Phase::Open | Phase::Closed => self.add(task, Task::new(At::Delayed, priority, retries)),
+            SchedulerEvent::Submitted(task, priority, retries) => return self.submit(task, priority, retries, actions),
+            SchedulerEvent::Resubmitted(task, priority, retries) => match self.phase {
+                WorkerLife::Over(loss) => actions.push(Action::Fail(task, loss)),
+                WorkerLife::Open | WorkerLife::Closed => {
+                    self.add(task, QueuedTask::new(TaskStage::Delayed, priority, retries))
+                }
             },
-            Event::Ended(task) => {
+            SchedulerEvent::Ended(task) => {
                 self.end(task);
                 self.is_full = false;
             }
-            Event::Withdrawn(task) => {
+            SchedulerEvent::Withdrawn(task) => {
                 self.not_out(task);
                 return self.wait(task, true);
             }
-            Event::Full(task) => {
+            SchedulerEvent::Full(task) => {
                 self.not_out(task);
                 self.wait(task, true);
                 self.is_full = true;
             }
-            Event::Room => self.is_full = false,
-            Event::WayMade => {}
-            Event::Dropped(task) => self.end(task),
-            Event::Requeued(task) => {
+            SchedulerEvent::Room => self.is_full = false,
+            SchedulerEvent::WayMade => {}
+            SchedulerEvent::Dropped(task) => self.end(task),
+            SchedulerEvent::Requeued(task) => {
                 if let Some(Some(task)) = self.tasks.get_mut(task.0) {
                     task.attempts = 0;
                 }
                 self.wait_again(task, actions);
             }
-            Event::Due(task) => {
-                if matches!(self.tasks.get(task.0), Some(Some(Task { at: At::Delayed, .. }))) {
+            SchedulerEvent::Due(task) => {
+                if matches!(self.tasks.get(task.0), Some(Some(QueuedTask { at: TaskStage::Delayed, .. }))) {
                     self.wait_again(task, actions);
                 }
             }
-            Event::Ready(place) => {
-                if self.workers[place.0] == Worker::Starting {
-                    self.workers[place.0] = Worker::Ready;
+            SchedulerEvent::Ready(place) => {
+                if self.workers[place.0] == WorkerSlot::Starting {
+                    self.workers[place.0] = WorkerSlot::Ready;
                 }
                 (self.stillborn, self.killed_at_birth, self.failed_starts) = (0, 0, 0);
             }
-            Event::Died(place, blame, held) => self.on_death(place, blame, held, actions),
-            Event::NotStarted(place, hope) => self.on_failed_start(place, hope, actions),
-            Event::StartDue(place) => {
-                if self.workers[place.0] == Worker::Awaited {
-                    self.workers[place.0] = Worker::Gone;
+            SchedulerEvent::Died(place, blame, held) => self.on_death(place, blame, held, actions),
+            SchedulerEvent::NotStarted(place, hope) => self.on_failed_start(place, hope, actions),
+            SchedulerEvent::StartDue(place) => {
+                if self.workers[place.0] == WorkerSlot::Awaited {
+                    self.workers[place.0] = WorkerSlot::Gone;
                     self.start_at(place, actions);
                 }
             }
-            Event::Idle(place) => {
-                if self.phase == Phase::Open && self.workers[place.0] == Worker::Ready && self.live == 0 {
-                    self.workers[place.0] = Worker::Ending;
+            SchedulerEvent::Idle(place) => {
+                if self.phase == WorkerLife::Open && self.workers[place.0] == WorkerSlot::Ready && self.live == 0 {
+                    self.workers[place.0] = WorkerSlot::Ending;
                     actions.push(Action::Retire(place));
                 }
             }
-            Event::Resized(wanted) => self.resize(wanted, actions),
-            Event::Closed => {
-                if self.phase == Phase::Open {
-                    self.phase = Phase::Closed;
+            SchedulerEvent::Resized(wanted) => self.resize(wanted, actions),
+            SchedulerEvent::Closed => {
+                if self.phase == WorkerLife::Open {
+                    self.phase = WorkerLife::Closed;
                 }
             }
-            Event::Terminated => self.give_up(Loss::Terminated, actions),
-            Event::Broken => self.give_up(Loss::NoWorkers, actions),
+            SchedulerEvent::Terminated => self.give_up(Loss::Terminated, actions),
+            SchedulerEvent::Broken => self.give_up(Loss::NoWorkers, actions),
         }
         self.publish(actions);
         self.retire_when_closed(actions);
@@ -329,14 +331,14 @@ impl Scheduler {
 
     fn submit(&mut self, task: TaskId, priority: Priority, retries: u32, actions: &mut Vec<Action>) {
         let loss = match self.phase {
-            Phase::Open => None,
-            Phase::Closed => Some(Loss::Terminated),
-            Phase::Over(loss) => Some(loss),
+            WorkerLife::Open => None,
+            WorkerLife::Closed => Some(Loss::Terminated),
+            WorkerLife::Over(loss) => Some(loss),
         };
         if let Some(loss) = loss {
             return actions.push(Action::Fail(task, loss));
         }
-        self.add(task, Task::new(At::Waiting, priority, retries));
+        self.add(task, QueuedTask::new(TaskStage::Waiting, priority, retries));
         self.wait(task, false);
         if self.live == 1 {
             self.restaff(actions);
@@ -354,7 +356,7 @@ impl Scheduler {
         }
     }
 
-    fn add(&mut self, id: TaskId, task: Task) {
+    fn add(&mut self, id: TaskId, task: QueuedTask) {
         if self.tasks.len() <= id.0 {
             self.tasks.resize(id.0 + 1, None);
         }
@@ -364,7 +366,7 @@ impl Scheduler {
 
     fn wait(&mut self, task: TaskId, in_front: bool) {
         let Some(Some(state)) = self.tasks.get_mut(task.0) else { return };
-        state.at = At::Waiting;
+        state.at = TaskStage::Waiting;
         self.waiting_count += 1;
         self.waits += 1;
         state.wait = self.waits;
@@ -375,13 +377,13 @@ impl Scheduler {
 
     fn wait_again(&mut self, task: TaskId, actions: &mut Vec<Action>) {
         match self.phase {
-            Phase::Open | Phase::Closed => {
+            WorkerLife::Open | WorkerLife::Closed => {
                 self.wait(task, true);
                 if let Some(Some(state)) = self.tasks.get(task.0) {
                     self.publish_first(state.priority, actions);
                 }
             }
-            Phase::Over(loss) => {
+            WorkerLife::Over(loss) => {
                 self.end(task);
                 actions.push(Action::Fail(task, loss));
             }
@@ -390,7 +392,7 @@ impl Scheduler {
 
     fn not_out(&mut self, task: TaskId) {
         let Some(Some(state)) = self.tasks.get(task.0) else { return };
-        if state.at == At::Out {
+        if state.at == TaskStage::Out {
             self.out_count -= 1;
             if let Some(count) = self.out.get_mut(&state.priority) {
                 *count -= 1;
@@ -403,7 +405,7 @@ impl Scheduler {
         self.not_out(task);
         if let Some(Some(state)) = self.tasks.get_mut(task.0).map(Option::take) {
             self.live -= 1;
-            if state.at == At::Waiting {
+            if state.at == TaskStage::Waiting {
                 self.waiting_count -= 1;
                 self.passed_over += 1;
                 self.tidy();
@@ -412,8 +414,8 @@ impl Scheduler {
     }
 
     /// Whether the task waits, and this is the number of its wait.
-    fn waits_so(tasks: &[Option<Task>], (task, wait): (TaskId, u64)) -> bool {
-        matches!(tasks.get(task.0), Some(Some(state)) if state.at == At::Waiting && state.wait == wait)
+    fn waits_so(tasks: &[Option<QueuedTask>], (task, wait): (TaskId, u64)) -> bool {
+        matches!(tasks.get(task.0), Some(Some(state)) if state.at == TaskStage::Waiting && state.wait == wait)
     }
 
     /// Removes stale entries once they outnumber the waiting tasks, so that dropping a task costs amortised constant time.
@@ -441,7 +443,7 @@ impl Scheduler {
             }
             let (task, _) = entry;
             if let Some(Some(state)) = self.tasks.get_mut(task.0) {
-                state.at = At::Out;
+                state.at = TaskStage::Out;
                 *self.out.entry(state.priority).or_default() += 1;
                 self.out_count += 1;
                 self.waiting_count -= 1;
@@ -451,22 +453,22 @@ impl Scheduler {
     }
 
     fn on_death(&mut self, place: Place, blame: Blame, held: Option<(TaskId, Held)>, actions: &mut Vec<Action>) {
-        let was = std::mem::replace(&mut self.workers[place.0], Worker::Gone);
+        let was = std::mem::replace(&mut self.workers[place.0], WorkerSlot::Gone);
         if let Some((task, held)) = held {
             self.on_unfinished(task, held, actions);
         }
         match blame {
-            Blame::Program if was == Worker::Starting => {
+            Blame::Program if was == WorkerSlot::Starting => {
                 self.stillborn += 1;
                 if self.stillborn >= STILLBORN_LIMIT * self.wanted.max(1) {
                     return self.give_up(Loss::NoWorkers, actions);
                 }
                 self.start_at(place, actions);
             }
-            Blame::Outside if was == Worker::Starting && self.is_wanted(place) => {
+            Blame::Outside if was == WorkerSlot::Starting && self.is_wanted(place) => {
                 let failures = self.killed_at_birth / self.count_u32();
                 self.killed_at_birth = self.killed_at_birth.saturating_add(1);
-                self.workers[place.0] = Worker::Awaited;
+                self.workers[place.0] = WorkerSlot::Awaited;
                 actions.push(Action::StartLater(place, failures, Pace::Fast));
             }
             _ => self.start_at(place, actions),
@@ -483,10 +485,10 @@ impl Scheduler {
         let (attempts, retries) = (state.attempts, state.retries);
         self.not_out(task);
         if let Some(Some(state)) = self.tasks.get_mut(task.0) {
-            state.at = At::Delayed;
+            state.at = TaskStage::Delayed;
         }
         match self.phase {
-            Phase::Open | Phase::Closed if may_retry && attempts <= retries => {
+            WorkerLife::Open | WorkerLife::Closed if may_retry && attempts <= retries => {
                 actions.push(Action::Delay(task, attempts));
             }
             _ => actions.push(Action::Lose(task)),
@@ -496,18 +498,19 @@ impl Scheduler {
     /// Whether a worker is to be started there.
     fn is_wanted(&self, place: Place) -> bool {
         let needed = match self.phase {
-            Phase::Open => true,
-            Phase::Closed => self.live > 0,
-            Phase::Over(_) => false,
+            WorkerLife::Open => true,
+            WorkerLife::Closed => self.live > 0,
+            WorkerLife::Over(_) => false,
         };
-        let staff = self.workers.iter().filter(|worker| !matches!(worker, Worker::Gone | Worker::Ending)).count();
-        needed && staff < self.wanted && self.workers[place.0] == Worker::Gone
+        let staff =
+            self.workers.iter().filter(|worker| !matches!(worker, WorkerSlot::Gone | WorkerSlot::Ending)).count();
+        needed && staff < self.wanted && self.workers[place.0] == WorkerSlot::Gone
     }
 
     /// Starts a worker there if one more is wanted.
     fn start_at(&mut self, place: Place, actions: &mut Vec<Action>) {
         if self.is_wanted(place) {
-            self.workers[place.0] = Worker::Starting;
+            self.workers[place.0] = WorkerSlot::Starting;
             actions.push(Action::Start(place));
         }
     }
@@ -521,12 +524,12 @@ impl Scheduler {
 
     fn on_failed_start(&mut self, place: Place, hope: Hope, actions: &mut Vec<Action>) {
         self.failed_starts += 1;
-        let alone = !self.workers.iter().any(|worker| matches!(worker, Worker::Ready | Worker::Ending));
-        self.workers[place.0] = Worker::Gone;
+        let alone = !self.workers.iter().any(|worker| matches!(worker, WorkerSlot::Ready | WorkerSlot::Ending));
+        self.workers[place.0] = WorkerSlot::Gone;
         match (self.phase, hope) {
-            (Phase::Over(_), _) => {}
+            (WorkerLife::Over(_), _) => {}
             (_, Hope::Some) if !alone || self.failed_starts < FAILED_START_LIMIT * self.count_u32() => {
-                self.workers[place.0] = Worker::Awaited;
+                self.workers[place.0] = WorkerSlot::Awaited;
                 actions.push(Action::StartLater(place, self.failed_starts / self.count_u32(), Pace::Slow));
             }
             _ if self.is_deserted() => self.give_up(Loss::NoWorkers, actions),
@@ -539,22 +542,23 @@ impl Scheduler {
     }
 
     fn resize(&mut self, wanted: usize, actions: &mut Vec<Action>) {
-        if self.phase != Phase::Open {
+        if self.phase != WorkerLife::Open {
             return;
         }
         self.wanted = wanted;
         if self.workers.len() < wanted {
-            self.workers.resize(wanted, Worker::Gone);
+            self.workers.resize(wanted, WorkerSlot::Gone);
         }
         self.restaff(actions);
-        let mut staff = self.workers.iter().filter(|worker| !matches!(worker, Worker::Gone | Worker::Ending)).count();
+        let mut staff =
+            self.workers.iter().filter(|worker| !matches!(worker, WorkerSlot::Gone | WorkerSlot::Ending)).count();
         for (at, worker) in self.workers.iter_mut().enumerate().rev() {
-            if staff > wanted && matches!(worker, Worker::Starting | Worker::Ready | Worker::Awaited) {
+            if staff > wanted && matches!(worker, WorkerSlot::Starting | WorkerSlot::Ready | WorkerSlot::Awaited) {
                 staff -= 1;
-                if *worker == Worker::Awaited {
-                    *worker = Worker::Gone;
+                if *worker == WorkerSlot::Awaited {
+                    *worker = WorkerSlot::Gone;
                 } else {
-                    *worker = Worker::Ending;
+                    *worker = WorkerSlot::Ending;
                     actions.push(Action::Retire(Place(at)));
                 }
             }
@@ -563,10 +567,10 @@ impl Scheduler {
 
     /// Every task fails, every worker ends.
     fn give_up(&mut self, loss: Loss, actions: &mut Vec<Action>) {
-        if matches!(self.phase, Phase::Over(_)) {
+        if matches!(self.phase, WorkerLife::Over(_)) {
             return;
         }
-        self.phase = Phase::Over(loss);
+        self.phase = WorkerLife::Over(loss);
         for (at, task) in self.tasks.iter_mut().enumerate() {
             if task.take().is_some() {
                 actions.push(Action::Fail(TaskId(at), loss));
@@ -577,10 +581,10 @@ impl Scheduler {
         (self.live, self.waiting_count, self.passed_over, self.out_count) = (0, 0, 0, 0);
         for (at, worker) in self.workers.iter_mut().enumerate() {
             match worker {
-                Worker::Gone => {}
-                Worker::Awaited => *worker = Worker::Gone,
-                Worker::Starting | Worker::Ready | Worker::Ending => {
-                    *worker = Worker::Ending;
+                WorkerSlot::Gone => {}
+                WorkerSlot::Awaited => *worker = WorkerSlot::Gone,
+                WorkerSlot::Starting | WorkerSlot::Ready | WorkerSlot::Ending => {
+                    *worker = WorkerSlot::Ending;
                     actions.push(Action::Kill(Place(at)));
                 }
             }
@@ -588,17 +592,17 @@ impl Scheduler {
     }
 
     fn retire_when_closed(&mut self, actions: &mut Vec<Action>) {
-        if self.phase != Phase::Closed || self.live > 0 {
+        if self.phase != WorkerLife::Closed || self.live > 0 {
             return;
         }
         for (at, worker) in self.workers.iter_mut().enumerate() {
             match worker {
-                Worker::Starting | Worker::Ready => {
-                    *worker = Worker::Ending;
+                WorkerSlot::Starting | WorkerSlot::Ready => {
+                    *worker = WorkerSlot::Ending;
                     actions.push(Action::Retire(Place(at)));
                 }
-                Worker::Awaited => *worker = Worker::Gone,
-                Worker::Ending | Worker::Gone => {}
+                WorkerSlot::Awaited => *worker = WorkerSlot::Gone,
+                WorkerSlot::Ending | WorkerSlot::Gone => {}
             }
         }
     }

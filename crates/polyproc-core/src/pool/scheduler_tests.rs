@@ -8,7 +8,7 @@ use super::*;
 
 const SLOTS: usize = 4;
 
-fn after(scheduler: &mut Scheduler, event: Event) -> Vec<Action> {
+fn after(scheduler: &mut Scheduler, event: SchedulerEvent) -> Vec<Action> {
     let mut actions = Vec::new();
     scheduler.on(event, &mut actions);
     actions
@@ -19,27 +19,27 @@ const DIED_RUNNING: Held = Held::Running { is_same: false, may_retry: true };
 #[test]
 fn a_death_costs_the_item_that_ran_and_no_other() {
     let (mut scheduler, task) = (Scheduler::new(1, SLOTS), TaskId(1));
-    after(&mut scheduler, Event::Ready(Place(0)));
-    assert_eq!(after(&mut scheduler, Event::Submitted(task, 0, 0)), [Action::Publish(task)]);
-    let died = Event::Died(Place(0), Blame::Program, Some((task, DIED_RUNNING)));
+    after(&mut scheduler, SchedulerEvent::Ready(Place(0)));
+    assert_eq!(after(&mut scheduler, SchedulerEvent::Submitted(task, 0, 0)), [Action::Publish(task)]);
+    let died = SchedulerEvent::Died(Place(0), Blame::Program, Some((task, DIED_RUNNING)));
     assert_eq!(after(&mut scheduler, died), [Action::Lose(task), Action::Start(Place(0))]);
-    assert_eq!(after(&mut scheduler, Event::Requeued(task)), [Action::Publish(task)]);
-    let died = Event::Died(Place(0), Blame::Program, Some((task, Held::NotBegun)));
+    assert_eq!(after(&mut scheduler, SchedulerEvent::Requeued(task)), [Action::Publish(task)]);
+    let died = SchedulerEvent::Died(Place(0), Blame::Program, Some((task, Held::NotBegun)));
     assert_eq!(after(&mut scheduler, died), [Action::Publish(task), Action::Start(Place(0))]);
-    assert_eq!(after(&mut scheduler, Event::Ended(task)), []);
+    assert_eq!(after(&mut scheduler, SchedulerEvent::Ended(task)), []);
 }
 
 #[test]
 fn an_item_is_tried_as_often_as_allowed() {
     let (mut scheduler, task) = (Scheduler::new(1, SLOTS), TaskId(0));
-    after(&mut scheduler, Event::Submitted(task, 0, 2));
+    after(&mut scheduler, SchedulerEvent::Submitted(task, 0, 2));
     let again = Held::Running { is_same: true, may_retry: true };
     for (attempt, held) in [(1, DIED_RUNNING), (2, again)] {
-        let died = Event::Died(Place(0), Blame::Program, Some((task, held)));
+        let died = SchedulerEvent::Died(Place(0), Blame::Program, Some((task, held)));
         assert_eq!(after(&mut scheduler, died), [Action::Delay(task, attempt), Action::Start(Place(0))]);
-        assert_eq!(after(&mut scheduler, Event::Due(task)), [Action::Publish(task)]);
+        assert_eq!(after(&mut scheduler, SchedulerEvent::Due(task)), [Action::Publish(task)]);
     }
-    let died = Event::Died(Place(0), Blame::Program, Some((task, again)));
+    let died = SchedulerEvent::Died(Place(0), Blame::Program, Some((task, again)));
     assert_eq!(after(&mut scheduler, died), [Action::Lose(task), Action::Start(Place(0))]);
 }
 
@@ -47,60 +47,63 @@ fn an_item_is_tried_as_often_as_allowed() {
 fn what_is_urgent_goes_first() {
     let mut scheduler = Scheduler::new(1, SLOTS);
     let (low, high) = (TaskId(0), TaskId(1));
-    assert_eq!(after(&mut scheduler, Event::Submitted(low, 0, 0)), [Action::Publish(low)]);
-    assert_eq!(after(&mut scheduler, Event::Submitted(high, 5, 0)), [Action::MakeWay(5)]);
-    assert_eq!(after(&mut scheduler, Event::Withdrawn(low)), []);
-    assert_eq!(after(&mut scheduler, Event::WayMade), [Action::Publish(high), Action::Publish(low)]);
+    assert_eq!(after(&mut scheduler, SchedulerEvent::Submitted(low, 0, 0)), [Action::Publish(low)]);
+    assert_eq!(after(&mut scheduler, SchedulerEvent::Submitted(high, 5, 0)), [Action::MakeWay(5)]);
+    assert_eq!(after(&mut scheduler, SchedulerEvent::Withdrawn(low)), []);
+    assert_eq!(after(&mut scheduler, SchedulerEvent::WayMade), [Action::Publish(high), Action::Publish(low)]);
 }
 
 #[test]
 fn workers_that_never_get_ready_break_the_pool() {
     let (mut scheduler, task) = (Scheduler::new(1, SLOTS), TaskId(0));
-    after(&mut scheduler, Event::Submitted(task, 0, 0));
+    after(&mut scheduler, SchedulerEvent::Submitted(task, 0, 0));
     for _ in 1..STILLBORN_LIMIT {
-        assert_eq!(after(&mut scheduler, Event::Died(Place(0), Blame::Program, None)), [Action::Start(Place(0))]);
+        assert_eq!(
+            after(&mut scheduler, SchedulerEvent::Died(Place(0), Blame::Program, None)),
+            [Action::Start(Place(0))]
+        );
     }
     assert_eq!(
-        after(&mut scheduler, Event::Died(Place(0), Blame::Program, None)),
+        after(&mut scheduler, SchedulerEvent::Died(Place(0), Blame::Program, None)),
         [Action::Fail(task, Loss::NoWorkers)]
     );
     assert!(scheduler.is_over());
-    assert_eq!(after(&mut scheduler, Event::Submitted(task, 0, 0)), [Action::Fail(task, Loss::NoWorkers)]);
+    assert_eq!(after(&mut scheduler, SchedulerEvent::Submitted(task, 0, 0)), [Action::Fail(task, Loss::NoWorkers)]);
 }
 
 #[test]
 fn workers_killed_by_others_before_they_are_ready_are_started_again_for_ever() {
     let (mut scheduler, task) = (Scheduler::new(1, SLOTS), TaskId(0));
-    after(&mut scheduler, Event::Submitted(task, 0, 0));
+    after(&mut scheduler, SchedulerEvent::Submitted(task, 0, 0));
     for time in 0..1000 {
-        let died = Event::Died(Place(0), Blame::Outside, None);
+        let died = SchedulerEvent::Died(Place(0), Blame::Outside, None);
         assert_eq!(after(&mut scheduler, died), [Action::StartLater(Place(0), time, Pace::Fast)], "later each time");
-        assert_eq!(after(&mut scheduler, Event::StartDue(Place(0))), [Action::Start(Place(0))]);
+        assert_eq!(after(&mut scheduler, SchedulerEvent::StartDue(Place(0))), [Action::Start(Place(0))]);
     }
-    assert_eq!(after(&mut scheduler, Event::Ready(Place(0))), []);
-    assert_eq!(after(&mut scheduler, Event::Died(Place(0), Blame::Outside, None)), [Action::Start(Place(0))]);
+    assert_eq!(after(&mut scheduler, SchedulerEvent::Ready(Place(0))), []);
+    assert_eq!(after(&mut scheduler, SchedulerEvent::Died(Place(0), Blame::Outside, None)), [Action::Start(Place(0))]);
 }
 
 #[test]
 fn a_worker_that_cannot_start_now_may_start_later() {
     let (mut scheduler, task) = (Scheduler::new(1, SLOTS), TaskId(0));
-    after(&mut scheduler, Event::Submitted(task, 0, 0));
-    let failed = Event::NotStarted(Place(0), Hope::Some);
+    after(&mut scheduler, SchedulerEvent::Submitted(task, 0, 0));
+    let failed = SchedulerEvent::NotStarted(Place(0), Hope::Some);
     assert_eq!(after(&mut scheduler, failed), [Action::StartLater(Place(0), 1, Pace::Slow)]);
-    assert_eq!(after(&mut scheduler, Event::StartDue(Place(0))), [Action::Start(Place(0))]);
-    let failed = Event::NotStarted(Place(0), Hope::None);
+    assert_eq!(after(&mut scheduler, SchedulerEvent::StartDue(Place(0))), [Action::Start(Place(0))]);
+    let failed = SchedulerEvent::NotStarted(Place(0), Hope::None);
     assert_eq!(after(&mut scheduler, failed), [Action::Fail(task, Loss::NoWorkers)]);
 }
 
 #[test]
 fn the_number_of_workers_follows_what_is_wanted() {
     let mut scheduler = Scheduler::new(2, SLOTS);
-    assert_eq!(after(&mut scheduler, Event::Resized(3)), [Action::Start(Place(2))]);
-    (0..3).for_each(|at| _ = after(&mut scheduler, Event::Ready(Place(at))));
-    assert_eq!(after(&mut scheduler, Event::Resized(1)), [Action::Retire(Place(2)), Action::Retire(Place(1))]);
-    assert_eq!(after(&mut scheduler, Event::Died(Place(2), Blame::Program, None)), []);
-    assert_eq!(after(&mut scheduler, Event::Idle(Place(0))), [Action::Retire(Place(0))]);
-    assert_eq!(after(&mut scheduler, Event::Died(Place(0), Blame::Program, None)), [Action::Start(Place(0))]);
+    assert_eq!(after(&mut scheduler, SchedulerEvent::Resized(3)), [Action::Start(Place(2))]);
+    (0..3).for_each(|at| _ = after(&mut scheduler, SchedulerEvent::Ready(Place(at))));
+    assert_eq!(after(&mut scheduler, SchedulerEvent::Resized(1)), [Action::Retire(Place(2)), Action::Retire(Place(1))]);
+    assert_eq!(after(&mut scheduler, SchedulerEvent::Died(Place(2), Blame::Program, None)), []);
+    assert_eq!(after(&mut scheduler, SchedulerEvent::Idle(Place(0))), [Action::Retire(Place(0))]);
+    assert_eq!(after(&mut scheduler, SchedulerEvent::Died(Place(0), Blame::Program, None)), [Action::Start(Place(0))]);
 }
 
 /// What may happen next; numbers pick a worker or a task.
@@ -203,10 +206,10 @@ impl World {
     }
 
     /// Carries out what follows; events that follow from that come after all of it, as in the driver.
-    fn on(&mut self, event: Event) {
+    fn on(&mut self, event: SchedulerEvent) {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
-            if let Event::Requeued(task) = event {
+            if let SchedulerEvent::Requeued(task) = event {
                 self.set(task, &[Status::Delayed], Status::Waiting);
             }
             for action in after(&mut self.scheduler, event) {
@@ -217,7 +220,7 @@ impl World {
         assert!(out <= SLOTS, "{out} are out");
     }
 
-    fn act(&mut self, action: Action, events: &mut VecDeque<Event>) {
+    fn act(&mut self, action: Action, events: &mut VecDeque<SchedulerEvent>) {
         use Status::{Claimed, Delayed, Ended, Out, Waiting};
         match action {
             Action::Publish(task) => {
@@ -236,10 +239,10 @@ impl World {
                 for task in self.table.clone().into_iter().rev() {
                     if self.jobs[&task].priority < priority {
                         self.set(task, &[Out], Waiting);
-                        assert_eq!(after(&mut self.scheduler, Event::Withdrawn(task)), []);
+                        assert_eq!(after(&mut self.scheduler, SchedulerEvent::Withdrawn(task)), []);
                     }
                 }
-                events.push_back(Event::WayMade);
+                events.push_back(SchedulerEvent::WayMade);
             }
             Action::Fail(task, _) => self.set(task, &[Waiting, Out, Claimed, Delayed], Ended),
             Action::Lose(task) => {
@@ -248,7 +251,7 @@ impl World {
                 job.attempts = 0;
                 let is_last = job.items == 0;
                 self.set(task, &[Delayed], if is_last { Ended } else { Delayed });
-                events.push_back(if is_last { Event::Ended(task) } else { Event::Requeued(task) });
+                events.push_back(if is_last { SchedulerEvent::Ended(task) } else { SchedulerEvent::Requeued(task) });
             }
             Action::Delay(task, attempt) => {
                 let job = self.jobs.get_mut(&task).expect("a task");
@@ -284,7 +287,7 @@ impl World {
             && self.jobs[&task].status == Status::Claimed
         {
             self.set(task, &[Status::Claimed], Status::Ended);
-            self.on(Event::Ended(task));
+            self.on(SchedulerEvent::Ended(task));
         }
     }
 
@@ -296,7 +299,11 @@ impl World {
             let is_same = self.jobs[&task].attempts > 0;
             (task, if began { Held::Running { is_same, may_retry: true } } else { Held::NotBegun })
         });
-        self.on(Event::Died(Place(at), if at.is_multiple_of(2) { Blame::Program } else { Blame::Outside }, held));
+        self.on(SchedulerEvent::Died(
+            Place(at),
+            if at.is_multiple_of(2) { Blame::Program } else { Blame::Outside },
+            held,
+        ));
     }
 
     fn ready(&mut self, at: usize) {
@@ -304,7 +311,7 @@ impl World {
             && !staff.ready
         {
             staff.ready = true;
-            self.on(Event::Ready(Place(at)));
+            self.on(SchedulerEvent::Ready(Place(at)));
         }
     }
 
@@ -314,7 +321,7 @@ impl World {
                 let task = TaskId(self.jobs.len());
                 let (attempts, was_requeued, status) = (0, false, Status::Waiting);
                 self.jobs.insert(task, Job { priority, retries, items, attempts, was_requeued, status });
-                self.on(Event::Submitted(task, priority, retries));
+                self.on(SchedulerEvent::Submitted(task, priority, retries));
             }
             Step::Claim(at) => self.claim(at),
             Step::Finish(at) => self.finish(at),
@@ -323,7 +330,7 @@ impl World {
             Step::NotStarted(at, hope) => {
                 if self.staff.get(&at).is_some_and(|staff| !staff.ready) {
                     self.staff.remove(&at);
-                    self.on(Event::NotStarted(Place(at), if hope { Hope::Some } else { Hope::None }));
+                    self.on(SchedulerEvent::NotStarted(Place(at), if hope { Hope::Some } else { Hope::None }));
                 }
             }
             Step::Due(n) => self.due(n),
@@ -332,22 +339,22 @@ impl World {
                 tasks.extend(self.with_status(Status::Delayed));
                 if let Some(task) = tasks.get(n).copied() {
                     self.set(task, &[Status::Waiting, Status::Delayed], Status::Ended);
-                    self.on(Event::Dropped(task));
+                    self.on(SchedulerEvent::Dropped(task));
                 }
             }
             Step::Idle(at) => {
                 if self.staff.get(&at).is_some_and(|staff| staff.ready && staff.held.is_none()) {
-                    self.on(Event::Idle(Place(at)));
+                    self.on(SchedulerEvent::Idle(Place(at)));
                 }
             }
-            Step::Resize(wanted) => self.on(Event::Resized(wanted)),
+            Step::Resize(wanted) => self.on(SchedulerEvent::Resized(wanted)),
             Step::Close => {
                 self.is_open = false;
-                self.on(Event::Closed);
+                self.on(SchedulerEvent::Closed);
             }
             Step::Terminate => {
                 self.is_open = false;
-                self.on(Event::Terminated);
+                self.on(SchedulerEvent::Terminated);
             }
         }
     }
@@ -355,10 +362,10 @@ impl World {
     fn due(&mut self, n: usize) {
         if let Some(task) = self.with_status(Status::Delayed).get(n).copied() {
             self.set(task, &[Status::Delayed], Status::Waiting);
-            self.on(Event::Due(task));
+            self.on(SchedulerEvent::Due(task));
         } else if !self.awaited.is_empty() {
             let at = self.awaited.remove(0);
-            self.on(Event::StartDue(Place(at)));
+            self.on(SchedulerEvent::StartDue(Place(at)));
         }
     }
 
@@ -392,7 +399,7 @@ proptest! {
         if world.scheduler.is_open() {
             prop_assert!(world.is_open && world.staff.len() <= world.scheduler.wanted());
         }
-        world.on(Event::Closed);
+        world.on(SchedulerEvent::Closed);
         world.run_down();
         prop_assert!(world.scheduler.is_over());
         prop_assert!(world.staff.is_empty());
@@ -402,15 +409,15 @@ proptest! {
 #[test]
 fn what_was_dropped_goes_before_nobody_when_its_number_is_used_again() {
     let mut scheduler = Scheduler::new(1, 1);
-    after(&mut scheduler, Event::Submitted(TaskId(0), 0, 0));
+    after(&mut scheduler, SchedulerEvent::Submitted(TaskId(0), 0, 0));
     for number in 1..=3 {
-        assert_eq!(after(&mut scheduler, Event::Submitted(TaskId(number), 0, 0)), []);
+        assert_eq!(after(&mut scheduler, SchedulerEvent::Submitted(TaskId(number), 0, 0)), []);
     }
-    after(&mut scheduler, Event::Dropped(TaskId(1)));
-    after(&mut scheduler, Event::Submitted(TaskId(1), 0, 0));
+    after(&mut scheduler, SchedulerEvent::Dropped(TaskId(1)));
+    after(&mut scheduler, SchedulerEvent::Submitted(TaskId(1), 0, 0));
     let order = [2, 3, 1].map(TaskId);
     for (ended, next) in [TaskId(0)].iter().chain(&order).zip(order) {
-        assert_eq!(after(&mut scheduler, Event::Ended(*ended)), [Action::Publish(next)]);
+        assert_eq!(after(&mut scheduler, SchedulerEvent::Ended(*ended)), [Action::Publish(next)]);
     }
 }
 
@@ -418,12 +425,12 @@ fn what_was_dropped_goes_before_nobody_when_its_number_is_used_again() {
 fn dropping_costs_the_same_for_each_and_leaves_nothing() {
     let mut scheduler = Scheduler::new(1, 1);
     for number in 0..10_000 {
-        after(&mut scheduler, Event::Submitted(TaskId(number), 0, 0));
+        after(&mut scheduler, SchedulerEvent::Submitted(TaskId(number), 0, 0));
     }
     for number in 1..10_000 {
-        after(&mut scheduler, Event::Dropped(TaskId(number)));
+        after(&mut scheduler, SchedulerEvent::Dropped(TaskId(number)));
     }
     let kept: usize = scheduler.waiting.values().map(VecDeque::len).sum();
     assert!(kept <= 64, "{kept} of those that were dropped are still there");
-    assert_eq!(after(&mut scheduler, Event::Ended(TaskId(0))), []);
+    assert_eq!(after(&mut scheduler, SchedulerEvent::Ended(TaskId(0))), []);
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::handle::PoolSettings;
 use super::scheduler::{Place, TaskId};
-use super::stream::{DOOMED, IDLE, Phase, Results, Stream, running_position};
+use super::stream::{DOOMED, IDLE, ResultRing, Results, WorkerPhase, running_position};
 use super::task::{Ended, Setup};
 use crate::frame::Payload;
 use crate::prim::{AtomicU64, Ordering};
@@ -37,7 +37,7 @@ pub(super) struct Doom {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Worker {
+pub(super) struct WorkerHandle {
     pub(super) child: Child,
     /// What its descriptors are watched by; a replacement gets another one.
     pub(super) key: u64,
@@ -80,7 +80,7 @@ impl Numbers {
 }
 
 /// The worker that claims tasks by this number, if it is there still.
-pub(super) fn with_number(workers: &mut [Option<Worker>], number: u32) -> Option<&mut Worker> {
+pub(super) fn with_number(workers: &mut [Option<WorkerHandle>], number: u32) -> Option<&mut WorkerHandle> {
     workers.iter_mut().flatten().find(|worker| worker.number == number)
 }
 
@@ -90,7 +90,7 @@ fn most_fds(workers: Option<usize>) -> u64 {
     (sys::fd::table_len() / 4 / workers.max(1)).clamp(1, MOST_FDS)
 }
 
-/// See [`Worker::has_many_fds`]. More than one result can have.
+/// See [`WorkerHandle::has_many_fds`]. More than one result can have.
 const MOST_FDS_WAITING: usize = 512;
 const _: () = assert!(MOST_FDS_WAITING > sys::socket::MAX_FDS);
 /// More than these do not make it faster.
@@ -118,7 +118,7 @@ pub struct WorkerStats {
     pub peak_memory: Option<u64>,
 }
 
-impl Worker {
+impl WorkerHandle {
     /// Starts a worker for a place. It shares the board, the orders and the bell with all others.
     pub(super) fn start(
         settings: &PoolSettings,
@@ -130,7 +130,7 @@ impl Worker {
     ) -> Result<Self, StartError> {
         let os = |source| StartError::Os { doing: "preparing a pool's worker", source };
         let started_nanos = clock::monotonic_nanos();
-        let stream = Stream::new().map_err(os)?;
+        let stream = ResultRing::new().map_err(os)?;
         let (function, argument, fds) = match &settings.initializer {
             Some((function, payload)) => (Some(function), payload.head.clone(), payload.fds.as_slice()),
             None => (None, Vec::new(), &[][..]),
@@ -186,7 +186,7 @@ impl Worker {
         }
     }
 
-    /// As [`Worker::doom`], only if it runs exactly that item, or nothing when `current` is [`IDLE`].
+    /// As [`WorkerHandle::doom`], only if it runs exactly that item, or nothing when `current` is [`IDLE`].
     pub(super) fn doom_at(&mut self, cause: Cause, current: u64) -> bool {
         let cell = self.stream.cell();
         // Acquire: what it wrote before it began this is seen. It begins and ends nothing after this.
@@ -211,7 +211,7 @@ impl Worker {
     /// For how long it has had nothing to do.
     pub(super) fn idle_for(&self) -> Duration {
         let cell = self.stream.cell();
-        let is_idle = cell.phase.load(Ordering::Acquire) == Phase::Idle as u32;
+        let is_idle = cell.phase.load(Ordering::Acquire) == WorkerPhase::Idle as u32;
         if !is_idle || cell.current.load(Ordering::Relaxed) != IDLE {
             return Duration::ZERO;
         }
@@ -220,7 +220,7 @@ impl Worker {
 
     /// Whether it got as far as its initializer, and no further.
     pub(super) fn is_initialising(&self) -> bool {
-        self.stream.cell().phase.load(Ordering::Relaxed) == Phase::Initialising as u32
+        self.stream.cell().phase.load(Ordering::Relaxed) == WorkerPhase::Initialising as u32
     }
 
     /// How it ended, once its last words are known.
@@ -249,7 +249,7 @@ impl Worker {
         let cell = self.stream.cell();
         let load = |field: &AtomicU64| field.load(Ordering::Relaxed);
         let now = clock::monotonic_nanos();
-        let is_busy = cell.phase.load(Ordering::Acquire) == Phase::Busy as u32;
+        let is_busy = cell.phase.load(Ordering::Acquire) == WorkerPhase::Busy as u32;
         let ready = Some(load(&cell.ready)).filter(|ready| *ready > 0);
         let busy = load(&cell.busy) + if is_busy { now.saturating_sub(load(&cell.since)) } else { 0 };
         let idle = ready.map_or(0, |ready| now.saturating_sub(ready)).saturating_sub(busy);

@@ -1,4 +1,4 @@
-//! [`Stream`]: the memory that a pool shares with one worker: what the worker does, and a ring of bytes by which its
+//! [`ResultRing`]: the memory that a pool shares with one worker: what the worker does, and a ring of bytes by which its
 //! results come back. The worker writes, the parent reads; nobody else touches it, and there is no lock.
 //!
 //! | offset | bytes | what | who writes it, when |
@@ -14,7 +14,7 @@
 //! | 16384 | 131072 | the ring of records | the worker |
 //! | 147456 | | large results | the worker, before a record speaks of them |
 //!
-//! A record is a word and some bytes: eight bits of [`Kind`], 56 bits of a number; see there.
+//! A record is a word and some bytes: eight bits of [`ResultKind`], 56 bits of a number; see there.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -37,7 +37,7 @@ pub(super) const FIRST_BLOCK: u64 = RING + RING_LEN;
 const FIRST_REGION: u64 = 3 * 65536;
 /// Results up to this length go through the ring, larger ones through a block.
 pub(super) const INLINE_LEN: usize = 16384;
-/// Bits of the number of a slot in a [`Kind::Begin`].
+/// Bits of the number of a slot in a [`ResultKind::Begin`].
 const SLOT_BITS: u32 = 10;
 const _: () = assert!(super::board::SLOTS == 1 << SLOT_BITS && super::claim::POSITIONS << SLOT_BITS <= 1 << 56);
 /// Length of a record's word.
@@ -46,7 +46,7 @@ pub(super) const WORD_LEN: usize = 8;
 /// What a record is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Kind {
+pub(super) enum ResultKind {
     /// The worker begins a task: its position, and the number of its slot in the lowest ten bits. The results of its items
     /// follow, one for each, in order.
     Begin = 1,
@@ -70,21 +70,21 @@ const FLAGS: u8 = IN_BLOCK | LOGGED | WITH_FDS;
 
 /// A record as it was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Record<'a> {
-    pub(super) kind: Kind,
+pub(super) struct ResultRecord<'a> {
+    pub(super) kind: ResultKind,
     /// [`LOGGED`], [`WITH_FDS`].
     pub(super) flags: u8,
-    pub(super) body: Body<'a>,
+    pub(super) body: ResultBody<'a>,
 }
 
-/// Slot and position of the task that a [`Kind::Begin`] speaks of.
+/// Slot and position of the task that a [`ResultKind::Begin`] speaks of.
 pub(super) fn begun(number: u64) -> (usize, u64) {
     ((number & ((1 << SLOT_BITS) - 1)) as usize, number >> SLOT_BITS)
 }
 
 /// Where a record's bytes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Body<'a> {
+pub(super) enum ResultBody<'a> {
     /// None: the number says it all.
     Number(u64),
     Bytes(&'a [u8]),
@@ -100,7 +100,7 @@ pub(super) fn take_results<'a>(bytes: &mut &'a [u8], most: u32) -> (&'a [u8], u3
     while count < most
         && let Some((word, _)) = bytes.get(len..).and_then(<[u8]>::split_first_chunk)
         && let word = u64::from_le_bytes(*word)
-        && word & 0xff == Kind::Returned as u64
+        && word & 0xff == ResultKind::Returned as u64
         && let Some(end) = usize::try_from(word >> 8).ok().and_then(|body| len.checked_add(WORD_LEN)?.checked_add(body))
         && end <= bytes.len()
     {
@@ -118,25 +118,25 @@ pub(super) fn next_result<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
 }
 
 /// Takes the first record off `bytes`.
-pub(super) fn parse<'a>(bytes: &mut &'a [u8]) -> Result<Record<'a>, MemoryError> {
+pub(super) fn parse<'a>(bytes: &mut &'a [u8]) -> Result<ResultRecord<'a>, MemoryError> {
     let word = bytes.split_off(..8).and_then(|word| word.try_into().ok()).map(u64::from_le_bytes);
     let word = word.ok_or(MemoryError::Corrupt)?;
     let [flags, ..] = word.to_le_bytes();
     let number = word >> 8;
-    let kind = [Kind::Begin, Kind::Returned, Kind::Raised, Kind::Panicked, Kind::Refused]
+    let kind = [ResultKind::Begin, ResultKind::Returned, ResultKind::Raised, ResultKind::Panicked, ResultKind::Refused]
         .into_iter()
         .find(|kind| *kind as u8 == flags & !FLAGS);
     let kind = kind.ok_or(MemoryError::Corrupt)?;
-    let body = if kind == Kind::Begin {
-        Body::Number(number)
+    let body = if kind == ResultKind::Begin {
+        ResultBody::Number(number)
     } else if flags & IN_BLOCK != 0 {
         let offset = bytes.split_off(..8).and_then(|word| word.try_into().ok()).map(u64::from_le_bytes);
-        Body::Block { offset: offset.ok_or(MemoryError::Corrupt)?, len: number }
+        ResultBody::Block { offset: offset.ok_or(MemoryError::Corrupt)?, len: number }
     } else {
         let len = usize::try_from(number).map_err(|_| MemoryError::Corrupt)?;
-        Body::Bytes(bytes.split_off(..len).ok_or(MemoryError::Corrupt)?)
+        ResultBody::Bytes(bytes.split_off(..len).ok_or(MemoryError::Corrupt)?)
     };
-    Ok(Record { kind, flags: flags & (LOGGED | WITH_FDS), body })
+    Ok(ResultRecord { kind, flags: flags & (LOGGED | WITH_FDS), body })
 }
 
 shared! {
@@ -152,7 +152,7 @@ shared! {
     /// | 40 | 8 | bytes_in: of arguments | the worker |
     /// | 48 | 8 | bytes_out: of results | the worker |
     /// | 56 | 8 | ready: when it began to take tasks | the worker |
-    /// | 64 | 4 | phase: see [`Phase`] | the worker |
+    /// | 64 | 4 | phase: see [`WorkerPhase`] | the worker |
     /// | 68 | 4 | retire: not 0 when it is to end | the parent |
     /// | 72 | 8 | sent: descriptors of results that it sent | the worker |
     /// | 80 | 8 | received: of these, those that the parent has no more | the parent |
@@ -212,7 +212,7 @@ pub(super) fn is_cut(current: u64) -> bool {
 /// What a worker is about; 0 while it is being set up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub(super) enum Phase {
+pub(super) enum WorkerPhase {
     Initialising = 1,
     Idle = 2,
     Busy = 3,
@@ -224,13 +224,13 @@ shared! {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Stream {
+pub(super) struct ResultRing {
     segment: Segment,
     /// The worker's own count of what it wrote, which goes to the shared one.
     written: AtomicU64,
 }
 
-impl Stream {
+impl ResultRing {
     pub(super) fn new() -> io::Result<Self> {
         let segment = Segment::create(c"polyproc-worker", FIRST_REGION, REGION_TABLE, RETURNS)?;
         segment.reserve(0, FIRST_BLOCK)?;
@@ -300,16 +300,22 @@ impl Stream {
 
     /// The worker begins a task. False when there is no room.
     pub(super) fn write_begin(&self, slot: u32, position: u64) -> Result<bool, MemoryError> {
-        self.write(Kind::Begin as u8, position << SLOT_BITS | u64::from(slot), &mut [0; WORD_LEN])
+        self.write(ResultKind::Begin as u8, position << SLOT_BITS | u64::from(slot), &mut [0; WORD_LEN])
     }
 
     /// How an item ended: the bytes behind the first [`WORD_LEN`] of `record`. False when there is no room.
-    pub(super) fn write_end(&self, kind: Kind, flags: u8, record: &mut [u8]) -> Result<bool, MemoryError> {
+    pub(super) fn write_end(&self, kind: ResultKind, flags: u8, record: &mut [u8]) -> Result<bool, MemoryError> {
         self.write(kind as u8 | flags, (record.len() - WORD_LEN) as u64, record)
     }
 
     /// The same, with the bytes in a block.
-    pub(super) fn write_end_in_block(&self, kind: Kind, flags: u8, offset: u64, len: u64) -> Result<bool, MemoryError> {
+    pub(super) fn write_end_in_block(
+        &self,
+        kind: ResultKind,
+        flags: u8,
+        offset: u64,
+        len: u64,
+    ) -> Result<bool, MemoryError> {
         let mut record = [0; 2 * WORD_LEN];
         record[WORD_LEN..].copy_from_slice(&offset.to_le_bytes());
         self.write(kind as u8 | IN_BLOCK | flags, len, &mut record)
@@ -342,17 +348,17 @@ impl Stream {
     }
 }
 
-impl AsFd for Stream {
+impl AsFd for ResultRing {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.segment.as_fd()
     }
 }
 
-/// The parent's end of a [`Stream`]. What the worker may overwrite is read once and checked; the parent's own counts are kept in
+/// The parent's end of a [`ResultRing`]. What the worker may overwrite is read once and checked; the parent's own counts are kept in
 /// its private memory, so a worker that writes nonsense ends its own stream and nothing else.
 #[derive(Debug)]
 pub(super) struct Results {
-    stream: Arc<Stream>,
+    stream: Arc<ResultRing>,
     head: u64,
     returned: u64,
     is_broken: bool,
@@ -360,19 +366,19 @@ pub(super) struct Results {
 
 /// Descriptors of results that are in this process's table until this is dropped.
 #[derive(Debug)]
-pub(super) struct Received {
-    stream: Arc<Stream>,
+pub(super) struct ReceivedBlocks {
+    stream: Arc<ResultRing>,
     count: u64,
 }
 
-impl Drop for Received {
+impl Drop for ReceivedBlocks {
     fn drop(&mut self) {
         self.stream.cell().received.fetch_add(self.count, Ordering::Relaxed);
     }
 }
 
-impl From<Stream> for Results {
-    fn from(stream: Stream) -> Self {
+impl From<ResultRing> for Results {
+    fn from(stream: ResultRing) -> Self {
         Self { stream: Arc::new(stream), head: 0, returned: 0, is_broken: false }
     }
 }
@@ -387,8 +393,8 @@ impl Results {
     }
 
     /// So many descriptors came.
-    pub(super) fn received(&self, count: usize) -> Received {
-        Received { stream: Arc::clone(&self.stream), count: count as u64 }
+    pub(super) fn received(&self, count: usize) -> ReceivedBlocks {
+        ReceivedBlocks { stream: Arc::clone(&self.stream), count: count as u64 }
     }
 
     /// Whether there are bytes to be read; never again once the stream is broken.
@@ -423,7 +429,7 @@ impl Results {
         if len > RING_LEN {
             return Err(MemoryError::Corrupt);
         }
-        let (at, room) = Stream::at(self.head);
+        let (at, room) = ResultRing::at(self.head);
         stream.segment.copy_out(at, len.min(room), out)?;
         if len > room {
             stream.segment.copy_out(RING, len - room, out)?;
@@ -444,7 +450,7 @@ impl Results {
         if self.returned.wrapping_sub(taken.load(Ordering::Acquire)) >= RETURN_SLOTS as u64 {
             return false;
         }
-        let slot = Stream::return_slot(self.returned);
+        let slot = ResultRing::return_slot(self.returned);
         self.stream.returns().offsets[slot].store(offset, Ordering::Relaxed);
         self.returned = self.returned.wrapping_add(1);
         returned.store(self.returned, Ordering::Release); // pairs with the load in `take_back`
@@ -459,10 +465,10 @@ mod tests {
     use super::*;
 
     /// Both ends.
-    fn pair() -> (Stream, Results) {
-        let stream = Stream::new().expect("memory");
+    fn pair() -> (ResultRing, Results) {
+        let stream = ResultRing::new().expect("memory");
         let other = stream.as_fd().try_clone_to_owned().expect("a descriptor");
-        (Stream::open(other).expect("memory"), Results::from(stream))
+        (ResultRing::open(other).expect("memory"), Results::from(stream))
     }
 
     proptest! {
@@ -482,16 +488,19 @@ mod tests {
             let mut body: Vec<u8> =
                 (0..=255).cycle().take(4000 + usize::try_from(round).expect("small") * 17).collect();
             assert!(stream.write_begin(9, 1 << 43).expect("memory"));
-            assert!(stream.write_end(Kind::Returned, LOGGED, &mut body).expect("memory"));
-            assert!(stream.write_end_in_block(Kind::Raised, 0, 77, 88).expect("memory"));
+            assert!(stream.write_end(ResultKind::Returned, LOGGED, &mut body).expect("memory"));
+            assert!(stream.write_end_in_block(ResultKind::Raised, 0, 77, 88).expect("memory"));
             results.read(&mut bytes).expect("good records");
             let mut rest = &bytes[..];
             let begin = parse(&mut rest).expect("whole");
-            assert_eq!((begin.kind, begin.body), (Kind::Begin, Body::Number(1 << 53 | 9)));
+            assert_eq!((begin.kind, begin.body), (ResultKind::Begin, ResultBody::Number(1 << 53 | 9)));
             let end = parse(&mut rest).expect("whole");
-            assert_eq!((end.kind, end.flags, end.body), (Kind::Returned, LOGGED, Body::Bytes(&body[WORD_LEN..])));
+            assert_eq!(
+                (end.kind, end.flags, end.body),
+                (ResultKind::Returned, LOGGED, ResultBody::Bytes(&body[WORD_LEN..]))
+            );
             let block = parse(&mut rest).expect("whole");
-            assert_eq!((block.kind, block.body), (Kind::Raised, Body::Block { offset: 77, len: 88 }));
+            assert_eq!((block.kind, block.body), (ResultKind::Raised, ResultBody::Block { offset: 77, len: 88 }));
             assert!(rest.is_empty());
         }
     }
@@ -500,9 +509,9 @@ mod tests {
     fn plain_results_are_taken_together() {
         let (stream, mut results) = pair();
         for n in 0..5u8 {
-            assert!(stream.write_end(Kind::Returned, 0, &mut [n; WORD_LEN + 3]).expect("memory"));
+            assert!(stream.write_end(ResultKind::Returned, 0, &mut [n; WORD_LEN + 3]).expect("memory"));
         }
-        assert!(stream.write_end(Kind::Raised, 0, &mut [9; WORD_LEN]).expect("memory"));
+        assert!(stream.write_end(ResultKind::Raised, 0, &mut [9; WORD_LEN]).expect("memory"));
         let mut bytes = Vec::new();
         results.read(&mut bytes).expect("good records");
         let mut rest = &bytes[..];
@@ -513,16 +522,16 @@ mod tests {
             assert_eq!(next_result(&mut taken), Some(&[n; 3][..]));
         }
         assert_eq!((next_result(&mut taken), take_results(&mut rest, 100).1), (None, 0));
-        assert_eq!(parse(&mut rest).map(|record| record.kind).ok(), Some(Kind::Raised));
+        assert_eq!(parse(&mut rest).map(|record| record.kind).ok(), Some(ResultKind::Raised));
     }
 
     #[test]
     fn a_full_ring_takes_nothing_and_blocks_come_back() {
         let (stream, mut results) = pair();
-        while stream.write_end(Kind::Returned, 0, &mut [0; INLINE_LEN]).expect("memory") {}
+        while stream.write_end(ResultKind::Returned, 0, &mut [0; INLINE_LEN]).expect("memory") {}
         assert!(stream.unread() > RING_LEN - 2 * INLINE_LEN as u64);
         results.read(&mut Vec::new()).expect("good records");
-        assert!(stream.write_end(Kind::Returned, 0, &mut [0; INLINE_LEN]).expect("memory"));
+        assert!(stream.write_end(ResultKind::Returned, 0, &mut [0; INLINE_LEN]).expect("memory"));
         for n in 0..RETURN_SLOTS as u64 {
             assert!(results.give_back(n));
         }

@@ -11,7 +11,7 @@
 //! | RESULT_FDS | from the worker, before the record of the result | empty | the result's |
 //! | LOG | from the worker | the position of its task `u64`, what a face logged | |
 
-use super::stream::Kind;
+use super::stream::ResultKind;
 use crate::frame::Payload;
 use crate::frame::wire::{Reader, WireError, Writer};
 use crate::process::{Function, Outcome, Panic, StartError};
@@ -118,12 +118,12 @@ pub enum Why {
 
 impl TaskEnd {
     /// What a record of an item's end says; `None` for a kind that ends nothing, or a result.
-    pub(super) fn of_record(kind: Kind, bytes: Vec<u8>) -> Result<Self, WireError> {
+    pub(super) fn of_record(kind: ResultKind, bytes: Vec<u8>) -> Result<Self, WireError> {
         match kind {
-            Kind::Raised => Ok(Self::Raised(bytes)),
-            Kind::Panicked => Ok(Self::Panicked(Panic::decode(&bytes)?)),
-            Kind::Refused => Ok(Self::Refused(String::from_utf8(bytes).map_err(|_| WireError)?)),
-            Kind::Begin | Kind::Returned => Err(WireError),
+            ResultKind::Raised => Ok(Self::Raised(bytes)),
+            ResultKind::Panicked => Ok(Self::Panicked(Panic::decode(&bytes)?)),
+            ResultKind::Refused => Ok(Self::Refused(String::from_utf8(bytes).map_err(|_| WireError)?)),
+            ResultKind::Begin | ResultKind::Returned => Err(WireError),
         }
     }
 }

@@ -2,7 +2,6 @@
 //! Results it looks for only while no other thread waits for them.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -10,18 +9,19 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::call::{FunctionId, Stop};
-use super::driver::{At, Driver, Inner, Logged, Task, stop_end};
-use super::scheduler::{Blame, Event, Held, Hope, Pace, Place, TaskId};
-use super::staff::{self, Cause, Doom, Worker};
+use super::driver::{Driver, Inner, Logged, Task, TaskPlace, stop_end};
+use super::scheduler::{Blame, Held, Hope, Place, SchedulerEvent, TaskId};
+use super::staff::{self, Cause, Doom, WorkerHandle};
 use super::stream::{DOOMED, cut, is_cut, running_item, running_position};
 use super::task::{PoolEvent, TaskEnd, Why, decode_unfit, next_item, tag};
+use super::timers::{Limited, Timer};
 use crate::conn::{Arrival, Message};
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
 use crate::process::outcome::tag as process;
-use crate::process::{ExitStatus, GiveUp, Outcome, Signal, StartError, State, lock};
+use crate::process::{ExitStatus, GiveUp, Outcome, ProcessState, Signal, StartError, lock};
 use crate::shm;
-use crate::sys::watch::Watch;
+use crate::sys::watch::Poller;
 use crate::sys::{clock, priority};
 
 /// The key of the bell; those of workers are larger.
@@ -42,123 +42,11 @@ pub(super) const CHANNEL_MESSAGES: usize = 1024;
 pub(super) const SHARE_PERIOD: Duration = Duration::from_millis(1);
 /// How often it is tried again to lay a task down for which there is no room, while other data in flight may go.
 pub(super) const ROOM_PERIOD: Duration = Duration::from_millis(10);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
-
-/// What is to be done at a time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Timer {
-    /// A delayed task goes out again.
-    Due { task: TaskId, serial: u64 },
-    /// Another attempt to start a worker.
-    Start(Place),
-    /// A look at the first of [`Limits`].
-    Limits,
-    /// What is left of the call is ended.
-    Stop { call: usize, serial: u64, stop: Stop },
-    /// A look at the memory of all workers.
-    Memory,
-    /// A look at who has been idle for long.
-    Idle,
-    /// A look at tasks whose items may go to other workers.
-    Share,
-    /// A look at tasks that no worker was woken for.
-    LookAfter,
-    /// A look for room for arguments.
-    Room,
-    /// A look at tasks that are lost on the table: see `audit`.
-    Audit,
-    /// Workers that were told to end and have not.
-    Kill,
-}
-
-/// The next one first.
-pub(super) type Timers = BinaryHeap<Reverse<(Instant, Timer)>>;
-
-/// What has a limited time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Limited {
-    /// The item of a task that runs.
-    Task(TaskId),
-    Call(usize),
-}
-
-/// The deadlines of limited tasks and calls. A single timer serves all of them. It is set for the earliest deadline; if the task
-/// of that deadline has ended, the timer fires early and is set again.
-#[derive(Debug, Default)]
-pub(super) struct Limits {
-    times: BTreeSet<(Instant, Limited)>,
-    timer: Option<Instant>,
-}
-
-impl Limits {
-    pub(super) fn remove(&mut self, at: Instant, limited: Limited) {
-        self.times.remove(&(at, limited));
-    }
-
-    /// The first one, if its time is over.
-    fn pop_due(&mut self, now: Instant) -> Option<Limited> {
-        let (at, limited) = *self.times.first()?;
-        if at > now {
-            return None;
-        }
-        self.times.pop_first();
-        Some(limited)
-    }
-}
-
-/// In a moment.
-pub(super) fn soon() -> Instant {
-    Instant::now() + Duration::from_millis(1)
-}
-
-/// When the next attempt is due, after so many: the first after `backoff`, then twice as late each time.
-pub(super) fn after_backoff(backoff: Duration, attempts: u32) -> Instant {
-    Instant::now() + backoff.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(LONGEST_BACKOFF)
-}
-
-/// When to try again to start a worker, after so many failures.
-pub(super) fn after_failed_starts(failures: u32, pace: Pace) -> Instant {
-    let millis = match pace {
-        Pace::Slow => 10 << failures.min(6),
-        Pace::Fast => 1 << (failures / 4).min(9),
-    };
-    Instant::now() + Duration::from_millis(millis)
-}
-
-impl Inner {
-    /// Has the pool's thread do something at a time.
-    pub(super) fn set_timer(&mut self, at: Instant, timer: Timer) {
-        let is_first = self.timers.peek().is_none_or(|Reverse((first, _))| at < *first);
-        self.timers.push(Reverse((at, timer)));
-        self.told.driver |= is_first;
-    }
-
-    /// Has a task, or a call, looked at when its time is over.
-    pub(super) fn limit_after(&mut self, time: Duration, limited: Limited) {
-        let Some(at) = Instant::now().checked_add(time) else { return }; // never
-        let place = match limited {
-            Limited::Task(id) => self.tasks.get_mut(id.0).map(|task| &mut task.limit_at),
-            Limited::Call(key) => self.calls.get_mut(key).map(|call| &mut call.limit_at),
-        };
-        let Some(place) = place else { return };
-        *place = Some(at);
-        self.limits.times.insert((at, limited));
-        self.set_timer_for_limits();
-    }
-
-    fn set_timer_for_limits(&mut self) {
-        let Some(&(first, _)) = self.limits.times.first() else { return };
-        if self.limits.timer.is_none_or(|at| first < at) {
-            self.limits.timer = Some(first);
-            self.set_timer(first, Timer::Limits);
-        }
-    }
-}
 
 impl Driver {
     pub(super) fn spawn_thread(self: &Arc<Self>) -> io::Result<JoinHandle<()>> {
         let driver = Arc::clone(self);
-        State::current().own_threads.spawn("polyproc-pool", move || {
+        ProcessState::current().own_threads.spawn("polyproc-pool", move || {
             driver.run();
             driver.end.set();
         })
@@ -181,7 +69,7 @@ impl Driver {
                 next.map_or(Deadline::NEVER, |at| Deadline::after(at.saturating_duration_since(Instant::now())));
             if self.watch.wait(&mut keys, deadline).is_err() {
                 // The program closed all descriptors: nothing can be run or seen to end any more.
-                return self.with(|inner| self.handle(inner, Event::Terminated));
+                return self.with(|inner| self.handle(inner, SchedulerEvent::Terminated));
             }
             self.with(|inner| {
                 for &key in &keys {
@@ -214,10 +102,10 @@ impl Driver {
         match timer {
             Timer::Due { task, serial } => {
                 if inner.tasks.get(task.0).is_some_and(|task| task.serial == serial) {
-                    self.handle(inner, Event::Due(task));
+                    self.handle(inner, SchedulerEvent::Due(task));
                 }
             }
-            Timer::Start(place) => self.handle(inner, Event::StartDue(place)),
+            Timer::Start(place) => self.handle(inner, SchedulerEvent::StartDue(place)),
             Timer::Limits => {
                 inner.limits.timer = None;
                 let now = Instant::now();
@@ -257,7 +145,7 @@ impl Driver {
                 let Some(time) = self.settings.retire_idle else { return };
                 for at in 0..inner.workers.len() {
                     if inner.workers[at].as_ref().is_some_and(|worker| worker.idle_for() >= time) {
-                        self.handle(inner, Event::Idle(Place(at)));
+                        self.handle(inner, SchedulerEvent::Idle(Place(at)));
                     }
                 }
                 inner.set_timer(Instant::now() + time, Timer::Idle);
@@ -266,7 +154,7 @@ impl Driver {
             Timer::Audit => self.audit(inner),
             Timer::Room => {
                 inner.waits_for_room = false;
-                self.handle(inner, Event::Room);
+                self.handle(inner, SchedulerEvent::Room);
             }
             Timer::LookAfter => {
                 inner.is_looking_after = false;
@@ -278,19 +166,20 @@ impl Driver {
             }
             Timer::Kill => {
                 inner.is_past_grace = true; // for those that are being started, too
-                inner.workers.iter().flatten().for_each(Worker::kill);
+                inner.workers.iter().flatten().for_each(WorkerHandle::kill);
             }
         }
     }
 
     /// Where workers have nothing to do, they get what others have not begun.
     fn share(&self, inner: &mut Inner) {
-        inner.is_sharing = inner.tasks.iter().any(|(_, task)| task.is_loose && matches!(task.at, At::Out { .. }));
+        inner.is_sharing =
+            inner.tasks.iter().any(|(_, task)| task.is_loose && matches!(task.at, TaskPlace::Out { .. }));
         if !inner.is_sharing {
             return;
         }
         inner.set_timer(Instant::now() + SHARE_PERIOD, Timer::Share);
-        let is_idle = |worker: &Worker| !worker.idle_for().is_zero();
+        let is_idle = |worker: &WorkerHandle| !worker.idle_for().is_zero();
         let is_any_idle = self.board.lookers().count() > 0 || inner.workers.iter().flatten().any(is_idle);
         if self.board.table().waiting() > 0 || !is_any_idle {
             return;
@@ -306,7 +195,7 @@ impl Driver {
         let Some(worker) = &inner.workers[at] else { return };
         let Some(id) = worker.reading else { return };
         let Some(task) = inner.tasks.get(id.0).filter(|task| task.is_loose) else { return };
-        let At::Out { slot, position, from, .. } = task.at else { return };
+        let TaskPlace::Out { slot, position, from, .. } = task.at else { return };
         let current = &worker.stream.cell().current;
         let now = current.load(Ordering::Acquire);
         let Ok(order) = self.orders.read(slot) else { return };
@@ -340,8 +229,8 @@ impl Driver {
             }
             let bytes = start[..start.len() - left.len()].to_vec();
             let id = inner.add_task(Task::single(call, serial, end + u64::from(item), bytes));
-            self.handle(inner, Event::Resubmitted(id, priority, retries));
-            self.handle(inner, Event::Due(id));
+            self.handle(inner, SchedulerEvent::Resubmitted(id, priority, retries));
+            self.handle(inner, SchedulerEvent::Due(id));
         }
     }
 
@@ -352,7 +241,7 @@ impl Driver {
         }
         self.read_holder(inner, id); // what it has answered counts
         let Some(task) = inner.tasks.get_mut(id.0) else { return };
-        let At::Out { slot, position, .. } = task.at else { return }; // set again when it goes out
+        let TaskPlace::Out { slot, position, .. } = task.at else { return }; // set again when it goes out
         let Some(call) = inner.calls.get(task.call) else { return };
         let (Some(limit), soft_signal) = (call.settings.limit, call.settings.soft_signal) else { return };
         let holder = self.board.table().holder(slot, position);
@@ -387,9 +276,10 @@ impl Driver {
 
     /// Takes what the worker wrote that has taken a task.
     pub(super) fn read_holder(&self, inner: &mut Inner, id: TaskId) {
-        let Some(At::Out { slot, position, .. }) = inner.tasks.get(id.0).map(|task| &task.at) else { return };
+        let Some(TaskPlace::Out { slot, position, .. }) = inner.tasks.get(id.0).map(|task| &task.at) else { return };
         let holder = self.board.table().holder(*slot, *position);
-        let is_holder = |worker: &Option<Worker>| worker.as_ref().is_some_and(|worker| Some(worker.number) == holder);
+        let is_holder =
+            |worker: &Option<WorkerHandle>| worker.as_ref().is_some_and(|worker| Some(worker.number) == holder);
         if let Some(at) = inner.workers.iter().position(is_holder) {
             self.read_worker(inner, at);
         }
@@ -406,7 +296,7 @@ impl Driver {
                 let error = Arc::new(error);
                 inner.told.events.push(PoolEvent::WorkerNotStarted { error: Arc::clone(&error) });
                 inner.why = Some(Why::Start(error));
-                self.handle(inner, Event::NotStarted(place, hope));
+                self.handle(inner, SchedulerEvent::NotStarted(place, hope));
             });
         }
     }
@@ -427,15 +317,15 @@ impl Driver {
             let worker = orders.map_err(|source| StartError::Os { doing: "sharing a pool's tasks", source });
             let worker = worker.and_then(|orders| {
                 let shared = [self.board.as_fd(), orders.as_fd(), self.bell.as_fd()];
-                Worker::start(&self.settings, place, number, key, shared, give_up)
+                WorkerHandle::start(&self.settings, place, number, key, shared, give_up)
             });
             self.install(place, worker.map_err(|error| (place, error))?);
         }
         Ok(())
     }
 
-    fn install(&self, place: Place, worker: Worker) {
-        let (watch, child): (&Watch, _) = (&self.watch, worker.child.clone());
+    fn install(&self, place: Place, worker: WorkerHandle) {
+        let (watch, child): (&Poller, _) = (&self.watch, worker.child.clone());
         let watched = watch.add(child.channel(), worker.key).and_then(|()| watch.add(&child, worker.key));
         self.with(|inner| {
             inner.told.events.push(PoolEvent::WorkerStarted { pid: child.pid() });
@@ -473,7 +363,7 @@ impl Driver {
         let status = child.try_wait().unwrap_or(None);
         let most = if status.is_some() { CHANNEL_MESSAGES } else { MESSAGES_AT_ONCE };
         let is_open = self.hear_channel(inner, at, most);
-        if inner.workers[at].as_ref().is_some_and(Worker::has_many_fds) {
+        if inner.workers[at].as_ref().is_some_and(WorkerHandle::has_many_fds) {
             self.read_worker(inner, at); // their results, before more is heard
         }
         let Some(status) = status else {
@@ -524,12 +414,12 @@ impl Driver {
             tag::READY => {
                 inner.told.events.push(PoolEvent::WorkerReady { pid: worker.child.pid() });
                 inner.unfit = 0;
-                self.handle(inner, Event::Ready(Place(at)));
+                self.handle(inner, SchedulerEvent::Ready(Place(at)));
             }
             tag::UNFIT => {
                 if let Ok(why) = decode_unfit(message.payload) {
                     inner.why = Some(why);
-                    self.handle(inner, Event::Broken);
+                    self.handle(inner, SchedulerEvent::Broken);
                 }
             }
             tag::RESULT_FDS => worker.fds.push_back(Ok(message.payload.fds)),
@@ -582,7 +472,7 @@ impl Driver {
     fn task_at<'a>(&self, inner: &'a Inner, position: u64) -> Option<&'a Task> {
         let slot = self.board.table().number(position).load(Ordering::Relaxed);
         let task = inner.tasks.get((*inner.slots.get(slot as usize)?)?.0)?;
-        matches!(task.at, At::Out { position: at, .. } if at == position).then_some(task)
+        matches!(task.at, TaskPlace::Out { position: at, .. } if at == position).then_some(task)
     }
 
     /// The worker needs the descriptors of the argument of the task that it has.
@@ -591,7 +481,7 @@ impl Driver {
         let position = position.try_into().map(u64::from_le_bytes);
         let task = position.ok().and_then(|position| {
             let task = self.task_at(inner, position)?;
-            let At::Out { slot, .. } = task.at else { return None };
+            let TaskPlace::Out { slot, .. } = task.at else { return None };
             (self.board.table().holder(slot, position) == Some(worker.number)).then_some(task)
         });
         let fds: Vec<_> = task.iter().flat_map(|task| task.fds.iter().map(AsFd::as_fd)).collect();
@@ -599,7 +489,7 @@ impl Driver {
     }
 
     /// A worker is dead, and all that it wrote was read.
-    fn bury(&self, inner: &mut Inner, place: Place, mut worker: Worker, status: ExitStatus) {
+    fn bury(&self, inner: &mut Inner, place: Place, mut worker: WorkerHandle, status: ExitStatus) {
         worker.last_words.status = status;
         let ended = worker.ended();
         inner.told.events.push(PoolEvent::WorkerEnded { pid: ended.pid, ended });
@@ -614,17 +504,17 @@ impl Driver {
         }
         inner.why = inner.why.take().or(Some(Why::Died(ended)));
         inner.lost += u64::from(status.exit_code() != Some(0));
-        self.handle(inner, Event::Died(place, blame, held));
+        self.handle(inner, SchedulerEvent::Died(place, blame, held));
         if inner.unfit >= UNFIT_LIMIT {
             inner.why = Some(Why::Died(ended));
-            self.handle(inner, Event::Broken);
+            self.handle(inner, SchedulerEvent::Broken);
         }
     }
 
     /// The task that a dead worker had taken and not finished.
-    fn held(&self, inner: &Inner, worker: &Worker) -> Option<(TaskId, u64)> {
+    fn held(&self, inner: &Inner, worker: &WorkerHandle) -> Option<(TaskId, u64)> {
         // What it wrote of itself counts more than the table, which others may write over.
-        let is_read_by = |worker: &Worker, id| worker.reading == Some(id);
+        let is_read_by = |worker: &WorkerHandle, id| worker.reading == Some(id);
         let held = inner.out().into_iter().find(|(position, slot, id)| {
             is_read_by(worker, *id)
                 || worker.reading.is_none()
@@ -635,7 +525,13 @@ impl Driver {
     }
 
     /// Takes such a task off the board and says how it stood; `None` when that was its end.
-    fn unfinished(&self, inner: &mut Inner, id: TaskId, position: u64, worker: &Worker) -> Option<(TaskId, Held)> {
+    fn unfinished(
+        &self,
+        inner: &mut Inner,
+        id: TaskId,
+        position: u64,
+        worker: &WorkerHandle,
+    ) -> Option<(TaskId, Held)> {
         self.take_off(inner, id, 0);
         let task = inner.tasks.get_mut(id.0)?;
         let doom = worker.doom.filter(|doom| doom.position == Some(position)).map(|Doom { cause, .. }| cause);
@@ -644,7 +540,7 @@ impl Driver {
         let stop = inner.calls.get(task.call).and_then(|call| call.stop);
         if let Some(stop) = stop.filter(|stop| is_stopped_here || !is_begun && *stop != Stop::GivenUp) {
             self.remove(inner, id, &stop_end(stop));
-            self.handle(inner, Event::Ended(id));
+            self.handle(inner, SchedulerEvent::Ended(id));
             return None;
         }
         task.unbegun_since = None;
@@ -669,7 +565,7 @@ impl Driver {
     /// Ends all workers; those that have not ended after a while, by force.
     pub(super) fn terminate(&self) {
         self.with(|inner| {
-            self.handle(inner, Event::Terminated);
+            self.handle(inner, SchedulerEvent::Terminated);
             self.is_terminated.store(true, Ordering::Release);
             inner.set_timer(Instant::now() + GRACE, Timer::Kill);
             inner.told.driver = true;
@@ -688,7 +584,7 @@ impl Driver {
             while inner.workers.len() < workers {
                 inner.workers.push(None);
             }
-            self.handle(inner, Event::Resized(workers));
+            self.handle(inner, SchedulerEvent::Resized(workers));
             inner.told.driver = true;
         });
     }
@@ -704,39 +600,4 @@ impl Inner {
 fn is_passing(error: &StartError) -> bool {
     let StartError::Os { source, .. } = error else { return matches!(error, StartError::Forkserver { .. }) };
     matches!(source.raw_os_error(), Some(libc::EAGAIN | libc::EMFILE | libc::ENFILE | libc::ENOMEM))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::fd::OwnedFd;
-
-    use super::super::call::CallSettings;
-    use super::super::handle::PoolSettings;
-    use super::super::task::Items;
-    use super::*;
-
-    #[test]
-    fn one_timer_serves_all_limits_and_what_has_ended_leaves_none() {
-        let driver = Driver::new(1, PoolSettings::default()).expect("memory");
-        let hour = Some(Duration::from_secs(3600));
-        let calls = (0..500).map(|_| {
-            let settings = CallSettings { limit: hour, call_limit: hour, ..CallSettings::default() };
-            let (call, _) = driver.open(FunctionId(1), false, settings);
-            for first in 0..2 {
-                let mut items = Items::new();
-                items.push(|_| Ok::<Vec<OwnedFd>, ()>(Vec::new())).expect("nothing fails");
-                driver.submit(call, first, &mut items, Vec::new(), false);
-            }
-            driver.with(|inner| inner.seal(call));
-            call
-        });
-        let calls: Vec<_> = calls.collect();
-        let limits = |inner: &Inner| inner.timers.iter().filter(|Reverse((_, timer))| *timer == Timer::Limits).count();
-        driver.with(|inner| {
-            assert_eq!(inner.limits.times.len(), 1500, "a call and its two tasks, all out");
-            assert_eq!(limits(inner), 1);
-        });
-        calls.into_iter().for_each(|call| driver.cancel(call));
-        driver.with(|inner| assert!(inner.limits.times.is_empty() && inner.tasks.is_empty() && limits(inner) == 1));
-    }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use super::stream::{Kind, WORD_LEN};
+use super::stream::{ResultKind, WORD_LEN};
 use super::task::tag;
 use super::worker;
 use crate::shm::MemoryError;
@@ -32,6 +32,6 @@ pub fn answer_for(slot: u32, position: u64, bytes: &[u8]) -> Result<(), MemoryEr
     let stream = worker::stream().ok_or(MemoryError::Corrupt)?;
     let mut record = [&[0; WORD_LEN], bytes].concat();
     stream.write_begin(slot, position)?;
-    stream.write_end(Kind::Returned, 0, &mut record)?;
+    stream.write_end(ResultKind::Returned, 0, &mut record)?;
     Ok(())
 }

@@ -9,8 +9,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::board::Board;
-use super::orders::{LIMITED, Order, Orders, STEPWISE, WITH_FDS};
-use super::stream::{self, Cell, IDLE, INLINE_LEN, Kind, Phase, RING_LEN, Stream, WORD_LEN};
+use super::orders::{LIMITED, Orders, STEPWISE, TaskDescriptor, WITH_FDS};
+use super::stream::{self, Cell, IDLE, INLINE_LEN, RING_LEN, ResultKind, ResultRing, WORD_LEN, WorkerPhase};
 use super::task::{Setup, decode_function, next_item, tag};
 use crate::conn::Channel;
 use crate::deadline::Deadline;
@@ -22,7 +22,7 @@ use crate::shm::budget::{self, Share, wait_for_room};
 use crate::shm::{self, Blocks, Extent, MemoryError};
 use crate::sys::clock;
 use crate::sys::crash::{self, Step};
-use crate::sys::watch::Bell;
+use crate::sys::watch::EventFd;
 
 /// How long a worker without a task sleeps before it looks for itself. No wake-up is lost but by a death, which the parent
 /// sees and then wakes everybody: this is for the case that it does not.
@@ -58,7 +58,7 @@ pub(super) fn channel() -> Option<&'static Channel> {
 }
 
 #[cfg(feature = "crash-points")]
-pub(super) fn stream() -> Option<&'static Stream> {
+pub(super) fn stream() -> Option<&'static ResultRing> {
     LENDING.get().map(|(stream, _)| &**stream)
 }
 
@@ -70,7 +70,7 @@ fn send(channel: &Channel, tag: u8, head: &[u8], fds: &[BorrowedFd<'_>]) -> io::
 }
 
 /// In a worker, how many descriptors of results the parent may have at a time, and where it counts them.
-static LENDING: OnceLock<(Arc<Stream>, u64)> = OnceLock::new();
+static LENDING: OnceLock<(Arc<ResultRing>, u64)> = OnceLock::new();
 
 /// Whether a result may take a descriptor of the parent's where a copy would do: not when many wait there to be taken.
 #[must_use]
@@ -85,7 +85,7 @@ pub fn may_lend() -> bool {
 pub(crate) fn run(channel: &'static Channel, setup: Payload) -> Outcome {
     let _ = CHANNEL.set(channel); // once per process
     let ran = Plan::open(channel, setup).and_then(|(plan, initializer)| {
-        _ = REST.replace(Some(Box::new(|| Worker::new(plan)?.serve())));
+        _ = REST.replace(Some(Box::new(|| WorkerLoop::new(plan)?.serve())));
         let outcome = initializer.map_or_else(|| Outcome::Returned(Payload::default()), initialize);
         match (REST.take(), outcome) {
             (Some(rest), Outcome::Returned(_)) => rest().map(|()| Outcome::Returned(Payload::default())),
@@ -136,8 +136,8 @@ struct Plan {
     channel: &'static Channel,
     board: Board,
     orders: Orders,
-    stream: Arc<Stream>,
-    bell: Bell,
+    stream: Arc<ResultRing>,
+    bell: EventFd,
     number: u32,
     max_tasks: u64,
     finalizer: Option<Function>,
@@ -150,13 +150,13 @@ impl Plan {
         let mut fds = payload.fds.into_iter();
         let mut next = || fds.next().ok_or(io::ErrorKind::InvalidData);
         let (board, orders) = (Board::open(next()?)?, Orders::open(next()?)?);
-        let (bell, stream) = (Bell::from(next()?), Arc::new(Stream::open(next()?)?));
+        let (bell, stream) = (EventFd::from(next()?), Arc::new(ResultRing::open(next()?)?));
         let _ = LENDING.set((Arc::clone(&stream), setup.most_fds)); // once per process
         if let Some(nice) = setup.nice {
             crate::sys::priority::set_nice(nice)?;
         }
         crate::sys::priority::pin(&setup.cpus)?;
-        stream.cell().phase.store(Phase::Initialising as u32, Ordering::Relaxed);
+        stream.cell().phase.store(WorkerPhase::Initialising as u32, Ordering::Relaxed);
         let Setup { number, max_tasks, finalizer, initializer, .. } = setup;
         let initializer = initializer.map(|(function, head)| (function, Payload { head, fds: fds.collect() }));
         Ok((Self { channel, board, orders, stream, bell, number, max_tasks, finalizer }, initializer))
@@ -164,25 +164,25 @@ impl Plan {
 }
 
 /// A function that was found, and what all its calls have in common.
-struct Known {
+struct CachedFunction {
     function: Result<ResolvedFunction, String>,
     context: Option<Context>,
 }
 
-struct Worker {
+struct WorkerLoop {
     channel: &'static Channel,
     board: Board,
     orders: Orders,
-    stream: Arc<Stream>,
-    bell: Bell,
+    stream: Arc<ResultRing>,
+    bell: EventFd,
     number: u32,
     /// How many items are left to run, where that is limited.
     left: Option<u64>,
     finalizer: Option<ResolvedFunction>,
-    known: HashMap<u64, Rc<Known>>,
+    known: HashMap<u64, Rc<CachedFunction>>,
     no_context: Context,
     /// The function of the last task.
-    last: Option<(u64, Rc<Known>)>,
+    last: Option<(u64, Rc<CachedFunction>)>,
     blocks: Blocks,
     /// Large results that the parent has not read, by offset.
     lent: HashMap<u64, Extent>,
@@ -197,7 +197,7 @@ fn count(counter: &AtomicU64, more: u64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
 }
 
-impl Worker {
+impl WorkerLoop {
     /// One that says that it is ready.
     fn new(plan: Plan) -> io::Result<Self> {
         let Plan { channel, board, orders, stream, bell, number, max_tasks, finalizer } = plan;
@@ -299,13 +299,13 @@ impl Worker {
         let now = clock::monotonic_nanos();
         count(&self.cell().busy, now.saturating_sub(self.busy_since));
         self.cell().since.store(now, Ordering::Relaxed);
-        self.cell().phase.store(Phase::Idle as u32, Ordering::Release);
+        self.cell().phase.store(WorkerPhase::Idle as u32, Ordering::Release);
     }
 
     fn begin_busy(&mut self) {
         self.busy_since = clock::monotonic_nanos();
         self.cell().since.store(self.busy_since, Ordering::Relaxed);
-        self.cell().phase.store(Phase::Busy as u32, Ordering::Release);
+        self.cell().phase.store(WorkerPhase::Busy as u32, Ordering::Release);
     }
 
     /// Tells the parent that there is something to read, if it wants to know.
@@ -391,7 +391,7 @@ impl Worker {
     }
 
     /// Finds the function of a task.
-    fn know(&mut self, order: &Order) -> Rc<Known> {
+    fn know(&mut self, order: &TaskDescriptor) -> Rc<CachedFunction> {
         if let Some((_, known)) = self.last.as_ref().filter(|(id, _)| *id == order.function) {
             return Rc::clone(known);
         }
@@ -415,7 +415,7 @@ impl Worker {
     }
 
     /// Asks the parent for a function. Only a channel of ours carries such names: they say what to run.
-    fn find(&self, id: u64) -> Known {
+    fn find(&self, id: u64) -> CachedFunction {
         let ask = || -> io::Result<(Function, Vec<u8>)> {
             let answer = self.ask(tag::NEED_FUNCTION, id, tag::FUNCTION)?;
             let (of, name) = answer.head.split_first_chunk().ok_or(io::ErrorKind::InvalidData)?;
@@ -427,9 +427,9 @@ impl Worker {
         match ask() {
             Err(error) => {
                 let why = format!("the function could not be asked for: {error}");
-                Known { function: Err(why), context: None }
+                CachedFunction { function: Err(why), context: None }
             }
-            Ok((function, context)) => Known {
+            Ok((function, context)) => CachedFunction {
                 function: function.resolve().map_err(|error| error.to_string()),
                 context: (!context.is_empty()).then(|| Context::new(context)),
             },
@@ -451,27 +451,32 @@ impl Worker {
             .map_err(|error| format!("the argument's descriptors could not be received: {error}"))
     }
 
-    fn run_item(&mut self, known: &Known, bytes: &[u8], fds: Result<Vec<OwnedFd>, String>) -> Result<(), MemoryError> {
+    fn run_item(
+        &mut self,
+        known: &CachedFunction,
+        bytes: &[u8],
+        fds: Result<Vec<OwnedFd>, String>,
+    ) -> Result<(), MemoryError> {
         let mut out = std::mem::take(&mut self.out);
         out.head.clear();
         out.head.extend([0; WORD_LEN]); // of the record
         let kind = match (&known.function, fds) {
             (Err(why), _) => {
                 out.head.extend(why.as_bytes());
-                Kind::Refused
+                ResultKind::Refused
             }
             (_, Err(why)) => {
                 out.head.extend(why.into_bytes());
-                Kind::Refused
+                ResultKind::Refused
             }
             (Ok(function), Ok(fds)) => {
                 let input = Input { bytes, fds, context: known.context.as_ref().unwrap_or(&self.no_context) };
                 match panic::catch_again(|| function.call(input, &mut out)) {
-                    Ok(Verdict::Returned) => Kind::Returned,
-                    Ok(Verdict::Raised) => Kind::Raised,
+                    Ok(Verdict::Returned) => ResultKind::Returned,
+                    Ok(Verdict::Raised) => ResultKind::Raised,
                     Err(panic) => {
                         out = Payload::from([&[0; WORD_LEN][..], &panic.encode()].concat());
-                        Kind::Panicked
+                        ResultKind::Panicked
                     }
                 }
             }
@@ -490,7 +495,7 @@ impl Worker {
 
     /// Writes how an item ended: what is behind the room for the record's word. Waits for room.
     #[cold]
-    fn answer(&mut self, kind: Kind, out: &mut Payload) -> Result<(), MemoryError> {
+    fn answer(&mut self, kind: ResultKind, out: &mut Payload) -> Result<(), MemoryError> {
         let mut flags = if LOGGED.swap(false, Ordering::AcqRel) { stream::LOGGED } else { 0 };
         let fds = std::mem::take(&mut out.fds);
         if !fds.is_empty() {
@@ -520,7 +525,7 @@ impl Worker {
 
     fn refuse(&self, flags: u8, why: &str) -> Result<(), MemoryError> {
         let mut record = [&[0; WORD_LEN][..], why.as_bytes()].concat();
-        self.write(|stream| stream.write_end(Kind::Refused, flags, &mut record))
+        self.write(|stream| stream.write_end(ResultKind::Refused, flags, &mut record))
     }
 
     /// Puts bytes in a block of its own.
@@ -574,7 +579,7 @@ impl Worker {
     }
 
     /// Writes a record; waits for room.
-    fn write(&self, mut write: impl FnMut(&Stream) -> Result<bool, MemoryError>) -> Result<(), MemoryError> {
+    fn write(&self, mut write: impl FnMut(&ResultRing) -> Result<bool, MemoryError>) -> Result<(), MemoryError> {
         while !write(&self.stream)? {
             self.ring();
             let has_room = || Ok::<_, WaitError>((self.stream.unread() <= RING_LEN / 2).then_some(()));

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use super::outcome::tag;
-use super::state::{State, lock};
+use super::state::{ProcessState, lock};
 use super::{ExitStatus, Outcome, Signal, StartMethod};
 use crate::conn::{Channel, Message};
 use crate::deadline::Deadline;
@@ -19,11 +19,11 @@ use crate::sys::{fd, pidfd};
 /// A process that this one started. Clones are handles to the same process; dropping them all lets it run on.
 #[derive(Debug, Clone)]
 pub struct Child {
-    shared: Arc<Shared>,
+    shared: Arc<ChildData>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct ChildData {
     key: u64,
     pid: u32,
     method: StartMethod,
@@ -76,10 +76,10 @@ impl Ending {
 impl Child {
     /// The process `pid` at the other end of `channel`, started by `method`.
     pub(super) fn new(pid: u32, pidfd: OwnedFd, channel: Channel, method: StartMethod) -> Self {
-        let key = State::current().next_key();
+        let key = ProcessState::current().next_key();
         let (facts, status) = (OnceLock::new(), Mutex::default());
         let was_gone = AtomicBool::new(false);
-        Self { shared: Arc::new(Shared { key, pid, method, pidfd, channel, facts, status, was_gone }) }
+        Self { shared: Arc::new(ChildData { key, pid, method, pidfd, channel, facts, status, was_gone }) }
     }
 
     /// The process `pid`, which ended, and was reaped by other code of the program, before there was a descriptor for it.
@@ -181,7 +181,7 @@ impl Child {
         }
         let status = pidfd::reap(self.as_fd())?;
         if status.is_some() {
-            State::current().forget(self.shared.key);
+            ProcessState::current().forget(self.shared.key);
             // Before anybody is told: whoever has joined it finds what it held taken back.
             crate::shm::registry::recover_all();
         }

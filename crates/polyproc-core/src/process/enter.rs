@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::current::set_current;
-use super::order::{EnvDelta, Inherited, Order, Work};
+use super::order::{EnvDelta, Inherited, StartRequest, Work};
 use super::{Current, Function, Handler, Outcome, Parent, panic};
 use crate::conn::{Channel, is_peer_gone};
 use crate::frame::wire::WireError;
@@ -21,7 +21,7 @@ pub(crate) fn run(channel: Channel) -> io::Result<Infallible> {
     let Some(message) = channel.receive()? else {
         clone::exit_now(0) // the parent was gone before it said what to do
     };
-    let (order, Inherited { stdio, life, ledger }, input) = Order::decode(message)?;
+    let (order, Inherited { stdio, life, ledger }, input) = StartRequest::decode(message)?;
     let whom = if matches!(order.work, Work::Pool) { Whom::Group } else { Whom::Process };
     if whom == Whom::Group {
         life::lead_group()?;
@@ -159,14 +159,14 @@ pub(crate) fn rehearse() -> io::Result<()> {
     let work = Work::Call(Function::new::<fn(), Nothing>(|| ()).map_err(io::Error::other)?);
     let who = Current { parent: Some(Parent { name: String::new(), pid: 0 }), ..super::current() };
     let null = fd::dev_null()?;
-    Order { who, env: Vec::new(), current_dir: None, bounds: Bounds::default(), work }.send(
+    StartRequest { who, env: Vec::new(), current_dir: None, bounds: Bounds::default(), work }.send(
         &parents,
         &[null.as_fd(); 3],
         None,
         &Payload::default(),
     )?;
     let message = childs.receive()?.ok_or(WireError)?;
-    let (order, _, input) = Order::decode(message)?;
+    let (order, _, input) = StartRequest::decode(message)?;
     if let Work::Call(function) = order.work {
         let function = function.resolve().map_err(io::Error::other)?;
         report(&outcome_of(|| function.call_once(input)), &childs);

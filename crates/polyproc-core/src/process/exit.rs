@@ -4,7 +4,7 @@ use std::io::{self, Write as _};
 use std::panic::catch_unwind;
 use std::time::Duration;
 
-use super::state::State;
+use super::state::ProcessState;
 use super::{Child, Signal};
 use crate::deadline::Deadline;
 use crate::prim::{AtomicBool, AtomicU64, Ordering};
@@ -33,7 +33,7 @@ pub(super) fn register() -> io::Result<()> {
 
 /// Tells daemons to end, joins the others, then kills what is left.
 pub(super) fn end_children() {
-    let Some(state) = State::existing() else { return };
+    let Some(state) = ProcessState::existing() else { return };
     state.exiting.store(true, Ordering::Relaxed);
     let users = || state.children().into_iter().filter(Child::is_visible);
     let daemons: Vec<_> = users().filter(Child::is_daemon).collect();

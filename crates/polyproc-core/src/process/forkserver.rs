@@ -11,11 +11,11 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
-use super::order::{Order, decode_bounds};
+use super::order::{StartRequest, decode_bounds};
 use super::start::os;
 use super::state::lock;
 use super::zygote::tag;
-use super::{Child, ExitStatus, Signal, StartError, StartMethod, State};
+use super::{Child, ExitStatus, ProcessState, Signal, StartError, StartMethod};
 use crate::conn::{Channel, Message, is_peer_gone};
 use crate::deadline::Deadline;
 use crate::frame::Payload;
@@ -111,8 +111,8 @@ enum MakeError {
 }
 
 /// What a new process is to be told, and the world it is to find.
-pub(super) struct Request<'a> {
-    pub(super) order: &'a mut Order,
+pub(super) struct ForkRequest<'a> {
+    pub(super) order: &'a mut StartRequest,
     pub(super) env: &'a [(OsString, OsString)],
     pub(super) current_dir: Option<&'a PathBuf>,
     pub(super) bounds: &'a Bounds,
@@ -125,8 +125,8 @@ impl Forkserver {
     /// A process that has its order, and that the supervisor knows. `Ok(None)`: the system refuses fork servers.
     pub(super) fn start(
         &mut self,
-        state: &'static State,
-        mut request: Request<'_>,
+        state: &'static ProcessState,
+        mut request: ForkRequest<'_>,
         give_up: GiveUp<'_>,
     ) -> Result<Option<Child>, StartError> {
         let mut killed = None;
@@ -171,7 +171,7 @@ impl Forkserver {
     }
 
     /// Executes a zygote, if there is none of this user's, and does not wait until it is ready.
-    pub(super) fn launch(&mut self, state: &'static State) -> Result<(), StartError> {
+    pub(super) fn launch(&mut self, state: &'static ProcessState) -> Result<(), StartError> {
         self.retire_another_users(state)?;
         if matches!(self, Self::NotStarted) {
             *self = Self::Starting(Server::launch(state)?);
@@ -180,7 +180,7 @@ impl Forkserver {
     }
 
     /// A program that gave up privileges does not start processes that have them.
-    fn retire_another_users(&mut self, state: &'static State) -> Result<(), StartError> {
+    fn retire_another_users(&mut self, state: &'static ProcessState) -> Result<(), StartError> {
         if let Self::Starting(server) | Self::Running(server) = self
             && server.credentials != Credentials::own().map_err(os("looking who this process is"))?
         {
@@ -198,7 +198,7 @@ impl Forkserver {
 
     /// Has the zygote end in order, by a message, or where it is another user's or not ready by the end of its channel; the next
     /// start makes another. Returns the zygote.
-    pub(super) fn retire(&mut self, state: &'static State) -> Option<Child> {
+    pub(super) fn retire(&mut self, state: &'static ProcessState) -> Option<Child> {
         let is_ready = matches!(self, Self::Running(_));
         let (Self::Starting(mut server) | Self::Running(mut server)) = std::mem::take(self) else { return None };
         if !is_ready || server.zygote.channel().send(tag::END, &[], &[]).is_err() {
@@ -218,7 +218,7 @@ impl Forkserver {
     }
 
     /// Has the supervisor know the process made ahead. False when it is not there yet.
-    pub(super) fn adopt_spare(&mut self, state: &'static State) -> bool {
+    pub(super) fn adopt_spare(&mut self, state: &'static ProcessState) -> bool {
         match self {
             Self::Running(server) => server.adopt_spare(state),
             Self::NotStarted | Self::Starting(_) | Self::Refused => true,
@@ -245,7 +245,7 @@ impl From<StartError> for Failure {
 
 impl Server {
     /// Executes a zygote, and has it run `preload`.
-    fn launch(state: &'static State) -> Result<Self, StartError> {
+    fn launch(state: &'static ProcessState) -> Result<Self, StartError> {
         let (channel, theirs) = Channel::pair().map_err(os("making a channel to the fork server"))?;
         let cell = PidCell::new().map_err(os("making the fork server's shared word"))?;
         let cell_fd = cell.as_fd().try_clone_to_owned().map_err(os("copying a descriptor"))?;
@@ -273,7 +273,7 @@ impl Server {
     }
 
     /// Waits until the zygote is ready. `Ok(false)`: the system refuses.
-    fn await_ready(&mut self, state: &State, give_up: GiveUp<'_>) -> Result<bool, StartError> {
+    fn await_ready(&mut self, state: &ProcessState, give_up: GiveUp<'_>) -> Result<bool, StartError> {
         let source = match self.hear(Duration::ZERO, give_up) {
             Ok(Some(message)) if message.tag == tag::READY => {
                 let bounds = decode_bounds(&mut Reader::new(&message.payload.head));
@@ -301,8 +301,8 @@ impl Server {
 
     fn start(
         &mut self,
-        state: &'static State,
-        request: &mut Request<'_>,
+        state: &'static ProcessState,
+        request: &mut ForkRequest<'_>,
         give_up: GiveUp<'_>,
     ) -> Result<Child, Failure> {
         request.order.env = super::start::delta(&self.env, request.env);
@@ -345,7 +345,7 @@ impl Server {
     }
 
     /// The process that was asked for, if one was. When the wait is given up, it stays asked for.
-    fn take_spare(&mut self, state: &'static State, give_up: GiveUp<'_>) -> Result<Option<Child>, Failure> {
+    fn take_spare(&mut self, state: &'static ProcessState, give_up: GiveUp<'_>) -> Result<Option<Child>, Failure> {
         match std::mem::replace(&mut self.spare, Spare::None) {
             Spare::Made(child) => Ok(Some(child)),
             Spare::Asked(channel) => match self.answer(give_up) {
@@ -371,7 +371,7 @@ impl Server {
     }
 
     /// See [`Forkserver::adopt_spare`].
-    fn adopt_spare(&mut self, state: &'static State) -> bool {
+    fn adopt_spare(&mut self, state: &'static ProcessState) -> bool {
         if !matches!(self.spare, Spare::Asked(_)) {
             return true;
         }
@@ -450,7 +450,7 @@ impl Server {
     }
 
     /// The process asked for. It has no order yet.
-    fn answer(&self, give_up: GiveUp<'_>) -> Result<Made, MakeError> {
+    fn answer(&self, give_up: GiveUp<'_>) -> Result<ForkedChild, MakeError> {
         let failure = match self.hear(SPIN, give_up) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(MakeError::Interrupted),
             Ok(Some(message)) => match decode_made(message) {
@@ -467,7 +467,7 @@ impl Server {
         let made = self.cell.pid();
         self.cell.clear(); // so that the next answer from this dead zygote is not the same process
         match (made, failure) {
-            (Some(pid), None) => Ok(Made { pid: pid.get(), pidfd: None }),
+            (Some(pid), None) => Ok(ForkedChild { pid: pid.get(), pidfd: None }),
             (None, None) => Err(MakeError::Gone),
             // There is no descriptor for it: too many are open.
             (made, Some(error)) => {
@@ -488,15 +488,15 @@ impl Server {
 }
 
 /// A process that the zygote made.
-struct Made {
+struct ForkedChild {
     pid: u32,
     /// Where the zygote got none, this process opens one: it is its child.
     pidfd: Option<OwnedFd>,
 }
 
-impl Made {
+impl ForkedChild {
     /// The supervisor knows it from now on.
-    fn adopt(self, state: &'static State, channel: Channel) -> Result<Child, StartError> {
+    fn adopt(self, state: &'static ProcessState, channel: Channel) -> Result<Child, StartError> {
         let Some(pidfd) = self.pidfd else {
             return super::start::known(state, self.pid, channel, StartMethod::Forkserver);
         };
@@ -516,7 +516,7 @@ fn discard(child: &Child) {
 /// another reason is ended.
 pub(super) fn tell(
     child: &Child,
-    order: &Order,
+    order: &StartRequest,
     stdio: &[BorrowedFd<'_>; 3],
     life: Option<BorrowedFd<'_>>,
     input: &Payload,
@@ -534,10 +534,10 @@ pub(super) fn tell(
     }
 }
 
-fn decode_made(mut message: Message) -> Result<Result<Made, MakeError>, WireError> {
+fn decode_made(mut message: Message) -> Result<Result<ForkedChild, MakeError>, WireError> {
     let number = Reader::new(&message.payload.head).u32()?;
     match message.tag {
-        tag::MADE => Ok(Ok(Made { pid: number, pidfd: message.payload.fds.pop() })),
+        tag::MADE => Ok(Ok(ForkedChild { pid: number, pidfd: message.payload.fds.pop() })),
         tag::NO_CLONE => Ok(Err(MakeError::Clone(io::Error::from_raw_os_error(number.cast_signed())))),
         _ => Err(WireError),
     }

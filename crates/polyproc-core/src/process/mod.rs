@@ -60,8 +60,8 @@ pub(crate) use enter::run as run_child;
 pub(crate) use forkserver::GiveUp;
 pub(crate) use host::{idle, is_interrupted};
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use order::Order;
+pub(crate) use order::StartRequest;
 pub(crate) use start::start_worker;
-pub(crate) use state::{State, lock};
+pub(crate) use state::{ProcessState, lock};
 pub(crate) use threads::call_user;
 pub(crate) use zygote::serve as serve_zygote;

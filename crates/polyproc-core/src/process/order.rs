@@ -31,7 +31,7 @@ pub(crate) enum Work {
 
 /// What a new process is told.
 #[derive(Debug)]
-pub(crate) struct Order {
+pub(crate) struct StartRequest {
     pub(crate) who: Current,
     pub(crate) env: EnvDelta,
     pub(crate) current_dir: Option<OsString>,
@@ -64,7 +64,7 @@ pub(super) fn decode_bounds(from: &mut Reader<'_>) -> Result<Bounds, WireError> 
     Ok(Bounds { umask, nice, limits, cpus: words()? })
 }
 
-impl Order {
+impl StartRequest {
     pub(crate) fn send(
         &self,
         channel: &Channel,

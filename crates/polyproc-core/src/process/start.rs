@@ -14,12 +14,12 @@ use std::time::Duration;
 
 use super::child::Facts;
 use super::enter::Forked;
-use super::forkserver::{GiveUp, Request, lock_unless, tell};
-use super::order::{EnvDelta, Order, Work};
+use super::forkserver::{ForkRequest, GiveUp, lock_unless, tell};
+use super::order::{EnvDelta, StartRequest, Work};
 use super::state::lock;
 use super::{
-    Child, Current, EnvChange, Function, FunctionError, Parent, Settings, Signal, StartMethod, State, Stdio, current,
-    enter, host,
+    Child, Current, EnvChange, Function, FunctionError, Parent, ProcessState, Settings, Signal, StartMethod, Stdio,
+    current, enter, host,
 };
 use crate::conn::Channel;
 use crate::deadline::Deadline;
@@ -137,7 +137,7 @@ pub fn set_executable(path: impl Into<OsString>) {
 /// A function that runs once in the fork server; what it leaves in memory is shared by all processes made from then on.
 /// None takes that back.
 pub fn set_preload(preload: Option<(Function, Payload)>) {
-    let state = State::current();
+    let state = ProcessState::current();
     *lock(&state.preload) = preload;
     let _ = lock(&state.forkserver).retire(state); // the next one starts with the new function
 }
@@ -148,7 +148,7 @@ pub fn set_preload(preload: Option<(Function, Payload)>) {
 /// # Errors
 /// [`StartError::NotInitialised`], and [`StartError::Os`] when the system lets no program be executed.
 pub fn start_forkserver() -> Result<(), StartError> {
-    let state = State::current();
+    let state = ProcessState::current();
     if state.exiting.load(Ordering::Relaxed) {
         return Err(StartError::Exiting);
     }
@@ -159,7 +159,7 @@ pub fn start_forkserver() -> Result<(), StartError> {
 /// Ends the fork server in order, if one runs: what a preload function left to be done at the end is done. It is killed when that
 /// takes longer than `grace`.
 pub fn end_forkserver(grace: Duration) {
-    let Some(state) = State::existing() else { return };
+    let Some(state) = ProcessState::existing() else { return };
     let deadline = Deadline::after(grace);
     let Ok(mut forkserver) = lock_unless(&state.forkserver, &|| deadline.has_passed()) else { return };
     let zygote = forkserver.retire(state);
@@ -174,14 +174,14 @@ pub fn end_forkserver(grace: Duration) {
 /// Whether the system let the fork server make no processes: programs are executed in its place, which is slower.
 #[must_use]
 pub fn is_forkserver_refused() -> bool {
-    let server = State::existing().map(|state| state.forkserver.try_lock());
+    let server = ProcessState::existing().map(|state| state.forkserver.try_lock());
     matches!(server, Some(Ok(server)) if matches!(*server, super::forkserver::Forkserver::Refused))
 }
 
 /// The process id of this process's fork server, if one runs.
 #[must_use]
 pub fn forkserver_pid() -> Option<u32> {
-    lock(&State::current().forkserver).pid()
+    lock(&ProcessState::current().forkserver).pid()
 }
 
 /// Starts a process that runs `job`.
@@ -189,7 +189,7 @@ pub fn forkserver_pid() -> Option<u32> {
 /// # Errors
 /// See [`StartError`]; nothing was started then.
 pub fn start(settings: Settings, job: Job<'_>) -> Result<Child, StartError> {
-    let state = State::current();
+    let state = ProcessState::current();
     let who = who(state, &settings, "Process");
     match (settings.method, job) {
         (StartMethod::Fork, Job::Closure(closure)) => fork(state, who, settings, Forked::Call(closure)),
@@ -206,7 +206,7 @@ pub fn start(settings: Settings, job: Job<'_>) -> Result<Child, StartError> {
 
 /// Starts a pool's worker: it runs [`crate::pool::run_worker`] with `input`.
 pub(crate) fn start_worker(settings: Settings, input: Payload, give_up: GiveUp<'_>) -> Result<Child, StartError> {
-    let state = State::current();
+    let state = ProcessState::current();
     let who = who(state, &settings, "PoolWorker");
     match settings.method {
         StartMethod::Fork => fork(state, who, settings, Forked::Worker(input)),
@@ -214,7 +214,7 @@ pub(crate) fn start_worker(settings: Settings, input: Payload, give_up: GiveUp<'
     }
 }
 
-fn who(state: &State, settings: &Settings, kind: &str) -> Current {
+fn who(state: &ProcessState, settings: &Settings, kind: &str) -> Current {
     let me = current();
     let mut identity = me.identity;
     identity.push(state.next_number());
@@ -229,7 +229,7 @@ fn who(state: &State, settings: &Settings, kind: &str) -> Current {
 }
 
 fn start_program(
-    state: &'static State,
+    state: &'static ProcessState,
     who: Current,
     settings: Settings,
     work: Work,
@@ -246,7 +246,7 @@ fn start_program(
     let stdio = [stdio[0].as_fd(), stdio[1].as_fd(), stdio[2].as_fd()];
     let leads_group = matches!(work, Work::Pool);
     let bounds = Bounds::own();
-    let mut order = Order { who, env: Vec::new(), current_dir: None, bounds: Bounds::default(), work };
+    let mut order = StartRequest { who, env: Vec::new(), current_dir: None, bounds: Bounds::default(), work };
     let _ = budget::descriptor(); // it goes with the order
     let life = if order.who.bound { Some(state.life_pipe().map_err(os("making a pipe"))?.as_fd()) } else { None };
 
@@ -254,7 +254,7 @@ fn start_program(
     if settings.method == StartMethod::Forkserver {
         let current_dir = current_dir.as_ref();
         let request =
-            Request { order: &mut order, env: &env, current_dir, bounds: &bounds, stdio: &stdio, life, input };
+            ForkRequest { order: &mut order, env: &env, current_dir, bounds: &bounds, stdio: &stdio, life, input };
         child = lock_unless(&state.forkserver, give_up)?.start(state, request, give_up)?;
         if child.is_none() && lock(&state.preload).is_some() {
             let why = "the system lets the fork server make no processes (by `clone3` or `clone`, with `/proc` to count threads), \
@@ -282,7 +282,7 @@ fn start_program(
 
 /// Executes this program anew as `role`, at the other end of `channel`; the supervisor knows it from then on.
 pub(super) fn execute(
-    state: &'static State,
+    state: &'static ProcessState,
     role: Role,
     mut env: Vec<(OsString, OsString)>,
     channel: Channel,
@@ -305,7 +305,7 @@ pub(super) fn execute(
 
 /// The child `pid` of this process, known to the supervisor from now on.
 pub(super) fn known(
-    state: &'static State,
+    state: &'static ProcessState,
     pid: u32,
     channel: Channel,
     method: StartMethod,
@@ -323,7 +323,7 @@ pub(super) fn known(
     Ok(child)
 }
 
-fn fork(state: &'static State, who: Current, settings: Settings, job: Forked<'_>) -> Result<Child, StartError> {
+fn fork(state: &'static ProcessState, who: Current, settings: Settings, job: Forked<'_>) -> Result<Child, StartError> {
     if state.exiting.load(Ordering::Relaxed) {
         return Err(StartError::Exiting);
     }
@@ -432,12 +432,12 @@ fn current_dir(wanted: Option<&Path>) -> Result<Option<PathBuf>, StartError> {
 }
 
 /// A descriptor for a new process's stream: one of this process's own, or one made for it.
-enum Stream {
+enum ChildStream {
     Own(BorrowedFd<'static>),
     Made(OwnedFd),
 }
 
-impl Stream {
+impl ChildStream {
     fn into_owned(self) -> Option<OwnedFd> {
         match self {
             Self::Own(_) => None,
@@ -446,7 +446,7 @@ impl Stream {
     }
 }
 
-impl AsFd for Stream {
+impl AsFd for ChildStream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Own(fd) => *fd,
@@ -456,20 +456,20 @@ impl AsFd for Stream {
 }
 
 /// The three descriptors for the process, and the two captures (output, error) for the parent to read.
-fn streams(stdio: [Stdio; 3]) -> Result<([Stream; 3], [Option<File>; 2]), StartError> {
+fn streams(stdio: [Stdio; 3]) -> Result<([ChildStream; 3], [Option<File>; 2]), StartError> {
     let mut captured = [None, None];
     let [stdin, stdout, stderr] = stdio;
-    let null = || Ok::<_, StartError>(Stream::Made(fd::dev_null().map_err(os("opening /dev/null"))?));
+    let null = || Ok::<_, StartError>(ChildStream::Made(fd::dev_null().map_err(os("opening /dev/null"))?));
     let mut stream = |number: i32, stdio| {
         Ok::<_, StartError>(match stdio {
-            Stdio::Fd(fd) => Stream::Made(fd),
+            Stdio::Fd(fd) => ChildStream::Made(fd),
             Stdio::Captured if number > 0 => {
                 let memory = fd::memfd(c"polyproc-captured").map_err(os("making a memory file"))?;
                 let copy = memory.try_clone().map_err(os("copying a descriptor"))?;
                 captured[usize::from(number == 2)] = Some(File::from(copy));
-                Stream::Made(memory)
+                ChildStream::Made(memory)
             }
-            Stdio::Inherit => fd::standard_stream(number).map_or_else(null, |own| Ok(Stream::Own(own)))?,
+            Stdio::Inherit => fd::standard_stream(number).map_or_else(null, |own| Ok(ChildStream::Own(own)))?,
             Stdio::Captured | Stdio::Null => null()?,
         })
     };
@@ -480,7 +480,7 @@ fn streams(stdio: [Stdio; 3]) -> Result<([Stream; 3], [Option<File>; 2]), StartE
 /// The processes that this one started and that still run. Those that have ended are reaped.
 #[must_use]
 pub fn active_children() -> Vec<Child> {
-    let Some(state) = State::existing() else { return Vec::new() };
+    let Some(state) = ProcessState::existing() else { return Vec::new() };
     let mut children = state.children();
     children.retain(|child| child.is_visible() && matches!(child.try_wait(), Ok(None)));
     children.sort_by_key(Child::key);

@@ -15,7 +15,7 @@ use crate::sys::per_process::PerProcess;
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct State {
+pub(crate) struct ProcessState {
     children: Mutex<HashMap<u64, Child>>,
     next_key: AtomicU64,
     started: AtomicU64,
@@ -31,14 +31,14 @@ pub(crate) struct State {
 }
 
 /// Made anew in a copy of the process: the children and threads in the copied memory are those of the parent.
-static STATE: PerProcess<State> = PerProcess::new(|_| State::new());
+static STATE: PerProcess<ProcessState> = PerProcess::new(|_| ProcessState::new());
 
 /// What a lock guards stays whole when a thread panics while it holds it: every change is one insertion or removal.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl State {
+impl ProcessState {
     /// This process's own, if it has one yet.
     pub(crate) fn existing() -> Option<&'static Self> {
         STATE.existing()
@@ -105,7 +105,7 @@ impl State {
         Ok(supervisor.insert(started))
     }
 
-    /// The pipe of [`State::life_pipe`], if a process needed it before.
+    /// The pipe of [`ProcessState::life_pipe`], if a process needed it before.
     pub(crate) fn existing_life_pipe(&self) -> Option<&LifePipe> {
         self.life_pipe.get()
     }

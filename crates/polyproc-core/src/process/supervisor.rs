@@ -13,12 +13,12 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use super::state::{State, lock};
+use super::state::{ProcessState, lock};
 use crate::deadline::Deadline;
 use crate::shm::registry;
 use crate::sys::exec;
 use crate::sys::identity::Identity;
-use crate::sys::watch::{Bell, Watch};
+use crate::sys::watch::{EventFd, Poller};
 
 /// The key of the bell; those of children are larger.
 pub(crate) const BELL: u64 = 0;
@@ -27,21 +27,21 @@ const MOMENT: Duration = Duration::from_millis(10);
 /// How often it looks after the process that the fork server makes ahead, ever later: some five seconds in all.
 const SPARE_LOOKS: u32 = 9;
 
-type Request = Box<dyn FnOnce() + Send>;
+type SupervisorCommand = Box<dyn FnOnce() + Send>;
 
 /// Recovers all objects of this process when `process` dies, which need not be a child. Returns false if that cannot be watched, or
 /// it has died already.
 pub(crate) fn watch_death(process: Identity) -> bool {
-    let state = State::current();
+    let state = ProcessState::current();
     state.supervisor().is_ok_and(|supervisor| supervisor.watch_other(state, process))
 }
 
 /// The handle to the thread.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
-    watch: Watch,
-    bell: Bell,
-    requests: Mutex<Sender<Request>>,
+    watch: Poller,
+    bell: EventFd,
+    requests: Mutex<Sender<SupervisorCommand>>,
     /// Keys of children that are not watched yet.
     new: Mutex<Vec<u64>>,
     /// Others whose deaths are waited for, by the keys by which they are watched.
@@ -50,11 +50,11 @@ pub(crate) struct Supervisor {
 
 impl Supervisor {
     /// Starts the thread of `state`.
-    pub(crate) fn start(state: &'static State) -> io::Result<&'static Self> {
+    pub(crate) fn start(state: &'static ProcessState) -> io::Result<&'static Self> {
         let (sender, receiver) = channel();
         let supervisor = Self {
-            watch: Watch::new()?,
-            bell: Bell::new()?,
+            watch: Poller::new()?,
+            bell: EventFd::new()?,
             requests: Mutex::new(sender),
             new: Mutex::default(),
             others: Mutex::default(),
@@ -67,7 +67,7 @@ impl Supervisor {
 
     /// The kernel ends this process's children when this thread does, so it never does. A program that closed all descriptors
     /// has no use for it any more: who asks it for something is told so.
-    fn run_for_ever(&self, state: &'static State, requests: Receiver<Request>) {
+    fn run_for_ever(&self, state: &'static ProcessState, requests: Receiver<SupervisorCommand>) {
         // A panic here would end all children without a word.
         let ended = catch_unwind(AssertUnwindSafe(|| self.run(state, &requests)));
         if ended.is_err() {
@@ -80,7 +80,7 @@ impl Supervisor {
     }
 
     /// Returns when its descriptors are gone.
-    fn run(&self, state: &'static State, requests: &Receiver<Request>) {
+    fn run(&self, state: &'static ProcessState, requests: &Receiver<SupervisorCommand>) {
         let mut keys = Vec::new();
         let mut look_at_new = Deadline::NEVER;
         let mut spare_looks = 0;
@@ -122,7 +122,7 @@ impl Supervisor {
     }
 
     /// See [`watch_death`].
-    fn watch_other(&self, state: &State, process: Identity) -> bool {
+    fn watch_other(&self, state: &ProcessState, process: Identity) -> bool {
         let mut others = lock(&self.others);
         if process == Identity::LEFT || others.values().any(|(other, _)| *other == process) {
             return true;
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn objects_recover_when_a_process_dies_that_is_no_child() {
         struct Recovers(Mutex<Sender<()>>);
-        impl registry::Object for Recovers {
+        impl registry::SharedObject for Recovers {
             fn recover(&self) {
                 let _ = lock(&self.0).send(()); // nobody listens when the test is over
             }

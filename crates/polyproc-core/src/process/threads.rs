@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{PoisonError, RwLock, RwLockWriteGuard, TryLockError};
 use std::thread::JoinHandle;
 
-use super::State;
+use super::ProcessState;
 use crate::prim::{AtomicUsize, Ordering};
 use crate::sys::signal;
 
@@ -57,7 +57,7 @@ impl OwnThreads {
 /// Calls code of the user's, on whichever thread. The panic hook has printed a panic of it, which ends here: the engine's state
 /// and threads are whole.
 pub(crate) fn call_user(call: impl FnOnce()) {
-    let own = IS_OWN.get().then(|| &State::current().own_threads);
+    let own = IS_OWN.get().then(|| &ProcessState::current().own_threads);
     let _guard = own.map(|own| own.user_code.read().unwrap_or_else(PoisonError::into_inner));
     let _ = catch_unwind(AssertUnwindSafe(call));
 }

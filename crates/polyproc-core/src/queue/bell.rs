@@ -1,4 +1,4 @@
-//! [`Bell`]: a socket pair that every holder of a queue holds both ends of.
+//! [`PollSocket`]: a socket pair that every holder of a queue holds both ends of.
 //!
 //! - A message whose value carries descriptors has a *ticket*; they wait in the socket, under that ticket, until the
 //!   message is taken. What a dead producer sent without finishing its put has a ticket that no message asks for.
@@ -14,7 +14,7 @@ use crate::sys::socket;
 const RING: u64 = 0;
 
 #[derive(Debug)]
-pub(super) struct Bell {
+pub(super) struct PollSocket {
     sending: OwnedFd,
     receiving: OwnedFd,
 }
@@ -26,7 +26,7 @@ enum Next {
     Fds { ticket: u64, fds: Vec<OwnedFd> },
 }
 
-impl Bell {
+impl PollSocket {
     pub(super) fn new() -> io::Result<Self> {
         let (sending, receiving) = socket::pair()?;
         Ok(Self { sending, receiving })
@@ -74,7 +74,7 @@ impl Bell {
         let _ = socket::receive(self.receiving.as_fd(), false);
     }
 
-    /// A copy of the descriptors under `ticket`; none when they are lost. [`Bell::taken`] removes them.
+    /// A copy of the descriptors under `ticket`; none when they are lost. [`PollSocket::taken`] removes them.
     ///
     /// # Errors
     /// `EMFILE` when this process has no room for them: they stay.
@@ -89,7 +89,7 @@ impl Bell {
         }
     }
 
-    /// Removes what [`Bell::look_for`] has just found.
+    /// Removes what [`PollSocket::look_for`] has just found.
     pub(super) fn taken(&self) {
         self.drop_first();
     }

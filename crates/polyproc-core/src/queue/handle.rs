@@ -5,18 +5,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::bell::Bell;
-use super::index::Place;
+use super::bell::PollSocket;
+use super::index::IndexPlace;
 use super::layout::{CHUNK_LEN, FIRST, FIRST_BLOCK_TABLE, FIRST_REGION, HEADER_LEN, INLINE_LEN, MAGIC, REGION_TABLE};
-use super::ring::{Body, Out, Ring};
+use super::ring::{MessageBody, Out, Ring};
 use super::task::{self, OnConsumerDeath, TaskDoneError};
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
 use crate::process::watch_death;
 use crate::robust::{AdaptiveSpin, RecheckInterval, WaitError};
-use crate::shm::arena::{Block, State};
+use crate::shm::arena::{Block, BlockState};
 use crate::shm::budget::{OutOfSpace, wait_for_room};
-use crate::shm::registry::{self, Object};
+use crate::shm::registry::{self, SharedObject};
 use crate::shm::{MemoryError, Segment};
 use crate::sys::crash::{self, Step};
 use crate::sys::identity::Identity;
@@ -141,12 +141,12 @@ fn watch_deaths(interval: &RecheckInterval, living: Vec<Identity>) {
 
 /// One queue as one process sees it.
 #[derive(Debug)]
-struct Shared {
+struct SharedQueue {
     ring: Ring,
     spin: AdaptiveSpin,
 }
 
-impl Object for Shared {
+impl SharedObject for SharedQueue {
     fn recover(&self) {
         // What cannot be taken back now is tried again with the next death, and by consumers that wait.
         let _ = task::reclaim(&self.ring);
@@ -167,8 +167,9 @@ impl Object for Shared {
     fn bytes_of(&self, process: Identity) -> u64 {
         let arena = self.ring.arena();
         let records = arena.blocks().filter_map(|block| arena.record(block).ok());
-        let put = records
-            .filter(|record| matches!(record.state(), Some(State::Owned | State::Queued)) && record.owner() == process);
+        let put = records.filter(|record| {
+            matches!(record.state(), Some(BlockState::Owned | BlockState::Queued)) && record.owner() == process
+        });
         put.fold(0, |sum, record| sum.saturating_add(record.capacity()))
     }
 
@@ -180,14 +181,14 @@ impl Object for Shared {
     #[cfg(feature = "crash-points")]
     fn blocks_in_use(&self) -> usize {
         let arena = self.ring.arena();
-        let is_used = |block: &Block| arena.record(*block).is_ok_and(|record| record.state() != Some(State::Free));
+        let is_used = |block: &Block| arena.record(*block).is_ok_and(|record| record.state() != Some(BlockState::Free));
         arena.blocks().filter(is_used).count()
     }
 }
 
 /// A queue of messages, each some bytes and descriptors, for any number of producers and consumers in any processes.
 #[derive(Debug, Clone)]
-pub struct Queue(Arc<Shared>);
+pub struct Queue(Arc<SharedQueue>);
 
 impl Queue {
     /// How many descriptors a queue is.
@@ -200,13 +201,13 @@ impl Queue {
     pub fn new(settings: QueueSettings) -> io::Result<Self> {
         let segment = Segment::create(c"polyproc-queue", FIRST_REGION, REGION_TABLE, FIRST_BLOCK_TABLE)?.counted();
         segment.reserve(0, HEADER_LEN)?;
-        let ring = Ring { segment, bell: Bell::new()?, held: Mutex::default() };
+        let ring = Ring { segment, bell: PollSocket::new()?, held: Mutex::default() };
         ring.arena().initialise(FIRST_BLOCK_TABLE);
-        let first_chunk = || -> Result<Place, MemoryError> {
+        let first_chunk = || -> Result<IndexPlace, MemoryError> {
             let block = ring.arena().allocate(CHUNK_LEN, Deadline::NEVER)?;
             let record = ring.arena().record(block)?;
-            record.set_state(State::Queued);
-            Place::start_of(block, record)
+            record.set_state(BlockState::Queued);
+            IndexPlace::start_of(block, record)
         };
         let place = first_chunk().map_err(|error| match error {
             MemoryError::System(error) => error,
@@ -225,7 +226,7 @@ impl Queue {
         layout.settings.on_death.store(settings.on_consumer_death as u32, Ordering::Relaxed);
         layout.settings.magic.store(MAGIC, Ordering::Release);
         // Descriptors are passed on only later, so nobody else has the file yet.
-        Ok(Self(registry::note(ring.segment.inode(), Shared { ring, spin: AdaptiveSpin::new() })))
+        Ok(Self(registry::note(ring.segment.inode(), SharedQueue { ring, spin: AdaptiveSpin::new() })))
     }
 
     /// The descriptors that make the queue another process's too, by [`Queue::from_fds`].
@@ -245,11 +246,11 @@ impl Queue {
         if let Some(shared) = registry::find(inode) {
             return Ok(Self(shared));
         }
-        let ring = Ring { segment, bell: Bell::from_ends([sending, receiving]), held: Mutex::default() };
+        let ring = Ring { segment, bell: PollSocket::from_ends([sending, receiving]), held: Mutex::default() };
         if ring.layout().settings.magic.load(Ordering::Acquire) != MAGIC {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "these descriptors are not a queue's"));
         }
-        Ok(Self(registry::note(inode, Shared { ring, spin: AdaptiveSpin::new() })))
+        Ok(Self(registry::note(inode, SharedQueue { ring, spin: AdaptiveSpin::new() })))
     }
 
     /// Puts a message; waits until the deadline while the queue is full, or too much is in flight. Once this has returned, the message is in the
@@ -279,10 +280,10 @@ impl Queue {
             && bytes.len() <= INLINE_LEN
             && on_death == OnConsumerDeath::Nothing
         {
-            return match self.put_body(Body::Bytes(bytes), fds, deadline) {
-                Err(PutError::OutOfSpace(_)) => {
-                    wait_for_room(deadline, PutError::out_of_space, || self.put_body(Body::Bytes(bytes), fds, deadline))
-                }
+            return match self.put_body(MessageBody::Bytes(bytes), fds, deadline) {
+                Err(PutError::OutOfSpace(_)) => wait_for_room(deadline, PutError::out_of_space, || {
+                    self.put_body(MessageBody::Bytes(bytes), fds, deadline)
+                }),
                 put => put,
             };
         }
@@ -294,7 +295,7 @@ impl Queue {
         let block = arena.allocate(parts.iter().map(|part| part.len() as u64).sum(), deadline)?;
         let put = arena.fill(block, parts).map_err(PutError::from).and_then(|()| {
             crash::point(Step::PutFilled);
-            self.put_body(Body::Block(block), fds, deadline)
+            self.put_body(MessageBody::Block(block), fds, deadline)
         });
         match put {
             Ok(()) => {}
@@ -304,7 +305,7 @@ impl Queue {
         put
     }
 
-    fn put_body(&self, body: Body<'_>, fds: &[BorrowedFd<'_>], deadline: Deadline) -> Result<(), PutError> {
+    fn put_body(&self, body: MessageBody<'_>, fds: &[BorrowedFd<'_>], deadline: Deadline) -> Result<(), PutError> {
         let ring = &self.0.ring;
         match ring.put(body, fds, deadline) {
             Err(PutError::Full) if deadline != Deadline::PASSED => {}

@@ -8,7 +8,7 @@ use super::os::Ordering;
 
 /// Where a side stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct IndexPlace {
     /// File offset of the next entry.
     pub(super) at: u64,
     /// The block that is its chunk.
@@ -17,7 +17,7 @@ pub(super) struct Place {
     pub(super) room: u32,
 }
 
-impl Place {
+impl IndexPlace {
     /// `len` bytes further on in the same chunk.
     #[inline]
     pub(super) fn after(self, len: u32) -> Self {
@@ -29,16 +29,16 @@ impl Side {
     /// The number of the next message, and the place where it stands or is to stand. Under this side's lock.
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "two halves of a word")]
-    pub(super) fn place(&self) -> (u64, Place) {
+    pub(super) fn place(&self) -> (u64, IndexPlace) {
         let count = self.count.load(Ordering::Relaxed);
         let (at, rest) = self.slot(count % 2 == 1);
         let rest = rest.load(Ordering::Relaxed);
-        (count, Place { at: at.load(Ordering::Relaxed), chunk: (rest >> 32) as u32, room: rest as u32 })
+        (count, IndexPlace { at: at.load(Ordering::Relaxed), chunk: (rest >> 32) as u32, room: rest as u32 })
     }
 
     /// Writes the place that `count` is going to have, beside the one that is valid.
     #[inline]
-    pub(super) fn prepare(&self, count: u64, next: Place) {
+    pub(super) fn prepare(&self, count: u64, next: IndexPlace) {
         let (at, rest) = self.slot(count % 2 == 1);
         at.store(next.at, Ordering::Relaxed);
         rest.store(u64::from(next.chunk) << 32 | u64::from(next.room), Ordering::Relaxed);

@@ -2,7 +2,7 @@
 //!
 //! | offset | bytes | what |
 //! |---|---|---|
-//! | 0 | 64 | [`Settings`] |
+//! | 0 | 64 | [`OptionsLine`] |
 //! | 64 | 128 | the producers' [`Side`] |
 //! | 192 | 128 | the consumers' [`Side`] |
 //! | 320, 384, 448 | 64 each | [`EventCount`]: consumers without items, producers without space, joiners of a queue with unfinished items |
@@ -55,7 +55,7 @@ shared! {
     /// | 20 | 4 | closed | 1: no more puts; under the producers' lock |
     /// | 24 | 4 | polled | 1: somebody has asked for the descriptor to poll |
     /// | 32 | 8 | max_bytes | at the start; 0 for no limit |
-    pub(super) struct Settings {
+    pub(super) struct OptionsLine {
         pub(super) magic: AtomicU64,
         pub(super) maxsize: AtomicU64,
         pub(super) on_death: AtomicU32,
@@ -138,8 +138,8 @@ shared! {
 
 shared! {
     /// All of it.
-    pub(super) struct Layout {
-        pub(super) settings: Settings,
+    pub(super) struct QueueLayout {
+        pub(super) settings: OptionsLine,
         pub(super) put: Side,
         pub(super) get: Side,
         pub(super) items: EventCount,
@@ -149,7 +149,7 @@ shared! {
         pub(super) polled: Polled,
     }
 }
-const _: () = assert!(size_of::<Layout>() == 640 && size_of::<Side>() == 128);
+const _: () = assert!(size_of::<QueueLayout>() == 640 && size_of::<Side>() == 128);
 
 /// The first word of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,16 +9,16 @@ use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Mutex;
 
-use super::bell::Bell;
+use super::bell::PollSocket;
 use super::handle::{GetError, PutError};
-use super::index::Place;
-use super::layout::{ARENA, CHUNK_LEN, Entry, Layout};
+use super::index::IndexPlace;
+use super::layout::{ARENA, CHUNK_LEN, Entry, QueueLayout};
 use super::task::{self, OnConsumerDeath};
 use crate::deadline::Deadline;
 use crate::prim::{AtomicU64, Ordering, fence};
 use crate::robust::{Guard, WaitError};
 use crate::shm::OutOfSpace;
-use crate::shm::arena::{Block, Record, State};
+use crate::shm::arena::{Block, BlockRecord, BlockState};
 use crate::shm::{Arena, MemoryError, Segment};
 use crate::sys::crash::{self, Step};
 use crate::sys::identity::Identity;
@@ -27,7 +27,7 @@ use crate::sys::identity::Identity;
 #[derive(Debug)]
 pub(super) struct Ring {
     pub(super) segment: Segment,
-    pub(super) bell: Bell,
+    pub(super) bell: PollSocket,
     /// Where a consumer's death matters: the blocks of messages that this process took and has not reported as done, by position.
     /// Only so that the oldest is found at once; records are authoritative.
     pub(super) held: Mutex<BTreeMap<u64, Block>>,
@@ -35,7 +35,7 @@ pub(super) struct Ring {
 
 /// Where a message's bytes are.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Body<'a> {
+pub(super) enum MessageBody<'a> {
     Bytes(&'a [u8]),
     Block(Block),
 }
@@ -47,9 +47,9 @@ pub(super) struct Out<'a> {
     pub(super) fds: &'a mut Vec<OwnedFd>,
 }
 
-impl Place {
+impl IndexPlace {
     /// The start of a chunk.
-    pub(super) fn start_of(chunk: Block, record: &Record) -> Result<Self, MemoryError> {
+    pub(super) fn start_of(chunk: Block, record: &BlockRecord) -> Result<Self, MemoryError> {
         let room = u32::try_from(record.capacity()).map_err(|_| MemoryError::Corrupt)?;
         Ok(Self { at: record.offset(), chunk: chunk.0, room })
     }
@@ -57,7 +57,7 @@ impl Place {
 
 impl Ring {
     #[inline]
-    pub(super) fn layout(&self) -> &Layout {
+    pub(super) fn layout(&self) -> &QueueLayout {
         self.segment.fixed(0)
     }
 
@@ -100,7 +100,7 @@ impl Ring {
         let arena = self.arena();
         for block in arena.blocks() {
             let record = arena.record(block)?;
-            if record.state() == Some(State::Queued) && record.position() >= count {
+            if record.state() == Some(BlockState::Queued) && record.position() >= count {
                 arena.free(block)?;
             }
         }
@@ -117,8 +117,8 @@ impl Ring {
         for block in arena.blocks() {
             let record = arena.record(block)?;
             match record.state() {
-                Some(State::Leaving) if record.position() < count => arena.free(block)?,
-                Some(State::Held) if record.position() >= count => record.set_state(State::Queued),
+                Some(BlockState::Leaving) if record.position() < count => arena.free(block)?,
+                Some(BlockState::Held) if record.position() >= count => record.set_state(BlockState::Queued),
                 _ => {}
             }
         }
@@ -129,7 +129,12 @@ impl Ring {
 
     /// Puts one message, or says why not.
     #[inline]
-    pub(super) fn put(&self, body: Body<'_>, fds: &[BorrowedFd<'_>], deadline: Deadline) -> Result<(), PutError> {
+    pub(super) fn put(
+        &self,
+        body: MessageBody<'_>,
+        fds: &[BorrowedFd<'_>],
+        deadline: Deadline,
+    ) -> Result<(), PutError> {
         let layout = self.layout();
         let side = &layout.put;
         let guard = self.lock_put::<PutError>(deadline)?;
@@ -149,8 +154,8 @@ impl Ring {
             _ => Some(self.leave(fds)?),
         };
         let entry = match body {
-            Body::Bytes(bytes) => Entry::Inline { len: bytes.len() as u64 },
-            Body::Block(block) => Entry::InBlock(block),
+            MessageBody::Bytes(bytes) => Entry::Inline { len: bytes.len() as u64 },
+            MessageBody::Block(block) => Entry::InBlock(block),
         };
         let len = entry.len(ticket.is_some()).ok_or(MemoryError::Corrupt)?;
         if len.saturating_add(8) > place.room {
@@ -162,11 +167,11 @@ impl Ring {
             at = at.wrapping_add(8);
         }
         match body {
-            Body::Bytes(bytes) => self.segment.copy_in(at, bytes)?,
-            Body::Block(block) => {
+            MessageBody::Bytes(bytes) => self.segment.copy_in(at, bytes)?,
+            MessageBody::Block(block) => {
                 let record = self.arena().record(block)?;
                 record.set_position(count);
-                record.set_state(State::Queued);
+                record.set_state(BlockState::Queued);
             }
         }
         self.word(place.at)?.store(entry.to_word(ticket.is_some()), Ordering::Relaxed);
@@ -183,11 +188,11 @@ impl Ring {
 
     /// Writes how many bytes there will have been with this message, beside what is valid.
     #[cold]
-    fn count_bytes(&self, count: u64, body: Body<'_>, max_bytes: u64) -> Result<(), PutError> {
-        let Layout { put, get, .. } = self.layout();
+    fn count_bytes(&self, count: u64, body: MessageBody<'_>, max_bytes: u64) -> Result<(), PutError> {
+        let QueueLayout { put, get, .. } = self.layout();
         let wanted = match body {
-            Body::Bytes(bytes) => bytes.len() as u64,
-            Body::Block(block) => self.arena().record(block)?.len(),
+            MessageBody::Bytes(bytes) => bytes.len() as u64,
+            MessageBody::Block(block) => self.arena().record(block)?.len(),
         };
         // Of a message that is being taken just now, the bytes may be counted as gone already.
         let taken = get.bytes(get.count.load(Ordering::Acquire)).load(Ordering::Relaxed);
@@ -204,15 +209,15 @@ impl Ring {
     }
 
     /// Has the messages from `count` on go on in a new chunk.
-    fn next_chunk(&self, place: Place, count: u64, deadline: Deadline) -> Result<Place, MemoryError> {
+    fn next_chunk(&self, place: IndexPlace, count: u64, deadline: Deadline) -> Result<IndexPlace, MemoryError> {
         let arena = self.arena();
         let block = arena.allocate(CHUNK_LEN, deadline)?;
         let record = arena.record(block)?;
         record.set_position(count);
-        record.set_state(State::Queued);
+        record.set_state(BlockState::Queued);
         crash::point(Step::PutLinked);
         self.word(place.at)?.store(Entry::NextChunk(block).to_word(false), Ordering::Relaxed);
-        Place::start_of(block, record)
+        IndexPlace::start_of(block, record)
     }
 
     fn leave(&self, fds: &[BorrowedFd<'_>]) -> Result<u64, PutError> {
@@ -245,14 +250,14 @@ impl Ring {
             let arena = self.arena();
             let old = Block(place.chunk);
             let record = arena.record(block)?;
-            if record.state() != Some(State::Queued) || record.position() != count {
+            if record.state() != Some(BlockState::Queued) || record.position() != count {
                 return Err(MemoryError::Corrupt.into());
             }
-            place = Place::start_of(block, record)?;
+            place = IndexPlace::start_of(block, record)?;
             word = self.word(place.at)?.load(Ordering::Relaxed);
             let record = arena.record(old)?;
             record.set_position(count);
-            record.set_state(State::Leaving);
+            record.set_state(BlockState::Leaving);
             leaving = Some(old);
         }
         let (entry, with_fds) = Entry::from_word(word).ok_or(MemoryError::Corrupt)?;
@@ -274,11 +279,11 @@ impl Ring {
             }
             Entry::InBlock(block) => {
                 let record = self.arena().record(block)?;
-                if record.state() != Some(State::Queued) || record.position() != count {
+                if record.state() != Some(BlockState::Queued) || record.position() != count {
                     return Err(MemoryError::Corrupt.into());
                 }
                 record.set_owner(Identity::own());
-                record.set_state(State::Held);
+                record.set_state(BlockState::Held);
                 Some(block)
             }
             Entry::NextChunk(_) => return Err(MemoryError::Corrupt.into()),

@@ -10,7 +10,7 @@ use crate::deadline::Deadline;
 use crate::prim::Ordering;
 use crate::robust::Guard;
 use crate::shm::MemoryError;
-use crate::shm::arena::{Block, State};
+use crate::shm::arena::{Block, BlockState};
 use crate::sys::crash::{self, Step};
 use crate::sys::identity::Identity;
 
@@ -60,7 +60,11 @@ pub(super) fn unfinished(ring: &Ring) -> u64 {
 }
 
 /// Of the blocks in `state` that `matches`, the one whose message is the oldest.
-fn oldest(ring: &Ring, state: State, matches: impl Fn(Identity, u64) -> bool) -> Result<Option<Block>, MemoryError> {
+fn oldest(
+    ring: &Ring,
+    state: BlockState,
+    matches: impl Fn(Identity, u64) -> bool,
+) -> Result<Option<Block>, MemoryError> {
     let arena = ring.arena();
     let mut found: Option<(u64, Block)> = None;
     for block in arena.blocks() {
@@ -93,7 +97,7 @@ pub(super) fn task_done(ring: &Ring) -> Result<(), TaskDoneError> {
             // What an earlier handle of this process took.
             None => {
                 let is_own = |owner, position| owner == Identity::own() && position < taken;
-                oldest(ring, State::Held, is_own)?.ok_or(TaskDoneError::TooMany)?
+                oldest(ring, BlockState::Held, is_own)?.ok_or(TaskDoneError::TooMany)?
             }
         };
         retire(ring, block)?;
@@ -107,7 +111,7 @@ fn oldest_held(ring: &Ring, taken: u64) -> Result<Option<Block>, MemoryError> {
     let Ok(mut held) = ring.held.try_lock() else { return Ok(None) };
     while let Some((position, block)) = held.pop_first() {
         let record = ring.arena().record(block)?;
-        let is_it = record.state() == Some(State::Held) && record.position() == position && position < taken;
+        let is_it = record.state() == Some(BlockState::Held) && record.position() == position && position < taken;
         // A forked copy of a consumer has taken nothing.
         if is_it && record.owner() == Identity::own() {
             return Ok(Some(block));
@@ -149,7 +153,7 @@ fn finish_retiring(ring: &Ring, block: Block) -> Result<(), MemoryError> {
     tasks.done.store(tasks.target.load(Ordering::Relaxed), Ordering::Release);
     crash::point(Step::DoneCounted);
     // Held: nobody has freed it yet. Only who has this lock makes a block held.
-    if ring.arena().record(block)?.state() == Some(State::Held) {
+    if ring.arena().record(block)?.state() == Some(BlockState::Held) {
         ring.arena().free(block)?;
     }
     tasks.retiring.store(0, Ordering::Release);
@@ -168,7 +172,7 @@ fn count_returned(ring: &Ring) -> Result<(), MemoryError> {
     let arena = ring.arena();
     let mut returned = 0;
     for block in arena.blocks() {
-        returned += u32::from(arena.record(block)?.state() == Some(State::Returned));
+        returned += u32::from(arena.record(block)?.state() == Some(BlockState::Returned));
     }
     tasks(ring).returned.store(returned, Ordering::Release);
     Ok(())
@@ -182,10 +186,10 @@ pub(super) fn take_returned(ring: &Ring) -> Result<Option<Block>, MemoryError> {
     if count == 0 {
         return Ok(None);
     }
-    let Some(block) = oldest(ring, State::Returned, |_, _| true)? else { return Err(MemoryError::Corrupt) };
+    let Some(block) = oldest(ring, BlockState::Returned, |_, _| true)? else { return Err(MemoryError::Corrupt) };
     let record = ring.arena().record(block)?;
     record.set_owner(Identity::own());
-    record.set_state(State::Held);
+    record.set_state(BlockState::Held);
     ring.note_held(record.position(), block);
     crash::point(Step::ReturnMarked);
     returned.store(count - 1, Ordering::Release);
@@ -196,7 +200,7 @@ pub(super) fn take_returned(ring: &Ring) -> Result<Option<Block>, MemoryError> {
 /// that hold something and live.
 pub(super) fn reclaim(ring: &Ring) -> Result<Vec<Identity>, MemoryError> {
     let arena = ring.arena();
-    let is_held = |state| matches!(state, Some(State::Owned | State::Held));
+    let is_held = |state| matches!(state, Some(BlockState::Owned | BlockState::Held));
     let mut owners = Vec::new();
     for block in arena.blocks() {
         let record = arena.record(block)?;
@@ -227,9 +231,9 @@ pub(super) fn reclaim(ring: &Ring) -> Result<Vec<Identity>, MemoryError> {
             continue;
         }
         match (state, on_death(ring)) {
-            (Some(State::Held), _) if record.position() >= taken => {} // it died before it took it
-            (Some(State::Held), OnConsumerDeath::CountAsDone) => retire(ring, block)?,
-            (Some(State::Held), OnConsumerDeath::PutBack) => record.set_state(State::Returned),
+            (Some(BlockState::Held), _) if record.position() >= taken => {} // it died before it took it
+            (Some(BlockState::Held), OnConsumerDeath::CountAsDone) => retire(ring, block)?,
+            (Some(BlockState::Held), OnConsumerDeath::PutBack) => record.set_state(BlockState::Returned),
             _ => arena.free(block)?,
         }
     }

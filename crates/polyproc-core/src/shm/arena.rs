@@ -23,7 +23,7 @@ const TABLES: usize = 22;
 const SMALLEST: u64 = 256;
 /// Blocks from here on are whole pages, so that their memory can be given back.
 pub(super) const PAGED: u64 = 4096;
-const RECORD: u64 = size_of::<Record>() as u64;
+const RECORD: u64 = size_of::<BlockRecord>() as u64;
 /// Records in the first table; each further one has twice as many.
 const FIRST_TABLE: u64 = 256;
 /// Free memory above this goes back to the system where a quarter of the budget is in use.
@@ -62,7 +62,7 @@ shared! {
     ///
     /// | offset | bytes | field | who writes it, when |
     /// |---|---|---|---|
-    /// | 0 | 4 | state | a [`State`]; see there |
+    /// | 0 | 4 | state | a [`BlockState`]; see there |
     /// | 4 | 4 | is_warm | a free block still has its memory; who frees it |
     /// | 8 | 8 | owner | the [`Identity`] that holds it, before its state says so |
     /// | 16 | 8 | position | the number of the message that it belongs to, before its state says so |
@@ -70,7 +70,7 @@ shared! {
     /// | 32 | 8 | capacity | its size in bytes, once |
     /// | 40 | 8 | len | how many of these are used; its owner |
     /// | 48 | 4 | next | 1 + the number of the next free record of the class; under the arena's lock |
-    pub(crate) struct Record {
+    pub(crate) struct BlockRecord {
         state: AtomicU32,
         is_warm: AtomicU32,
         owner: AtomicU64,
@@ -81,12 +81,12 @@ shared! {
         next: AtomicU32,
     }
 }
-const _: () = assert!(size_of::<Record>() == 64 && size_of::<Header>() <= 1024);
+const _: () = assert!(size_of::<BlockRecord>() == 64 && size_of::<Header>() <= 1024);
 
 /// What a block is used for. The queue's page tells who changes it when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub(crate) enum State {
+pub(crate) enum BlockState {
     /// In the list of its class, or about to be: nobody's.
     Free = 0,
     /// Its owner fills it. Nobody else knows of it.
@@ -105,16 +105,16 @@ pub(crate) enum State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Block(pub(crate) u32);
 
-impl Record {
+impl BlockRecord {
     /// `None` when it holds no state.
-    pub(crate) fn state(&self) -> Option<State> {
-        use State::{Free, Held, Leaving, Owned, Queued, Returned};
+    pub(crate) fn state(&self) -> Option<BlockState> {
+        use BlockState::{Free, Held, Leaving, Owned, Queued, Returned};
         let number = self.state.load(Ordering::Acquire);
         [Free, Owned, Queued, Leaving, Held, Returned].into_iter().find(|state| *state as u32 == number)
     }
 
     /// Release: what the state speaks of was written before.
-    pub(crate) fn set_state(&self, state: State) {
+    pub(crate) fn set_state(&self, state: BlockState) {
         self.state.store(state as u32, Ordering::Release);
     }
 
@@ -214,7 +214,7 @@ impl<'a> Arena<'a> {
         let mut in_use = 0_u64;
         for block in self.blocks() {
             let record = self.record(block)?;
-            if record.state() == Some(State::Free) {
+            if record.state() == Some(BlockState::Free) {
                 self.push(block)?;
             } else {
                 in_use = in_use.saturating_add(record.capacity());
@@ -230,7 +230,7 @@ impl<'a> Arena<'a> {
         (0..u32::try_from(count).unwrap_or(u32::MAX)).map(Block)
     }
 
-    pub(crate) fn record(&self, block: Block) -> Result<&'a Record, MemoryError> {
+    pub(crate) fn record(&self, block: Block) -> Result<&'a BlockRecord, MemoryError> {
         let number = u64::from(block.0);
         let table = (number / FIRST_TABLE + 1).ilog2();
         let index = number - FIRST_TABLE * ((1 << table) - 1);
@@ -298,7 +298,7 @@ impl<'a> Arena<'a> {
             record.len.store(len, Ordering::Relaxed);
             record.set_owner(Identity::own());
             crash::point(Step::AllocateUnclaimed);
-            record.set_state(State::Owned);
+            record.set_state(BlockState::Owned);
             crash::point(Step::AllocateListed);
             match popped {
                 Some(_) => {
@@ -349,7 +349,7 @@ impl<'a> Arena<'a> {
             Ok(_guard) => self.free_locked(block),
             // Nobody waits for a process that stands still: it is free, and whoever has the lock next lists it.
             Err(MemoryError::Busy) => {
-                record.set_state(State::Free);
+                record.set_state(BlockState::Free);
                 self.header.unlisted.store(1, Ordering::Release);
                 Ok(())
             }
@@ -361,7 +361,7 @@ impl<'a> Arena<'a> {
     pub(crate) fn free_locked(&self, block: Block) -> Result<(), MemoryError> {
         // The owner stays as it is: a block without one, and not free yet, would look like one of the dead.
         let record = self.record(block)?;
-        record.set_state(State::Free);
+        record.set_state(BlockState::Free);
         crash::point(Step::FreedUnlisted);
         let in_use = self.header.in_use.load(Ordering::Relaxed).saturating_sub(record.capacity());
         self.header.in_use.store(in_use, Ordering::Relaxed);
@@ -377,7 +377,7 @@ impl<'a> Arena<'a> {
         let mut kept = 0;
         for block in self.blocks() {
             let record = self.record(block)?;
-            if record.state() != Some(State::Free) || record.is_warm.load(Ordering::Relaxed) == 0 {
+            if record.state() != Some(BlockState::Free) || record.is_warm.load(Ordering::Relaxed) == 0 {
                 continue;
             }
             if record.capacity() < PAGED {

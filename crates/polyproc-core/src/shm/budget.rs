@@ -7,7 +7,7 @@
 //!
 //! | offset | bytes | what |
 //! |---|---|---|
-//! | 0 | 64 | [`Head`] |
+//! | 0 | 64 | [`LedgerHeader`] |
 //! | 64 | 64 | [`EventCount`]: those who wait for room |
 //! | 4096 | 64 each | [`Row`]s |
 //!
@@ -43,7 +43,7 @@ shared! {
     /// | 0 | 8 | magic | [`MAGIC`], when all else is set up |
     /// | 8 | 8 | limit | how many bytes may be in flight; whoever sets it |
     /// | 16 | 4 | used | how many rows were ever used |
-    struct Head { magic: AtomicU64, limit: AtomicU64, used: AtomicU32, }
+    struct LedgerHeader { magic: AtomicU64, limit: AtomicU64, used: AtomicU32, }
 }
 
 shared! {
@@ -172,7 +172,7 @@ impl Ledger {
         Ok(Self { memfd, mapping })
     }
 
-    fn head(&self) -> &Head {
+    fn head(&self) -> &LedgerHeader {
         self.mapping.view(0).expect("in the page")
     }
 
@@ -203,7 +203,7 @@ impl Ledger {
     }
 
     fn in_use(&self) -> u64 {
-        self.sum(|_, file| file & MADE == 0)
+        self.sum(|_, file| file & PRIVATE == 0)
     }
 
     /// Gives up the rows of the dead. True when there were any.
@@ -372,30 +372,30 @@ impl Account {
 }
 
 /// In the place of a file's number: what a process made for itself, which is not in flight.
-const MADE: u64 = 1 << 62;
+const PRIVATE: u64 = 1 << 62;
 
-static MADE_HERE: PerProcess<(AtomicU64, Account)> =
-    PerProcess::new(|_| (AtomicU64::new(0), Account::new(MADE | u64::from(process_id()))));
+static PRIVATE_BYTES: PerProcess<(AtomicU64, Account)> =
+    PerProcess::new(|_| (AtomicU64::new(0), Account::new(PRIVATE | u64::from(process_id()))));
 
 /// So many bytes of shared memory that this process made for itself, as long as it has them.
 #[derive(Debug)]
-pub(crate) struct Made {
+pub(crate) struct PrivateBytes {
     pid: u32,
     len_bytes: u64,
 }
 
-impl Made {
+impl PrivateBytes {
     pub(crate) fn new(len_bytes: u64) -> Self {
-        let (made, account) = MADE_HERE.get();
+        let (made, account) = PRIVATE_BYTES.get();
         account.settle(made.fetch_add(len_bytes, Ordering::Relaxed) + len_bytes);
         Self { pid: process_id(), len_bytes }
     }
 }
 
-impl Drop for Made {
+impl Drop for PrivateBytes {
     fn drop(&mut self) {
         if self.pid == process_id() {
-            let (made, account) = MADE_HERE.get();
+            let (made, account) = PRIVATE_BYTES.get();
             account.settle(made.fetch_sub(self.len_bytes, Ordering::Relaxed) - self.len_bytes);
         }
     }
@@ -440,22 +440,22 @@ pub(crate) fn wait_for_room<T, E: From<WaitError>>(
             failed = error;
             Ok(None)
         }
-        Err(error) => Err(Ended::Failed(error)),
+        Err(error) => Err(AttemptError::Failed(error)),
         Ok(done) => Ok(Some(done)),
     });
     waited.map_err(|ended| match ended {
-        Ended::Failed(error) => error,
-        Ended::Wait(WaitError::TimedOut) => failed,
-        Ended::Wait(error) => error.into(),
+        AttemptError::Failed(error) => error,
+        AttemptError::Wait(WaitError::TimedOut) => failed,
+        AttemptError::Wait(error) => error.into(),
     })
 }
 
-enum Ended<E> {
+enum AttemptError<E> {
     Failed(E),
     Wait(WaitError),
 }
 
-impl<E> From<WaitError> for Ended<E> {
+impl<E> From<WaitError> for AttemptError<E> {
     fn from(error: WaitError) -> Self {
         Self::Wait(error)
     }

@@ -32,7 +32,7 @@ const ATTEMPTS: usize = 8;
 
 /// A file of the lender's.
 #[derive(Debug)]
-struct File {
+struct LoanFile {
     memfd: OwnedFd,
     len: u64,
     mapping: Option<Mapping>,
@@ -40,14 +40,14 @@ struct File {
 
 /// The files of this process, those first that were lent, or looked at in vain, the longest time ago.
 #[derive(Debug)]
-struct Stock {
-    files: VecDeque<File>,
+struct LoanStock {
+    files: VecDeque<LoanFile>,
     /// All of them together.
     account: Account,
 }
 
-static STOCK: PerProcess<Mutex<Stock>> =
-    PerProcess::new(|_| Mutex::new(Stock { files: VecDeque::new(), account: Account::of_loans() }));
+static STOCK: PerProcess<Mutex<LoanStock>> =
+    PerProcess::new(|_| Mutex::new(LoanStock { files: VecDeque::new(), account: Account::of_loans() }));
 
 /// Lets go of all files that nobody has.
 pub(crate) fn trim() {
@@ -85,10 +85,10 @@ pub fn lend(parts: &[&[u8]]) -> io::Result<Option<(OwnedFd, Vec<u64>)>> {
     Ok(Some((loan, starts)))
 }
 
-impl Stock {
+impl LoanStock {
     /// A file of at least `len` bytes that nobody has.
-    fn take(&mut self, len: u64) -> io::Result<Option<File>> {
-        let fits = |file: &File| file.len >= len && file.len / 4 <= len.max(memory::PAGE);
+    fn take(&mut self, len: u64) -> io::Result<Option<LoanFile>> {
+        let fits = |file: &LoanFile| file.len >= len && file.len / 4 <= len.max(memory::PAGE);
         let found: Vec<_> = (0..self.files.len()).filter(|at| fits(&self.files[*at])).take(ATTEMPTS).collect();
         for (moved, at) in found.into_iter().enumerate() {
             let Some(file) = self.files.remove(at - moved) else { break };
@@ -106,7 +106,7 @@ impl Stock {
         }
         let memfd = memory::create(c"polyproc-loan", len)?;
         memory::close_to_other_users(memfd.as_fd())?;
-        Ok(Some(File { memfd, len, mapping: None }))
+        Ok(Some(LoanFile { memfd, len, mapping: None }))
     }
 
     fn len_bytes(&self) -> u64 {
@@ -130,7 +130,7 @@ impl Stock {
     }
 }
 
-impl File {
+impl LoanFile {
     fn fill(&mut self, parts: &[&[u8]], starts: &[u64]) -> io::Result<()> {
         if self.mapping.is_none() && memory::is_untouched(self.memfd.as_fd())? {
             // The kernel finds pages faster than faults do, and says so where there is no memory.

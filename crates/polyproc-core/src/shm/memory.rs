@@ -5,21 +5,21 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::budget::Made;
-use crate::sys::bytes::{Filling, Sealed};
+use super::budget::PrivateBytes;
+use crate::sys::bytes::{SealedBytes, UnsealedBytes};
 use crate::sys::memory::{self, Mapping};
 
 /// Bytes that any number of processes read and write at the same time. A read beside a write gives some of each: agree on
 /// who does what when, with a lock or a queue.
 #[derive(Debug, Clone)]
-pub struct SharedMemory(Arc<Shared>);
+pub struct SharedMemory(Arc<MemoryFile>);
 
 #[derive(Debug)]
-struct Shared {
+struct MemoryFile {
     memfd: OwnedFd,
     mapping: Mapping,
     /// In the process that made it.
-    _made: Option<Made>,
+    _made: Option<PrivateBytes>,
 }
 
 /// What was asked for is not all inside the memory.
@@ -46,7 +46,7 @@ impl SharedMemory {
         memory::look_for(len as u64)?; // before the file is as long
         let memfd = memory::create(c"polyproc-memory", len as u64)?;
         memory::allocate(memfd.as_fd(), 0, len as u64)?;
-        Self::map(memfd, Some(Made::new(len as u64)))
+        Self::map(memfd, Some(PrivateBytes::new(len as u64)))
     }
 
     /// The memory of a descriptor that came from another process.
@@ -57,10 +57,10 @@ impl SharedMemory {
         Self::map(memfd, None)
     }
 
-    fn map(memfd: OwnedFd, made: Option<Made>) -> io::Result<Self> {
+    fn map(memfd: OwnedFd, made: Option<PrivateBytes>) -> io::Result<Self> {
         let (len, _) = memory::inspect(memfd.as_fd())?;
         let mapping = Mapping::new(memfd.as_fd(), 0, len)?;
-        Ok(Self(Arc::new(Shared { memfd, mapping, _made: made })))
+        Ok(Self(Arc::new(MemoryFile { memfd, mapping, _made: made })))
     }
 
     /// How many bytes it has: as many as at its start.
@@ -99,7 +99,7 @@ impl AsFd for SharedMemory {
 
 /// Bytes that are being filled, to become [`SharedBytes`]. Only this process has them: in a forked child they are none.
 #[derive(Debug)]
-pub struct SharedBytesMut(Filling, Made);
+pub struct SharedBytesMut(UnsealedBytes, PrivateBytes);
 
 impl SharedBytesMut {
     /// `len` zeros, at the start of a page.
@@ -107,7 +107,7 @@ impl SharedBytesMut {
     /// # Errors
     /// When the system gives no memory or no descriptor.
     pub fn new(len: usize) -> io::Result<Self> {
-        Ok(Self(Filling::new(len)?, Made::new(len as u64)))
+        Ok(Self(UnsealedBytes::new(len)?, PrivateBytes::new(len as u64)))
     }
 
     /// Nobody can change them from now on, and they can go to other processes.
@@ -135,7 +135,7 @@ impl DerefMut for SharedBytesMut {
 /// Bytes that no process can change, for the kernel forbids it. To hand them over costs some microseconds, however many they
 /// are: a descriptor goes, and the receiver maps the same memory. They stand at the start of a page.
 #[derive(Debug, Clone)]
-pub struct SharedBytes(Arc<(Sealed, Option<Made>)>);
+pub struct SharedBytes(Arc<(SealedBytes, Option<PrivateBytes>)>);
 
 impl SharedBytes {
     /// The bytes of a descriptor that came from another process.
@@ -143,7 +143,7 @@ impl SharedBytes {
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] when somebody could change them.
     pub fn from_fd(memfd: OwnedFd) -> io::Result<Self> {
-        Ok(Self(Arc::new((Sealed::map(memfd)?, None))))
+        Ok(Self(Arc::new((SealedBytes::map(memfd)?, None))))
     }
 }
 

@@ -13,7 +13,7 @@ use crate::sys::identity::Identity;
 use crate::sys::per_process::PerProcess;
 
 /// An object in shared memory, as this process sees it.
-pub(crate) trait Object: Any + Send + Sync {
+pub(crate) trait SharedObject: Any + Send + Sync {
     /// Takes back what dead processes held, and has every waiter re-check.
     fn recover(&self);
 
@@ -35,7 +35,7 @@ pub(crate) trait Object: Any + Send + Sync {
     }
 }
 
-type Objects = HashMap<u64, Weak<dyn Object>>;
+type Objects = HashMap<u64, Weak<dyn SharedObject>>;
 
 /// A forked child shares the objects that it inherited.
 static OBJECTS: PerProcess<Mutex<Objects>> = PerProcess::inherited();
@@ -45,13 +45,13 @@ fn objects() -> MutexGuard<'static, Objects> {
 }
 
 /// Returns the object of the memory file `inode` if this process has one.
-pub(crate) fn find<T: Object>(inode: u64) -> Option<Arc<T>> {
+pub(crate) fn find<T: SharedObject>(inode: u64) -> Option<Arc<T>> {
     let object: Arc<dyn Any + Send + Sync> = objects().get(&inode)?.upgrade()?;
     object.downcast().ok()
 }
 
 /// Registers an object. Returns the one that another thread has registered for the same file meanwhile, if any.
-pub(crate) fn note<T: Object>(inode: u64, object: T) -> Arc<T> {
+pub(crate) fn note<T: SharedObject>(inode: u64, object: T) -> Arc<T> {
     let object = Arc::new(object);
     let mut objects = objects();
     if let Some(first) = objects.get(&inode).and_then(Weak::upgrade) {
@@ -63,12 +63,12 @@ pub(crate) fn note<T: Object>(inode: u64, object: T) -> Arc<T> {
     if objects.len() == objects.capacity() {
         objects.retain(|_, object| object.strong_count() > 0); // before it would grow
     }
-    let noted: Arc<dyn Object> = object.clone();
+    let noted: Arc<dyn SharedObject> = object.clone();
     objects.insert(inode, Arc::downgrade(&noted));
     object
 }
 
-fn for_each(act: impl Fn(&dyn Object)) {
+fn for_each(act: impl Fn(&dyn SharedObject)) {
     let all: Vec<_> = objects().values().filter_map(Weak::upgrade).collect();
     all.iter().for_each(|object| act(&**object));
 }

@@ -20,7 +20,7 @@ use crate::sys::identity::Identity;
 /// What a barrier does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
-enum Phase {
+enum BarrierPhase {
     Filling = 0,
     /// The owner runs the action.
     Running = 1,
@@ -34,16 +34,16 @@ enum Phase {
 struct Word(u64);
 
 impl Word {
-    fn new(generation: u64, phase: Phase) -> Self {
+    fn new(generation: u64, phase: BarrierPhase) -> Self {
         Self(generation.wrapping_mul(4) + phase as u64)
     }
 
-    fn phase(self) -> Phase {
+    fn phase(self) -> BarrierPhase {
         match self.0 % 4 {
-            0 => Phase::Filling,
-            1 => Phase::Running,
-            2 => Phase::Broken,
-            _ => Phase::Resetting,
+            0 => BarrierPhase::Filling,
+            1 => BarrierPhase::Running,
+            2 => BarrierPhase::Broken,
+            _ => BarrierPhase::Resetting,
         }
     }
 
@@ -51,12 +51,12 @@ impl Word {
         self.0 / 4
     }
 
-    fn with(self, phase: Phase) -> Self {
+    fn with(self, phase: BarrierPhase) -> Self {
         Self::new(self.generation(), phase)
     }
 
     fn next(self) -> Self {
-        Self::new(self.generation().wrapping_add(1), Phase::Filling)
+        Self::new(self.generation().wrapping_add(1), BarrierPhase::Filling)
     }
 }
 
@@ -136,7 +136,7 @@ impl Barrier {
     /// Finishes what a dead owner of the mutex had begun.
     fn repair(&self) {
         let word = self.word();
-        if word.phase() == Phase::Resetting {
+        if word.phase() == BarrierPhase::Resetting {
             self.finish_reset(word);
         }
     }
@@ -145,7 +145,7 @@ impl Barrier {
     #[must_use]
     pub fn n_waiting(&self) -> usize {
         let word = self.word();
-        if matches!(word.phase(), Phase::Filling | Phase::Running) {
+        if matches!(word.phase(), BarrierPhase::Filling | BarrierPhase::Running) {
             self.waiting(word.generation()).count()
         } else {
             0
@@ -155,7 +155,7 @@ impl Barrier {
     /// Whether it is broken.
     #[must_use]
     pub fn is_broken(&self) -> bool {
-        self.word().phase() == Phase::Broken
+        self.word().phase() == BarrierPhase::Broken
     }
 
     /// One more party is there; waits until the deadline while the action of the last generation runs.
@@ -163,8 +163,8 @@ impl Barrier {
     /// # Errors
     /// [`BarrierError`].
     pub fn come(&self, deadline: Deadline) -> Result<Turn, BarrierError> {
-        let come = || -> Result<Option<Turn>, Ended> {
-            let is_full = self.n_waiting() + 1 >= self.parties() || self.word().phase() == Phase::Running;
+        let come = || -> Result<Option<Turn>, ArrivalError> {
+            let is_full = self.n_waiting() + 1 >= self.parties() || self.word().phase() == BarrierPhase::Running;
             let dead = if is_full { self.0.dead() } else { Vec::new() };
             self.break_if_dead(&dead);
             let _mutex = self.0.lock(deadline, || self.repair())?;
@@ -175,25 +175,27 @@ impl Barrier {
                 .for_each(|waiter| waiter.set(Waiting::Free));
             let word = self.word();
             match word.phase() {
-                Phase::Filling => {}
-                Phase::Running => return Ok(None),
-                Phase::Broken | Phase::Resetting => return Err(Ended::Barrier(BarrierError::Broken)),
+                BarrierPhase::Filling => {}
+                BarrierPhase::Running => return Ok(None),
+                BarrierPhase::Broken | BarrierPhase::Resetting => {
+                    return Err(ArrivalError::Barrier(BarrierError::Broken));
+                }
             }
             let index = self.waiting(word.generation()).count();
             if index + 1 >= self.parties() {
                 self.0.state().owner.store(Identity::own().bits(), Ordering::Relaxed);
-                let is_whole = self.step(word, word.with(Phase::Running));
+                let is_whole = self.step(word, word.with(BarrierPhase::Running));
                 let last = Turn::Last { index, generation: word.generation() };
-                return is_whole.then_some(Some(last)).ok_or(Ended::Barrier(BarrierError::Broken));
+                return is_whole.then_some(Some(last)).ok_or(ArrivalError::Barrier(BarrierError::Broken));
             }
-            let place = self.0.enlist(word.generation()).map_err(|error| Ended::Barrier(error.into()))?;
+            let place = self.0.enlist(word.generation()).map_err(|error| ArrivalError::Barrier(error.into()))?;
             Ok(Some(Turn::Wait { index, place }))
         };
         self.0.layout().waiters.wait(deadline, &RecheckInterval::new(RECHECK_AFTER), come).map_err(
             |ended| match ended {
-                Ended::Barrier(error) => error,
-                Ended::Wait(WaitError::Interrupted) => BarrierError::Interrupted,
-                Ended::Wait(WaitError::TimedOut) => {
+                ArrivalError::Barrier(error) => error,
+                ArrivalError::Wait(WaitError::Interrupted) => BarrierError::Interrupted,
+                ArrivalError::Wait(WaitError::TimedOut) => {
                     self.abort();
                     BarrierError::Broken
                 }
@@ -215,7 +217,7 @@ impl Barrier {
                 if std::mem::replace(&mut slept, true) {
                     self.0.watch_waiters(&interval);
                     let runner = Identity::from_bits(self.0.state().owner.load(Ordering::Relaxed));
-                    if self.word().phase() == Phase::Running && !watch_death(runner) {
+                    if self.word().phase() == BarrierPhase::Running && !watch_death(runner) {
                         interval.restart();
                     }
                 }
@@ -241,8 +243,8 @@ impl Barrier {
         match word.phase() {
             _ if waiter.state() == Waiting::Broken => Some(Err(BarrierError::Broken)),
             _ if word.generation() != waiter.generation.load(Ordering::Relaxed) => Some(Ok(())),
-            Phase::Broken | Phase::Resetting => Some(Err(BarrierError::Broken)),
-            Phase::Filling | Phase::Running => None,
+            BarrierPhase::Broken | BarrierPhase::Resetting => Some(Err(BarrierError::Broken)),
+            BarrierPhase::Filling | BarrierPhase::Running => None,
         }
     }
 
@@ -252,7 +254,7 @@ impl Barrier {
     /// [`BarrierError::Broken`] when it was aborted or reset meanwhile.
     pub fn release(&self, turn: &Turn) -> Result<(), BarrierError> {
         let &Turn::Last { generation, .. } = turn else { return Err(BarrierError::Broken) };
-        let running = Word::new(generation, Phase::Running);
+        let running = Word::new(generation, BarrierPhase::Running);
         if !self.step(running, running.next()) {
             return Err(BarrierError::Broken);
         }
@@ -269,11 +271,11 @@ impl Barrier {
     fn break_of(&self, generation: u64) -> bool {
         loop {
             let word = self.word();
-            let is_whole = matches!(word.phase(), Phase::Filling | Phase::Running);
+            let is_whole = matches!(word.phase(), BarrierPhase::Filling | BarrierPhase::Running);
             if word.generation() != generation || !is_whole {
                 return word.generation() == generation;
             }
-            if self.step(word, word.with(Phase::Broken)) {
+            if self.step(word, word.with(BarrierPhase::Broken)) {
                 self.0.layout().waiters.wake_all();
                 return true;
             }
@@ -285,7 +287,7 @@ impl Barrier {
         let mutex = self.0.lock_through_signals(|| self.repair());
         loop {
             let word = self.word();
-            if self.step(word, word.with(Phase::Resetting)) {
+            if self.step(word, word.with(BarrierPhase::Resetting)) {
                 self.finish_reset(word); // nobody else changes the word while it is so
                 break;
             }
@@ -306,7 +308,7 @@ impl Barrier {
     fn break_if_dead(&self, dead: &[Identity]) {
         let word = self.word();
         let runner = Identity::from_bits(self.0.state().owner.load(Ordering::Relaxed));
-        let runner_died = word.phase() == Phase::Running && runner.is_dead();
+        let runner_died = word.phase() == BarrierPhase::Running && runner.is_dead();
         if runner_died || self.waiting(word.generation()).any(|waiter| dead.contains(&waiter.owner())) {
             self.break_of(word.generation());
         }
@@ -314,12 +316,12 @@ impl Barrier {
 }
 
 /// Why the wait in [`Barrier::come`] ended.
-enum Ended {
+enum ArrivalError {
     Barrier(BarrierError),
     Wait(WaitError),
 }
 
-impl From<WaitError> for Ended {
+impl From<WaitError> for ArrivalError {
     fn from(error: WaitError) -> Self {
         Self::Wait(error)
     }

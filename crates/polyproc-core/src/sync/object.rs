@@ -2,9 +2,9 @@
 //!
 //! | offset | bytes | what |
 //! |---|---|---|
-//! | 0 | 64 | [`Kind`] |
+//! | 0 | 64 | [`ObjectKind`] |
 //! | 64 | 64 | the [`Mutex`] over all that follows |
-//! | 128 | 64 | [`State`] |
+//! | 128 | 64 | [`StateWords`] |
 //! | 192 | 64 | [`EventCount`] |
 //! | 4096 | 64 each | [`Waiter`]s, of an object that has a file of its own |
 //!
@@ -18,7 +18,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::places::{self, Place};
+use super::places::{self, ObjectPlace};
 
 use crate::deadline::Deadline;
 use crate::prim::{AtomicU32, AtomicU64, Ordering};
@@ -41,7 +41,7 @@ shared! {
     /// | 0 | 8 | magic | [`MAGIC`], when all else is set up |
     /// | 8 | 8 | kind | what it is, at the start |
     /// | 16 | 8 | limit | a bound, or a number of parties, at the start |
-    pub(super) struct Kind {
+    pub(super) struct ObjectKind {
         magic: AtomicU64,
         kind: AtomicU64,
         pub(super) limit: AtomicU64,
@@ -58,7 +58,7 @@ shared! {
     /// | 24 | 4 | | unused |
     /// | 28 | 4 | used | how many places in the table of waiters were ever used |
     /// | 32 | 8 | ticket | the last one given to a waiter |
-    pub(super) struct State {
+    pub(super) struct StateWords {
         pub(super) owner: AtomicU64,
         pub(super) value: AtomicU64,
         pub(super) thread: AtomicU32,
@@ -122,24 +122,24 @@ impl Waiter {
 }
 
 shared! {
-    pub(super) struct Layout {
-        pub(super) kind: Kind,
+    pub(super) struct ObjectLayout {
+        pub(super) kind: ObjectKind,
         mutex: Mutex,
-        pub(super) state: State,
+        pub(super) state: StateWords,
         pub(super) waiters: EventCount,
     }
 }
 
-impl Layout {
+impl ObjectLayout {
     /// As new: another object may have been here, which nobody has any more.
     fn clear(&self) {
         self.kind.magic.store(0, Ordering::Relaxed);
-        let State { owner, value, thread, count, ticket, .. } = &self.state;
+        let StateWords { owner, value, thread, count, ticket, .. } = &self.state;
         [owner, value, ticket].into_iter().for_each(|word| word.store(0, Ordering::Relaxed));
         [thread, count].into_iter().for_each(|word| word.store(0, Ordering::Relaxed));
     }
 }
-const _: () = assert!(size_of::<Layout>() as u64 == places::SIZE && size_of::<Waiter>() == 64);
+const _: () = assert!(size_of::<ObjectLayout>() as u64 == places::SIZE && size_of::<Waiter>() == 64);
 const _: () = assert!(WAITERS + MOST_WAITERS as u64 * 64 <= places::FILE_LEN);
 
 /// All places of a table of waiters are taken.
@@ -149,20 +149,20 @@ pub struct TooManyWaiters;
 
 /// What a means of synchronisation is made of.
 #[derive(Debug)]
-pub(super) struct Object(Place);
+pub(super) struct Object(ObjectPlace);
 
 impl Object {
     /// One that shares its file with others: nobody waits in it in a place of its own.
     pub(super) fn create(kind: u64, value: u64, limit: u64) -> io::Result<Arc<Self>> {
-        Self::set_up(Place::shared()?, kind, value, limit)
+        Self::set_up(ObjectPlace::shared()?, kind, value, limit)
     }
 
     /// One with a table of who waits.
     pub(super) fn create_with_waiters(kind: u64, value: u64, limit: u64) -> io::Result<Arc<Self>> {
-        Self::set_up(Place::alone()?, kind, value, limit)
+        Self::set_up(ObjectPlace::alone()?, kind, value, limit)
     }
 
-    fn set_up(place: Place, kind: u64, value: u64, limit: u64) -> io::Result<Arc<Self>> {
+    fn set_up(place: ObjectPlace, kind: u64, value: u64, limit: u64) -> io::Result<Arc<Self>> {
         let object = Self(place);
         let layout = object.layout();
         layout.clear();
@@ -175,7 +175,7 @@ impl Object {
 
     /// The one at `at` in this file, which must be of `kind`.
     pub(super) fn open(kind: u64, memfd: BorrowedFd<'_>, at: u64) -> io::Result<Arc<Self>> {
-        let place = Place::open(memfd, at)?;
+        let place = ObjectPlace::open(memfd, at)?;
         let object = places::find(place.id()).unwrap_or_else(|| places::note(place.id(), Self(place)));
         let found = &object.layout().kind;
         if found.magic.load(Ordering::Acquire) != MAGIC || found.kind.load(Ordering::Relaxed) != kind {
@@ -194,11 +194,11 @@ impl Object {
         self.0.share()
     }
 
-    pub(super) fn layout(&self) -> &Layout {
+    pub(super) fn layout(&self) -> &ObjectLayout {
         self.0.view(0)
     }
 
-    pub(super) fn state(&self) -> &State {
+    pub(super) fn state(&self) -> &StateWords {
         &self.layout().state
     }
 

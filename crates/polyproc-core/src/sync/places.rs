@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | 0 | 256 each | objects, all but the fifth and the sixth; or one object with what belongs to it |
 //! | 1024 | 256 | the table of regions, of which there is one |
-//! | 1280 | 64 | [`Head`] |
+//! | 1280 | 64 | [`PlacesHeader`] |
 //!
 //! The process that made a file gives its places out. A place is given out again when its object is gone and no other process
 //! can have it: when it was never sent anywhere, and this process was not copied since. Else it stays unused until the whole
@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::object::{Layout, Object};
+use super::object::{Object, ObjectLayout};
 use crate::prim::{AtomicBool, AtomicU32, Ordering};
 use crate::shm::{Segment, registry};
 use crate::sys::clone;
@@ -36,7 +36,7 @@ shared! {
     /// | offset | bytes | field | who writes it, when |
     /// |---|---|---|---|
     /// | 0 | 4 | used | how many places were ever given out; who made the file |
-    struct Head { used: AtomicU32, }
+    struct PlacesHeader { used: AtomicU32, }
 }
 
 /// Whether an object may start at this offset of a file.
@@ -46,9 +46,9 @@ fn is_place(at: u64) -> bool {
 
 /// A file of objects.
 #[derive(Debug)]
-struct File(Segment);
+struct PlacesFile(Segment);
 
-impl File {
+impl PlacesFile {
     fn create() -> io::Result<Arc<Self>> {
         let segment = Segment::create(c"polyproc-sync", FILE_LEN, REGION_TABLE, FILE_LEN)?;
         segment.reserve(0, STEP)?;
@@ -64,7 +64,7 @@ impl File {
         Ok(registry::note(inode, Self(segment)))
     }
 
-    fn head(&self) -> &Head {
+    fn head(&self) -> &PlacesHeader {
         self.0.fixed(HEAD)
     }
 
@@ -81,26 +81,26 @@ impl File {
     }
 }
 
-impl registry::Object for File {
+impl registry::SharedObject for PlacesFile {
     fn recover(&self) {
         let used = u64::from(self.head().used.load(Ordering::Acquire)).min(FILE_LEN / SIZE);
         for at in (0..used).map(|number| number * SIZE).filter(|at| is_place(*at)) {
-            self.0.fixed::<Layout>(at).waiters.recover();
+            self.0.fixed::<ObjectLayout>(at).waiters.recover();
         }
     }
 }
 
 /// What this process gives out. A copy of it begins anew.
 #[derive(Debug, Default)]
-struct Stock {
-    current: Option<Arc<File>>,
+struct PlacesStock {
+    current: Option<Arc<PlacesFile>>,
     /// Places to be given out again.
-    free: Vec<(Weak<File>, u64)>,
+    free: Vec<(Weak<PlacesFile>, u64)>,
 }
 
-static STOCK: PerProcess<Mutex<Stock>> = PerProcess::new(|_| Mutex::default());
+static STOCK: PerProcess<Mutex<PlacesStock>> = PerProcess::new(|_| Mutex::default());
 
-fn stock() -> MutexGuard<'static, Stock> {
+fn stock() -> MutexGuard<'static, PlacesStock> {
     STOCK.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -136,8 +136,8 @@ pub(super) fn note(id: Id, object: Object) -> Arc<Object> {
 
 /// A place for an object, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
-    file: Arc<File>,
+pub(super) struct ObjectPlace {
+    file: Arc<PlacesFile>,
     at: u64,
     /// It can be given out again: for as long as this process is the one that made it, and is not copied.
     given_out: Option<(u32, u64)>,
@@ -145,8 +145,8 @@ pub(super) struct Place {
     is_shared: AtomicBool,
 }
 
-impl Place {
-    fn new(file: Arc<File>, at: u64, given_out: Option<(u32, u64)>) -> Self {
+impl ObjectPlace {
+    fn new(file: Arc<PlacesFile>, at: u64, given_out: Option<(u32, u64)>) -> Self {
         Self { file, at, given_out, is_shared: AtomicBool::new(false) }
     }
 
@@ -164,7 +164,7 @@ impl Place {
         let (file, at) = match from_current {
             Some(found) => found,
             None => {
-                let file = stock.current.insert(File::create()?);
+                let file = stock.current.insert(PlacesFile::create()?);
                 (Arc::clone(file), file.next().ok_or(io::ErrorKind::OutOfMemory)?)
             }
         };
@@ -173,14 +173,14 @@ impl Place {
 
     /// One with a file of its own.
     pub(super) fn alone() -> io::Result<Self> {
-        let file = File::create()?;
+        let file = PlacesFile::create()?;
         file.head().used.store(1, Ordering::Release);
         Ok(Self::new(file, 0, None))
     }
 
     /// One that another process gave out.
     pub(super) fn open(memfd: BorrowedFd<'_>, at: u64) -> io::Result<Self> {
-        let file = File::open(memfd)?;
+        let file = PlacesFile::open(memfd)?;
         // Memory was reserved for those that were given out.
         if !is_place(at) || at / SIZE >= file.head().used.load(Ordering::Acquire).into() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "there is no object at this place"));
@@ -209,7 +209,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ObjectPlace {
     fn drop(&mut self) {
         let Some((pid, copies)) = self.given_out else { return };
         if pid == process_id() && copies == clone::copies() && !self.is_shared.load(Ordering::Relaxed) {

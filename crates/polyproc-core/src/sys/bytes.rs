@@ -51,14 +51,14 @@ impl Drop for Slice {
 ///
 /// A forked child does not inherit the mapping: it would be the same memory as its parent's.
 #[derive(Debug)]
-pub(crate) struct Filling {
+pub(crate) struct UnsealedBytes {
     memfd: OwnedFd,
     /// Forgotten in a copy of the process, where something else may be at its address.
     slice: ManuallyDrop<Slice>,
     pid: u32,
 }
 
-impl Drop for Filling {
+impl Drop for UnsealedBytes {
     fn drop(&mut self) {
         if self.pid == process_id() {
             // SAFETY: dropped once, here, and not used after this.
@@ -67,7 +67,7 @@ impl Drop for Filling {
     }
 }
 
-impl Filling {
+impl UnsealedBytes {
     pub(crate) fn new(len: usize) -> io::Result<Self> {
         super::memory::look_for(len as u64)?; // before the file is as long
         let memfd = super::fd::memfd(c"polyproc-bytes")?;
@@ -101,23 +101,23 @@ impl Filling {
     }
 
     /// Nobody can write from now on, the kernel sees to it.
-    pub(crate) fn seal(self) -> io::Result<Sealed> {
+    pub(crate) fn seal(self) -> io::Result<SealedBytes> {
         let memfd = self.memfd.try_clone()?;
         drop(self); // the kernel refuses to seal what is mapped for writing
         let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&memfd, seals)?;
-        Sealed::map(memfd)
+        SealedBytes::map(memfd)
     }
 }
 
 /// Bytes in a memory file that nobody can change.
 #[derive(Debug)]
-pub(crate) struct Sealed {
+pub(crate) struct SealedBytes {
     memfd: OwnedFd,
     slice: Slice,
 }
 
-impl Sealed {
+impl SealedBytes {
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] for a file that somebody could change.
     pub(crate) fn map(memfd: OwnedFd) -> io::Result<Self> {
@@ -133,7 +133,7 @@ impl Sealed {
     }
 }
 
-impl AsFd for Sealed {
+impl AsFd for SealedBytes {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.memfd.as_fd()
     }

@@ -82,7 +82,7 @@ pub trait Handler<F>: 'static {
     fn handle(function: F, input: Input<'_>, out: &mut Payload) -> Verdict;
 }
 
-type Entry = unsafe fn(usize, Input<'_>, &mut Payload) -> Verdict;
+type EntryPoint = unsafe fn(usize, Input<'_>, &mut Payload) -> Verdict;
 
 /// # Safety
 /// `target` is the address of a function of type `F`.
@@ -104,14 +104,14 @@ impl Function {
     /// # Errors
     /// [`FunctionError::NotInAnImage`] or [`FunctionError::NoBuildId`] when no other process could find it.
     pub fn new<F: Callable, H: Handler<F>>(function: F) -> Result<Self, FunctionError> {
-        let entry: Entry = enter::<F, H>;
+        let entry: EntryPoint = enter::<F, H>;
         Ok(Self { entry: image::locate(entry as usize)?, target: image::locate(function.address())? })
     }
 
     /// What tells it from other functions in this process: cheaper than its name.
     #[must_use]
     pub fn key<F: Callable, H: Handler<F>>(function: F) -> (usize, usize) {
-        let entry: Entry = enter::<F, H>;
+        let entry: EntryPoint = enter::<F, H>;
         (entry as usize, function.address())
     }
 
@@ -120,8 +120,8 @@ impl Function {
         let entry = image::resolve(&self.entry)?;
         let target = image::resolve(&self.target)?;
         // SAFETY: `self` was made by `Function::new` in a process of the same build (the build ids match), or decoded
-        // from a channel of ours that carries only such names: an `Entry` starts here.
-        let entry = unsafe { std::mem::transmute::<*const (), Entry>(std::ptr::with_exposed_provenance(entry)) };
+        // from a channel of ours that carries only such names: an `EntryPoint` starts here.
+        let entry = unsafe { std::mem::transmute::<*const (), EntryPoint>(std::ptr::with_exposed_provenance(entry)) };
         Ok(Resolved { entry, target })
     }
 
@@ -147,7 +147,7 @@ impl Function {
 /// A [`Function`] found in this process.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Resolved {
-    entry: Entry,
+    entry: EntryPoint,
     target: usize,
 }
 

@@ -12,14 +12,14 @@ use crate::prim::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 /// What this process knows of itself, in a page that the kernel fills with zeros in every copy of the process, however that was
 /// made: `fork(3)`, `_Fork(3)`, or the bare system call (`MADV_WIPEONFORK`, Linux 4.14).
 #[derive(Debug, Default)]
-struct Known {
+struct Cached {
     id: AtomicU32,
     identity: AtomicU64,
 }
 
-static KNOWN: AtomicPtr<Known> = AtomicPtr::new(std::ptr::null_mut());
+static KNOWN: AtomicPtr<Cached> = AtomicPtr::new(std::ptr::null_mut());
 
-fn known() -> Option<&'static Known> {
+fn known() -> Option<&'static Cached> {
     // Acquire pairs with the Release in `learn`.
     super::leaked(KNOWN.load(Ordering::Acquire))
 }
@@ -37,7 +37,7 @@ pub(crate) fn process_id() -> u32 {
 fn learn() -> u32 {
     static IS_REFUSED: AtomicBool = AtomicBool::new(false);
     let id = std::process::id();
-    let page = || super::memory::wiped_on_fork::<Known>().inspect_err(|_| IS_REFUSED.store(true, Ordering::Relaxed));
+    let page = || super::memory::wiped_on_fork::<Cached>().inspect_err(|_| IS_REFUSED.store(true, Ordering::Relaxed));
     if known().is_none()
         && !IS_REFUSED.load(Ordering::Relaxed)
         && let Ok(page) = page()

@@ -10,11 +10,11 @@ use crate::prim::{AtomicPtr, Ordering};
 /// A static that is made when it is first asked for, and made anew in a copy of the process: what is copied may be locked by a
 /// thread that the copy does not have, and describes the children, threads and descriptors of another process.
 pub struct PerProcess<T: 'static> {
-    now: AtomicPtr<Made<T>>,
+    now: AtomicPtr<Instance<T>>,
     make: fn(Option<&T>) -> T,
 }
 
-struct Made<T> {
+struct Instance<T> {
     pid: u32,
     value: T,
 }
@@ -25,7 +25,7 @@ impl<T: Send + Sync> PerProcess<T> {
         Self { now: AtomicPtr::new(ptr::null_mut()), make }
     }
 
-    fn made(&'static self) -> Option<&'static Made<T>> {
+    fn made(&'static self) -> Option<&'static Instance<T>> {
         super::leaked(self.now.load(Ordering::Acquire)) // pairs with the Release of `get`
     }
 
@@ -41,7 +41,7 @@ impl<T: Send + Sync> PerProcess<T> {
                 return value;
             }
             let before = self.made();
-            let new = Made { pid: process_id(), value: (self.make)(before.map(|made| &made.value)) };
+            let new = Instance { pid: process_id(), value: (self.make)(before.map(|made| &made.value)) };
             let before = before.map_or(ptr::null_mut(), |made| ptr::from_ref(made).cast_mut());
             // Where another thread was first, its value is found the next time round.
             let _ = self.now.compare_exchange(before, Box::leak(Box::new(new)), Ordering::AcqRel, Ordering::Relaxed);

@@ -50,7 +50,7 @@ const _: () = assert!(size_of::<RobustWord>() == 64);
 
 /// `struct robust_list_head` of `linux/futex.h`, in the thread's private memory.
 #[repr(C)]
-struct Head {
+struct ListHead {
     list: AtomicPtr<u8>,
     futex_offset: AtomicPtr<u8>, // a C `long`, never changed
     list_op_pending: AtomicPtr<u8>,
@@ -62,7 +62,7 @@ struct Thread {
     /// The process that it is a thread of: in a copy of that, its id is another.
     process: u32,
     tid: u32,
-    head: *const Head,
+    head: *const ListHead,
 }
 const UNKNOWN: Thread = Thread { process: 0, tid: 0, head: ptr::null() };
 
@@ -80,7 +80,7 @@ pub(crate) fn is_gone(tid: u32) -> bool {
 
 #[cold]
 fn introduce() -> Thread {
-    let (mut head, mut len) = (ptr::null::<Head>(), 0usize);
+    let (mut head, mut len) = (ptr::null::<ListHead>(), 0usize);
     // SAFETY: the call fills two words of ours.
     let got = unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut head, &raw mut len) };
     if got != 0 || head.is_null() {
@@ -93,15 +93,15 @@ fn introduce() -> Thread {
 }
 
 /// A list of our own, where libc has none yet (musl makes one with the first robust mutex). It leaks with the thread.
-fn register() -> *const Head {
-    let head: &Head = Box::leak(Box::new(Head {
+fn register() -> *const ListHead {
+    let head: &ListHead = Box::leak(Box::new(ListHead {
         list: AtomicPtr::new(ptr::null_mut()),
         futex_offset: AtomicPtr::new(ptr::without_provenance_mut(32usize.wrapping_neg())),
         list_op_pending: AtomicPtr::new(ptr::null_mut()),
     }));
     head.list.store(ptr::from_ref(head).cast::<u8>().cast_mut(), Ordering::Relaxed);
     // SAFETY: the head lives for ever.
-    unsafe { libc::syscall(libc::SYS_set_robust_list, ptr::from_ref(head), size_of::<Head>()) };
+    unsafe { libc::syscall(libc::SYS_set_robust_list, ptr::from_ref(head), size_of::<ListHead>()) };
     head
 }
 
@@ -109,7 +109,7 @@ fn register() -> *const Head {
 #[derive(Clone, Copy)]
 pub(crate) struct Me {
     tid: u32,
-    head: &'static Head,
+    head: &'static ListHead,
     not_send: PhantomData<*const ()>,
 }
 

@@ -111,7 +111,7 @@ pub(crate) fn restart_recheck_interval() {
     INTERVAL.set(FIRST_INTERVAL);
 }
 
-type Action = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
+type SigHandler = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
 
 fn set_action(signal: c_int, handler: usize, flags: c_int) -> io::Result<()> {
     // SAFETY: all-zero is a valid `sigaction`: default disposition, empty mask.
@@ -134,7 +134,7 @@ pub(crate) fn ignore_sigpipe() -> io::Result<()> {
 /// this process would inherit.
 pub(crate) fn leave_sigint_to_parent() -> io::Result<()> {
     extern "C" fn nothing(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {}
-    set_action(libc::SIGINT, nothing as Action as usize, libc::SA_SIGINFO | libc::SA_RESTART)
+    set_action(libc::SIGINT, nothing as SigHandler as usize, libc::SA_SIGINFO | libc::SA_RESTART)
 }
 
 /// Has `SIGSTKFLT`, which the kernel never sends and no program uses, end the process group that this process leads. After `exec`,
@@ -148,7 +148,7 @@ pub(super) fn end_group_by_handler() -> io::Result<rustix::process::Signal> {
         // SAFETY: as above; for a process that has left its group.
         unsafe { libc::kill(own, libc::SIGKILL) };
     }
-    set_action(libc::SIGSTKFLT, end_group as Action as usize, libc::SA_SIGINFO)?;
+    set_action(libc::SIGSTKFLT, end_group as SigHandler as usize, libc::SA_SIGINFO)?;
     Ok(rustix::process::Signal::STKFLT)
 }
 
@@ -181,7 +181,7 @@ pub(crate) fn install_overflow_handler() -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     for signal in [libc::SIGSEGV, libc::SIGBUS] {
-        set_action(signal, on_fault as Action as usize, libc::SA_SIGINFO | libc::SA_ONSTACK)?;
+        set_action(signal, on_fault as SigHandler as usize, libc::SA_SIGINFO | libc::SA_ONSTACK)?;
     }
     Ok(())
 }

@@ -68,7 +68,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, wait: bool) -> rustix::io::Result<
 }
 
 /// As [`receive`] without waiting, also when the process has no room for the descriptors: the bytes are told all the same.
-pub(crate) fn receive_any(socket: BorrowedFd<'_>) -> rustix::io::Result<Received> {
+pub(crate) fn receive_any(socket: BorrowedFd<'_>) -> rustix::io::Result<ReceivedMessage> {
     receive_with(socket, MAX_LEN_BYTES, RecvFlags::DONTWAIT)
 }
 
@@ -99,7 +99,7 @@ pub(crate) fn peer_user(socket: BorrowedFd<'_>) -> rustix::io::Result<u32> {
 
 /// A message that was received.
 #[derive(Debug)]
-pub(crate) struct Received {
+pub(crate) struct ReceivedMessage {
     pub(crate) bytes: Vec<u8>,
     pub(crate) fds: Vec<OwnedFd>,
     /// The kernel dropped descriptors that did not fit in this process's table.
@@ -107,13 +107,13 @@ pub(crate) struct Received {
     is_longer: bool,
 }
 
-impl Received {
+impl ReceivedMessage {
     fn whole(self) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
         if self.are_fds_lost { Err(Errno::MFILE) } else { Ok((self.bytes, self.fds)) }
     }
 }
 
-fn receive_with(socket: BorrowedFd<'_>, len_bytes: usize, flags: RecvFlags) -> rustix::io::Result<Received> {
+fn receive_with(socket: BorrowedFd<'_>, len_bytes: usize, flags: RecvFlags) -> rustix::io::Result<ReceivedMessage> {
     let mut bytes = SCRATCH.take();
     bytes.resize(bytes.len().max(len_bytes), 0);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
@@ -138,7 +138,7 @@ fn receive_with(socket: BorrowedFd<'_>, len_bytes: usize, flags: RecvFlags) -> r
     SCRATCH.set(bytes);
     let (bytes, flags, fds) = received?;
     let (are_fds_lost, is_longer) = (flags.contains(ReturnFlags::CTRUNC), flags.contains(ReturnFlags::TRUNC));
-    Ok(Received { bytes, fds, are_fds_lost, is_longer })
+    Ok(ReceivedMessage { bytes, fds, are_fds_lost, is_longer })
 }
 
 pub(crate) use rustix::net::SocketAddrUnix as UnixAddress;

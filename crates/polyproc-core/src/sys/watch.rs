@@ -48,11 +48,11 @@ fn poll(polled: &mut [PollFd<'_>], deadline: Deadline) -> io::Result<bool> {
 
 /// A changing set of descriptors, each with a key. Descriptors leave it when they are closed.
 #[derive(Debug)]
-pub(crate) struct Watch {
+pub(crate) struct Poller {
     epoll: OwnedFd,
 }
 
-impl Watch {
+impl Poller {
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)? })
     }
@@ -89,11 +89,11 @@ impl Watch {
 
 /// Wakes the thread that watches it.
 #[derive(Debug)]
-pub(crate) struct Bell {
+pub(crate) struct EventFd {
     eventfd: OwnedFd,
 }
 
-impl Bell {
+impl EventFd {
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self { eventfd: rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)? })
     }
@@ -111,19 +111,19 @@ impl Bell {
 }
 
 /// One that another process made.
-impl From<OwnedFd> for Bell {
+impl From<OwnedFd> for EventFd {
     fn from(eventfd: OwnedFd) -> Self {
         Self { eventfd }
     }
 }
 
-impl AsFd for Bell {
+impl AsFd for EventFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.eventfd.as_fd()
     }
 }
 
-impl AsRawFd for Bell {
+impl AsRawFd for EventFd {
     fn as_raw_fd(&self) -> i32 {
         self.eventfd.as_raw_fd()
     }

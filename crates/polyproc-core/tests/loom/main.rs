@@ -26,7 +26,7 @@ mod index;
 #[path = "../../src/robust/mutex.rs"]
 mod mutex;
 
-use index::Place;
+use index::IndexPlace;
 use mutex::Guard;
 
 /// Why a wait ended.
@@ -437,7 +437,7 @@ impl Queue {
             return false;
         }
         self.words[usize::from(place.at == 1)].store(value, Ordering::Relaxed);
-        self.put.prepare(count + 1, Place { at: (place.at + 1) % 2, ..place });
+        self.put.prepare(count + 1, IndexPlace { at: (place.at + 1) % 2, ..place });
         if dies {
             self.put.lock.die(guard);
             return true;
@@ -455,7 +455,7 @@ impl Queue {
             return None;
         }
         let value = self.words[usize::from(place.at == 1)].load(Ordering::Relaxed);
-        self.get.prepare(count + 1, Place { at: (place.at + 1) % 2, ..place });
+        self.get.prepare(count + 1, IndexPlace { at: (place.at + 1) % 2, ..place });
         self.get.commit(count);
         Some(value)
     }
