@@ -12,7 +12,7 @@ import weakref
 
 # All that a new process uses is imported here, so that it is there in copies of the fork server.
 from . import _polyproc, context, forkserver, process, resource_tracker, spawn, util
-from ._carry import arriving, dumps_values
+from ._pickling import dumps_values, receiving_fds
 
 __all__ = ()
 
@@ -68,7 +68,7 @@ def run(data, fds):
     process.current_process()._inheriting = True
     try:
         try:
-            with arriving(fds):
+            with receiving_fds(fds):
                 preparation = pickle.load(stream)
                 if preparation is not None:
                     spawn.prepare(preparation)
@@ -132,7 +132,7 @@ def run_worker(data, fds, name):
     inheriting = process.current_process()
     inheriting._inheriting = True
     try:
-        with arriving(fds):
+        with receiving_fds(fds):
             worker, method, initializer = _load_setup(data)
     finally:
         del inheriting._inheriting

@@ -17,7 +17,7 @@ import warnings
 import weakref
 
 from . import process, spawn
-from ._carry import arriving
+from ._pickling import receiving_fds
 
 __all__ = ()
 
@@ -33,7 +33,7 @@ def preload(data, fds):
 
     A reason that begins with ``import:`` is an error of an import, one that begins with ``holds:`` what copies must not share.
     """
-    with arriving(fds):
+    with receiving_fds(fds):
         preparation, modules, main, on_error = pickle.loads(data)
     # A main module without the guard that tries to start processes is told so, instead.
     process.current_process()._inheriting = True

@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool, _RemoteTraceback
 from typing import TYPE_CHECKING, Any
 
 from . import context
-from ._carry import REFUSED
+from ._pickling import REFUSED
 from .pool import NoWorkers, Pool, PoolTerminated, RemoteTraceback, TaskCancelled, WorkerLost
 
 if TYPE_CHECKING:

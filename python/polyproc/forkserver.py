@@ -8,7 +8,7 @@ import typing
 import warnings
 
 from . import _polyproc, context, process, spawn, util
-from ._carry import dumps_values
+from ._pickling import dumps_values
 
 __all__ = ["ensure_running", "get_inherited_fds", "connect_to_new_process", "set_forkserver_preload"]
 

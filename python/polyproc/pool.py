@@ -35,7 +35,7 @@ from multiprocessing.pool import (
     starmapstar,
 )
 
-from . import TimeoutError, _carry, _polyproc, context, get_context, resource_tracker, spawn
+from . import TimeoutError, _pickling, _polyproc, context, get_context, resource_tracker, spawn
 
 __all__ = ["Pool", "ThreadPool"]
 
@@ -106,7 +106,7 @@ class NoWorkers(PoolError):
 def _rebuild_error(text, pickle):
     """The exception that a task raised, as a `RemoteTraceback` tells."""
     try:
-        error = _carry.loads(pickle, [])
+        error = _pickling.loads(pickle, [])
     except Exception as reason:
         error = RuntimeError(f"the task raised an exception that cannot be rebuilt here: {reason!r}")
     error.__cause__ = RemoteTraceback(f'\n"""\n{text}"""')
@@ -322,8 +322,8 @@ def _name_argument(error, args, kwds):
         return  # it is the task's own; or the interpreter is older than 3.11
     for name, value in (*enumerate(args), *kwds.items()):
         try:
-            _carry.dumps_task(value)
-        except _carry.REFUSED:
+            _pickling.dumps_task(value)
+        except _pickling.REFUSED:
             what = f"argument {name}, counted from 0" if isinstance(name, int) else f"argument {name!r}"
             error.add_note(f"while pickling {what}: {type(value).__name__}")
             return
@@ -392,10 +392,10 @@ class Pool(_standard.Pool):
             resource_tracker.share()
             key = next(_numbers)
             _setups[key] = setup
-            return _polyproc.Pool(method, processes, name, _carry.dumps_setup(None, key), limits)
+            return _polyproc.Pool(method, processes, name, _pickling.dumps_setup(None, key), limits)
 
-        def start(untold):
-            return _polyproc.Pool(method, processes, name, _carry.dumps_setup(untold, setup), limits)
+        def start(unsent):
+            return _polyproc.Pool(method, processes, name, _pickling.dumps_setup(unsent, setup), limits)
 
         preparation = spawn.get_preparation_data()
         spawn.set_program()
@@ -428,7 +428,7 @@ class Pool(_standard.Pool):
         args, limits = tuple(args), _limits(timeout, retries)
         try:
             return self._pool_of_engine.apply(func, args, kwds, limits)
-        except _carry.REFUSED as error:
+        except _pickling.REFUSED as error:
             _name_argument(error, args, kwds)
             raise
 
@@ -438,7 +438,7 @@ class Pool(_standard.Pool):
         args, limits = tuple(args), _limits(timeout, retries)
         try:
             outcome = self._pool_of_engine.apply_async(func, args, kwds, limits)
-        except _carry.REFUSED as error:
+        except _pickling.REFUSED as error:
             _name_argument(error, args, kwds)
             raise
         return ApplyResult(self, outcome, callback, error_callback)

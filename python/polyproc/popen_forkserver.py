@@ -1,7 +1,7 @@
 """Processes by the fork server."""
 
 from . import _polyproc, forkserver, popen_fork, spawn
-from ._carry import dumps_setup
+from ._pickling import dumps_setup
 
 __all__ = ["Popen"]
 
@@ -12,7 +12,7 @@ class Popen(popen_fork.Popen):
     def _launch(self, process_obj):
         preparation = spawn.get_preparation_data()
         spawn.set_program()
-        return forkserver.with_preload(preparation, lambda untold: self._start(process_obj, untold))
+        return forkserver.with_preload(preparation, lambda unsent: self._start(process_obj, unsent))
 
     def _start(self, process_obj, preparation):
         data, fds = dumps_setup(preparation, process_obj)

@@ -50,8 +50,8 @@ class _Queue(_polyproc.Queue):
 
     def __getstate__(self):
         context.assert_spawning(self)
-        carrier = context.get_spawning_popen()
-        return [carrier.DupFd(carrier.duplicate_for_child(fd)) for fd in self._fds()]
+        collector = context.get_spawning_popen()
+        return [collector.DupFd(collector.duplicate_for_child(fd)) for fd in self._fds()]
 
     def __setstate__(self, state):
         self._rebuild_from([dup_fd.detach() for dup_fd in state])

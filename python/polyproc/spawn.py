@@ -11,7 +11,7 @@ from multiprocessing.spawn import (
     set_executable,
 )
 
-from . import _carry, _polyproc, context, util
+from . import _pickling, _polyproc, context, util
 
 __all__ = [
     "_main",
@@ -101,12 +101,12 @@ def get_preparation_data(name=""):
     data = _standard.get_preparation_data(name)
     del data["name"]  # a process object has it
     data["sys_argv"] = list(sys.argv)
-    if _carry.is_main_by_value():  # standard input, say, or the program itself
+    if _pickling.is_main_by_value():  # standard input, say, or the program itself
         data.pop("init_main_from_path", None)
         data.pop("init_main_from_name", None)
     data["polyproc"] = {
         "start_method": context._default_context.get_start_method(),
-        "is_main_by_value": _carry.is_main_by_value(),
+        "is_main_by_value": _pickling.is_main_by_value(),
         "is_installed": context.is_installed(),
     }
     data["polyproc_tracker"] = resource_tracker._resource_tracker
@@ -117,7 +117,7 @@ def prepare(data):
     """Makes this process ready to unpickle a process object."""
     own = data.pop("polyproc")
     context._default_context.set_start_method(own["start_method"], force=True)
-    _carry.set_main_by_value(own["is_main_by_value"])
+    _pickling.set_main_by_value(own["is_main_by_value"])
     if own["is_installed"]:
         sys.modules["polyproc"].install()
     _standard.prepare(data)

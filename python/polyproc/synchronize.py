@@ -10,7 +10,7 @@ import sys
 from multiprocessing import synchronize as _standard
 
 from . import _polyproc, context
-from ._carry import reduce_place
+from ._pickling import reduce_place
 
 __all__ = ["Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Event"]
 

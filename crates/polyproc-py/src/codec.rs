@@ -8,7 +8,7 @@
 //! | FLOAT | 8 bytes, little-endian |
 //! | STR, BYTES | a length, `u32`; UTF-8, or any bytes |
 //! | TUPLE, LIST, DICT | a count, `u32`; so many values, or keys and values |
-//! | PICKLE | how many descriptors it has, `u16`; a length, `u64`; what `polyproc._carry.dumps` made |
+//! | PICKLE | how many descriptors it has, `u16`; a length, `u64`; what `polyproc._pickling.dumps` made |
 //! | BUFFERS | as PICKLE, then a count, `u32`, and a length, `u64`, for each buffer that the pickle left out; then these |
 //! | LENT_BUFFERS | a length, `u64`, of what is lent; as BUFFERS, with where it starts in it, `u64`, for each buffer |
 //! | LENT_BYTES | a length, `u64` |
@@ -67,13 +67,13 @@ const LONG: usize = 16;
 /// So many bytes together are lent.
 const LENT: usize = 1 << 20;
 
-/// A function of `polyproc._carry`.
-fn carry<'py>(
+/// A function of `polyproc._pickling`.
+fn pickling<'py>(
     py: Python<'py>,
     function: &'static PyOnceLock<Py<PyAny>>,
     name: &str,
 ) -> PyResult<&'py Bound<'py, PyAny>> {
-    let function = function.get_or_try_init(py, || Ok::<_, PyErr>(py.import("polyproc._carry")?.getattr(name)?.into()));
+    let function = function.get_or_try_init(py, || Ok::<_, PyErr>(py.import("polyproc._pickling")?.getattr(name)?.into()));
     function.map(|function| function.bind(py))
 }
 
@@ -206,7 +206,7 @@ fn encode_pickle(value: &Bound<'_, PyAny>, how: How, out: &mut Vec<u8>, fds: &mu
     static DUMPS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     static DUMPS_TASK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let py = value.py();
-    let dumps = if how.by_value { carry(py, &DUMPS_TASK, "dumps_task")? } else { carry(py, &DUMPS, "dumps")? };
+    let dumps = if how.by_value { pickling(py, &DUMPS_TASK, "dumps_task")? } else { pickling(py, &DUMPS, "dumps")? };
     let (pickle, numbers, buffers): (Bound<'_, PyAny>, Vec<RawFd>, Vec<Bound<'_, PyAny>>) =
         dumps.call1((value,))?.extract()?;
     let buffers = buffers.iter().map(PyBuffer::get).collect::<PyResult<Vec<PyBuffer<u8>>>>()?;
@@ -552,7 +552,7 @@ fn loads<'py>(
     buffers: Option<Bound<'py, PyList>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     static LOADS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    carry(py, &LOADS, "loads")?.call1((pickle, sys::hand_over(fds), buffers))
+    pickling(py, &LOADS, "loads")?.call1((pickle, sys::hand_over(fds), buffers))
 }
 
 thread_local! {

@@ -39,7 +39,7 @@ struct Pool {
     inline: OnceLock<Registered>,
 }
 
-/// Whether functions of the main module are pickled by value: see `polyproc._carry.is_main_by_value`.
+/// Whether functions of the main module are pickled by value: see `polyproc._pickling.is_main_by_value`.
 static IS_MAIN_BY_VALUE: AtomicBool = AtomicBool::new(false);
 
 /// Sets whether functions of the main module are pickled by value, at each call.

@@ -1,7 +1,8 @@
-"""Values on their way to another process: pickles, and the descriptors that they speak of.
+"""Pickles values together with the file descriptors that they refer to.
 
-What can be given to a new process (locks, queues, connections, shared memory) can so be sent through queues, pipes and pools,
-too: a :class:`Carrier` stands in for the process object that `multiprocessing`'s reducers ask for.
+Locks, queues, connections and shared memory, which `multiprocessing` passes to new processes only, can be sent through
+queues, pipes and pools as well: an :class:`FdCollector` takes the place of the `Popen` object that the reducers of
+`multiprocessing` ask for.
 """
 
 import collections
@@ -22,22 +23,22 @@ _local = threading.local()
 
 
 class _DupFd:
-    """A descriptor by its place among those that came with a pickle."""
+    """A descriptor, as its position among those received with the pickle."""
 
     def __init__(self, place):
         self.place = place
 
     def detach(self):
-        fds = _local.arrived
+        fds = _local.received
         fd, fds[self.place] = fds[self.place], None
         return fd
 
 
-class Carrier:
-    """Collects the descriptors of what is pickled while it is the one spawned.
+class FdCollector:
+    """Collects descriptors while values are pickled, as the `Popen` object of `get_spawning_popen`.
 
     Attributes:
-        is_start: whether a process is started with it; else it is a message.
+        is_start: whether the pickle goes to a new process; if not, it is a message to a process that runs.
     """
 
     DupFd = _DupFd
@@ -55,50 +56,50 @@ class Carrier:
         return len(self.fds) - 1
 
     def share_with_child(self, fd):
-        """As `duplicate_for_child`, for what many have in common."""
+        """As `duplicate_for_child`, but the same descriptor gets the same position."""
         place = self._shared.get(fd)
         if place is None:
             place = self._shared[fd] = self.duplicate_for_child(fd)
         return place
 
 
-class carrying:
-    """``with carrying(carrier):`` what is pickled gives its descriptors to it."""
+class collecting_fds:
+    """``with collecting_fds(collector):`` adds the descriptors of values pickled in the block to `collector`."""
 
-    def __init__(self, carrier):
-        self.carrier = carrier
+    def __init__(self, collector):
+        self.collector = collector
 
     def __enter__(self):
         self.outer = context.get_spawning_popen()
-        context.set_spawning_popen(self.carrier)
+        context.set_spawning_popen(self.collector)
 
     def __exit__(self, *error):
         context.set_spawning_popen(self.outer)
 
 
-class arriving:
-    """``with arriving(fds):`` what is unpickled finds its descriptors in the list. Those that nobody took are closed."""
+class receiving_fds:
+    """``with receiving_fds(fds):`` gives values unpickled in the block their descriptors from `fds`, and closes the rest."""
 
     def __init__(self, fds):
         self.fds = fds
 
     def __enter__(self):
-        self.outer = getattr(_local, "arrived", None)
-        _local.arrived = self.fds
+        self.outer = getattr(_local, "received", None)
+        _local.received = self.fds
 
     def __exit__(self, *error):
-        _local.arrived = self.outer
+        _local.received = self.outer
         for fd in self.fds:
             if fd is not None:
                 os.close(fd)
 
 
-# Buffers of so many bytes go beside the pickle.
+# Buffers of at least this many bytes are sent out of band.
 _LARGE = 16 << 10
 
 
 def _is_in_the_pickle(buffer, buffers):
-    """For a pickler: whether a buffer is to be in the pickle; else it goes to `buffers`."""
+    """The `buffer_callback` of a pickler: appends a large buffer to `buffers`; returns true if it stays in the pickle."""
     try:
         raw = buffer.raw()
     except BufferError:
@@ -114,21 +115,22 @@ def _pickler(data, callback):
 
 
 def _dump(pickler, values, buffers):
-    """The pickles of values, one after the other, and the descriptors in them. Large buffers go to the list `buffers`."""
-    data, carrier = io.BytesIO(), Carrier(is_start=buffers is None)
+    """Returns the concatenated pickles of `values`, and their descriptors. Appends large buffers to the list `buffers`, which
+    is `None` if the pickles go to a new process."""
+    data, collector = io.BytesIO(), FdCollector(is_start=buffers is None)
     callback = None if buffers is None else lambda buffer: _is_in_the_pickle(buffer, buffers)
-    with carrying(carrier):
+    with collecting_fds(collector):
         for value in values:
             pickler(data, callback).dump(value)
-    return data.getvalue(), carrier.fds
+    return data.getvalue(), collector.fds
 
 
-# How pickle refuses. Whatever else is raised is another's: of a signal handler, say, that ran meanwhile.
+# What pickle raises for a value that cannot be pickled. Other exceptions come from elsewhere, such as a signal handler.
 REFUSED = (pickle.PicklingError, AttributeError, TypeError)
 
 
 def _refuse_file(file):
-    # cloudpickle would make a copy of what is in it.
+    # cloudpickle would copy the content of the file.
     if file in (sys.stdin, sys.stdout, sys.stderr):
         name = next(name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is file)
         return getattr, (sys, name)
@@ -137,7 +139,7 @@ def _refuse_file(file):
 
 @functools.cache
 def _pickler_by_value():
-    """That of cloudpickle, which takes what pickle refuses; `None` where it is not installed."""
+    """Returns a factory of cloudpickle's pickler, which pickles functions and classes by value; `None` without cloudpickle."""
     try:
         from cloudpickle import CloudPickler
     except ImportError:
@@ -152,14 +154,14 @@ def _pickler_by_value():
 
 
 def _by_value(values, buffers, refused=None):
-    """As `_dump`, by cloudpickle. Raises what pickle has refused with where that cannot do it, either."""
+    """As `_dump`, through cloudpickle. If that fails, too, raises `refused`, the error of pickle."""
     pickler = _pickler_by_value()
     if pickler is None:
         if refused is not None:
             raise refused
         raise pickle.PicklingError(
-            "what is defined in the main module, which other processes cannot import here, goes by value, and cloudpickle "
-            'is not installed: install it, put it in a module, or use the start method "fork"'
+            "cannot pickle a function or class of this main module, which other processes cannot import, as cloudpickle "
+            'is not installed: install it, move the definition to a module, or use the start method "fork"'
         )
     try:
         return _dump(pickler, values, buffers)
@@ -167,13 +169,13 @@ def _by_value(values, buffers, refused=None):
         raise refused or error from None
 
 
-# The main module cannot be imported by other processes: what is defined in it goes by value.
+# Whether definitions of the main module are pickled by value, as other processes cannot import it; `None` until it is known.
 _is_main_by_value = None
 
 
 def is_main_by_value():
-    """Whether what is defined in the main module goes by value: in notebooks, in the interactive interpreter, with ``-c``, and
-    where that module is the `__main__` of a package, a folder or a zip file, which is the program itself."""
+    """Returns whether definitions of the main module are pickled by value: in notebooks, in the interactive interpreter, with
+    ``-c``, and if it is the `__main__` of a package, a folder or a zip file, whose import would run the program."""
     global _is_main_by_value
     if _is_main_by_value is None:
         set_main_by_value(not _is_main_importable())
@@ -194,39 +196,40 @@ def _is_main_importable():
     return os.path.exists(getattr(main, "__file__", None) or "")
 
 
-def _speaks_of_main(data):
+def _refers_to_main(data):
     return is_main_by_value() and b"__main__" in data
 
 
 _extra_reducers, _dispatch_table = reduction.ForkingPickler._extra_reducers, copyreg.dispatch_table
 
 
-class _Kept:
-    """What it takes to pickle one value after the other, made once for each thread: it costs more than a small pickle."""
+class _ReusedPickler:
+    """A pickler that a thread uses for many values, since creating one takes longer than a small pickle."""
 
     def __init__(self):
         self.data = io.BytesIO()
-        self.carrier: Any = Carrier(is_start=False)
+        self.collector: Any = FdCollector(is_start=False)
         self.buffers = []
         self.pickler = _pickler(self.data, self.is_in_the_pickle)
         self.registered = len(_extra_reducers) + len(_dispatch_table)
-        if "multiprocessing.managers" in sys.modules:  # importing it registers reducers: another is made then
-            from . import managers as managers  # for what its proxies are pickled to
+        # Importing it registers reducers, so a new pickler is created after that import.
+        if "multiprocessing.managers" in sys.modules:
+            from . import managers as managers  # changes how proxies are pickled
 
     def is_in_the_pickle(self, buffer):
         return _is_in_the_pickle(buffer, self.buffers)
 
     def dump(self, value):
         outer = context.get_spawning_popen()
-        context.set_spawning_popen(self.carrier)
+        context.set_spawning_popen(self.collector)
         try:
             self.pickler.dump(value)
         finally:
             context.set_spawning_popen(outer)
-        fds, buffers = self.carrier.fds, self.buffers
+        fds, buffers = self.collector.fds, self.buffers
         result = self.data.getvalue(), fds or [], buffers or []
         if fds:
-            self.carrier.clear()
+            self.collector.clear()
         if buffers:
             self.buffers = []
         self.pickler.clear_memo()
@@ -236,37 +239,41 @@ class _Kept:
 
 
 def dumps(value, takes_all=False):
-    """The pickle of a value, the descriptors that it speaks of, which belong to what is in it, and its large buffers.
+    """Pickles a value for a queue, a pipe or a pool.
 
-    What pickle refuses goes through cloudpickle if it is of a main module that goes by value; all of it if `takes_all`.
+    A value that pickle refuses goes through cloudpickle if `takes_all`, or if it refers to a main module that is pickled by
+    value.
+
+    Returns:
+        The pickle, the descriptors that it refers to, which still belong to the value, and its large buffers.
     """
     refused = None
     try:
         kept = getattr(_local, "kept", None)
         if kept is None or kept.registered != len(_extra_reducers) + len(_dispatch_table):
-            kept = _Kept()  # a pickler has the table of when it was made
-        _local.kept = None  # a nested call, and the one after a failure, make another
+            kept = _ReusedPickler()  # a pickler copies the table of reducers
+        _local.kept = None  # a nested call, and the call after a failure, create another
         result = kept.dump(value)
         if len(result[0]) < _LARGE:
             _local.kept = kept
-        if _is_main_by_value is False or not _speaks_of_main(result[0]):
+        if _is_main_by_value is False or not _refers_to_main(result[0]):
             return result
     except REFUSED as error:
-        if not takes_all and not _speaks_of_main(str(error).encode()):
+        if not takes_all and not _refers_to_main(str(error).encode()):
             raise
         refused = error
     buffers = []
     return (*_by_value((value,), buffers, refused), buffers)
 
 
-# For functions and arguments.
+# Pickles functions and arguments of tasks.
 dumps_task = functools.partial(dumps, takes_all=True)
 
 
 def _reduce_key(key):
-    """As the standard library: a new process is given the key, and nobody else."""
-    carrier = context.get_spawning_popen()
-    if carrier is None or isinstance(carrier, Carrier) and not carrier.is_start:
+    """As in the standard library, only a new process receives the key."""
+    collector = context.get_spawning_popen()
+    if collector is None or isinstance(collector, FdCollector) and not collector.is_start:
         raise TypeError("Pickling an AuthenticationString object is disallowed for security reasons")
     return process.AuthenticationString, (bytes(key),)
 
@@ -275,41 +282,43 @@ reduction.ForkingPickler.register(process.AuthenticationString, _reduce_key)
 
 
 def dumps_values(*values):
-    """Pickles with all in them, and their descriptors."""
+    """Pickles values for a new process, with all buffers in the pickles. Returns the pickles and the descriptors."""
     return _dump(_pickler, values, None)
 
 
 def dumps_setup(*values):
-    """As `dumps_values`, by cloudpickle at need."""
+    """As `dumps_values`, through cloudpickle if pickle refuses a value, or if one refers to a main module that is pickled by
+    value."""
     try:
         result = dumps_values(*values)
     except REFUSED as error:
         return _by_value(values, None, error)
-    return _by_value(values, None) if _speaks_of_main(result[0]) else result
+    return _by_value(values, None) if _refers_to_main(result[0]) else result
 
 
 def loads(data, fds, buffers=None):
-    """The value of a pickle. The descriptors are its own from now on."""
+    """Unpickles a value, which takes over the descriptors."""
     if not fds:
         return pickle.loads(data, buffers=buffers)
-    with arriving(fds):
+    with receiving_fds(fds):
         return pickle.loads(data, buffers=buffers)
 
 
 def reduce_place(rebuild, shared, *args):
-    """For `__reduce__` of what is known by a descriptor, which many may have in common, and where it is in that file."""
-    carrier = context.get_spawning_popen()
-    if not isinstance(carrier, Carrier):  # a process of the standard library, or of a library that is built on it
-        once = vars(carrier).setdefault("_polyproc_shared", {})
+    """Returns the `__reduce__` value of an object that is stored at `shared.place` in the memory file `shared.handle`, which
+    other objects may share."""
+    collector = context.get_spawning_popen()
+    if not isinstance(collector, FdCollector):  # a `Popen` of the standard library, or of a library that is built on it
+        once = vars(collector).setdefault("_polyproc_shared", {})
         if shared.handle not in once:
             once[shared.handle] = reduction.DupFd(shared.handle)
         return _rebuild_alone, (rebuild, once[shared.handle], shared.place, *args)
-    return _rebuild, (rebuild, carrier.share_with_child(shared.handle), shared.place, *args)
+    return _rebuild, (rebuild, collector.share_with_child(shared.handle), shared.place, *args)
 
 
 def _rebuild(rebuild, fd, *args):
-    return rebuild(_local.arrived[fd], *args)
+    return rebuild(_local.received[fd], *args)
 
 
 def _rebuild_alone(rebuild, dup_fd, *args):
-    return rebuild(dup_fd.detach(), *args)  # it stays open: others may be in the same file
+    return rebuild(dup_fd.detach(), *args)  # the descriptor stays open for other objects of the same file
