@@ -21,17 +21,14 @@ const FLOORS: [(&str, u32); 13] = [
 ];
 
 /// What a room above hands down by name, where the lower room must run or describe it.
-const HANDED_DOWN: [(&str, &str); 8] = [
+const HANDED_DOWN: [(&str, &str); 5] = [
     // The bootstrap starts the child's side of the rooms above.
     ("sys/bootstrap.rs", "crate::conn::Channel"),
     ("sys/bootstrap.rs", "crate::process::serve_zygote"),
     ("sys/bootstrap.rs", "crate::process::run_child"),
     ("sys/bootstrap.rs", "crate::process::panic::install_hook"),
-    // The fault handler sends one message, and the trampolines pass payloads.
-    ("sys/signal.rs", "crate::conn::bare_message"),
-    ("sys/signal.rs", "crate::process::outcome::tag::STACK_OVERFLOW"),
+    // The trampolines pass payloads.
     ("sys/function.rs", "crate::frame::"),
-    ("sys/pidfd.rs", "crate::process::{ExitStatus, Signal}"),
 ];
 /// A new process that serves a pool enters its loop.
 const WORKER_LOOP: (&str, &str) = ("process/enter.rs", "crate::pool::run_worker");

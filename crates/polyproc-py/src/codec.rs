@@ -73,7 +73,8 @@ fn pickling<'py>(
     function: &'static PyOnceLock<Py<PyAny>>,
     name: &str,
 ) -> PyResult<&'py Bound<'py, PyAny>> {
-    let function = function.get_or_try_init(py, || Ok::<_, PyErr>(py.import("polyproc._pickling")?.getattr(name)?.into()));
+    let function =
+        function.get_or_try_init(py, || Ok::<_, PyErr>(py.import("polyproc._pickling")?.getattr(name)?.into()));
     function.map(|function| function.bind(py))
 }
 

@@ -7,8 +7,9 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::current::set_current;
 use super::order::{EnvDelta, Inherited, StartRequest, Work};
+use super::outcome::tag;
 use super::{Current, Function, Handler, Outcome, Parent, panic};
-use crate::conn::{Channel, is_peer_gone};
+use crate::conn::{Channel, bare_message, is_peer_gone};
 use crate::frame::wire::WireError;
 use crate::frame::{Input, Payload, Verdict};
 use crate::shm::budget;
@@ -37,7 +38,7 @@ pub(crate) fn run(channel: Channel) -> io::Result<Infallible> {
         signal::leave_sigint_to_parent()?;
     }
     signal::unblock_all();
-    signal::report_overflow_to(channel.as_fd());
+    signal::report_overflow_to(channel.as_fd(), bare_message(tag::STACK_OVERFLOW));
     let channel = panic::report_to(channel);
     // Where standard streams are closed, what was received may have their numbers, and would be overwritten in its turn.
     if let Some(ledger) = ledger {
@@ -88,7 +89,7 @@ pub(crate) fn run_forked(
         Some(life) => life.close_copies(),
         None => {}
     }
-    signal::report_overflow_to(channel.as_fd());
+    signal::report_overflow_to(channel.as_fd(), bare_message(tag::STACK_OVERFLOW));
     let channel = panic::report_to(channel);
     panic::install_hook(true);
     let outcome = match (set_up(who, env, current_dir, stdio), job) {

@@ -16,7 +16,6 @@
 //! | `current` | who this process is |
 //! | `exit` | daemons and joins at the end of the program |
 //! | `panic` | panics as values |
-//! | `status` | exit status and signals |
 
 mod child;
 mod current;
@@ -30,7 +29,6 @@ pub(crate) mod panic;
 mod settings;
 mod start;
 mod state;
-mod status;
 mod supervisor;
 pub(crate) use supervisor::watch_death;
 mod threads;
@@ -39,6 +37,7 @@ mod zygote;
 pub use crate::sys::bootstrap::init;
 pub use crate::sys::function::{Binary, Callable, Function, Handler};
 pub use crate::sys::image::FunctionError;
+pub use crate::sys::status::{ExitStatus, Signal};
 pub use child::{Child, Ending};
 pub use current::{Current, Parent, current};
 pub use exit::{leave, set_daemon_grace};
@@ -53,7 +52,6 @@ pub use start::{
     Job, StartError, active_children, end_forkserver, forkserver_pid, is_forkserver_refused, set_executable,
     set_preload, start, start_forkserver, wait,
 };
-pub use status::{ExitStatus, Signal};
 
 pub(crate) use crate::sys::function::Resolved as ResolvedFunction;
 pub(crate) use enter::run as run_child;

@@ -27,6 +27,7 @@
 //! | `shared` | what may be viewed in shared memory |
 //! | `signal` | masks, dispositions, the stack-overflow handler |
 //! | `socket` | one message with descriptors over a `SOCK_SEQPACKET` pair |
+//! | `status` | exit status and signals |
 //! | `warm` | keeping code mapped in the zygote's children |
 //! | `watch` | `poll(2)`, `epoll(7)`, `eventfd(2)` |
 #![expect(unsafe_code, reason = "every system call and raw pointer of the engine is in this module")]
@@ -56,6 +57,7 @@ pub(crate) mod robust;
 pub(crate) mod shared;
 pub(crate) mod signal;
 pub(crate) mod socket;
+pub(crate) mod status;
 pub(crate) mod warm;
 pub(crate) mod watch;
 

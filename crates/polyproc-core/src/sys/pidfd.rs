@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 
+use super::status::{ExitStatus, Signal};
 use crate::deadline::Deadline;
-use crate::process::{ExitStatus, Signal};
 
 /// A descriptor of the process `pid`: a child of ours that nobody has reaped, so that the number is still its own.
 pub(crate) fn open(pid: u32) -> io::Result<OwnedFd> {

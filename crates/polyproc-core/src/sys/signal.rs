@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 use std::time::Duration;
 
-use crate::prim::{AtomicBool, AtomicI32, Ordering};
+use crate::prim::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 /// A `sigset_t`.
 #[derive(Clone, Copy)]
@@ -152,10 +152,10 @@ pub(super) fn end_group_by_handler() -> io::Result<rustix::process::Signal> {
     Ok(rustix::process::Signal::STKFLT)
 }
 
-/// Where the stack-overflow handler reports; -1 for nowhere.
+/// The socket to which the stack-overflow handler reports, or -1.
 static REPORT_TO: AtomicI32 = AtomicI32::new(-1);
-/// The message, sent as it stands by the handler.
-const STACK_OVERFLOW_MESSAGE: [u8; 8] = crate::conn::bare_message(crate::process::outcome::tag::STACK_OVERFLOW);
+/// The bytes that it sends there.
+static REPORT: AtomicU64 = AtomicU64::new(0);
 /// Beside the frame that the kernel puts there, which holds all registers: the more the processor has, the larger.
 const ALTERNATE_STACK_LEN_BYTES: usize = 16 * 1024;
 /// `linux/auxvec.h`
@@ -186,9 +186,11 @@ pub(crate) fn install_overflow_handler() -> io::Result<()> {
     Ok(())
 }
 
-/// Sends the report of a stack overflow through `channel` from now on.
-pub(crate) fn report_overflow_to(channel: BorrowedFd<'_>) {
-    REPORT_TO.store(channel.as_raw_fd(), Ordering::Relaxed);
+/// Has the handler send `report` over the socket `channel` when the stack overflows.
+pub(crate) fn report_overflow_to(channel: BorrowedFd<'_>, report: [u8; 8]) {
+    REPORT.store(u64::from_ne_bytes(report), Ordering::Relaxed);
+    // Release pairs with the Acquire in `on_fault`.
+    REPORT_TO.store(channel.as_raw_fd(), Ordering::Release);
 }
 
 /// The stack pointer at the fault.
@@ -209,8 +211,9 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
     // SAFETY: with SA_SIGINFO the third argument is a `ucontext_t`.
     let stack = stack_pointer(unsafe { &*context.cast() });
     if info.si_code > 0 && address.abs_diff(stack) < NEAR_BYTES {
-        let (fd, message) = (REPORT_TO.load(Ordering::Relaxed), &STACK_OVERFLOW_MESSAGE);
-        // SAFETY: `send` is async-signal-safe; the message is a constant; a stale descriptor number only fails.
+        // Acquire pairs with the Release in `report_overflow_to`.
+        let (fd, message) = (REPORT_TO.load(Ordering::Acquire), REPORT.load(Ordering::Relaxed).to_ne_bytes());
+        // SAFETY: `send` is async-signal-safe; the message is on this stack; a stale descriptor number only fails.
         unsafe { libc::send(fd, message.as_ptr().cast(), message.len(), libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
     }
     let reset = set_action(signal, libc::SIG_DFL, 0);
