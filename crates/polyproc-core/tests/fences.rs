@@ -180,3 +180,17 @@ fn a_name_is_that_of_one_type() {
     places.retain(|_, paths| paths.len() > 1);
     assert!(places.is_empty(), "several types have one name: {places:#?}");
 }
+
+#[test]
+fn documents_name_files_that_exist() {
+    let root = crates().parent().expect("the repository").to_owned();
+    for document in ["ARCHITECTURE.md", "GLOSSARY.md"] {
+        let text = std::fs::read_to_string(root.join("docs").join(document)).expect("a document");
+        let words = text.split('`').skip(1).step_by(2).filter(|word| !word.contains(' '));
+        let paths = words.filter(|word| [".rs", ".py", "/"].iter().any(|end| word.ends_with(end)));
+        for path in paths {
+            let places = [root.join(path), crates().join("polyproc-core/src").join(path)];
+            assert!(places.iter().any(|place| place.exists()), "{document}: {path}");
+        }
+    }
+}
