@@ -5,7 +5,7 @@
 //!
 //! | room | what it holds |
 //! |---|---|
-//! | `prim`, [`Deadline`] | atomics; the only timeout type |
+//! | `prim`, [`Deadline`], `retry` | atomics; the only timeout type; interrupted waits |
 //! | `sys` | every system call and every `unsafe` block |
 //! | `frame` | payloads and their encoding |
 //! | `shm` | memory files, blocks in them, the shared objects of this process |
@@ -33,6 +33,7 @@ mod prim;
 pub mod process;
 pub mod queue;
 pub mod reactor;
+mod retry;
 mod robust;
 mod shm;
 pub mod sync;
@@ -40,6 +41,7 @@ mod sys;
 
 pub use deadline::Deadline;
 pub use frame::{Context, Input, Payload, Verdict};
+pub use retry::{Interrupt, retry_interrupted};
 pub use robust::WaitError;
 pub use shm::{
     Loan, MemoryBudget, MemoryError, OutOfBounds, OutOfSpace, SharedBytes, SharedBytesMut, SharedMemory, lend,

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The rooms of the core and their floor: a room imports from lower floors only, or from itself.
-const FLOORS: [(&str, u32); 13] = [
+const FLOORS: [(&str, u32); 14] = [
     ("prim", 0),
+    ("retry", 0),
     ("deadline", 0),
     ("sys", 1),
     ("frame", 2),

@@ -13,19 +13,7 @@ use pyo3::types::{PyDict, PyTuple};
 
 use crate::codec::{self, How};
 use crate::sys;
-use crate::time::{self, Interrupted};
-
-impl Interrupted for PutError {
-    fn is_interrupted(&self) -> bool {
-        matches!(self, Self::Interrupted)
-    }
-}
-
-impl Interrupted for GetError {
-    fn is_interrupted(&self) -> bool {
-        matches!(self, Self::Interrupted)
-    }
-}
+use crate::time;
 
 /// `queue.Empty` or `queue.Full`.
 fn queue_error(py: Python<'_>, class: &'static PyOnceLock<Py<PyAny>>, name: &str) -> PyErr {

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 
 use crate::sys;
-use crate::time::{self, Interrupted};
+use crate::time;
 
 /// The kinds of [`SemLock`], numbered as in `_multiprocessing`.
 const RECURSIVE_MUTEX: i32 = 0;
@@ -216,12 +216,6 @@ impl SemLock {
     fn _after_fork(&self) {}
 }
 
-impl Interrupted for EnterError {
-    fn is_interrupted(&self) -> bool {
-        matches!(self, Self::Wait(WaitError::Interrupted))
-    }
-}
-
 fn no_place(error: EnterError) -> PyErr {
     PyRuntimeError::new_err(error.to_string())
 }
@@ -350,12 +344,6 @@ impl Event {
         }
         let deadline = time::deadline(timeout);
         Ok(time::wait(py, || self.0.wait(deadline))?.is_ok())
-    }
-}
-
-impl Interrupted for BarrierError {
-    fn is_interrupted(&self) -> bool {
-        matches!(self, Self::Interrupted)
     }
 }
 

@@ -1,9 +1,8 @@
 //! Python's seconds, and waits that let signals through.
 
-use std::io;
 use std::time::Duration;
 
-use polyproc_core::{Deadline, WaitError};
+use polyproc_core::{Deadline, Interrupt};
 use pyo3::prelude::*;
 
 /// `None` is never; what is below 0 is now.
@@ -17,25 +16,8 @@ pub(crate) fn deadline(seconds: Option<f64>) -> Deadline {
     }
 }
 
-/// A wait's error that means: a signal handler is to run, then wait again.
-pub(crate) trait Interrupted {
-    fn is_interrupted(&self) -> bool;
-}
-
-impl Interrupted for io::Error {
-    fn is_interrupted(&self) -> bool {
-        self.kind() == io::ErrorKind::Interrupted
-    }
-}
-
-impl Interrupted for WaitError {
-    fn is_interrupted(&self) -> bool {
-        matches!(self, Self::Interrupted)
-    }
-}
-
 /// Waits without the interpreter; runs signal handlers whenever one is due.
-pub(crate) fn wait<T: Send, E: Interrupted + Send>(
+pub(crate) fn wait<T: Send, E: Interrupt + Send>(
     py: Python<'_>,
     mut wait: impl FnMut() -> Result<T, E> + Send,
 ) -> PyResult<Result<T, E>> {

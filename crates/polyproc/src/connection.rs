@@ -14,7 +14,7 @@ use polyproc_core::{Deadline, Payload};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::codec::{self, Transfer, TransferError};
-use crate::process::retry;
+use polyproc_core::retry_interrupted;
 
 /// A value was not sent. Each variant gives it back.
 #[derive(thiserror::Error)]
@@ -67,7 +67,7 @@ fn send<T: Transfer>(connection: &core::Connection, value: T, deadline: Deadline
     let sent = codec::with_buffer(|buffer| {
         let fds = codec::encode_to("the value", &value, buffer)?;
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-        retry(|| connection.send(buffer, &fds, deadline)).map_err(TransferError::Os)
+        retry_interrupted(|| connection.send(buffer, &fds, deadline)).map_err(TransferError::Os)
     });
     match sent {
         Ok(()) => Ok(()),
@@ -81,7 +81,7 @@ fn send<T: Transfer>(connection: &core::Connection, value: T, deadline: Deadline
 }
 
 fn receive(connection: &core::Connection, deadline: Deadline) -> Result<Payload, RecvError> {
-    match retry(|| connection.receive(deadline)) {
+    match retry_interrupted(|| connection.receive(deadline)) {
         Ok(Some(payload)) => Ok(payload),
         Ok(None) => Err(RecvError::Closed),
         Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(RecvError::Empty),
@@ -171,7 +171,7 @@ macro_rules! sends {
             /// # Errors
             /// [`io::ErrorKind::BrokenPipe`] or [`io::ErrorKind::ConnectionReset`] when the other end is closed.
             pub fn send_bytes(&self, bytes: &[u8]) -> io::Result<()> {
-                retry(|| self.core.send(bytes, &[], Deadline::NEVER))
+                retry_interrupted(|| self.core.send(bytes, &[], Deadline::NEVER))
             }
         }
     };
@@ -236,7 +236,7 @@ macro_rules! receives {
             /// When the system cannot wait for it.
             pub fn poll(&self, timeout: Duration) -> io::Result<bool> {
                 let deadline = Deadline::after(timeout);
-                retry(|| self.core.poll(deadline))
+                retry_interrupted(|| self.core.poll(deadline))
             }
         }
     };
@@ -369,12 +369,7 @@ impl Listener {
     /// # Errors
     /// [`ConnectError::Auth`] when who came did not prove that it knows the key: the next one may.
     pub fn accept<S, R>(&self) -> Result<Connection<S, R>, ConnectError> {
-        loop {
-            match self.0.accept(Deadline::NEVER) {
-                Err(ConnectError::Interrupted) => {}
-                accepted => return Ok(accepted?.into()),
-            }
-        }
+        Ok(retry_interrupted(|| self.0.accept(Deadline::NEVER))?.into())
     }
 
     /// As [`Listener::accept`], for at most `timeout`.
@@ -383,12 +378,7 @@ impl Listener {
     /// As [`Listener::accept`]; [`ConnectError::Os`] with [`io::ErrorKind::TimedOut`].
     pub fn accept_timeout<S, R>(&self, timeout: Duration) -> Result<Connection<S, R>, ConnectError> {
         let deadline = Deadline::after(timeout);
-        loop {
-            match self.0.accept(deadline) {
-                Err(ConnectError::Interrupted) => {}
-                accepted => return Ok(accepted?.into()),
-            }
-        }
+        Ok(retry_interrupted(|| self.0.accept(deadline))?.into())
     }
 }
 

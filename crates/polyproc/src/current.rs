@@ -7,7 +7,7 @@ use std::time::Duration;
 use polyproc_core::Deadline;
 use polyproc_core::process::{self as core, ExitStatus, Signal};
 
-use crate::process::retry;
+use polyproc_core::retry_interrupted;
 
 /// This process, as [`current_process`] finds it.
 #[derive(Debug, Clone)]
@@ -124,7 +124,7 @@ impl ActiveChild {
     /// When the system cannot wait for it.
     pub fn wait_timeout(&self, timeout: Duration) -> io::Result<Option<ExitStatus>> {
         let deadline = Deadline::after(timeout);
-        retry(|| self.0.wait(deadline))
+        retry_interrupted(|| self.0.wait(deadline))
     }
 }
 

@@ -12,7 +12,7 @@ use polyproc_core::process::{
     self as core, EnvChange, ExitStatus, ForkWithThreads, Function, Handler, Job, Outcome, Panic, Settings, Signal,
     StartError, StartMethod, Stdio,
 };
-use polyproc_core::{Deadline, Input, Payload, Verdict};
+use polyproc_core::{Deadline, Input, Payload, Verdict, retry_interrupted};
 
 use crate::codec::{self, CodecError, Transfer};
 
@@ -261,23 +261,13 @@ impl<R> fmt::Debug for Child<R> {
     }
 }
 
-/// Waits again when a signal handler ran, as std does.
-pub(crate) fn retry<T>(mut wait: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    loop {
-        match wait() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            other => return other,
-        }
-    }
-}
-
 impl<R: Transfer> Child<R> {
     /// Waits until the process has ended and gives what its function returned.
     ///
     /// # Errors
     /// [`JoinError::Panicked`], [`JoinError::Died`], [`JoinError::Refused`] or [`JoinError::Codec`] when there is no result.
     pub fn join(self) -> Result<R, JoinError> {
-        let status = retry(|| self.core.wait(Deadline::NEVER))?;
+        let status = retry_interrupted(|| self.core.wait(Deadline::NEVER))?;
         self.finish(status.unwrap_or(ExitStatus::Unknown))
     }
 
@@ -296,7 +286,7 @@ impl<R: Transfer> Child<R> {
     /// ```
     pub fn join_timeout(self, timeout: Duration) -> Result<Result<R, JoinError>, Self> {
         let deadline = Deadline::after(timeout);
-        match retry(|| self.core.wait(deadline)) {
+        match retry_interrupted(|| self.core.wait(deadline)) {
             Ok(None) => Err(self),
             Ok(Some(status)) => Ok(self.finish(status)),
             Err(error) => Ok(Err(error.into())),
@@ -360,7 +350,7 @@ impl<R> Child<R> {
     /// When the system cannot wait for it.
     pub fn wait_timeout(&self, timeout: Duration) -> io::Result<Option<ExitStatus>> {
         let deadline = Deadline::after(timeout);
-        retry(|| self.core.wait(deadline))
+        retry_interrupted(|| self.core.wait(deadline))
     }
 
     /// Sends `SIGTERM`, which ends the process unless it catches it. No error when it has ended already.
@@ -430,7 +420,7 @@ impl<R> AsFd for Child<R> {
 #[doc(alias = "multiprocessing.connection.wait")]
 pub fn wait<S: AsFd>(sentinels: &[S], timeout: Option<Duration>) -> io::Result<Vec<usize>> {
     let deadline = Deadline::from(timeout);
-    retry(|| core::wait(sentinels, deadline))
+    retry_interrupted(|| core::wait(sentinels, deadline))
 }
 
 /// Has `function(argument)` run once in the fork server, before it makes its first process: a model or table that it puts

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use polyproc_core::queue::{self as core, OnConsumerDeath, QueueSettings, TaskDoneError};
 use polyproc_core::reactor::readable;
-use polyproc_core::{Deadline, MemoryError, OutOfSpace, WaitError};
+use polyproc_core::{Deadline, MemoryError, OutOfSpace, retry_interrupted};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::codec::{self, Transfer, TransferError};
@@ -84,18 +84,14 @@ fn put<T: Transfer>(queue: &core::Queue, value: T, deadline: Deadline) -> Result
     let put = codec::with_buffer(|buffer| {
         let fds = codec::encode_to("the value", &value, buffer)?;
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-        loop {
-            return match queue.put(buffer, &fds, deadline) {
-                Ok(()) => Ok(()),
-                Err(core::PutError::Interrupted) => continue,
-                Err(core::PutError::Full) => Err(Refusal::Full),
-                Err(core::PutError::Closed) => Err(Refusal::Closed),
-                Err(core::PutError::OutOfSpace(error)) => Err(Refusal::OutOfSpace(Box::new(error))),
-                Err(core::PutError::Memory(error)) => Err(error.into()),
-                Err(core::PutError::Descriptors(error)) => Err(TransferError::Descriptors(error).into()),
-                Err(_) => Err(TransferError::NotReturnable.into()),
-            };
-        }
+        retry_interrupted(|| queue.put(buffer, &fds, deadline)).map_err(|error| match error {
+            core::PutError::Full => Refusal::Full,
+            core::PutError::Closed => Refusal::Closed,
+            core::PutError::OutOfSpace(error) => Refusal::OutOfSpace(Box::new(error)),
+            core::PutError::Memory(error) => error.into(),
+            core::PutError::Descriptors(error) => TransferError::Descriptors(error).into(),
+            _ => TransferError::NotReturnable.into(),
+        })
     });
     match put {
         Ok(()) => Ok(()),
@@ -109,19 +105,14 @@ fn put<T: Transfer>(queue: &core::Queue, value: T, deadline: Deadline) -> Result
 fn get<T: Transfer>(queue: &core::Queue, deadline: Deadline) -> Result<T, GetError> {
     codec::with_buffer(|buffer| {
         let mut fds = Vec::new();
-        loop {
-            return match queue.get(buffer, &mut fds, deadline) {
-                Ok(()) => {
-                    codec::decode_from("the value", buffer, fds).map_err(|error| TransferError::from(error).into())
-                }
-                Err(core::GetError::Interrupted) => continue,
-                Err(core::GetError::Empty) => Err(GetError::Empty),
-                Err(core::GetError::Closed) => Err(GetError::Closed),
-                Err(core::GetError::Memory(error)) => Err(TransferError::from(error).into()),
-                Err(core::GetError::Descriptors(error)) => Err(TransferError::Descriptors(error).into()),
-                Err(error) => Err(TransferError::Descriptors(io::Error::other(error)).into()),
-            };
-        }
+        retry_interrupted(|| queue.get(buffer, &mut fds, deadline)).map_err(|error| match error {
+            core::GetError::Empty => GetError::Empty,
+            core::GetError::Closed => GetError::Closed,
+            core::GetError::Memory(error) => TransferError::from(error).into(),
+            core::GetError::Descriptors(error) => TransferError::Descriptors(error).into(),
+            error => TransferError::Descriptors(io::Error::other(error)).into(),
+        })?;
+        codec::decode_from("the value", buffer, fds).map_err(|error| TransferError::from(error).into())
     })
 }
 
@@ -415,20 +406,15 @@ impl<T: Transfer> JoinableQueue<T> {
 
     /// Waits until every value that was put is done with.
     pub fn join(&self) {
-        while let Err(WaitError::Interrupted) = self.core.join(Deadline::NEVER) {}
+        // Without a deadline it can only be interrupted.
+        let _ = retry_interrupted(|| self.core.join(Deadline::NEVER));
     }
 
     /// As [`JoinableQueue::join`], for at most `timeout`; false when that was not enough.
     #[must_use]
     pub fn join_timeout(&self, timeout: Duration) -> bool {
         let deadline = Deadline::after(timeout);
-        loop {
-            match self.core.join(deadline) {
-                Ok(()) => return true,
-                Err(WaitError::TimedOut) => return false,
-                Err(WaitError::Interrupted) => {}
-            }
-        }
+        retry_interrupted(|| self.core.join(deadline)).is_ok()
     }
 }
 

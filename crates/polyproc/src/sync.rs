@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use polyproc_core::sync::{self as core, Acquired, Holder, Owner, Turn};
 pub use polyproc_core::sync::{BarrierError, OverRelease, ReleaseError, TooManyWaiters};
-use polyproc_core::{Deadline, WaitError};
+use polyproc_core::{Deadline, WaitError, retry_interrupted};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::codec;
@@ -44,14 +44,8 @@ impl<G> fmt::Debug for LockError<G> {
 }
 
 /// Waits again when a signal handler ran; `None` when the time ran out.
-fn through_signals<T>(mut wait: impl FnMut() -> Result<T, WaitError>) -> Option<T> {
-    loop {
-        match wait() {
-            Ok(done) => return Some(done),
-            Err(WaitError::TimedOut) => return None,
-            Err(WaitError::Interrupted) => {}
-        }
-    }
+fn through_signals<T>(wait: impl FnMut() -> Result<T, WaitError>) -> Option<T> {
+    retry_interrupted(wait).ok()
 }
 
 macro_rules! handle {
@@ -482,24 +476,14 @@ impl Barrier {
     }
 
     fn wait_until(&self, deadline: Deadline, action: impl FnOnce()) -> Result<usize, BarrierError> {
-        let turn = loop {
-            match self.core.come(deadline) {
-                Err(BarrierError::Interrupted) => {}
-                came => break came?,
-            }
-        };
+        let turn = retry_interrupted(|| self.core.come(deadline))?;
         if let Turn::Last { index, .. } = turn {
             let breaks = BreakOnPanic(&self.core);
             action();
             std::mem::forget(breaks);
             return self.core.release(&turn).map(|()| index);
         }
-        loop {
-            match self.core.wait(&turn, deadline) {
-                Err(BarrierError::Interrupted) => {}
-                waited => return waited,
-            }
-        }
+        retry_interrupted(|| self.core.wait(&turn, deadline))
     }
 
     /// Waits for the others. Gives a number from 0 that no other party of this round has.

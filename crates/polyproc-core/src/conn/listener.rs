@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::auth::Challenged;
 use super::{AuthError, Connection, auth};
 use crate::deadline::Deadline;
+use crate::retry::Interrupt;
 use crate::sys::identity::process_id;
 use crate::sys::own_user;
 use crate::sys::socket::{self, UnixAddress};
@@ -68,6 +69,12 @@ pub enum ConnectError {
         /// What went wrong.
         source: AuthError,
     },
+}
+
+impl Interrupt for ConnectError {
+    fn is_interrupted(&self) -> bool {
+        matches!(self, Self::Interrupted)
+    }
 }
 
 /// A peer that has not proved yet that it knows the key.

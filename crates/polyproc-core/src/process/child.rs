@@ -14,6 +14,7 @@ use crate::conn::{Channel, Message};
 use crate::deadline::Deadline;
 use crate::frame::wire::WireError;
 use crate::prim::{AtomicBool, Ordering};
+use crate::retry::retry_interrupted;
 use crate::sys::{fd, pidfd};
 
 /// A process that this one started. Clones are handles to the same process; dropping them all lets it run on.
@@ -158,12 +159,7 @@ impl Child {
 
     /// As [`Child::wait`], waiting on when a signal handler ran.
     pub(crate) fn wait_through_signals(&self, deadline: Deadline) -> io::Result<Option<ExitStatus>> {
-        loop {
-            match self.wait(deadline) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                ended => return ended,
-            }
-        }
+        retry_interrupted(|| self.wait(deadline))
     }
 
     /// How it ended, `None` while it runs.

@@ -13,6 +13,7 @@ use super::task::{self, OnConsumerDeath, TaskDoneError};
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
 use crate::process::watch_death;
+use crate::retry::Interrupt;
 use crate::robust::{AdaptiveSpin, RecheckInterval, WaitError};
 use crate::shm::arena::{Block, BlockState};
 use crate::shm::budget::{OutOfSpace, wait_for_room};
@@ -74,6 +75,18 @@ pub enum GetError {
     /// The descriptors could not be received: the message is still there.
     #[error("the system refused the descriptors: {0}")]
     Descriptors(#[from] io::Error),
+}
+
+impl Interrupt for PutError {
+    fn is_interrupted(&self) -> bool {
+        matches!(self, Self::Interrupted)
+    }
+}
+
+impl Interrupt for GetError {
+    fn is_interrupted(&self) -> bool {
+        matches!(self, Self::Interrupted)
+    }
 }
 
 impl PutError {

@@ -17,6 +17,7 @@ pub(crate) use mutex::Guard;
 pub(crate) use spin::{AdaptiveSpin, HAS_SPARE_PROCESSOR, spin_until};
 
 use crate::prim::AtomicU32;
+use crate::retry::Interrupt;
 use crate::sys::robust::RobustWord;
 use crate::sys::shared::shared;
 
@@ -69,6 +70,12 @@ pub enum WaitError {
     /// A signal handler ran. The wait may be repeated.
     #[error("a signal handler ran during the wait")]
     Interrupted,
+}
+
+impl Interrupt for WaitError {
+    fn is_interrupted(&self) -> bool {
+        *self == Self::Interrupted
+    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use super::object::{Object, RECHECK_AFTER, TooManyWaiters, Waiter, Waiting, hand
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
 use crate::process::watch_death;
+use crate::retry::Interrupt;
 use crate::robust::{RecheckInterval, WaitError};
 use crate::sys::identity::Identity;
 
@@ -73,6 +74,12 @@ pub enum BarrierError {
     /// More wait than there are places for.
     #[error(transparent)]
     TooManyWaiters(#[from] TooManyWaiters),
+}
+
+impl Interrupt for BarrierError {
+    fn is_interrupted(&self) -> bool {
+        matches!(self, Self::Interrupted)
+    }
 }
 
 /// What a party that came has to do.

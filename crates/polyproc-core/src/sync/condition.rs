@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::object::{Object, RECHECK_AFTER, TooManyWaiters, Waiter, Waiting, handle};
 use crate::deadline::Deadline;
 use crate::prim::{AtomicBool, Ordering};
+use crate::retry::Interrupt;
 use crate::robust::{RecheckInterval, WaitError};
 use crate::sys::identity::Identity;
 
@@ -28,6 +29,12 @@ pub enum EnterError {
     /// The deadline passed, while a process stands still in the middle of using the condition; or a signal handler ran.
     #[error(transparent)]
     Wait(#[from] WaitError),
+}
+
+impl Interrupt for EnterError {
+    fn is_interrupted(&self) -> bool {
+        matches!(self, Self::Wait(WaitError::Interrupted))
+    }
 }
 
 /// A place among those who wait.
