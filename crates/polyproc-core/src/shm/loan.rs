@@ -17,9 +17,9 @@ use std::sync::{Mutex, PoisonError};
 
 use super::budget::{Account, Share};
 use crate::sys::bytes::Borrowed;
-use crate::sys::lease;
 use crate::sys::memory::{self, Mapping};
 use crate::sys::per_process::PerProcess;
+use crate::sys::{lease, pagemap};
 
 /// Each part starts at a multiple of this.
 const ALIGN: u64 = 64;
@@ -180,7 +180,7 @@ impl Loan {
     #[must_use]
     pub fn is_unchanged(&self, bytes: Range<usize>) -> bool {
         let (base, len) = self.as_raw();
-        bytes.end <= len && (bytes.is_empty() || lease::is_unchanged(base.addr().get(), bytes))
+        bytes.end <= len && (bytes.is_empty() || pagemap::is_unchanged(base.addr().get(), bytes))
     }
 }
 

@@ -1,7 +1,6 @@
 //! Who has a memory file, as the kernel knows.
 
 use std::io;
-use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -27,24 +26,4 @@ pub(crate) fn give(file: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let given = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::fs::flock(&given, FlockOperation::NonBlockingLockShared)?;
     Ok(given)
-}
-
-/// Whether this process has written nothing to these bytes of a private mapping at `base`: a page that was written to is no page
-/// of the file any more (`proc_pid_pagemap(5)`). False where the kernel does not tell.
-pub(crate) fn is_unchanged(base: usize, bytes: Range<usize>) -> bool {
-    /// Of an entry: the page is in memory, or in the swap; it is one of the file.
-    const THERE: u64 = 3 << 62;
-    const OF_FILE: u64 = 1 << 61;
-    const ENTRY: usize = size_of::<u64>();
-    let page = rustix::param::page_size();
-    let (first, last) = ((base + bytes.start) / page, (base + bytes.end - 1) / page);
-    let mut entries = vec![0; (last - first + 1) * ENTRY];
-    let mut read = || -> io::Result<usize> {
-        let pages = rustix::fs::open("/proc/self/pagemap", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(rustix::io::retry_on_intr(|| rustix::io::pread(&pages, &mut entries, (first * ENTRY) as u64))?)
-    };
-    let is_whole = read().is_ok_and(|read| read == entries.len());
-    let (entries, _) = entries.as_chunks::<ENTRY>();
-    let mut entries = entries.iter().map(|entry| u64::from_ne_bytes(*entry));
-    is_whole && entries.all(|entry| entry & THERE == 0 || entry & OF_FILE != 0)
 }

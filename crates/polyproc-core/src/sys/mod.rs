@@ -20,6 +20,7 @@
 //! | `lease` | who has a memory file, and what was written to a private mapping of it |
 //! | `life` | dying together with the parent |
 //! | `memory` | memory files and their mappings |
+//! | `pagemap` | whether pages were written to |
 //! | `per_process` | statics that each process has of its own |
 //! | `pidfd` | process descriptors: wait, signal, exit status |
 //! | `priority` | niceness, processors, memory of a process |
@@ -50,6 +51,7 @@ pub(crate) mod image;
 pub(crate) mod lease;
 pub(crate) mod life;
 pub(crate) mod memory;
+pub(crate) mod pagemap;
 pub(crate) mod per_process;
 pub(crate) mod pidfd;
 pub(crate) mod priority;

@@ -1,0 +1,26 @@
+//! What the kernel says of the pages of this process (`proc_pid_pagemap(5)`).
+
+use std::io;
+use std::ops::Range;
+
+use rustix::fs::{Mode, OFlags};
+
+/// Returns whether this process has written nothing to these bytes of a private mapping at `base`: a page that was written to is
+/// no longer a page of the file. Returns false where the kernel does not say.
+pub(crate) fn is_unchanged(base: usize, bytes: Range<usize>) -> bool {
+    /// Bits of an entry: the page is in memory (63) or in swap (62); it is a page of a file (61).
+    const THERE: u64 = 3 << 62;
+    const OF_FILE: u64 = 1 << 61;
+    const ENTRY: usize = size_of::<u64>();
+    let page = rustix::param::page_size();
+    let (first, last) = ((base + bytes.start) / page, (base + bytes.end - 1) / page);
+    let mut entries = vec![0; (last - first + 1) * ENTRY];
+    let mut read = || -> io::Result<usize> {
+        let pages = rustix::fs::open("/proc/self/pagemap", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(rustix::io::retry_on_intr(|| rustix::io::pread(&pages, &mut entries, (first * ENTRY) as u64))?)
+    };
+    let is_whole = read().is_ok_and(|read| read == entries.len());
+    let (entries, _) = entries.as_chunks::<ENTRY>();
+    let mut entries = entries.iter().map(|entry| u64::from_ne_bytes(*entry));
+    is_whole && entries.all(|entry| entry & THERE == 0 || entry & OF_FILE != 0)
+}
