@@ -235,8 +235,8 @@ impl Handler<fn()> for Live {
     }
 }
 
-/// In a pool's worker: runs tasks until the pool says otherwise. The interpreter is held from one task to the next, and let go
-/// of in waits only: to take it for each task costs as much as a small one.
+/// In a pool's worker: runs tasks until the pool says otherwise. The thread stays attached to the interpreter between
+/// tasks and detaches only to wait: attaching for each task takes as long as a small task.
 #[pyfunction]
 pub(crate) fn serve_tasks() -> PyResult<()> {
     Ok(pool::serve()?)

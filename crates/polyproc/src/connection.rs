@@ -10,11 +10,10 @@ use std::time::Duration;
 use polyproc_core::conn as core;
 pub use polyproc_core::conn::{Address, AuthError, ConnectError};
 use polyproc_core::reactor::readable;
-use polyproc_core::{Deadline, Payload};
+use polyproc_core::{Deadline, Payload, retry_interrupted};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::codec::{self, Transfer, TransferError};
-use polyproc_core::retry_interrupted;
 
 /// A value was not sent. Each variant gives it back.
 #[derive(thiserror::Error)]

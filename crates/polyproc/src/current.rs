@@ -4,10 +4,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use polyproc_core::Deadline;
 use polyproc_core::process::{self as core, ExitStatus, Signal};
-
-use polyproc_core::retry_interrupted;
+use polyproc_core::{Deadline, retry_interrupted};
 
 /// This process, as [`current_process`] finds it.
 #[derive(Debug, Clone)]

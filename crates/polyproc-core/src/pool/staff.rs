@@ -186,7 +186,7 @@ impl WorkerHandle {
         }
     }
 
-    /// As [`WorkerHandle::doom`], only if it runs exactly that item, or nothing when `current` is [`IDLE`].
+    /// As [`WorkerHandle::doom`], but only if the worker's state word is still `current`: that item, or none for [`IDLE`].
     pub(super) fn doom_at(&mut self, cause: Cause, current: u64) -> bool {
         let cell = self.stream.cell();
         // Acquire: what it wrote before it began this is seen. It begins and ends nothing after this.

@@ -50,7 +50,7 @@ pub(crate) fn find<T: SharedObject>(inode: u64) -> Option<Arc<T>> {
     object.downcast().ok()
 }
 
-/// Registers an object. Returns the one that another thread has registered for the same file meanwhile, if any.
+/// Registers an object and returns it. If another thread has registered one for the same file before, returns that.
 pub(crate) fn note<T: SharedObject>(inode: u64, object: T) -> Arc<T> {
     let object = Arc::new(object);
     let mut objects = objects();

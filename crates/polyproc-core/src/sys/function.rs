@@ -120,7 +120,7 @@ impl Function {
         let entry = image::resolve(&self.entry)?;
         let target = image::resolve(&self.target)?;
         // SAFETY: `self` was made by `Function::new` in a process of the same build (the build ids match), or decoded
-        // from a channel of ours that carries only such names: an `EntryPoint` starts here.
+        // from the parent's channel, which carries only such names. So `entry` is the address of an `EntryPoint`.
         let entry = unsafe { std::mem::transmute::<*const (), EntryPoint>(std::ptr::with_exposed_provenance(entry)) };
         Ok(Resolved { entry, target })
     }
