@@ -382,6 +382,23 @@ fn cpu_count_honours_affinity() -> TestResult {
 }
 
 #[test]
+fn ps_tells_the_fork_server_and_its_spare_from_processes() -> TestResult {
+    let own = std::fs::read("/proc/self/cmdline")?;
+    let look = |()| (std::fs::read("/proc/self/cmdline").expect("/proc"), std::env::args().collect::<Vec<_>>());
+    for _ in 0..2 {
+        let process = Process::new(look, ()).start_method(StartMethod::Forkserver).start()?;
+        assert_eq!(process.join()?, (own.clone(), std::env::args().collect()), "the arguments of the program");
+    }
+    let shown = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let helpers = || support::children_of(std::process::id()).into_iter().filter(|pid| !support::is_gone(*pid));
+    support::wait_until(|| helpers().count() == 2); // the fork server and its spare
+    for pid in helpers() {
+        assert_eq!(shown(pid).trim_end_matches('\0'), "multiprocessing.forkserver");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_preloaded_value_is_shared_by_all_children() -> TestResult {
     static TABLE: std::sync::OnceLock<(u32, Vec<u64>)> = std::sync::OnceLock::new();
     let fill = |len: u64| {

@@ -15,7 +15,7 @@ use crate::frame::{Input, Payload, Verdict};
 use crate::shm::budget;
 use crate::sys::bounds::Bounds;
 use crate::sys::life::{self, Whom};
-use crate::sys::{bootstrap, clone, fd, signal};
+use crate::sys::{bootstrap, clone, fd, signal, title};
 
 /// Runs this process, which was executed or cloned for it: the order comes over `channel`.
 pub(crate) fn run(channel: Channel) -> io::Result<Infallible> {
@@ -37,6 +37,7 @@ pub(crate) fn run(channel: Channel) -> io::Result<Infallible> {
     if matches!(order.work, Work::Pool) {
         signal::leave_sigint_to_parent()?;
     }
+    title::restore();
     signal::unblock_all();
     signal::report_overflow_to(channel.as_fd(), bare_message(tag::STACK_OVERFLOW));
     let channel = panic::report_to(channel);

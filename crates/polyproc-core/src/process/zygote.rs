@@ -30,7 +30,11 @@ use crate::frame::wire::{Reader, WireError, Writer};
 use crate::sys::bounds::Bounds;
 use crate::sys::cell::PidCell;
 use crate::sys::clone::{self, Copied, SiblingMaker};
-use crate::sys::{fd, life, signal, warm};
+use crate::sys::{fd, life, signal, title, warm};
+
+/// What `ps` shows of the zygote and of a process made ahead. Tools that count the workers of a Python program leave out processes
+/// whose command line contains this.
+const TITLE: &str = "multiprocessing.forkserver";
 
 pub(super) mod tag {
     pub(in crate::process) const PRELOAD: u8 = 1;
@@ -66,6 +70,7 @@ pub(crate) fn serve(parent_pid: u32, channel: &Channel, cell: &PidCell) -> io::R
     let null = fd::above_standard(fd::dev_null()?)?;
     (0..=2).try_for_each(|number| fd::set_standard_stream(number, &null))?;
     drop(null);
+    title::set(TITLE);
     warm::keep_mapped_in_children();
     // Only for speed: failing changes nothing else.
     let _ = super::enter::rehearse();

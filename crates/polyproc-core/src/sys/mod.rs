@@ -29,6 +29,7 @@
 //! | `signal` | masks, dispositions, the stack-overflow handler |
 //! | `socket` | one message with descriptors over a `SOCK_SEQPACKET` pair |
 //! | `status` | exit status and signals |
+//! | `title` | the command line that `ps` shows |
 //! | `warm` | keeping code mapped in the zygote's children |
 //! | `watch` | `poll(2)`, `epoll(7)`, `eventfd(2)` |
 #![expect(unsafe_code, reason = "every system call and raw pointer of the engine is in this module")]
@@ -60,6 +61,7 @@ pub(crate) mod shared;
 pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod status;
+pub(crate) mod title;
 pub(crate) mod warm;
 pub(crate) mod watch;
 

@@ -1,0 +1,39 @@
+//! The command line that `ps` shows: the memory of this process's arguments (`arg_start` of `proc_pid_stat(5)`).
+
+use std::sync::OnceLock;
+
+/// Where the arguments lie, and their bytes before [`set`].
+static ORIGINAL: OnceLock<(usize, Vec<u8>)> = OnceLock::new();
+
+/// Shows `title` in the place of this process's arguments, until [`restore`]. Does nothing where they are shorter than `title`, or
+/// without `/proc`. Only for a process with one thread, as the standard library reads the arguments without a lock.
+pub(crate) fn set(title: &str) {
+    let Some((start, end)) = place() else { return };
+    let length = end - start;
+    if length <= title.len() {
+        return;
+    }
+    // SAFETY: the kernel put the arguments there, on the stack, which stays mapped; there is one thread.
+    let arguments = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, length) };
+    let _ = ORIGINAL.set((start, arguments.to_vec()));
+    let (shown, rest) = arguments.split_at_mut(title.len());
+    shown.copy_from_slice(title.as_bytes());
+    rest.fill(0);
+}
+
+/// Shows the arguments again, in this process or in a copy of it. Only for a process with one thread.
+pub(crate) fn restore() {
+    if let Some((start, original)) = ORIGINAL.get() {
+        // SAFETY: as in `set`.
+        unsafe { std::ptr::copy_nonoverlapping(original.as_ptr(), *start as *mut u8, original.len()) };
+    }
+}
+
+/// Returns the first address of the arguments and the one after the last.
+fn place() -> Option<(usize, usize)> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let mut fields = after_name.split_whitespace().skip(45).map(str::parse); // 48 and 49
+    let (start, end) = (fields.next()?.ok()?, fields.next()?.ok()?);
+    (0 < start && start < end).then_some((start, end))
+}
