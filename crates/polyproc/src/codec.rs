@@ -1,4 +1,4 @@
-//! Values as bytes and descriptors: postcard, and beside it what [`carry`] and [`take`] hand over.
+//! Encodes values as bytes, in postcard, and as the descriptors that [`carry`] adds and [`take`] removes.
 
 use std::any::type_name;
 use std::cell::{Cell, RefCell};
@@ -10,10 +10,10 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A value that can go to another process: everything that serde can write and read back without borrowing.
+/// A value that can be sent to another process: any type that serde can encode, and decode without borrowing.
 ///
-/// The encoding is postcard, which does not describe itself: types that need that
-/// (`#[serde(untagged)]`, `#[serde(flatten)]`, `skip_serializing_if`, `serde_json::Value`) give a [`CodecError`].
+/// The encoding is postcard, which is not self-describing. Types that need a self-describing format
+/// (`#[serde(untagged)]`, `#[serde(flatten)]`, `skip_serializing_if`, `serde_json::Value`) fail with a [`CodecError`].
 pub trait Transfer: Serialize + DeserializeOwned + 'static {}
 
 impl<T: Serialize + DeserializeOwned + 'static> Transfer for T {}
@@ -21,7 +21,7 @@ impl<T: Serialize + DeserializeOwned + 'static> Transfer for T {}
 /// A value could not be encoded or decoded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("could not {} of type {}: {}", .0.step, .0.type_name, .0.reason)]
-pub struct CodecError(Box<CodecProblem>); // small, as it stands in the results of all that goes well
+pub struct CodecError(Box<CodecProblem>); // boxed, to keep the `Result`s of successful calls small
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct CodecProblem {
@@ -39,35 +39,35 @@ impl CodecError {
     }
 }
 
-/// Why a value could not go through a queue or a pipe, other than for the state of these.
+/// Why a value could not pass through a queue or a pipe, other than the state of the queue or pipe.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransferError {
-    /// It could not be encoded, or decoded as the type that was asked for: then it was taken, and is lost.
+    /// The value could not be encoded, or decoded as the requested type. A value that could not be decoded is lost.
     #[error(transparent)]
     Codec(#[from] CodecError),
-    /// The queue's memory is unusable, or the system gives no more.
+    /// The queue's memory is unusable, or the system provides no more.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// The descriptors of its handles could not be passed on.
+    /// The descriptors of the handles in the value could not be passed on.
     #[error("the handles in the value could not be passed on: {0}")]
     Descriptors(#[source] io::Error),
-    /// The value holds handles, which a queue cannot put back when their consumer dies.
+    /// The value holds handles, which a queue cannot put back when the consumer dies.
     #[error("a queue that puts items back when a consumer dies takes no values with handles in them")]
     NotReturnable,
-    /// The system failed us.
+    /// A system call failed.
     #[error("the value could not be passed on: {0}")]
     Os(#[source] io::Error),
 }
 
-/// Buffers up to this are kept from one call to the next.
+/// The largest capacity of a buffer that is kept for the next call.
 const KEPT_LEN_BYTES: usize = 4 << 20;
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs with an empty buffer that this thread has used before.
+/// Calls `run` with an empty buffer, which the thread reuses between calls.
 #[inline]
 pub(crate) fn with_buffer<R>(run: impl FnOnce(&mut Vec<u8>) -> R) -> R {
     BUFFER.with(|buffer| match buffer.try_borrow_mut() {
@@ -79,11 +79,11 @@ pub(crate) fn with_buffer<R>(run: impl FnOnce(&mut Vec<u8>) -> R) -> R {
             }
             result
         }
-        Err(_) => run(&mut Vec::new()), // from within a value's own `Serialize`
+        Err(_) => run(&mut Vec::new()), // called within a value's own `Serialize`
     })
 }
 
-/// Encodes to the end of a buffer that is used again and again.
+/// Encodes to the end of a reused buffer.
 struct Buffer<'a>(&'a mut Vec<u8>);
 
 impl postcard::ser_flavors::Flavor for Buffer<'_> {
@@ -107,22 +107,24 @@ impl postcard::ser_flavors::Flavor for Buffer<'_> {
     }
 }
 
-/// Where the values that are being encoded on this thread, one within another, have their descriptors.
+/// The descriptors of the values that this thread is encoding. Encodings nest: a value's `Serialize` may encode another value.
 #[derive(Debug, Clone, Copy, Default)]
 struct Leaving {
+    /// The number of nested values.
     values: u32,
-    /// How many descriptors there are, and with which the innermost value begins.
+    /// The number of descriptors in [`LEAVING_FDS`].
     len: usize,
+    /// The index of the first descriptor of the innermost value.
     first: usize,
 }
 
 thread_local! {
     static LEAVING: Cell<Leaving> = const { Cell::new(Leaving { values: 0, len: 0, first: 0 }) };
-    /// Each with the number of what it is a copy of, where several handles may have it in common.
+    /// Copies of descriptors, each with the number of the original if several handles may share the copy.
     static LEAVING_FDS: RefCell<Vec<(OwnedFd, Option<RawFd>)>> = const { RefCell::new(Vec::new()) };
     /// The descriptors of the value that is being decoded.
     static ARRIVING: RefCell<Vec<Option<OwnedFd>>> = const { RefCell::new(Vec::new()) };
-    /// What [`carry`] or [`take`] could not do: postcard keeps no text of errors.
+    /// The error text of [`carry`] or [`take`], as postcard does not keep the text of an error.
     static PROBLEM: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
@@ -139,7 +141,7 @@ impl Encoding {
         Self { outer }
     }
 
-    /// The descriptors that were carried since.
+    /// Removes and returns the descriptors that were added since [`Encoding::begin`].
     #[inline]
     fn fds(&self) -> Vec<OwnedFd> {
         let first = self.outer.len;
@@ -160,14 +162,14 @@ impl Drop for Encoding {
     }
 }
 
-/// An error of serde's for [`carry`] or [`take`].
+/// Records the text of an error of [`carry`] or [`take`], and returns the error for serde.
 fn problem<E>(text: String, custom: fn(String) -> E) -> E {
     PROBLEM.set(Some(text.clone()));
     custom(text)
 }
 
-/// Adds a copy of a descriptor to the value that is being encoded, and returns its index among the descriptors of that value. With
-/// `shared`, handles to the same file share one copy.
+/// Adds a copy of a descriptor to the value that is being encoded, and returns its index among the descriptors of that value.
+/// With `shared`, handles to the same descriptor share one copy.
 fn leave(fd: BorrowedFd<'_>, shared: bool) -> Result<u32, String> {
     let mut leaving = LEAVING.get();
     let number = shared.then(|| fd.as_raw_fd());
@@ -187,8 +189,10 @@ fn leave(fd: BorrowedFd<'_>, shared: bool) -> Result<u32, String> {
     u32::try_from(index).map_err(|error| error.to_string())
 }
 
+/// Checks that polyproc encodes the handle.
+///
 /// # Errors
-/// Outside of an [`Encoding`]: another format encodes the handle.
+/// Fails outside of an [`Encoding`], where another format encodes the handle.
 fn check_encoding() -> Result<(), String> {
     match LEAVING.get().values {
         0 => Err("it can only be sent to another process by polyproc itself".to_owned()),
@@ -196,7 +200,7 @@ fn check_encoding() -> Result<(), String> {
     }
 }
 
-/// Encodes a handle as its descriptors: for its `Serialize`. They travel beside the bytes.
+/// Encodes a handle as its descriptors, which travel beside the bytes. For the handle's `Serialize`.
 pub(crate) fn carry<S: Serializer>(fds: &[BorrowedFd<'_>], serializer: S) -> Result<S::Ok, S::Error> {
     let carry = || -> Result<u32, String> {
         check_encoding()?;
@@ -208,13 +212,13 @@ pub(crate) fn carry<S: Serializer>(fds: &[BorrowedFd<'_>], serializer: S) -> Res
     carry().map_err(|why| problem(why, S::Error::custom))?.serialize(serializer)
 }
 
-/// Encodes a handle to a place in a file. All such handles of one value share one descriptor per file.
+/// Encodes a handle to an object in a file, at an offset. All such handles in one value share one descriptor per file.
 pub(crate) fn carry_place<S: Serializer>((file, at): (BorrowedFd<'_>, u64), serializer: S) -> Result<S::Ok, S::Error> {
     let index = check_encoding().and_then(|()| leave(file, true));
     (index.map_err(|why| problem(why, S::Error::custom))?, at).serialize(serializer)
 }
 
-/// What [`carry_place`] encoded, opened by `open`.
+/// Decodes a handle that [`carry_place`] encoded: calls `open` with the file and the offset.
 pub(crate) fn take_place<'de, D: Deserializer<'de>, T>(
     deserializer: D,
     open: impl FnOnce(BorrowedFd<'_>, u64) -> io::Result<T>,
@@ -229,7 +233,7 @@ pub(crate) fn take_place<'de, D: Deserializer<'de>, T>(
         .map_err(|why| problem(why, D::Error::custom))
 }
 
-/// The descriptors that [`carry`] encoded: for a `Deserialize`.
+/// Returns the descriptors that [`carry`] encoded. For the handle's `Deserialize`.
 pub(crate) fn take<'de, D: Deserializer<'de>, const N: usize>(deserializer: D) -> Result<[OwnedFd; N], D::Error> {
     let first = u32::deserialize(deserializer)? as usize;
     let fds = ARRIVING.with_borrow_mut(|arriving| {
@@ -239,7 +243,7 @@ pub(crate) fn take<'de, D: Deserializer<'de>, const N: usize>(deserializer: D) -
     fds.ok_or_else(|| problem("its descriptors did not come with it".to_owned(), D::Error::custom))
 }
 
-/// Puts the encoded value at the end of `bytes` and gives the descriptors that go with it.
+/// Appends the encoded value to `bytes`, and returns the descriptors that belong to it.
 #[inline]
 pub(crate) fn encode_to<T: Serialize>(what: &str, value: &T, bytes: &mut Vec<u8>) -> Result<Vec<OwnedFd>, CodecError> {
     let encoding = Encoding::begin();
@@ -249,14 +253,14 @@ pub(crate) fn encode_to<T: Serialize>(what: &str, value: &T, bytes: &mut Vec<u8>
     }
 }
 
-/// `what` is "the argument" or "the result".
+/// Returns the encoded value. `what` names it in the error, as "the argument" or "the result".
 pub(crate) fn encode<T: Serialize>(what: &str, value: &T) -> Result<Payload, CodecError> {
     let mut head = Vec::new();
     let fds = encode_to(what, value, &mut head)?;
     Ok(Payload { head, fds })
 }
 
-/// The value of these bytes and descriptors.
+/// Decodes a value from its bytes and descriptors.
 #[inline]
 pub(crate) fn decode_from<T: DeserializeOwned>(what: &str, bytes: &[u8], fds: Vec<OwnedFd>) -> Result<T, CodecError> {
     let outer = (!fds.is_empty()).then(|| ARRIVING.replace(fds.into_iter().map(Some).collect()));
@@ -275,7 +279,7 @@ pub(crate) fn decode<T: DeserializeOwned>(what: &str, payload: Payload) -> Resul
     decode_from(what, &payload.head, payload.fds)
 }
 
-/// Decodes the argument, calls, encodes the result. An error goes back as an encoded [`CodecError`].
+/// Decodes the argument, calls `call`, and encodes the result, or a [`CodecError`] in its place.
 #[inline]
 pub(crate) fn through<A, R>(input: Input<'_>, out: &mut Payload, call: impl FnOnce(A) -> R) -> Verdict
 where
@@ -288,7 +292,7 @@ where
     }
 }
 
-/// Encodes a result.
+/// Encodes a result, or the error if that fails.
 #[inline]
 pub(crate) fn answer<R: Serialize>(out: &mut Payload, result: &R) -> Verdict {
     let start = out.head.len();
@@ -304,14 +308,14 @@ pub(crate) fn answer<R: Serialize>(out: &mut Payload, result: &R) -> Verdict {
     }
 }
 
-/// Encodes an error in the place of a result.
+/// Encodes an error in place of a result.
 #[cold]
 pub(crate) fn raise(out: &mut Payload, error: CodecError) -> Verdict {
     encode_to("the error", &error, &mut out.head).expect("three strings can be encoded");
     Verdict::Raised
 }
 
-/// A [`CodecError`] that came from a child.
+/// Decodes a [`CodecError`] that a child encoded.
 pub(crate) fn raised(bytes: &[u8]) -> CodecError {
     decode_from("the error", bytes, Vec::new()).unwrap_or_else(|error| error)
 }

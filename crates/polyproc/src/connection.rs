@@ -1,4 +1,4 @@
-//! [`pipe`], [`Connection`], [`Listener`]: values between two processes.
+//! [`pipe`], [`Connection`], [`Listener`]: pass values between two processes.
 
 use std::fmt;
 use std::io;
@@ -15,22 +15,22 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::codec::{self, Transfer, TransferError};
 
-/// A value was not sent. Each variant gives it back.
+/// A value was not sent. Each variant returns the value.
 #[derive(thiserror::Error)]
 pub enum SendError<T> {
-    /// The other end is closed, or its last holder died.
+    /// The other end is closed, or its last holder has exited.
     #[error("the other end of the connection is closed")]
     Closed(T),
-    /// The other end had no room for it in the time given.
+    /// The other end had no room for the value before the timeout.
     #[error("the connection is full")]
     Full(T),
-    /// It cannot go through.
+    /// The value could not be encoded or passed on.
     #[error("the value could not be sent: {1}")]
     Failed(T, #[source] TransferError),
 }
 
 impl<T> SendError<T> {
-    /// The value.
+    /// Returns the value that was not sent.
     pub fn into_inner(self) -> T {
         match self {
             Self::Closed(value) | Self::Full(value) | Self::Failed(value, _) => value,
@@ -51,13 +51,13 @@ impl<T> fmt::Debug for SendError<T> {
 /// No value was received.
 #[derive(Debug, thiserror::Error)]
 pub enum RecvError {
-    /// The other end is closed, or its last holder died, and all values were received.
+    /// The other end is closed, or its last holder has exited, and all values were received.
     #[error("the other end of the connection is closed")]
     Closed,
-    /// No value came in the time given.
+    /// No value arrived before the timeout.
     #[error("nothing was received")]
     Empty,
-    /// A value was there, and could not come through.
+    /// A value could not be received or decoded.
     #[error("the value could not be received: {0}")]
     Failed(#[from] TransferError),
 }
@@ -92,7 +92,7 @@ fn receive_value<T: Transfer>(connection: &core::Connection, deadline: Deadline)
     Ok(codec::decode("the value", receive(connection, deadline)?).map_err(TransferError::from)?)
 }
 
-/// What all ends have.
+/// Implements what all ends share.
 macro_rules! end {
     ($name:ident<$($item:ident),*>) => {
         impl<$($item),*> From<core::Connection> for $name<$($item),*> {
@@ -108,17 +108,18 @@ macro_rules! end {
         }
 
         impl<$($item),*> $name<$($item),*> {
-            /// Another handle to the same end.
+            /// Returns another handle to the same end.
             ///
             /// # Errors
-            /// When the system gives no descriptor.
+            /// Fails when the system provides no descriptor.
             pub fn try_clone(&self) -> io::Result<Self> {
                 Ok(Self::from(core::Connection::from(self.core.as_fd().try_clone_to_owned()?)))
             }
         }
 
-        /// To be sent to another process by polyproc: a further handle to this end. For the other end to be seen as closed, all
-        /// handles to it must be gone: keep none.
+        /// For sending another handle to this end by polyproc. Any other format fails.
+        ///
+        /// The peer detects that this end is closed once all handles to it are dropped, so drop this one after sending it.
         impl<$($item),*> Serialize for $name<$($item),*> {
             fn serialize<Z: Serializer>(&self, serializer: Z) -> Result<Z::Ok, Z::Error> {
                 codec::carry(&[self.core.as_fd()], serializer)
@@ -132,7 +133,7 @@ macro_rules! end {
             }
         }
 
-        /// Readable when a value is there, or the other end is closed: for [`wait`](crate::wait()), `poll` and `epoll`.
+        /// Readable when a value is available or the other end is closed. For [`wait`](crate::wait()), `poll` and `epoll`.
         impl<$($item),*> AsFd for $name<$($item),*> {
             fn as_fd(&self) -> BorrowedFd<'_> {
                 self.core.as_fd()
@@ -147,25 +148,26 @@ macro_rules! sends {
         where
             $sent: Transfer,
         {
-            /// Sends a value; waits while the other end has too many unread.
+            /// Sends a value. Blocks while the other end has too much unread data.
             ///
             /// # Errors
-            /// [`SendError::Closed`], [`SendError::Failed`].
+            /// [`SendError::Closed`] when the other end is closed, [`SendError::Failed`] when the value could not be encoded or
+            /// passed on.
             pub fn send(&self, value: $sent) -> Result<(), SendError<$sent>> {
                 send(&self.core, value, Deadline::NEVER)
             }
 
-            /// As [`send`](Self::send), for at most `timeout`.
+            /// Sends a value. Blocks for at most `timeout`.
             ///
             /// # Errors
-            /// All of [`SendError`].
+            /// As [`send`](Self::send); [`SendError::Full`] on timeout.
             pub fn send_timeout(&self, value: $sent, timeout: Duration) -> Result<(), SendError<$sent>> {
                 send(&self.core, value, Deadline::after(timeout))
             }
         }
 
         impl<$($item),*> $name<$($item),*> {
-            /// Sends bytes as they are, for [`recv_bytes`](Connection::recv_bytes) at the other end.
+            /// Sends bytes without encoding, for [`recv_bytes`](Connection::recv_bytes) at the other end.
             ///
             /// # Errors
             /// [`io::ErrorKind::BrokenPipe`] or [`io::ErrorKind::ConnectionReset`] when the other end is closed.
@@ -182,34 +184,35 @@ macro_rules! receives {
         where
             $received: Transfer,
         {
-            /// Receives the next value; waits while there is none.
+            /// Receives the next value. Blocks until one arrives.
             ///
             /// # Errors
-            /// [`RecvError::Closed`], [`RecvError::Failed`].
+            /// [`RecvError::Closed`] when the other end is closed and all values were received, [`RecvError::Failed`] when the
+            /// value could not be received or decoded.
             pub fn recv(&self) -> Result<$received, RecvError> {
                 receive_value(&self.core, Deadline::NEVER)
             }
 
-            /// As [`recv`](Self::recv), without waiting.
+            /// Receives the next value without blocking.
             ///
             /// # Errors
-            /// All of [`RecvError`].
+            /// As [`recv`](Self::recv); [`RecvError::Empty`] when no value is available.
             pub fn try_recv(&self) -> Result<$received, RecvError> {
                 receive_value(&self.core, Deadline::PASSED)
             }
 
-            /// As [`recv`](Self::recv), for at most `timeout`.
+            /// Receives the next value. Blocks for at most `timeout`.
             ///
             /// # Errors
-            /// All of [`RecvError`].
+            /// As [`recv`](Self::recv); [`RecvError::Empty`] on timeout.
             pub fn recv_timeout(&self, timeout: Duration) -> Result<$received, RecvError> {
                 receive_value(&self.core, Deadline::after(timeout))
             }
 
-            /// As [`recv`](Self::recv), for async code: on any executor, without a thread for each call.
+            /// Receives the next value asynchronously. Works with any executor, and needs no thread per call.
             ///
             /// # Errors
-            /// [`RecvError::Closed`], [`RecvError::Failed`].
+            /// As [`recv`](Self::recv).
             pub async fn recv_async(&self) -> Result<$received, RecvError> {
                 loop {
                     match self.try_recv() {
@@ -221,18 +224,20 @@ macro_rules! receives {
         }
 
         impl<$($item),*> $name<$($item),*> {
-            /// Receives what [`send_bytes`](Connection::send_bytes) sent at the other end.
+            /// Receives the next bytes that [`send_bytes`](Connection::send_bytes) sent at the other end. Blocks until they
+            /// arrive.
             ///
             /// # Errors
-            /// [`RecvError::Closed`], [`RecvError::Failed`].
+            /// [`RecvError::Closed`] when the other end is closed and everything was received, [`RecvError::Failed`] when a
+            /// system call failed.
             pub fn recv_bytes(&self) -> Result<Vec<u8>, RecvError> {
                 Ok(receive(&self.core, Deadline::NEVER)?.head)
             }
 
-            /// Whether something can be received, the end included, within `timeout`.
+            /// Returns whether a value is available or the other end is closed. Blocks for at most `timeout`.
             ///
             /// # Errors
-            /// When the system cannot wait for it.
+            /// Fails when the system cannot wait for the descriptor.
             pub fn poll(&self, timeout: Duration) -> io::Result<bool> {
                 let deadline = Deadline::after(timeout);
                 retry_interrupted(|| self.core.poll(deadline))
@@ -243,7 +248,7 @@ macro_rules! receives {
 
 /// One end of a pipe: sends values of type `S`, receives values of type `R`.
 ///
-/// A value arrives whole or not at all, whoever else sends or receives on the same end, and whoever is killed meanwhile.
+/// A value arrives whole or not at all, even if several processes use the same end, or a process is killed during the transfer.
 pub struct Connection<S, R = S> {
     core: core::Connection,
     items: PhantomData<fn(S) -> R>,
@@ -268,10 +273,10 @@ pub struct Receiver<T> {
 end!(Receiver<T>);
 receives!(Receiver<T>, T);
 
-/// A pipe, both of whose ends send and receive: Python's `Pipe()`.
+/// Creates a pipe whose ends both send and receive: Python's `Pipe()`.
 ///
 /// # Errors
-/// When the system gives no descriptors.
+/// Fails when the system provides no descriptors.
 ///
 /// ```
 /// use polyproc::{Connection, Process, pipe};
@@ -286,7 +291,7 @@ receives!(Receiver<T>, T);
 /// let child = Process::new(square, theirs).start()?;
 /// ours.send(7)?;
 /// assert_eq!(ours.recv()?, 49);
-/// drop(ours); // the child sees the end
+/// drop(ours); // ends the child's loop
 /// child.join()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -296,10 +301,10 @@ pub fn pipe<A, B>() -> io::Result<(Connection<A, B>, Connection<B, A>)> {
     Ok((one.into(), other.into()))
 }
 
-/// A pipe in one direction: Python's `Pipe(duplex=False)`.
+/// Creates a pipe in one direction: Python's `Pipe(duplex=False)`.
 ///
 /// # Errors
-/// When the system gives no descriptors.
+/// Fails when the system provides no descriptors.
 pub fn simplex_pipe<T>() -> io::Result<(Receiver<T>, Sender<T>)> {
     let (receiving, sending) = core::Connection::pair()?;
     receiving.shut(true)?;
@@ -307,7 +312,7 @@ pub fn simplex_pipe<T>() -> io::Result<(Receiver<T>, Sender<T>)> {
     Ok((receiving.into(), sending.into()))
 }
 
-/// Waits for connections from processes that know its address, and, where it has one, its key.
+/// Accepts connections from processes that know its address, and its key if it has one.
 ///
 /// ```
 /// use polyproc::{Address, Connection, Listener, Process};
@@ -328,10 +333,10 @@ pub fn simplex_pipe<T>() -> io::Result<(Receiver<T>, Sender<T>)> {
 #[derive(Debug)]
 pub struct Listener(core::Listener);
 
-/// How many connections wait to be accepted.
+/// The maximum number of connections that wait to be accepted (`listen(2)`).
 const BACKLOG: i32 = 128;
 
-/// A path; or, from a text that begins with `@`, an abstract name (`unix(7)`).
+/// Returns the address that a text denotes: an abstract name (`unix(7)`) if it begins with `@`, otherwise a path.
 fn parse(address: &Path) -> Address {
     use std::os::unix::ffi::OsStrExt;
     match address.as_os_str().as_bytes() {
@@ -341,47 +346,50 @@ fn parse(address: &Path) -> Address {
 }
 
 impl Listener {
-    /// Listens at a path, or, when it begins with `@`, at an abstract name, which leaves no file; `None` for a new abstract name.
-    /// Both sides have to prove that they know `key`, without sending it.
+    /// Listens at `address`: a path, or, if it begins with `@`, an abstract name (`unix(7)`), which creates no file.
+    ///
+    /// With `None`, the system chooses an abstract name. With a `key`, each side must prove to the other that it knows the
+    /// key. The key itself is not sent.
     ///
     /// # Errors
-    /// [`io::ErrorKind::AddrInUse`] when somebody listens there, or a file is there.
+    /// [`io::ErrorKind::AddrInUse`] when another listener or a file has the address.
     pub fn bind(address: Option<&str>, key: Option<&[u8]>) -> io::Result<Self> {
         let address = address.map(|address| parse(address.as_ref()));
         Ok(Self(core::Listener::bind(address, BACKLOG, key.map(<[u8]>::to_vec))?))
     }
 
-    /// Lets processes of all users connect; others than those of this process's user are turned away else.
+    /// Accepts processes of all users. By default the listener rejects processes of other users.
     #[must_use]
     pub fn for_all_users(self) -> Self {
         Self(self.0.for_all_users())
     }
 
-    /// Where it listens: what [`connect`] takes.
+    /// Returns the address. Its text is what [`connect`] takes.
     #[must_use]
     pub fn address(&self) -> &Address {
         self.0.address()
     }
 
-    /// Waits for the next connection.
+    /// Accepts the next connection. Blocks until there is one.
     ///
     /// # Errors
-    /// [`ConnectError::Auth`] when who came did not prove that it knows the key: the next one may.
+    /// [`ConnectError::Auth`] when a peer did not prove that it knows the key, after which the listener still accepts others;
+    /// [`ConnectError::Os`] when a system call failed.
     pub fn accept<S, R>(&self) -> Result<Connection<S, R>, ConnectError> {
         Ok(retry_interrupted(|| self.0.accept(Deadline::NEVER))?.into())
     }
 
-    /// As [`Listener::accept`], for at most `timeout`.
+    /// Accepts the next connection. Blocks for at most `timeout`.
     ///
     /// # Errors
-    /// As [`Listener::accept`]; [`ConnectError::Os`] with [`io::ErrorKind::TimedOut`].
+    /// As [`Listener::accept`]; [`ConnectError::Os`] with [`io::ErrorKind::TimedOut`] on timeout.
     pub fn accept_timeout<S, R>(&self, timeout: Duration) -> Result<Connection<S, R>, ConnectError> {
         let deadline = Deadline::after(timeout);
         Ok(retry_interrupted(|| self.0.accept(deadline))?.into())
     }
 }
 
-/// Readable when somebody wants to connect.
+/// Readable when a peer wants to connect.
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -391,8 +399,8 @@ impl AsFd for Listener {
 /// Connects to a [`Listener`]: Python's `Client`.
 ///
 /// # Errors
-/// [`ConnectError::Os`] when nobody listens there, or, at an abstract name and without a key, another user;
-/// [`ConnectError::Auth`] when the keys differ.
+/// [`ConnectError::Os`] when no listener has the address, or, without a key, when another user listens at the abstract name;
+/// [`ConnectError::Auth`] when the keys differ or the listener does not answer within 10 seconds.
 #[doc(alias = "Client")]
 pub fn connect<S, R>(address: impl AsRef<Path>, key: Option<&[u8]>) -> Result<Connection<S, R>, ConnectError> {
     Ok(core::connect(&parse(address.as_ref()), key)?.into())

@@ -1,4 +1,4 @@
-//! Who this process is, who started it, whom it started.
+//! This process, its parent and its children.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -7,31 +7,31 @@ use std::time::Duration;
 use polyproc_core::process::{self as core, ExitStatus, Signal};
 use polyproc_core::{Deadline, retry_interrupted};
 
-/// This process, as [`current_process`] finds it.
+/// This process, as returned by [`current_process`].
 #[derive(Debug, Clone)]
 pub struct CurrentProcess(core::Current);
 
 impl CurrentProcess {
-    /// `MainProcess` for the program, the given name or `Process-N` for what it started.
+    /// Returns the name: `MainProcess` for the program; for a child, the given name, or `Process-N` by default.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// Its process id.
+    /// Returns the process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         std::process::id()
     }
 
-    /// Whether it is daemonic.
+    /// Returns whether the process is daemonic.
     #[must_use]
     pub fn is_daemon(&self) -> bool {
         self.0.daemon
     }
 }
 
-/// This process.
+/// Returns this process.
 ///
 /// ```
 /// assert_eq!(polyproc::current_process().name(), "MainProcess");
@@ -46,55 +46,55 @@ pub fn current_process() -> CurrentProcess {
 pub struct ParentProcess(core::Parent);
 
 impl ParentProcess {
-    /// Its name.
+    /// Returns the name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// Its process id.
+    /// Returns the process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.0.pid
     }
 
-    /// Whether it still runs.
+    /// Returns whether the process is still running.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         std::os::unix::process::parent_id() == self.0.pid
     }
 }
 
-/// The process that started this one; `None` in the program itself.
+/// Returns the process that started this one, or `None` in the program itself.
 #[must_use]
 pub fn parent_process() -> Option<ParentProcess> {
     core::current().parent.map(ParentProcess)
 }
 
-/// A process that this one started and that may still run, without its result.
+/// A child of this process that may still run. Unlike a [`Child`](crate::Child), it does not give access to the result.
 #[derive(Debug, Clone)]
 pub struct ActiveChild(core::Child);
 
 impl ActiveChild {
-    /// Its name.
+    /// Returns the name.
     #[must_use]
     pub fn name(&self) -> &str {
         self.0.name()
     }
 
-    /// Its process id.
+    /// Returns the process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.0.pid()
     }
 
-    /// Whether it is daemonic.
+    /// Returns whether the process is daemonic.
     #[must_use]
     pub fn is_daemon(&self) -> bool {
         self.0.is_daemon()
     }
 
-    /// Whether it runs.
+    /// Returns whether the process is running.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         matches!(self.0.try_wait(), Ok(None))
@@ -103,7 +103,7 @@ impl ActiveChild {
     /// Sends `SIGTERM`.
     ///
     /// # Errors
-    /// [`io::ErrorKind::PermissionDenied`] when it runs as another user by now.
+    /// [`io::ErrorKind::PermissionDenied`] when the process has changed to another user.
     pub fn terminate(&self) -> io::Result<()> {
         self.0.signal(Signal::TERMINATE)
     }
@@ -116,39 +116,39 @@ impl ActiveChild {
         self.0.signal(Signal::KILL)
     }
 
-    /// Waits until it has ended; `None` when that takes longer than `timeout`.
+    /// Blocks until the process has ended, for at most `timeout`. Returns `None` if it still runs then.
     ///
     /// # Errors
-    /// When the system cannot wait for it.
+    /// Fails when the system cannot wait for the process.
     pub fn wait_timeout(&self, timeout: Duration) -> io::Result<Option<ExitStatus>> {
         let deadline = Deadline::after(timeout);
         retry_interrupted(|| self.0.wait(deadline))
     }
 }
 
-/// Its process descriptor, as of a [`Child`](crate::Child).
+/// The process descriptor, as for a [`Child`](crate::Child).
 impl AsFd for ActiveChild {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-/// The processes that this one started and that still run, pool workers among them, in the order of their start.
+/// Returns the running children of this process, pool workers included, in the order in which they were started.
 #[must_use]
 pub fn active_children() -> Vec<ActiveChild> {
     core::active_children().into_iter().map(ActiveChild).collect()
 }
 
-/// How many processors this process may use: its CPU affinity and its cgroup's quota are honoured.
+/// Returns how many processors this process may use. Honours its CPU affinity and the quota of its control group.
 ///
 /// # Errors
-/// When the system does not tell.
+/// Fails when the system does not report the number.
 #[doc(alias = "process_cpu_count")]
 pub fn cpu_count() -> io::Result<usize> {
     Ok(std::thread::available_parallelism()?.get())
 }
 
-/// How long daemonic processes have between `SIGTERM` and `SIGKILL` when the program ends: five seconds if not set.
+/// Sets the time between `SIGTERM` and `SIGKILL` for daemonic processes when the program ends. The default is 5 seconds.
 pub fn set_daemon_grace(grace: Duration) {
     core::set_daemon_grace(grace);
 }

@@ -1,10 +1,10 @@
-//! What workers log and trace goes to the parent: each record begins with a byte that says which of the two it is.
+//! Forwards the log and trace records of workers to the parent. The first byte of a record is its kind.
 
 use std::sync::Arc;
 
 use polyproc_core::pool::OnLog;
 
-/// Which of the two a pool forwards.
+/// Which kinds of records a pool forwards.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Forwarded {
     pub(crate) logs: bool,
@@ -16,7 +16,7 @@ impl Forwarded {
         self.logs || self.traces
     }
 
-    /// The levels of both, for [`install`]; 0 where nobody listens.
+    /// Returns the levels of logs and of traces, for [`install`]; 0 for a kind that is not forwarded.
     pub(crate) fn levels(self) -> [u8; 2] {
         [if self.logs { log_level() } else { 0 }, if self.traces { trace_level() } else { 0 }]
     }
@@ -36,7 +36,7 @@ fn trace_level() -> u8 {
     return 0;
 }
 
-/// Logs once, with the feature `log` or `tracing`, that processes are started in a slower way.
+/// With the feature `log` or `tracing`: logs, once, that processes start more slowly as the system refuses the fork server.
 pub(crate) fn tell_of_refused_forkserver() {
     #[cfg(any(feature = "log", feature = "tracing"))]
     {
@@ -54,7 +54,7 @@ pub(crate) fn tell_of_refused_forkserver() {
     }
 }
 
-/// In a worker: hands what is logged and traced to the parent from now on.
+/// In a worker: sends log and trace records to the parent from now on.
 pub(crate) fn install([logs, traces]: [u8; 2]) {
     #[cfg(feature = "log")]
     if logs > 0 {
@@ -64,10 +64,10 @@ pub(crate) fn install([logs, traces]: [u8; 2]) {
     if traces > 0 {
         crate::traces::install(traces);
     }
-    let _ = (logs, traces); // where a feature is missing
+    let _ = (logs, traces); // unused without the features
 }
 
-/// In the parent: where a worker's records go; traces into the span that is entered now.
+/// In the parent: returns the function that receives the records of workers. It emits traces inside the current span.
 pub(crate) fn on_log() -> OnLog {
     #[cfg(feature = "tracing")]
     let span = tracing::Span::current();

@@ -1,4 +1,4 @@
-//! Python's `multiprocessing`, rebuilt in Rust: processes as easy as threads, typed, and safe under any death.
+//! Python's `multiprocessing`, rebuilt in Rust: processes as easy to use as threads, typed, and safe when any of them dies.
 //!
 //! ```
 //! use polyproc::Process;
@@ -8,34 +8,34 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! No macro, no registry and no set-up: functions are `fn` pointers, named for the child by their place in the program,
-//! and children are taken over by a constructor before `main` runs. Production programs may prefer to say so themselves:
-//! build with `default-features = false` and make [`init`] the first line of `main`.
+//! There are no macros, no registry and no set-up. Functions are `fn` pointers, which a child finds by their location in the
+//! program. A constructor takes control of a child before `main` runs. A production program may prefer an explicit call: build
+//! with `default-features = false` and make [`init`] the first line of `main`.
 //!
 //! | Python | here |
 //! |---|---|
 //! | `Process(target=f, args=a)` | [`Process::new`]`(f, a)` |
 //! | subclass with `run()` | [`Run`], [`Process::run`] |
-//! | `p.start()`, `p.join()` | [`Process::start`], [`Child::join`], which gives the result |
+//! | `p.start()`, `p.join()` | [`Process::start`], [`Child::join`], which returns the result |
 //! | `p.exitcode` | [`Child::exit_status`], [`ExitStatus::exit_code`] |
 //! | `p.sentinel`, `connection.wait` | [`Child`] as a descriptor, [`wait`] |
-//! | `current_process()`, `parent_process()`, `active_children()` | the same |
+//! | `current_process()`, `parent_process()`, `active_children()` | the same names |
 //! | `set_forkserver_preload` | [`set_forkserver_preload`] |
-//! | `Pool(n)`, `apply`, `map`, `imap`, `starmap_async` and the rest | [`Pool`] and the same |
+//! | `Pool(n)`, `apply`, `map`, `imap`, `starmap_async` and the rest | [`Pool`], with methods of the same names |
 //! | `AsyncResult` | [`AsyncResult`], also a future |
 //! | `Pool(initializer=f, initargs=a)` | [`Pool::builder`], [`PoolBuilder::initializer`] |
 //! | `Queue(n)`, `JoinableQueue(n)`, `SimpleQueue()` | [`Queue::new`]`(n)`, [`JoinableQueue`], [`SimpleQueue`] |
-//! | `Lock()`, `RLock()`, `Semaphore(n)`, `Condition()`, `Event()`, `Barrier(n)` | [`Lock`] and the same |
+//! | `Lock()`, `RLock()`, `Semaphore(n)`, `Condition()`, `Event()`, `Barrier(n)` | [`Lock`] and types of the same names |
 //! | `Pipe()`, `Pipe(duplex=False)` | [`pipe`], [`simplex_pipe`] |
 //! | `connection.Listener`, `Client` | [`Listener`], [`connect`] |
-//! | `shared_memory.SharedMemory` | [`SharedMemory`]; [`SharedBytes`], which cannot change |
+//! | `shared_memory.SharedMemory` | [`SharedMemory`]; [`SharedBytes`], which are immutable |
 //! | `map(f, xs, chunksize=2)` | `pool.`[`chunksize`](Pool::chunksize)`(2).map(f, xs)` |
 //!
-//! # What happens when something dies
+//! # What happens when a process dies
 //!
-//! A child that panics, is killed or exits early is a [`JoinError`] that says which. When the program ends, daemonic
-//! processes get `SIGTERM` and others are waited for; when it is killed, daemonic processes, pool workers and all that
-//! they started are killed by the kernel.
+//! [`Child::join`] returns a [`JoinError`] that says whether the child panicked, was killed or exited early. When the program
+//! ends, it sends `SIGTERM` to daemonic processes and waits for the others. When the program is killed, the kernel kills its
+//! daemonic processes, its pool workers and all processes that they started.
 
 #![warn(clippy::print_stdout)]
 

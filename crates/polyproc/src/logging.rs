@@ -1,13 +1,13 @@
-//! What workers log, in the parent's logger.
+//! Passes the log records of workers to the parent's logger.
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use polyproc_core::pool as core;
 use serde::{Deserialize, Serialize};
 
-/// A record on its way.
+/// A log record, as sent to the parent.
 #[derive(Serialize, Deserialize)]
 struct Travelling<'a> {
-    /// From 1, error, to 5, trace.
+    /// The level, from 1 (error) to 5 (trace).
     level: u8,
     target: &'a str,
     text: String,
@@ -16,7 +16,7 @@ struct Travelling<'a> {
     line: Option<u32>,
 }
 
-/// A worker's logger: it hands everything to the parent.
+/// A worker's logger, which sends every record to the parent.
 struct Forward;
 
 impl Log for Forward {
@@ -37,7 +37,7 @@ impl Log for Forward {
             line: record.line(),
         };
         if let Ok(bytes) = postcard::to_extend(&travelling, vec![LOG]) {
-            // Fails when the parent is gone: nobody is left to read it.
+            // Fails when the parent has exited: no process can receive the record.
             let _ = core::log(&bytes);
         }
     }
@@ -45,15 +45,15 @@ impl Log for Forward {
     fn flush(&self) {}
 }
 
-/// The first byte of what is sent.
+/// The first byte of a record.
 pub(crate) const LOG: u8 = 0;
 
-/// The level that workers are to log at: that of this process.
+/// Returns the level at which workers log: that of this process.
 pub(crate) fn level() -> u8 {
     log::max_level() as u8
 }
 
-/// In a worker: logs to the parent from now on, unless the program has a logger here already.
+/// In a worker: sends log records to the parent from now on, unless the program has set a logger already.
 pub(crate) fn install(level: u8) {
     let filter = LevelFilter::iter().find(|filter| *filter as u8 == level).unwrap_or(LevelFilter::Off);
     if log::set_logger(&Forward).is_ok() {
@@ -61,7 +61,7 @@ pub(crate) fn install(level: u8) {
     }
 }
 
-/// In the parent: logs what a worker did.
+/// In the parent: logs a worker's record.
 pub(crate) fn receive(bytes: &[u8]) {
     let Ok(record) = postcard::from_bytes::<Travelling<'_>>(bytes) else { return };
     let Some(level) = Level::iter().find(|level| *level as u8 == record.level) else { return };

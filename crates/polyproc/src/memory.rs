@@ -1,4 +1,4 @@
-//! [`SharedMemory`] and [`SharedBytes`] as values.
+//! [`SharedMemory`] and [`SharedBytes`], as values that can be sent to another process.
 
 use std::io;
 use std::ops::Deref;
@@ -12,7 +12,7 @@ use crate::codec;
 
 macro_rules! travels {
     ($name:ident, $core:ty) => {
-        /// To be sent to another process by polyproc; no other format holds it.
+        /// For sending to another process by polyproc. Any other format fails.
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 codec::carry(&[self.0.as_fd()], serializer)
@@ -35,8 +35,10 @@ macro_rules! travels {
     };
 }
 
-/// Bytes that any number of processes read and write at the same time. Clones are the same memory; it has no name, and goes
-/// with its last holder. A read beside a write gives some of each: agree on who does what when, with a lock or a queue.
+/// Bytes that any number of processes may read and write at the same time.
+///
+/// Clones refer to the same memory. It has no name, and is freed with its last holder. A read concurrent with a write may
+/// return a mix of old and new bytes, so coordinate access, for example with a lock or a queue.
 ///
 /// ```
 /// use polyproc::{Process, SharedMemory};
@@ -52,17 +54,19 @@ pub struct SharedMemory(CoreMemory);
 travels!(SharedMemory, CoreMemory);
 
 impl SharedMemory {
-    /// `len` bytes of zeros.
+    /// Creates shared memory of `len` bytes, all zero.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] for 0; when the system gives no memory or no descriptor.
+    /// [`io::ErrorKind::InvalidInput`] when `len` is 0. Another error when the system provides no memory or no descriptor.
     pub fn new(len: usize) -> io::Result<Self> {
         Ok(Self(CoreMemory::new(len)?))
     }
 }
 
-/// Bytes that no process can change, for the kernel forbids it: a `&[u8]`. To hand them over costs some microseconds,
-/// however many they are. They stand at the start of a page, so that they may be looked at as numbers.
+/// Immutable bytes, as a `&[u8]`: the kernel prevents every process from changing them.
+///
+/// Sending them takes some microseconds, whatever their length. They start at a page boundary, so they are aligned for any
+/// primitive type.
 ///
 /// ```
 /// use polyproc::{Process, SharedBytes, SharedBytesMut};

@@ -16,7 +16,7 @@ use polyproc_core::{Deadline, Input, Payload, Verdict, retry_interrupted};
 
 use crate::codec::{self, CodecError, Transfer};
 
-/// How a function is called in another process: once, with the whole argument.
+/// Calls a function in another process, once, with the whole argument.
 struct Once;
 
 impl<A: Transfer, R: Transfer> Handler<fn(A) -> R> for Once {
@@ -27,7 +27,7 @@ impl<A: Transfer, R: Transfer> Handler<fn(A) -> R> for Once {
 
 /// A type whose work is done in another process: Python's subclass of `Process` with a `run` method.
 ///
-/// The value is made in the parent, moved to the child, and runs there.
+/// The value is created in the parent, moved to the child, and runs there.
 ///
 /// ```
 /// use polyproc::{Process, Run};
@@ -49,17 +49,17 @@ impl<A: Transfer, R: Transfer> Handler<fn(A) -> R> for Once {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait Run: Transfer {
-    /// What comes back.
+    /// The type of the result.
     type Output: Transfer;
 
-    /// Runs in the child.
+    /// Runs in the child, and returns the result for the parent.
     fn run(self) -> Self::Output;
 }
 
-/// A function, its argument and the process that is to run it. Nothing happens before [`Process::start`].
+/// A process that has not started: a function, its argument, and settings. Nothing happens before [`Process::start`].
 ///
-/// The function is a plain `fn` pointer, or a closure that captures nothing; its argument and result travel as
-/// [`Transfer`] values. Several arguments go as a tuple.
+/// The function is a plain `fn` pointer, or a closure that captures nothing. Its argument and its result are [`Transfer`]
+/// values. Pass several arguments as a tuple.
 ///
 /// ```
 /// use polyproc::Process;
@@ -73,7 +73,7 @@ pub trait Run: Transfer {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// A closure that captures does not compile; hand over the value as the argument, or use [`Process::fork`]:
+/// A closure that captures variables does not compile. Pass the values as the argument, or use [`Process::fork`]:
 /// ```compile_fail,E0308
 /// let offset = 1;
 /// polyproc::Process::new(|x: u32| x + offset, 2);
@@ -91,7 +91,7 @@ impl<R> fmt::Debug for Process<'_, R> {
     }
 }
 
-/// Encodes `argument` for `function`.
+/// Returns a job that calls `function` with `argument`, encoded.
 fn call<A: Transfer, R: Transfer>(function: fn(A) -> R, argument: &A) -> Result<Job<'static>, StartError> {
     let function = Function::new::<_, Once>(function)?;
     let input = codec::encode("the argument", argument).map_err(|error| StartError::Argument(error.into()))?;
@@ -99,21 +99,22 @@ fn call<A: Transfer, R: Transfer>(function: fn(A) -> R, argument: &A) -> Result<
 }
 
 impl<R: Transfer> Process<'static, R> {
-    /// `function(argument)` in a process of its own.
+    /// Creates a process that runs `function(argument)`.
     pub fn new<A: Transfer>(function: fn(A) -> R, argument: A) -> Self {
         Self { settings: Settings::default(), job: call(function, &argument), result: PhantomData }
     }
 
-    /// `state.run()` in a process of its own.
+    /// Creates a process that runs `state.run()`.
     pub fn run<T: Run<Output = R>>(state: T) -> Self {
         Self::new(T::run, state)
     }
 }
 
 impl<'a, R: Transfer> Process<'a, R> {
-    /// `closure()` in a copy of this process, so that it may capture anything.
+    /// Creates a process that runs `closure()` in a copy of this process, so the closure may capture any variable.
     ///
-    /// Refused at [`Process::start`] while other threads run in this process.
+    /// [`Process::start`] fails with [`StartError::Threads`] while other threads run in this process, unless
+    /// [`fork_with_threads`](Process::fork_with_threads) allows it.
     pub fn fork(closure: impl FnOnce() -> R + 'a) -> Self {
         let closure = Box::new(|| {
             let mut out = Payload::default();
@@ -128,27 +129,29 @@ impl<'a, R: Transfer> Process<'a, R> {
 }
 
 impl<R> Process<'_, R> {
-    /// The name, `Process-N` by default: for people to read, it need not be unique.
+    /// Sets the name, `Process-N` by default. It is informative and need not be unique.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.settings.name = Some(name.into());
         self
     }
 
-    /// Whether the process is daemonic: it gets `SIGTERM` when the program ends, is killed after a grace period
-    /// ([`set_daemon_grace`](crate::set_daemon_grace)), and dies with the program if that is killed. Others are waited for
-    /// at the program's end. Unlike in Python, it may have children; they die with it.
+    /// Sets whether the process is daemonic.
+    ///
+    /// When the program ends, a daemonic process receives `SIGTERM`, and is killed after a grace period
+    /// ([`set_daemon_grace`](crate::set_daemon_grace)). It is also killed if the program is killed. Before the program ends, it
+    /// waits for processes that are not daemonic. Unlike in Python, a daemonic process may have children, which die with it.
     pub fn daemon(mut self, daemon: bool) -> Self {
         self.settings.daemon = daemon;
         self
     }
 
-    /// How the process is started, [`StartMethod::Forkserver`] by default.
+    /// Sets the start method, [`StartMethod::Forkserver`] by default.
     pub fn start_method(mut self, method: StartMethod) -> Self {
         self.settings.method = method;
         self
     }
 
-    /// Starts by `fork` even though other threads run, on your word that it is sound: see [`ForkWithThreads::new`].
+    /// Allows [`StartMethod::Fork`] while other threads run. `promise` states that this is sound: see [`ForkWithThreads::new`].
     pub fn fork_with_threads(mut self, promise: ForkWithThreads) -> Self {
         self.settings.fork_with_threads = Some(promise);
         self
@@ -159,7 +162,7 @@ impl<R> Process<'_, R> {
         self
     }
 
-    /// Sets an environment variable in the process. By default it has those of this process at the time of its start.
+    /// Sets an environment variable. By default the process inherits the variables that this process has at the start.
     pub fn env(self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.change_env(EnvChange::Set(name.as_ref().to_owned(), value.as_ref().to_owned()))
     }
@@ -169,39 +172,39 @@ impl<R> Process<'_, R> {
         self.change_env(EnvChange::Remove(name.as_ref().to_owned()))
     }
 
-    /// Removes all environment variables, and those set before this call.
+    /// Removes all environment variables, including variables that earlier calls set.
     pub fn env_clear(self) -> Self {
         self.change_env(EnvChange::Clear)
     }
 
-    /// The working directory, this process's own by default.
+    /// Sets the working directory, by default that of this process.
     pub fn current_dir(mut self, path: impl AsRef<Path>) -> Self {
         self.settings.current_dir = Some(path.as_ref().to_owned());
         self
     }
 
-    /// Where the process reads its standard input from.
+    /// Sets the standard input, [`Stdio::Inherit`] by default.
     pub fn stdin(mut self, stdin: Stdio) -> Self {
         self.settings.stdio[0] = stdin;
         self
     }
 
-    /// Where its standard output goes.
+    /// Sets the standard output, [`Stdio::Inherit`] by default.
     pub fn stdout(mut self, stdout: Stdio) -> Self {
         self.settings.stdio[1] = stdout;
         self
     }
 
-    /// Where its standard error goes.
+    /// Sets the standard error, [`Stdio::Inherit`] by default.
     pub fn stderr(mut self, stderr: Stdio) -> Self {
         self.settings.stdio[2] = stderr;
         self
     }
 
-    /// Starts it.
+    /// Starts the process.
     ///
     /// # Errors
-    /// See [`StartError`]. Nothing was started then.
+    /// [`StartError`], whose variants name the causes. No process was started then.
     pub fn start(self) -> Result<Child<R>, StartError> {
         let core = core::start(self.settings, self.job?)?;
         crate::forward::tell_of_refused_forkserver();
@@ -209,33 +212,33 @@ impl<R> Process<'_, R> {
     }
 }
 
-/// Why a process gave no result.
+/// Why a process has no result.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JoinError {
     /// The function panicked.
     #[error("the process {0}")]
     Panicked(Panic),
-    /// The process ended before the function did: a signal killed it, or it called [`std::process::exit`].
+    /// The process ended before the function returned: a signal killed it, or it called [`std::process::exit`].
     #[error("the process ended without a result: {0}")]
     Died(Death),
-    /// The function never ran; the text says why.
+    /// The function did not run; the text gives the reason.
     #[error("the process could not run the function: {0}")]
     Refused(String),
     /// The argument or the result could not be encoded or decoded.
     #[error(transparent)]
     Codec(#[from] CodecError),
-    /// The system failed us.
+    /// A system call failed.
     #[error("waiting for the process failed: {0}")]
     Os(#[from] io::Error),
 }
 
-/// How a process ended that did not finish its work.
+/// How a process ended without finishing its work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Death {
     /// The exit code or the signal.
     pub status: ExitStatus,
-    /// Whether the process reported that its stack overflowed (its main thread's: other threads cannot tell).
+    /// True if the process reported a stack overflow. Only an overflow in its main thread is reported.
     pub stack_overflow: bool,
 }
 
@@ -248,8 +251,9 @@ impl fmt::Display for Death {
     }
 }
 
-/// A process that was started. Dropping it lets the process run on: it is waited for at the program's end, unless it is a
-/// daemon.
+/// A process that was started.
+///
+/// Dropping it does not end the process. The program waits for it before it ends, unless the process is daemonic.
 pub struct Child<R> {
     core: core::Child,
     result: PhantomData<fn() -> R>,
@@ -262,19 +266,23 @@ impl<R> fmt::Debug for Child<R> {
 }
 
 impl<R: Transfer> Child<R> {
-    /// Waits until the process has ended and gives what its function returned.
+    /// Blocks until the process has ended, and returns the result of its function.
     ///
     /// # Errors
-    /// [`JoinError::Panicked`], [`JoinError::Died`], [`JoinError::Refused`] or [`JoinError::Codec`] when there is no result.
+    /// - [`JoinError::Panicked`]: the function panicked.
+    /// - [`JoinError::Died`]: the process ended before the function returned.
+    /// - [`JoinError::Refused`]: the function did not run.
+    /// - [`JoinError::Codec`]: the argument or the result could not be encoded or decoded.
+    /// - [`JoinError::Os`]: a system call failed.
     pub fn join(self) -> Result<R, JoinError> {
         let status = retry_interrupted(|| self.core.wait(Deadline::NEVER))?;
         self.finish(status.unwrap_or(ExitStatus::Unknown))
     }
 
-    /// As [`Child::join`], for at most `timeout`; gives the process back when it still runs then.
+    /// Blocks until the process has ended, for at most `timeout`, and returns the result of its function.
     ///
     /// # Errors
-    /// The outer one is the process, still running; the inner one is [`Child::join`]'s.
+    /// The outer error is the process, if it still runs after `timeout`. The inner error is that of [`Child::join`].
     ///
     /// ```
     /// use std::time::Duration;
@@ -307,61 +315,64 @@ impl<R: Transfer> Child<R> {
 }
 
 impl<R> Child<R> {
-    /// Its name.
+    /// Returns the name.
     #[must_use]
     pub fn name(&self) -> &str {
         self.core.name()
     }
 
-    /// Its process id.
+    /// Returns the process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.core.pid()
     }
 
-    /// Whether it is daemonic.
+    /// Returns whether the process is daemonic.
     #[must_use]
     pub fn is_daemon(&self) -> bool {
         self.core.is_daemon()
     }
 
-    /// How it was started: as asked, or by [`StartMethod::Spawn`] where the system refuses the fork server.
+    /// Returns how the process was started: as requested, or by [`StartMethod::Spawn`] where the system refuses the fork
+    /// server.
     #[must_use]
     pub fn start_method(&self) -> StartMethod {
         self.core.start_method()
     }
 
-    /// Whether it runs.
+    /// Returns whether the process is running.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         matches!(self.core.try_wait(), Ok(None))
     }
 
-    /// How it ended, `None` while it runs; [`ExitStatus::exit_code`] is Python's `exitcode`.
+    /// Returns how the process ended, or `None` while it runs. [`ExitStatus::exit_code`] is Python's `exitcode`.
     #[must_use]
     #[doc(alias = "exitcode")]
     pub fn exit_status(&self) -> Option<ExitStatus> {
         self.core.try_wait().ok().flatten()
     }
 
-    /// Waits until it has ended, without taking its result; `None` when that takes longer than `timeout`.
+    /// Blocks until the process has ended, for at most `timeout`, and leaves the result for [`Child::join`].
+    ///
+    /// Returns `None` if the process still runs after `timeout`.
     ///
     /// # Errors
-    /// When the system cannot wait for it.
+    /// Fails when the system cannot wait for the process.
     pub fn wait_timeout(&self, timeout: Duration) -> io::Result<Option<ExitStatus>> {
         let deadline = Deadline::after(timeout);
         retry_interrupted(|| self.core.wait(deadline))
     }
 
-    /// Sends `SIGTERM`, which ends the process unless it catches it. No error when it has ended already.
+    /// Sends `SIGTERM`, which ends the process unless it handles the signal. Has no effect if the process has ended.
     ///
     /// # Errors
-    /// [`io::ErrorKind::PermissionDenied`] when it runs as another user by now.
+    /// [`io::ErrorKind::PermissionDenied`] when the process has changed to another user.
     pub fn terminate(&self) -> io::Result<()> {
         self.core.signal(Signal::TERMINATE)
     }
 
-    /// Sends `SIGKILL`, which ends it at once.
+    /// Sends `SIGKILL`, which ends the process at once.
     ///
     /// # Errors
     /// As [`Child::terminate`].
@@ -377,36 +388,38 @@ impl<R> Child<R> {
         self.core.signal(Signal::INTERRUPT)
     }
 
-    /// What it wrote so far to its standard output; `None` unless that is [`Stdio::Captured`].
+    /// Returns what the process has written to its standard output so far, or `None` unless that is [`Stdio::Captured`].
     ///
     /// # Errors
-    /// When memory runs out.
+    /// Fails when the captured output cannot be read.
     pub fn captured_stdout(&self) -> io::Result<Option<Vec<u8>>> {
         self.core.captured(1)
     }
 
-    /// What it wrote so far to its standard error; `None` unless that is [`Stdio::Captured`].
+    /// Returns what the process has written to its standard error so far, or `None` unless that is [`Stdio::Captured`].
     ///
     /// # Errors
-    /// When memory runs out.
+    /// Fails when the captured output cannot be read.
     pub fn captured_stderr(&self) -> io::Result<Option<Vec<u8>>> {
         self.core.captured(2)
     }
 }
 
-/// The process descriptor, readable once the process has ended: Python's `sentinel`, for `poll`, `epoll` and [`wait`].
+/// The process descriptor, readable once the process has ended: Python's `sentinel`. For `poll`, `epoll` and [`wait`].
 impl<R> AsFd for Child<R> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.core.as_fd()
     }
 }
 
-/// Waits until one of `sentinels` is readable and returns the positions of all that are: of processes, those that have
-/// ended; of queues and connections, those that something can be taken from. None when that takes longer than `timeout`.
-/// For things of several types, wait for their [`as_fd`](AsFd::as_fd).
+/// Blocks until at least one of `sentinels` is readable, and returns the indices of all that are.
+///
+/// A process is readable once it has ended; a queue or connection is readable while a value can be taken from it or it is
+/// closed. Returns no indices on timeout; a `timeout` of `None` is unlimited. For sentinels of several types, pass their
+/// [`as_fd`](AsFd::as_fd).
 ///
 /// # Errors
-/// When the system cannot wait for so many descriptors.
+/// Fails when the system cannot wait for this number of descriptors.
 ///
 /// ```
 /// use polyproc::{Process, wait};
@@ -423,17 +436,18 @@ pub fn wait<S: AsFd>(sentinels: &[S], timeout: Option<Duration>) -> io::Result<V
     retry_interrupted(|| core::wait(sentinels, deadline))
 }
 
-/// Has `function(argument)` run once in the fork server, before it makes its first process: a model or table that it puts
-/// in a `static` is shared, copy-on-write, by all processes and pool workers started from then on.
+/// Registers `function(argument)` to run once in the fork server, before the fork server creates its first process.
 ///
-/// It must leave no thread running; if it panics or does, starting fails with [`StartError::Preload`]. Descriptors that it
-/// leaves open are inherited.
+/// A model or table that the function stores in a `static` is shared, copy-on-write, by all processes and pool workers that
+/// start from then on. The function must leave no thread running: if it does, or panics, starting a process fails with
+/// [`StartError::Preload`]. Processes inherit the descriptors that it leaves open.
 ///
-/// Processes begin as copies of what `function` leaves behind: a generator of random numbers that it has seeded gives all of them the
-/// same numbers. Handlers of `pthread_atfork(3)`, by which libraries of C make such state anew, do not run.
+/// Processes begin with a copy of the memory that `function` leaves: if it seeds a random number generator, all processes draw
+/// the same numbers. Handlers of `pthread_atfork(3)`, by which C libraries reset such state, do not run.
 ///
 /// # Errors
-/// [`StartError::Function`] or [`StartError::Argument`].
+/// [`StartError::Function`] when the function has no name that another process can find, [`StartError::Argument`] when the
+/// argument could not be encoded.
 ///
 /// ```
 /// use std::sync::OnceLock;
@@ -441,8 +455,8 @@ pub fn wait<S: AsFd>(sentinels: &[S], timeout: Option<Duration>) -> io::Result<V
 ///
 /// polyproc::set_forkserver_preload(|len| { TABLE.get_or_init(|| (0..len).collect()); }, 1_000_000)?;
 /// let child = polyproc::Process::new(|at: usize| TABLE.get().map(|table| table[at]), 77).start()?;
-/// assert_eq!(child.join()?, Some(77)); // made once, in the fork server
-/// assert_eq!(TABLE.get(), None); // and not here
+/// assert_eq!(child.join()?, Some(77)); // computed once, in the fork server
+/// assert_eq!(TABLE.get(), None); // not in this process
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn set_forkserver_preload<A: Transfer>(function: fn(A), argument: A) -> Result<(), StartError> {

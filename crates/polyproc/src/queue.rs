@@ -1,4 +1,4 @@
-//! [`Queue`], [`JoinableQueue`] and [`SimpleQueue`]: values between any processes.
+//! [`Queue`], [`JoinableQueue`] and [`SimpleQueue`]: pass values between any processes.
 
 use std::fmt;
 use std::io;
@@ -13,26 +13,26 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::codec::{self, Transfer, TransferError};
 
-/// A value was not put. Each variant gives it back.
+/// A value was not put. Each variant returns the value.
 #[derive(thiserror::Error)]
 pub enum PutError<T> {
-    /// The queue is full, and stayed so for the time given. Of values with handles in them some 250 may wait.
+    /// The queue is full, and remained so until the timeout. At most some 250 values that hold handles may wait.
     #[error("the queue is full")]
     Full(T),
     /// The queue was closed.
     #[error("the queue is closed")]
     Closed(T),
-    /// Too many bytes are in flight in this program, and stayed so for the time given; or the value alone is more than there may
-    /// be: see [`set_memory_budget`](crate::set_memory_budget), [`Queue::with_max_bytes`].
+    /// Too many bytes are in flight in this program, and remained so until the timeout; or the value alone exceeds the limit:
+    /// see [`set_memory_budget`](crate::set_memory_budget), [`Queue::with_max_bytes`].
     #[error("{1}")]
     OutOfSpace(T, #[source] OutOfSpace),
-    /// It cannot go through.
+    /// The value could not be encoded or passed on.
     #[error("the value could not be put: {1}")]
     Failed(T, #[source] TransferError),
 }
 
 impl<T> PutError<T> {
-    /// The value.
+    /// Returns the value that was not put.
     pub fn into_inner(self) -> T {
         match self {
             Self::Full(value) | Self::Closed(value) | Self::OutOfSpace(value, _) | Self::Failed(value, _) => value,
@@ -54,18 +54,18 @@ impl<T> fmt::Debug for PutError<T> {
 /// No value was taken.
 #[derive(Debug, thiserror::Error)]
 pub enum GetError {
-    /// The queue is empty, and stayed so for the time given.
+    /// The queue is empty, and remained so until the timeout.
     #[error("the queue is empty")]
     Empty,
     /// The queue was closed, and all values were taken.
     #[error("the queue is closed")]
     Closed,
-    /// A value was there, and could not come through.
+    /// A value could not be received or decoded.
     #[error("the value could not be taken: {0}")]
     Failed(#[from] TransferError),
 }
 
-/// Why a value was not put. Small, as the way of all that was put passes here.
+/// Why a value was not put. Large errors are boxed, to keep the `Result`s of successful puts small.
 enum Refusal {
     Full,
     Closed,
@@ -116,15 +116,15 @@ fn get<T: Transfer>(queue: &core::Queue, deadline: Deadline) -> Result<T, GetErr
     })
 }
 
-/// Values of one type from any processes to any processes, in the order of each producer's puts.
+/// A queue of values of one type, between any processes. The values of one producer arrive in the order in which it put them.
 ///
-/// - What [`put`](Self::put) has returned for is in the queue, whoever dies afterwards. There is no feeder thread: a process
-///   may end at once after its last put, and nobody has to empty the queue first.
-/// - Whoever is killed, at any instruction, in put or in get: the others go on. A consumer that dies takes at most the one
-///   value that it had taken.
-/// - The queue itself is a value: it may be the argument of a process or of a pool's task, or go through queues and pipes.
-///   All its copies are the same queue.
-/// - Values of any size go through. Large ones have memory of their own, which is used again for the next ones.
+/// - Once [`put`](Self::put) has returned, the value is in the queue, whatever process dies afterwards. There is no feeder
+///   thread: a process may exit right after its last put, even if no process has emptied the queue.
+/// - A process may be killed at any instruction of a put or a get, and the others continue. A consumer that dies in a get loses
+///   at most the one value that it took.
+/// - The queue itself is a value: it may be the argument of a process or of a pool's task, and be sent through queues and
+///   pipes. All copies refer to the same queue.
+/// - Values may have any size. Large values have memory blocks of their own, which are reused.
 ///
 /// ```
 /// use polyproc::{Process, Queue};
@@ -146,7 +146,7 @@ impl<T> From<core::Queue> for Queue<T> {
     }
 }
 
-/// What all kinds of queues have.
+/// Implements what all kinds of queues share.
 macro_rules! common {
     ($name:ident) => {
         impl<T> Clone for $name<T> {
@@ -161,7 +161,7 @@ macro_rules! common {
             }
         }
 
-        /// To be sent to another process by polyproc; no other format holds a queue.
+        /// For sending to another process by polyproc. Any other format fails.
         impl<T> Serialize for $name<T> {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 codec::carry(&self.core.fds(), serializer)
@@ -176,43 +176,46 @@ macro_rules! common {
         }
 
         impl<T: Transfer> $name<T> {
-            /// Puts a value; waits while the queue is full, or too many bytes are in flight in this program.
+            /// Puts a value. Blocks while the queue is full, or too many bytes are in flight in this program.
             ///
             /// # Errors
-            /// [`PutError::Closed`], [`PutError::Failed`]; [`PutError::OutOfSpace`] for a value that alone is too large.
+            /// - [`PutError::Closed`]: the queue is closed.
+            /// - [`PutError::OutOfSpace`]: the value alone exceeds the limit of bytes in flight.
+            /// - [`PutError::Failed`]: the value could not be encoded or passed on.
             pub fn put(&self, value: T) -> Result<(), PutError<T>> {
                 put(&self.core, value, Deadline::NEVER)
             }
 
-            /// Takes the next value; waits while there is none.
+            /// Takes the next value. Blocks while the queue is empty.
             ///
             /// # Errors
-            /// [`GetError::Closed`], [`GetError::Failed`].
+            /// [`GetError::Closed`] when the queue is closed and empty, [`GetError::Failed`] when a value could not be received
+            /// or decoded.
             pub fn get(&self) -> Result<T, GetError> {
                 get(&self.core, Deadline::NEVER)
             }
 
-            /// As [`get`](Self::get), without waiting. Python's `get_nowait`.
+            /// Takes the next value without blocking: Python's `get_nowait`.
             ///
             /// # Errors
-            /// All of [`GetError`].
+            /// As [`get`](Self::get); [`GetError::Empty`] when the queue is empty.
             #[doc(alias = "get_nowait")]
             pub fn try_get(&self) -> Result<T, GetError> {
                 get(&self.core, Deadline::PASSED)
             }
 
-            /// As [`get`](Self::get), for at most `timeout`.
+            /// Takes the next value. Blocks for at most `timeout`.
             ///
             /// # Errors
-            /// All of [`GetError`].
+            /// As [`get`](Self::get); [`GetError::Empty`] on timeout.
             pub fn get_timeout(&self, timeout: Duration) -> Result<T, GetError> {
                 get(&self.core, Deadline::after(timeout))
             }
 
-            /// As [`get`](Self::get), for async code: on any executor, without a thread for each call.
+            /// Takes the next value asynchronously. Works with any executor, and needs no thread per call.
             ///
             /// # Errors
-            /// [`GetError::Closed`], [`GetError::Failed`].
+            /// As [`get`](Self::get).
             pub async fn get_async(&self) -> Result<T, GetError> {
                 loop {
                     match self.try_get() {
@@ -222,7 +225,7 @@ macro_rules! common {
                 }
             }
 
-            /// The values as they come, until the queue is closed and empty.
+            /// Returns an iterator that takes values, and blocks for the next one, until the queue is closed and empty.
             pub fn iter(&self) -> Iter<'_, T> {
                 Iter { core: &self.core, item: PhantomData }
             }
@@ -238,7 +241,7 @@ macro_rules! common {
         }
 
         impl<T> $name<T> {
-            /// No more puts, by anybody: they fail from now on. Gets go on until the queue is empty.
+            /// Closes the queue: puts fail from now on, in all processes. The remaining values can still be taken.
             ///
             /// # Errors
             /// [`MemoryError`] when the queue's memory is unusable.
@@ -246,20 +249,20 @@ macro_rules! common {
                 self.core.close()
             }
 
-            /// Whether it was closed.
+            /// Returns whether the queue was closed.
             #[must_use]
             pub fn is_closed(&self) -> bool {
                 self.core.is_closed()
             }
 
-            /// Whether it held no value just now.
+            /// Returns whether the queue holds no value. Another process may change that at any time.
             #[must_use]
             #[doc(alias = "empty")]
             pub fn is_empty(&self) -> bool {
                 self.core.is_empty()
             }
 
-            /// How many values it held just now.
+            /// Returns the number of values in the queue. Another process may change it at any time.
             #[must_use]
             #[doc(alias = "qsize")]
             pub fn len(&self) -> usize {
@@ -267,8 +270,9 @@ macro_rules! common {
             }
         }
 
-        /// Readable while the queue holds a value, or is closed: for [`wait`](crate::wait()), `poll` and `epoll`. Another consumer may be
-        /// first: take with [`try_get`](Self::try_get).
+        /// Readable while the queue holds a value or is closed. For [`wait`](crate::wait()), `poll` and `epoll`.
+        ///
+        /// Another consumer may take the value first, so use [`try_get`](Self::try_get).
         impl<T> AsFd for $name<T> {
             fn as_fd(&self) -> BorrowedFd<'_> {
                 self.core.as_fd()
@@ -277,30 +281,32 @@ macro_rules! common {
     };
 }
 
-/// What queues with a bound have.
+/// Implements what bounded queues share.
 macro_rules! bounded {
     ($name:ident) => {
         impl<T: Transfer> $name<T> {
-            /// As [`put`](Self::put), without waiting. Python's `put_nowait`.
+            /// Puts a value without blocking: Python's `put_nowait`.
             ///
             /// # Errors
-            /// All of [`PutError`].
+            /// As [`put`](Self::put); [`PutError::Full`] when the queue is full, [`PutError::OutOfSpace`] also when too many
+            /// bytes are in flight.
             #[doc(alias = "put_nowait")]
             pub fn try_put(&self, value: T) -> Result<(), PutError<T>> {
                 put(&self.core, value, Deadline::PASSED)
             }
 
-            /// As [`put`](Self::put), for at most `timeout`.
+            /// Puts a value. Blocks for at most `timeout`.
             ///
             /// # Errors
-            /// All of [`PutError`].
+            /// As [`put`](Self::put); [`PutError::Full`] on timeout, or [`PutError::OutOfSpace`] if too many bytes are in
+            /// flight.
             pub fn put_timeout(&self, value: T, timeout: Duration) -> Result<(), PutError<T>> {
                 put(&self.core, value, Deadline::after(timeout))
             }
         }
 
         impl<T> $name<T> {
-            /// Whether it held as many values as it may, just now.
+            /// Returns whether the queue holds its maximum number of values. Another process may change that at any time.
             #[must_use]
             #[doc(alias = "full")]
             pub fn is_full(&self) -> bool {
@@ -308,7 +314,7 @@ macro_rules! bounded {
                 maxsize > 0 && self.core.len() >= maxsize
             }
 
-            /// How many values it may hold; 0 for no limit.
+            /// Returns the maximum number of values in the queue; 0 means no limit.
             #[must_use]
             pub fn maxsize(&self) -> usize {
                 usize::try_from(self.core.maxsize()).unwrap_or(usize::MAX)
@@ -321,16 +327,19 @@ common!(Queue);
 bounded!(Queue);
 
 impl<T: Transfer> Queue<T> {
-    /// A queue that holds at most `maxsize` values; 0 for no limit: then it grows, and gives memory back.
+    /// Creates a queue of at most `maxsize` values. 0 means no limit: the queue grows, and releases memory that it no longer
+    /// needs.
     ///
     /// # Errors
-    /// When the system gives no memory or no descriptor (a queue is three).
+    /// Fails when the system provides no memory, or not the three descriptors that a queue has.
     pub fn new(maxsize: usize) -> io::Result<Self> {
         Self::with_max_bytes(maxsize, 0)
     }
 
-    /// A queue whose values may, encoded, have `max_bytes` together; 0 for no limit but that of the program
-    /// ([`set_memory_budget`](crate::set_memory_budget)). A value that alone has more is refused at once.
+    /// Creates a queue of at most `maxsize` values, which have at most `max_bytes` bytes in total when encoded.
+    ///
+    /// With a `max_bytes` of 0, only the limit of the program applies ([`set_memory_budget`](crate::set_memory_budget)). A
+    /// put of a single value larger than `max_bytes` fails at once.
     ///
     /// # Errors
     /// As [`Queue::new`].
@@ -341,8 +350,10 @@ impl<T: Transfer> Queue<T> {
     }
 }
 
-/// A [`Queue`] that knows which values are done with: for each value taken, [`task_done`](Self::task_done) is called, and
-/// [`join`](Self::join) waits until that is so for all.
+/// A [`Queue`] that counts unfinished values.
+///
+/// A consumer calls [`task_done`](Self::task_done) once for each value that it took. [`join`](Self::join) blocks until all
+/// values are done.
 ///
 /// ```
 /// use polyproc::{JoinableQueue, Process};
@@ -376,8 +387,10 @@ common!(JoinableQueue);
 bounded!(JoinableQueue);
 
 impl<T: Transfer> JoinableQueue<T> {
-    /// As [`Queue::new`]. When a consumer dies between get and `task_done`, nothing becomes of its items, as in Python:
-    /// `join` waits for ever. [`JoinableQueue::with_on_consumer_death`] offers better.
+    /// Creates a queue of at most `maxsize` values, as [`Queue::new`].
+    ///
+    /// If a consumer dies between a get and `task_done`, its values stay unfinished, as in Python, and `join` blocks forever.
+    /// [`JoinableQueue::with_on_consumer_death`] avoids that.
     ///
     /// # Errors
     /// As [`Queue::new`].
@@ -385,9 +398,11 @@ impl<T: Transfer> JoinableQueue<T> {
         Self::with_on_consumer_death(maxsize, OnConsumerDeath::Nothing)
     }
 
-    /// As [`JoinableQueue::new`], with another end for the items of a consumer that dies between get and `task_done`.
-    /// Unless that is [`OnConsumerDeath::Nothing`], the process that took an item is the one to call `task_done` for it;
-    /// its items are done in the order in which it took them.
+    /// Creates a queue as [`JoinableQueue::new`]. `on_consumer_death` says what happens to the values of a consumer that dies
+    /// between a get and `task_done`.
+    ///
+    /// Unless it is [`OnConsumerDeath::Nothing`], the process that took a value must itself call `task_done` for it, and its
+    /// values are completed in the order in which it took them.
     ///
     /// # Errors
     /// As [`Queue::new`].
@@ -396,21 +411,21 @@ impl<T: Transfer> JoinableQueue<T> {
         Ok(Self::from(core::Queue::new(settings)?))
     }
 
-    /// One of the values that were taken is done with.
+    /// Reports that one of the values that were taken is done.
     ///
     /// # Errors
-    /// [`TaskDoneError::TooMany`] when all are already.
+    /// [`TaskDoneError::TooMany`] when all are done already, [`TaskDoneError::Memory`] when the queue's memory is unusable.
     pub fn task_done(&self) -> Result<(), TaskDoneError> {
         self.core.task_done()
     }
 
-    /// Waits until every value that was put is done with.
+    /// Blocks until every value that was put is done.
     pub fn join(&self) {
-        // Without a deadline it can only be interrupted.
+        // Without a deadline, the only error is an interruption, which is retried.
         let _ = retry_interrupted(|| self.core.join(Deadline::NEVER));
     }
 
-    /// As [`JoinableQueue::join`], for at most `timeout`; false when that was not enough.
+    /// Blocks until every value that was put is done, for at most `timeout`. Returns false on timeout.
     #[must_use]
     pub fn join_timeout(&self, timeout: Duration) -> bool {
         let deadline = Deadline::after(timeout);
@@ -418,7 +433,7 @@ impl<T: Transfer> JoinableQueue<T> {
     }
 }
 
-/// A [`Queue`] without a limit and without much else: Python's `SimpleQueue`.
+/// A [`Queue`] without a limit and with fewer methods: Python's `SimpleQueue`.
 pub struct SimpleQueue<T> {
     core: core::Queue,
     item: PhantomData<fn(T) -> T>,
@@ -433,7 +448,7 @@ impl<T> From<core::Queue> for SimpleQueue<T> {
 common!(SimpleQueue);
 
 impl<T: Transfer> SimpleQueue<T> {
-    /// An empty one.
+    /// Creates an empty queue.
     ///
     /// # Errors
     /// As [`Queue::new`].
@@ -442,7 +457,7 @@ impl<T: Transfer> SimpleQueue<T> {
     }
 }
 
-/// The values of a queue as they come, until it is closed and empty. A value that could not come through is an error.
+/// An iterator over the values of a queue, until it is closed and empty. A value that could not be received is an error.
 #[derive(Debug)]
 pub struct Iter<'a, T> {
     core: &'a core::Queue,

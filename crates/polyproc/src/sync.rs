@@ -1,7 +1,7 @@
-//! [`Lock`], [`RLock`], [`Semaphore`], [`BoundedSemaphore`], [`Condition`], [`Event`], [`Barrier`]: between any processes.
+//! [`Lock`], [`RLock`], [`Semaphore`], [`BoundedSemaphore`], [`Condition`], [`Event`], [`Barrier`]: for any processes.
 //!
-//! All of them are values: they may be arguments of processes and of tasks, and go through queues and pipes. None has a
-//! name, and nothing is left of them when the last process that has them ends, by whatever cause.
+//! All of them are values: they may be arguments of processes and tasks, and be sent through queues and pipes. They have no
+//! names. They are freed when the last process that holds them ends, whatever the cause.
 
 use std::fmt;
 use std::io;
@@ -15,20 +15,22 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::codec;
 
-/// A lock was acquired from the dead, or not at all.
+/// A lock was acquired from a dead owner, or was not acquired.
 #[derive(thiserror::Error)]
 pub enum LockError<G> {
-    /// Its last owner died while it held it: what the lock protects may be half changed. The guard is yours; look, mend, and
-    /// go on. Only this one acquisition is told.
+    /// The previous owner died while it held the lock, so the protected data may be inconsistent.
+    ///
+    /// The lock is acquired, and its guard is in the error: check the data, repair it, and continue. Only the first acquisition
+    /// after the death returns this error.
     #[error("the lock's last owner died while it held it")]
     OwnerDied(G),
-    /// Another holds it, and held it for the time given.
+    /// Another owner holds the lock, and held it until the timeout.
     #[error("the lock is held by another")]
     TimedOut,
 }
 
 impl<G> LockError<G> {
-    /// The guard, where there is one.
+    /// Returns the guard, if the lock was acquired.
     pub fn into_inner(self) -> Option<G> {
         match self {
             Self::OwnerDied(guard) => Some(guard),
@@ -43,14 +45,14 @@ impl<G> fmt::Debug for LockError<G> {
     }
 }
 
-/// Waits again when a signal handler ran; `None` when the time ran out.
+/// Repeats `wait` while signal handlers interrupt it. Returns `None` on timeout.
 fn through_signals<T>(wait: impl FnMut() -> Result<T, WaitError>) -> Option<T> {
     retry_interrupted(wait).ok()
 }
 
 macro_rules! handle {
     ($name:ident, $core:ty) => {
-        /// To be sent to another process by polyproc; no other format holds it.
+        /// For sending to another process by polyproc. Any other format fails.
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 codec::carry_place(self.core.place(), serializer)
@@ -84,7 +86,7 @@ macro_rules! lock {
 
         impl Drop for $guard<'_> {
             fn drop(&mut self) {
-                // Somebody may have released it in our place, as Python allows.
+                // Fails if another thread or process has released the lock already, as Python allows.
                 let _ = self.lock.core.release($owner);
             }
         }
@@ -105,10 +107,10 @@ macro_rules! lock {
         }
 
         impl $name {
-            /// A new one, which nobody holds.
+            /// Creates a lock, which is free.
             ///
             /// # Errors
-            /// When the system gives no memory or no descriptor.
+            /// Fails when the system provides no memory or no descriptor.
             pub fn new() -> io::Result<Self> {
                 Ok(Self { core: core::Lock::new()? })
             }
@@ -122,40 +124,41 @@ macro_rules! lock {
                 }
             }
 
-            /// Acquires it; waits while another holds it.
+            /// Acquires the lock. Blocks while another owner holds it.
             ///
             /// # Errors
-            /// [`LockError::OwnerDied`], with the guard in it.
+            /// [`LockError::OwnerDied`], which holds the guard, when the previous owner died while it held the lock.
             #[doc(alias = "acquire")]
             pub fn lock(&self) -> Result<$guard<'_>, LockError<$guard<'_>>> {
                 self.acquire(Deadline::NEVER)
             }
 
-            /// Acquires it if nobody holds it.
+            /// Acquires the lock without blocking.
             ///
             /// # Errors
-            /// [`LockError`].
+            /// As [`lock`](Self::lock); [`LockError::TimedOut`] when another owner holds the lock.
             pub fn try_lock(&self) -> Result<$guard<'_>, LockError<$guard<'_>>> {
                 self.acquire(Deadline::PASSED)
             }
 
-            /// As [`lock`](Self::lock), for at most `timeout`.
+            /// Acquires the lock. Blocks for at most `timeout`.
             ///
             /// # Errors
-            /// [`LockError`].
+            /// As [`lock`](Self::lock); [`LockError::TimedOut`] on timeout.
             pub fn lock_timeout(&self, timeout: Duration) -> Result<$guard<'_>, LockError<$guard<'_>>> {
                 self.acquire(Deadline::after(timeout))
             }
 
-            /// Releases it in the place of a guard that was forgotten ([`std::mem::forget`]), perhaps in another process.
+            /// Releases the lock in place of a guard that was forgotten ([`std::mem::forget`]), possibly in another process.
             ///
             /// # Errors
-            /// [`ReleaseError`].
+            /// [`ReleaseError::NotHeld`] when the lock is free, [`ReleaseError::NotOwner`] when another thread holds an
+            /// [`RLock`].
             pub fn release(&self) -> Result<(), ReleaseError> {
                 self.core.release($owner)
             }
 
-            /// Whether somebody holds it, just now.
+            /// Returns whether the lock is held. Another process may change that at any time.
             #[must_use]
             pub fn is_locked(&self) -> bool {
                 self.core.is_locked()
@@ -165,8 +168,9 @@ macro_rules! lock {
 }
 
 lock!(
-    /// One process at a time. It belongs to the process that acquired it; if that dies, the next one gets it and is told
-    /// ([`LockError::OwnerDied`]).
+    /// A lock between processes, owned by the process that acquired it.
+    ///
+    /// If the owner dies, the next acquisition gets the lock and returns [`LockError::OwnerDied`].
     ///
     /// ```
     /// use polyproc::{Lock, LockError, Process};
@@ -180,7 +184,7 @@ lock!(
     /// assert!(Process::new(dies_holding, lock.clone()).start()?.join().is_err());
     /// let guard = match lock.lock() {
     ///     Ok(_) => unreachable!("its owner has died"),
-    ///     Err(LockError::OwnerDied(guard)) => guard, // mend what it protects, and go on
+    ///     Err(LockError::OwnerDied(guard)) => guard, // repair the protected data, and continue
     ///     Err(LockError::TimedOut) => unreachable!("`lock` waits"),
     /// };
     /// drop(guard);
@@ -188,15 +192,15 @@ lock!(
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     Lock,
-    /// A [`Lock`], held. It is released when this is dropped.
+    /// A guard of a [`Lock`], which releases the lock on drop.
     LockGuard,
     Owner::Process,
     ()
 );
 lock!(
-    /// As [`Lock`], but of a thread, which may acquire it again while it holds it, and alone may release it.
+    /// A recursive [`Lock`], owned by a thread, which may acquire it again while it holds it. Only that thread may release it.
     RLock,
-    /// An [`RLock`], held once more. That is released when this is dropped.
+    /// A guard of one acquisition of an [`RLock`], which releases that acquisition on drop.
     RLockGuard,
     Owner::Thread,
     *const ()
@@ -205,7 +209,7 @@ lock!(
 mod held {
     use polyproc_core::sync::Acquired;
 
-    /// The guard of a lock, which a condition releases for a while.
+    /// A guard whose lock a condition can release during a wait.
     #[expect(unnameable_types, reason = "sealed: its methods are for conditions only")]
     pub trait Held {
         #[doc(hidden)]
@@ -226,42 +230,42 @@ macro_rules! semaphore {
         handle!($name, core::Semaphore);
 
         impl $name {
-            /// One that holds `value` permits.
+            /// Creates a semaphore with `value` permits.
             ///
             /// # Errors
-            /// When the system gives no memory or no descriptor.
+            /// Fails when the system provides no memory or no descriptor.
             pub fn new(value: usize) -> io::Result<Self> {
                 let bound: fn(u64) -> u64 = $bound;
                 Ok(Self { core: core::Semaphore::new(value as u64, bound(value as u64))? })
             }
 
-            /// Takes a permit; waits while there is none.
+            /// Takes a permit. Blocks while there is none.
             pub fn acquire(&self) {
                 let _ = through_signals(|| self.core.acquire(Deadline::NEVER));
             }
 
-            /// Takes a permit if there is one.
+            /// Takes a permit without blocking. Returns false if there is none.
             #[must_use]
             pub fn try_acquire(&self) -> bool {
                 through_signals(|| self.core.acquire(Deadline::PASSED)).is_some()
             }
 
-            /// As [`acquire`](Self::acquire), for at most `timeout`; false when none came.
+            /// Takes a permit. Blocks for at most `timeout`. Returns false on timeout.
             #[must_use]
             pub fn acquire_timeout(&self, timeout: Duration) -> bool {
                 let deadline = Deadline::after(timeout);
                 through_signals(|| self.core.acquire(deadline)).is_some()
             }
 
-            /// Gives a permit back, or a further one.
+            /// Returns a permit, or adds one.
             ///
             /// # Errors
-            /// [`OverRelease`] when it would hold more than it may.
+            /// [`OverRelease`] when the number of permits would exceed the maximum.
             pub fn release(&self) -> Result<(), OverRelease> {
                 self.core.release(1)
             }
 
-            /// Gives `count` permits back, all or none.
+            /// Returns or adds `count` permits; none on error.
             ///
             /// # Errors
             /// As [`release`](Self::release).
@@ -269,7 +273,7 @@ macro_rules! semaphore {
                 self.core.release(count as u64)
             }
 
-            /// How many permits it holds, just now.
+            /// Returns the number of available permits. Another process may change it at any time.
             #[must_use]
             #[doc(alias = "get_value")]
             pub fn value(&self) -> usize {
@@ -280,18 +284,20 @@ macro_rules! semaphore {
 }
 
 semaphore!(
-    /// A number of permits. They belong to nobody: whoever likes gives them back, and what a process that died had taken is
-    /// gone, as in Python.
+    /// A counting semaphore.
+    ///
+    /// Permits have no owner, as in Python: any process may release a permit, and the permits that a process had taken are lost
+    /// when it dies.
     Semaphore,
     |_| u64::MAX
 );
 semaphore!(
-    /// A [`Semaphore`] that never holds more permits than at its start.
+    /// A [`Semaphore`] that never has more permits than its initial value.
     BoundedSemaphore,
     |value| value
 );
 
-/// A flag to wait for.
+/// A flag that processes wait for.
 #[derive(Debug, Clone)]
 pub struct Event {
     core: core::Event,
@@ -299,36 +305,36 @@ pub struct Event {
 handle!(Event, core::Event);
 
 impl Event {
-    /// One that is not set.
+    /// Creates an event that is not set.
     ///
     /// # Errors
-    /// When the system gives no memory or no descriptor.
+    /// Fails when the system provides no memory or no descriptor.
     pub fn new() -> io::Result<Self> {
         Ok(Self { core: core::Event::new()? })
     }
 
-    /// Whether it is set.
+    /// Returns whether the event is set.
     #[must_use]
     pub fn is_set(&self) -> bool {
         self.core.is_set()
     }
 
-    /// Sets it: all who wait go on.
+    /// Sets the event, and wakes all waiters.
     pub fn set(&self) {
         self.core.set();
     }
 
-    /// Clears it.
+    /// Clears the event.
     pub fn clear(&self) {
         self.core.clear();
     }
 
-    /// Waits until it is set, if only for a moment.
+    /// Blocks until the event is set. Also returns if the event was set and cleared during the wait.
     pub fn wait(&self) {
         let _ = through_signals(|| self.core.wait(Deadline::NEVER));
     }
 
-    /// As [`Event::wait`], for at most `timeout`; false when it was not set.
+    /// As [`Event::wait`], for at most `timeout`. Returns false on timeout.
     #[must_use]
     pub fn wait_timeout(&self, timeout: Duration) -> bool {
         let deadline = Deadline::after(timeout);
@@ -336,26 +342,26 @@ impl Event {
     }
 }
 
-/// Waiting for a notification, with a [`Lock`] or an [`RLock`] around it, which is released for as long as the wait takes.
+/// A condition variable, used with a [`Lock`] or an [`RLock`], which is released during a wait.
 ///
-/// A waiter that dies takes no notification with it: it goes to another.
+/// If a waiter dies after it was notified, the notification passes to another waiter.
 #[derive(Debug, Clone)]
 pub struct Condition {
     core: core::Condition,
 }
 handle!(Condition, core::Condition);
 
-/// How long a wait lasts for which there is no place.
+/// How long a wait lasts if the table of waiters is full.
 const MOMENT: Duration = Duration::from_millis(10);
 
-/// What a wait for a [`Condition`] gives: the guard, and whether there was a notification.
+/// The result of a wait for a [`Condition`]: the guard, and whether the waiter was notified.
 pub type Waited<G> = Result<(G, bool), LockError<(G, bool)>>;
 
 impl Condition {
-    /// One that nobody waits for.
+    /// Creates a condition without waiters.
     ///
     /// # Errors
-    /// When the system gives no memory or no descriptor.
+    /// Fails when the system provides no memory or no descriptor.
     pub fn new() -> io::Result<Self> {
         Ok(Self { core: core::Condition::new()? })
     }
@@ -367,8 +373,8 @@ impl Condition {
         });
         let Some(entered) = entered else { return Ok((guard, false)) };
         let Ok(ticket) = entered else {
-            // Without a place to wait in, it is as if somebody had notified a little later: the caller looks again, as it has
-            // to anyway, and others had the lock meanwhile.
+            // The table of waiters is full: return after a moment as if notified. The caller must re-check its condition
+            // anyway, and other waiters could acquire the lock in the meantime.
             let depth = guard.release_all();
             std::thread::sleep(deadline.remaining().unwrap_or(MOMENT).min(MOMENT));
             return match guard.acquire_again(depth) {
@@ -386,10 +392,12 @@ impl Condition {
         }
     }
 
-    /// Releases the lock, waits for a notification, and acquires the lock again.
+    /// Releases the lock, blocks until a notification, and acquires the lock again.
+    ///
+    /// Spurious wake-ups are possible.
     ///
     /// # Errors
-    /// [`LockError::OwnerDied`] when the lock came back from an owner that had died.
+    /// [`LockError::OwnerDied`], which holds the guard, when the lock was acquired again from a dead owner.
     pub fn wait<G: Held>(&self, guard: G) -> Result<G, LockError<G>> {
         match self.wait_until(guard, Deadline::NEVER) {
             Ok((guard, _)) => Ok(guard),
@@ -398,7 +406,7 @@ impl Condition {
         }
     }
 
-    /// As [`Condition::wait`], for at most `timeout`; false beside the guard when no notification came.
+    /// As [`Condition::wait`], for at most `timeout`. Returns the guard, and false if no notification arrived.
     ///
     /// # Errors
     /// As [`Condition::wait`].
@@ -406,7 +414,7 @@ impl Condition {
         self.wait_until(guard, Deadline::after(timeout))
     }
 
-    /// Waits, again and again, until `predicate` holds.
+    /// Waits repeatedly until `predicate` returns true.
     ///
     /// # Errors
     /// As [`Condition::wait`].
@@ -417,27 +425,26 @@ impl Condition {
         Ok(guard)
     }
 
-    /// Has one who waits go on.
+    /// Wakes one waiter.
     #[doc(alias = "notify")]
     pub fn notify_one(&self) {
         self.core.notify(1);
     }
 
-    /// Has up to `count` who wait go on.
+    /// Wakes up to `count` waiters.
     pub fn notify(&self, count: usize) {
         self.core.notify(count);
     }
 
-    /// Has all who wait go on.
+    /// Wakes all waiters.
     pub fn notify_all(&self) {
         self.core.notify(usize::MAX);
     }
 }
 
-/// Waiting until a number of parties have come.
+/// A barrier, at which a fixed number of parties wait for each other.
 ///
-/// A party that dies while it waits breaks the barrier, for all who wait and come, until it is reset; so does one that runs
-/// out of time.
+/// A party that dies or times out during a wait breaks the barrier: current and later waits fail until the barrier is reset.
 ///
 /// ```
 /// use polyproc::{Barrier, Process};
@@ -457,7 +464,7 @@ pub struct Barrier {
 }
 handle!(Barrier, core::Barrier);
 
-/// Breaks the barrier unless the action has run to its end.
+/// Breaks the barrier on drop, that is, if the action panics.
 struct BreakOnPanic<'a>(&'a core::Barrier);
 
 impl Drop for BreakOnPanic<'_> {
@@ -467,10 +474,10 @@ impl Drop for BreakOnPanic<'_> {
 }
 
 impl Barrier {
-    /// One for so many parties.
+    /// Creates a barrier for `parties` parties.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] for 0; when the system gives no memory or no descriptor.
+    /// [`io::ErrorKind::InvalidInput`] when `parties` is 0. Another error when the system provides no memory or no descriptor.
     pub fn new(parties: usize) -> io::Result<Self> {
         Ok(Self { core: core::Barrier::new(parties)? })
     }
@@ -486,53 +493,55 @@ impl Barrier {
         retry_interrupted(|| self.core.wait(&turn, deadline))
     }
 
-    /// Waits for the others. Gives a number from 0 that no other party of this round has.
+    /// Blocks until all parties have arrived. Returns the number of this party, from 0, which is unique in this round.
     ///
     /// # Errors
-    /// [`BarrierError::Broken`].
+    /// [`BarrierError::Broken`] when the barrier is broken, or is reset during the wait; [`BarrierError::TooManyWaiters`]
+    /// when the table of waiters is full.
     pub fn wait(&self) -> Result<usize, BarrierError> {
         self.wait_until(Deadline::NEVER, || {})
     }
 
-    /// As [`Barrier::wait`]; the last party runs its `action` before any goes on. If that panics, the barrier breaks.
+    /// As [`Barrier::wait`]. The last party to arrive runs its `action` before any party continues. If the action panics, the
+    /// barrier breaks.
     ///
     /// # Errors
-    /// [`BarrierError::Broken`].
+    /// As [`Barrier::wait`].
     pub fn wait_with(&self, action: impl FnOnce()) -> Result<usize, BarrierError> {
         self.wait_until(Deadline::NEVER, action)
     }
 
-    /// As [`Barrier::wait`], for at most `timeout`; then it breaks the barrier.
+    /// As [`Barrier::wait`], for at most `timeout`. A timeout breaks the barrier.
     ///
     /// # Errors
-    /// [`BarrierError::Broken`].
+    /// As [`Barrier::wait`]; [`BarrierError::Broken`] also on timeout.
     pub fn wait_timeout(&self, timeout: Duration) -> Result<usize, BarrierError> {
         self.wait_until(Deadline::after(timeout), || {})
     }
 
-    /// As new. Those who wait are told that it is broken.
+    /// Resets the barrier to its initial state. Current waits fail with [`BarrierError::Broken`].
     pub fn reset(&self) {
         self.core.reset();
     }
 
-    /// Breaks it, until it is reset.
+    /// Breaks the barrier until it is reset.
     pub fn abort(&self) {
         self.core.abort();
     }
 
-    /// How many parties it waits for.
+    /// Returns the number of parties.
     #[must_use]
     pub fn parties(&self) -> usize {
         self.core.parties()
     }
 
-    /// How many wait, just now.
+    /// Returns the number of waiting parties. Another process may change it at any time.
     #[must_use]
     pub fn n_waiting(&self) -> usize {
         self.core.n_waiting()
     }
 
-    /// Whether it is broken.
+    /// Returns whether the barrier is broken.
     #[must_use]
     #[doc(alias = "broken")]
     pub fn is_broken(&self) -> bool {

@@ -1,9 +1,9 @@
-//! What workers trace, in the parent's subscriber; and what happens to workers, as events of its own.
+//! Passes the trace events of workers to the parent's subscriber, and traces the events of pools.
 //!
-//! A worker's subscriber writes each event as text, with the spans around it. The parent gives it to its own subscriber as
-//! an event of the same level, target and name, inside a span `call`, which is inside the one in which the call was made
-//! and lasts as long as the call; what happens to workers is inside a span `pool`. The event's fields are `message`, `worker`
-//! (a process id), `fields` and `spans`: the names of a worker's fields are not known here when this is compiled.
+//! A worker's subscriber writes each event as text, with the spans around it. The parent emits an event of the same level,
+//! target and name, inside a span `call`. That span is inside the span in which the call was made, and lasts as long as the
+//! call. Events of pools are inside a span `pool`. An event has the fields `message`, `worker` (a process id), `fields` and
+//! `spans`, as the names of a worker's fields are unknown when the parent is compiled.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -20,10 +20,10 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::{Interest, Subscriber};
 use tracing::{Callsite, Event, Level, Span};
 
-/// An event on its way. What it says of its place is its key, too.
+/// An event's place in a worker's code, which identifies its callsite in the parent.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Place {
-    /// From 1, error, to 5, trace.
+    /// The level, from 1 (error) to 5 (trace).
     level: u8,
     target: String,
     name: String,
@@ -32,6 +32,7 @@ struct Place {
     line: Option<u32>,
 }
 
+/// An event, as sent to the parent.
 #[derive(Debug, Serialize, Deserialize)]
 struct Travelling {
     place: Place,
@@ -46,12 +47,12 @@ fn number(level: Level) -> u8 {
     LEVELS.iter().zip(1..).find(|(other, _)| **other == level).map_or(0, |(_, number)| number)
 }
 
-/// The level up to which somebody listens in this process, 0 for none.
+/// Returns the most verbose level that this process's subscriber receives, from 1 (error) to 5 (trace); 0 for none.
 pub(crate) fn level() -> u8 {
     LevelFilter::current().into_level().map_or(0, number)
 }
 
-/// Fields as text.
+/// The fields of an event or span, as text.
 #[derive(Debug, Default)]
 struct Text {
     message: String,
@@ -68,7 +69,7 @@ impl Visit for Text {
     }
 }
 
-/// A worker's subscriber: it hands everything to the parent.
+/// A worker's subscriber, which sends every event to the parent.
 struct Forward {
     most: Level,
     next: AtomicU64,
@@ -76,7 +77,7 @@ struct Forward {
 }
 
 thread_local! {
-    /// The spans that this thread is in, the outermost first.
+    /// The spans that this thread has entered, the outermost first.
     static INSIDE: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -136,7 +137,7 @@ impl Subscriber for Forward {
         };
         let travelling = Travelling { place, message: text.message, fields: text.fields, spans: names.join(":") };
         if let Ok(bytes) = postcard::to_extend(&travelling, vec![TRACE]) {
-            // Fails when the parent is gone: nobody is left to read it.
+            // Fails when the parent has exited: no process can receive the event.
             let _ = core::log(&bytes);
         }
     }
@@ -171,10 +172,10 @@ impl Subscriber for Forward {
     }
 }
 
-/// The first byte of what is sent.
+/// The first byte of a record.
 pub(crate) const TRACE: u8 = 1;
 
-/// In a worker: traces to the parent from now on, unless the program has a subscriber here already.
+/// In a worker: sends events to the parent from now on, unless the program has set a subscriber already.
 pub(crate) fn install(level: u8) {
     if let Some(most) = level.checked_sub(1).and_then(|at| LEVELS.get(usize::from(at))) {
         let forward = Forward { most: *most, next: AtomicU64::new(1), spans: Mutex::default() };
@@ -182,7 +183,7 @@ pub(crate) fn install(level: u8) {
     }
 }
 
-/// A place in a worker's code, as a callsite here. One for each place, kept for ever, as those of macros are.
+/// The parent's callsite for one place in workers' code. It is never freed, as a macro's callsite is static.
 struct Replayed {
     metadata: OnceLock<Metadata<'static>>,
 }
@@ -224,7 +225,7 @@ fn callsite(place: &Place) -> Option<&'static Metadata<'static>> {
     Some(metadata)
 }
 
-/// In the parent: traces what a worker did, inside `span`.
+/// In the parent: emits a worker's event, inside `span`.
 pub(crate) fn receive(pid: u32, bytes: &[u8], span: Option<&Span>) {
     let Ok(Travelling { place, message, fields, spans }) = postcard::from_bytes(bytes) else { return };
     let Some(metadata) = callsite(&place) else { return };
@@ -247,7 +248,7 @@ pub(crate) fn receive(pid: u32, bytes: &[u8], span: Option<&Span>) {
     }
 }
 
-/// What happens to workers, as events inside the span that is entered now; then `more`.
+/// Returns a function that traces the events of a pool inside the current span, then calls `more`.
 pub(crate) fn on_event(more: Option<OnEvent>) -> OnEvent {
     let span = Span::current();
     Arc::new(move |event| {

@@ -1,4 +1,4 @@
-//! [`AsyncResult`]: a result that comes later.
+//! [`AsyncResult`]: a result that arrives later.
 
 use std::fmt;
 use std::future::Future;
@@ -15,11 +15,11 @@ use super::call::Call;
 use super::{Failure, TaskError};
 use crate::codec::Transfer;
 
-/// What gathers the results of a call, until all are there.
+/// Collects the results of a call.
 trait Gather<T>: Send {
-    /// Takes what has come. True when that was all.
+    /// Takes the results that have arrived. Returns true once all have.
     fn take(&mut self) -> bool;
-    /// What came of it all; once.
+    /// Returns the result of the whole call. To be called once.
     fn finish(&mut self) -> Result<T, TaskError>;
     fn wait(&self, deadline: Deadline) -> bool;
     fn poll(&self, waker: &Waker) -> bool;
@@ -82,7 +82,7 @@ impl<A, R: Transfer + Send, T> Gather<T> for Gathered<A, R, T> {
 
 /// The state that an [`AsyncResult`] and its callbacks share.
 struct Shared<T> {
-    /// Nobody waits while this is locked: a wait goes by the call that `Call` is.
+    /// Locked after `state`. A waiting thread keeps it locked until its wait ends.
     gather: Mutex<Box<dyn Gather<T>>>,
     state: Mutex<State<T>>,
     changed: Condvar,
@@ -91,18 +91,18 @@ struct Shared<T> {
 struct State<T> {
     result: Option<Result<T, TaskError>>,
     is_over: bool,
-    /// Callbacks that have not run.
+    /// The number of callbacks that have not run.
     callbacks: usize,
     waker: Option<Waker>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is guarded stays whole when a decoder panics: the item's place stays empty.
+    // The guarded data stays consistent when a decoder panics: the item's entry stays `None`.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<T> Shared<T> {
-    /// Takes what has come; true when all has.
+    /// Takes the results that have arrived. Returns true once all have.
     fn take(&self) -> bool {
         let mut state = lock(&self.state);
         if !state.is_over {
@@ -131,13 +131,14 @@ impl<T> Shared<T> {
         self.changed.notify_all();
         waker.into_iter().for_each(Waker::wake);
         if let Err(panic) = called {
-            resume_unwind(panic); // it was reported; the thread for callbacks goes on
+            resume_unwind(panic); // already reported; the callback thread continues
         }
     }
 }
 
-/// A result that comes later, of `apply_async`, `map_async` or `starmap_async`. Dropping it lets the tasks run on. It is also
-/// a future, for any executor.
+/// The result of `apply_async`, `map_async` or `starmap_async`, which arrives later. It is also a future, for any executor.
+///
+/// Dropping it does not stop the tasks.
 ///
 /// ```
 /// let pool = polyproc::Pool::new(2)?;
@@ -184,7 +185,7 @@ impl<T> AsyncResult<T> {
 
     fn wait_until(&self, deadline: Deadline) -> bool {
         while !self.shared.take() {
-            // The lock is not held while waiting, so that others may look meanwhile.
+            // The lock is held until the wait ends.
             let waited = lock(&self.shared.gather).wait(deadline);
             if !waited {
                 return false;
@@ -209,47 +210,48 @@ impl<T> AsyncResult<T> {
         lock(&self.shared.state).result.take().unwrap_or_else(terminated)
     }
 
-    /// Waits for the result, and for callbacks.
+    /// Blocks until the result has arrived and callbacks have run, and returns the result.
     ///
     /// # Errors
-    /// [`TaskError`]; of several items, the failed one of the lowest index.
+    /// [`TaskError`] of the failed item with the lowest index.
     pub fn get(self) -> Result<T, TaskError> {
         self.wait_until(Deadline::NEVER);
         self.result()
     }
 
-    /// As [`AsyncResult::get`], for so long.
+    /// As [`AsyncResult::get`], for at most `timeout`.
     ///
     /// # Errors
-    /// This again, when the time is over.
+    /// The outer error is this `AsyncResult`, on timeout. The inner error is that of [`AsyncResult::get`].
     pub fn get_timeout(self, timeout: Duration) -> Result<Result<T, TaskError>, Self> {
         if self.wait_until(Deadline::after(timeout)) { Ok(self.result()) } else { Err(self) }
     }
 
-    /// Waits until the result is there, and callbacks have run.
+    /// Blocks until the result has arrived and callbacks have run.
     pub fn wait(&self) {
         self.wait_until(Deadline::NEVER);
     }
 
-    /// As [`AsyncResult::wait`], for so long. False when the time is over.
+    /// As [`AsyncResult::wait`], for at most `timeout`. Returns false on timeout.
     pub fn wait_timeout(&self, timeout: Duration) -> bool {
         self.wait_until(Deadline::after(timeout))
     }
 
-    /// Whether the result is there.
+    /// Returns whether the result has arrived and callbacks have run.
     #[must_use]
     pub fn ready(&self) -> bool {
         self.wait_until(Deadline::PASSED)
     }
 
-    /// Whether the result is there and good; `None` while it is not there.
+    /// Returns whether the call succeeded, or `None` while it is not [`ready`](Self::ready).
     #[must_use]
     pub fn successful(&self) -> Option<bool> {
         self.ready().then(|| lock(&self.shared.state).result.as_ref().is_some_and(Result::is_ok))
     }
 
-    /// Takes back what no worker has begun, and kills the workers that run the rest: these items fail with
-    /// [`Failure::Cancelled`](crate::Failure::Cancelled). What has ended stays.
+    /// Cancels the call: withdraws the items that no worker has begun, and kills the workers that run the others.
+    ///
+    /// These items fail with [`Failure::Cancelled`](crate::Failure::Cancelled). Items that have ended keep their results.
     pub fn cancel(&self) {
         lock(&self.shared.gather).cancel();
     }
@@ -264,8 +266,10 @@ impl<T> AsyncResult<T> {
         self
     }
 
-    /// Has `see` called with a good result, on the pool's thread for callbacks, before [`AsyncResult::get`] returns. One that
-    /// panics is reported, and the pool goes on.
+    /// Adds a callback, which is called with the result if the call succeeds.
+    ///
+    /// It runs on the pool's callback thread, before [`AsyncResult::get`] returns. If it panics, the panic is reported and
+    /// the pool continues.
     pub fn callback(self, see: impl FnOnce(&T) + Send + 'static) -> Self
     where
         T: Send + 'static,
@@ -277,7 +281,7 @@ impl<T> AsyncResult<T> {
         })
     }
 
-    /// Has `see` called with the error, if it comes to one, as [`AsyncResult::callback`].
+    /// Adds a callback as [`AsyncResult::callback`] does, which is called with the error if the call fails.
     pub fn error_callback(self, see: impl FnOnce(&TaskError) + Send + 'static) -> Self
     where
         T: Send + 'static,

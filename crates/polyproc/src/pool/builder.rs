@@ -1,4 +1,4 @@
-//! [`PoolBuilder`]: what a pool is to be.
+//! [`PoolBuilder`]: the settings of a pool.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -16,13 +16,13 @@ use super::function::{Finish, Initialise, InitialiseForwarding};
 use crate::codec::{self, Transfer};
 use crate::forward::{self, Forwarded};
 
-/// What a pool is to be; see [`Pool::builder`].
+/// The settings of a pool; see [`Pool::builder`].
 #[must_use = "a builder does nothing until `build`"]
 pub struct PoolBuilder<S = ()> {
     settings: PoolSettings,
-    /// What went wrong already.
+    /// The error of a setting, for [`PoolBuilder::build`].
     error: Option<PoolError>,
-    /// What workers run first, once it is known whether they log to this process.
+    /// Returns the initializer for workers that forward these records.
     initializer: Option<Initializer>,
     forwarded: Forwarded,
     state: PhantomData<fn() -> S>,
@@ -30,7 +30,7 @@ pub struct PoolBuilder<S = ()> {
 
 type Initializer = Box<dyn FnOnce(Forwarded) -> Result<(Function, Payload), PoolError>>;
 
-/// An initializer with its argument, for workers that forward what they log, or do not.
+/// Returns an initializer with its argument, for workers that forward the records that `forwarded` names.
 fn initialiser<A: Transfer, T: 'static>(
     function: fn(A) -> T,
     argument: Payload,
@@ -63,35 +63,36 @@ impl PoolBuilder {
 }
 
 impl<S: 'static> PoolBuilder<S> {
-    /// So many workers; one per processor that this process may use unless told otherwise.
+    /// Sets the number of workers, by default one per processor that this process may use.
     pub fn workers(mut self, workers: usize) -> Self {
         self.settings.workers = Some(workers);
         self
     }
 
-    /// How workers are started, [`StartMethod::Forkserver`] by default. `fork` takes
+    /// Sets how workers are started, [`StartMethod::Forkserver`] by default. [`StartMethod::Fork`] requires
     /// [`fork_with_threads`](PoolBuilder::fork_with_threads).
     pub fn start_method(mut self, method: StartMethod) -> Self {
         self.settings.method = method;
         self
     }
 
-    /// Starts workers by `fork` even though other threads run, the pool's own among them, on your word that it is sound: see
+    /// Allows [`StartMethod::Fork`] while other threads run, such as the pool's own. `promise` states that this is sound: see
     /// [`ForkWithThreads::new`].
     pub fn fork_with_threads(mut self, promise: ForkWithThreads) -> Self {
         self.settings.fork_with_threads = Some(promise);
         self
     }
 
-    /// Workers are called `name-1`, `name-2` and so on, by their places.
+    /// Sets the names of the workers: `name-1`, `name-2` and so on. A replacement has the name of the worker that it replaces.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.settings.name = Some(name.into());
         self
     }
 
-    /// Each worker calls `function` before its first task; what it returns is that worker's state, for
-    /// [`Pool::state`]: a model, a connection, an arena, made once for each worker. When it panics the pool says so at once:
-    /// its tasks fail with [`Failure::NoWorkers`](crate::Failure::NoWorkers).
+    /// Sets a function that each worker calls before its first task. The returned value is the worker's state, for
+    /// [`Pool::state`]: for example a model or a connection, created once per worker.
+    ///
+    /// If the function panics, tasks fail at once, with [`Failure::NoWorkers`](crate::Failure::NoWorkers).
     ///
     /// ```
     /// let squares = |limit: usize| (0..limit).map(|x| x * x).collect::<Vec<_>>();
@@ -116,24 +117,29 @@ impl<S: 'static> PoolBuilder<S> {
         }
     }
 
-    /// What workers log with the crate `log` goes to this process's logger, at its present level: in the order in which one
-    /// worker logged it, and before the result of its task is seen. Workers have no other logger then.
+    /// Forwards the log records of workers, of the crate `log`, to this process's logger, at its level during
+    /// [`build`](Self::build).
+    ///
+    /// The records of a worker arrive in order, and before the result of their task. Workers then have no other logger.
     #[cfg(feature = "log")]
     pub fn forward_logs(mut self) -> Self {
         self.forwarded.logs = true;
         self
     }
 
-    /// What workers trace with the crate `tracing` goes to this process's subscriber, at its present level: in the order in which
-    /// one worker traced it, before the result of its task is seen, and inside the span in which the call was made. Its fields
-    /// are `message`, `worker` (the process id), `fields` and `spans` (the worker's own, as text).
+    /// Forwards the events of workers, of the crate `tracing`, to this process's subscriber, at its level during
+    /// [`build`](Self::build).
+    ///
+    /// The events of a worker arrive in order, before the result of their task, and inside the span in which the call was
+    /// made. Their fields are `message`, `worker` (the process id), `fields` and `spans` (the worker's own, as text).
     #[cfg(feature = "tracing")]
     pub fn forward_traces(mut self) -> Self {
         self.forwarded.traces = true;
         self
     }
 
-    /// Each worker calls `function` with its state after its last task, unless it is killed ([`Pool::terminate`] kills).
+    /// Sets a function that each worker calls with its state after its last task, unless it is killed, as by
+    /// [`Pool::terminate`].
     pub fn finalizer(mut self, function: fn(S)) -> Self {
         match Function::new::<fn(S), Finish>(function) {
             Ok(function) => self.settings.finalizer = Some(function),
@@ -142,59 +148,66 @@ impl<S: 'static> PoolBuilder<S> {
         self
     }
 
-    /// A worker that has run so many items is replaced by a new one, when it has finished its chunk.
+    /// Replaces each worker that has run `items` items, once it has finished its chunk.
     pub fn max_tasks_per_child(mut self, items: NonZeroU64) -> Self {
         self.settings.max_tasks_per_child = Some(items);
         self
     }
 
-    /// Sets a variable in the environment of workers.
+    /// Sets an environment variable of the workers.
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.settings.env.push(EnvChange::Set(name.into(), value.into()));
         self
     }
 
-    /// Removes a variable from the environment of workers.
+    /// Removes an environment variable of the workers.
     pub fn env_remove(mut self, name: impl Into<OsString>) -> Self {
         self.settings.env.push(EnvChange::Remove(name.into()));
         self
     }
 
-    /// The processors that each worker may use (`sched_setaffinity(2)`), one list for each place, and so on in turn.
+    /// Sets the processors that each worker may use (`sched_setaffinity(2)`): one list per worker, repeated if there are more
+    /// workers than lists.
     pub fn cpus(mut self, cpus: impl IntoIterator<Item = Vec<u32>>) -> Self {
         self.settings.cpus = cpus.into_iter().collect();
         self
     }
 
-    /// The niceness of workers (`nice(2)`): from -20, the most urgent, which takes privileges, to 19.
+    /// Sets the niceness of the workers (`nice(2)`): from -20, the most urgent, which requires privileges, to 19.
     pub fn nice(mut self, nice: i32) -> Self {
         self.settings.nice = Some(nice);
         self
     }
 
-    /// How many bytes of its own a worker may have: resident, without files and what others shared with it, and with what it put in
-    /// queues and nobody has taken, and the shared memory that it made and has. Looked at every 20 ms while tasks are out: above it
-    /// the worker is killed and replaced, and its task fails with [`Failure::OutOfMemory`](crate::Failure::OutOfMemory).
+    /// Limits the memory of each worker, in bytes. A worker above the limit is killed and replaced, and its task fails with
+    /// [`Failure::OutOfMemory`](crate::Failure::OutOfMemory).
+    ///
+    /// The measure counts the worker's resident private memory, the values that it put in queues and no process has taken,
+    /// and the shared memory that it created and still holds. It does not count files, or memory that others shared with the
+    /// worker. The pool measures every 20 ms while tasks are out.
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.settings.memory_limit = Some(bytes);
         self
     }
 
-    /// How many bytes of encoded arguments may wait for a worker: above that, calls that return before their tasks have ended
-    /// (`apply_async`, `map_async`) wait before they submit more. Without it they never wait, as in Python.
+    /// Limits the encoded arguments that wait for a worker, in bytes.
+    ///
+    /// Above the limit, calls that return before their tasks have ended (`apply_async`, `map_async`) block before they submit
+    /// more. By default they never block, as in Python.
     pub fn max_waiting_bytes(mut self, bytes: u64) -> Self {
         self.settings.max_waiting_bytes = Some(bytes);
         self
     }
 
-    /// Workers end when they have had nothing to do for so long, and start again when there is something.
+    /// Ends workers that have been idle for `time`, and starts workers again when there are tasks.
     pub fn retire_idle(mut self, time: Duration) -> Self {
         self.settings.retire_idle = Some(time);
         self
     }
 
-    /// Calls `see` when workers start, get ready, end, or cannot be started, and when items are lost or tried again; on
-    /// whichever thread sees it, so it should be quick.
+    /// Calls `see` when a worker starts, is ready, ends, or cannot be started, and when an item is lost or retried.
+    ///
+    /// The call is made on the thread that detects the event, so `see` should return quickly.
     pub fn on_event(mut self, see: impl Fn(&PoolEvent) + Send + Sync + 'static) -> Self {
         self.settings.on_event = Some(Arc::new(see));
         self
@@ -203,7 +216,7 @@ impl<S: 'static> PoolBuilder<S> {
     /// Starts the workers.
     ///
     /// # Errors
-    /// See [`PoolError`]; nothing is left running then.
+    /// [`PoolError`], whose variants name the causes. No worker is left running then.
     pub fn build(self) -> Result<Pool<S>, PoolError> {
         let mut settings = self.settings;
         settings.initializer = match (self.error, self.initializer) {

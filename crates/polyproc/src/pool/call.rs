@@ -1,4 +1,4 @@
-//! One call: items into tasks, results out of them.
+//! One call: submits items as tasks, and takes their results.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -11,13 +11,13 @@ use super::Failure;
 use super::function::Named;
 use crate::codec::{self, Transfer};
 
-/// The tasks of one call, and the results that came.
+/// The tasks of one call, and the results that have arrived.
 pub(crate) struct Call<A, R> {
-    /// `None` where the function cannot be named: then all items fail, so.
+    /// An error if the function cannot be named or the context cannot be encoded: then all items fail with it.
     feed: Result<Feed, Failure>,
-    /// How many items there were so far.
+    /// The number of items so far.
     count: usize,
-    /// Items that failed here.
+    /// The items that failed in this process, by index.
     failed: Vec<(usize, Failure)>,
     types: PhantomData<fn(A) -> R>,
 }
@@ -28,7 +28,7 @@ impl<A, R> fmt::Debug for Call<A, R> {
     }
 }
 
-/// A result as it came, or why there is none.
+/// Decodes the result of an item.
 pub(crate) fn decode<R: Transfer>(end: ItemEnd<'_>) -> Result<R, Failure> {
     let (bytes, fds) = end?;
     Ok(codec::decode_from("the result", bytes, fds)?)
@@ -44,7 +44,8 @@ impl<A: Transfer, R: Transfer> Call<A, R> {
         Self { feed, count: 0, failed: Vec::new(), types: PhantomData }
     }
 
-    /// Adds an item; it goes to a worker with the rest of its chunk. True when that went.
+    /// Adds an item, which is submitted with the rest of its chunk. Returns true if the chunk was submitted, or the item
+    /// failed.
     pub(crate) fn push(&mut self, item: &A) -> bool {
         let index = self.count;
         self.count += 1;
@@ -58,14 +59,14 @@ impl<A: Transfer, R: Transfer> Call<A, R> {
         })
     }
 
-    /// Hands on what is left of the last chunk.
+    /// Submits the unfinished chunk.
     pub(crate) fn flush(&mut self) {
         if let Ok(feed) = &mut self.feed {
             feed.flush();
         }
     }
 
-    /// There are no more items.
+    /// Submits the unfinished chunk, and ends the call's list of items.
     pub(crate) fn seal(&mut self) {
         if let Ok(feed) = &mut self.feed {
             feed.seal();
@@ -74,12 +75,12 @@ impl<A: Transfer, R: Transfer> Call<A, R> {
 }
 
 impl<A, R: Transfer> Call<A, R> {
-    /// How many items there were so far.
+    /// Returns the number of items so far.
     pub(crate) fn count(&self) -> usize {
         self.count
     }
 
-    /// Whether one more item may be taken, when so many results were taken.
+    /// Returns whether the caller may add one more item, given that it has consumed `taken` results.
     pub(crate) fn may_read_on(&self, taken: usize, ahead: core::ReadAhead) -> bool {
         match &self.feed {
             Ok(feed) => feed.may_read_on(taken, ahead),
@@ -91,21 +92,21 @@ impl<A, R: Transfer> Call<A, R> {
         self.core().is_none_or(core::Call::has_room)
     }
 
-    /// Waits for what is wanted; false when the deadline passed first.
+    /// Blocks until `want` is satisfied. Returns false if the deadline passed first.
     pub(crate) fn wait(&self, want: Want, deadline: Deadline) -> bool {
         let Some(core) = self.core() else { return true };
         if !self.failed.is_empty() && want == Want::Next {
             return true;
         }
         loop {
-            // A signal handler ran, and that is all.
+            // Retried after an error: a signal handler ran.
             if let Ok(done) = core.wait(want, deadline) {
                 return done;
             }
         }
     }
 
-    /// Takes what has come. Gives how many items are to come.
+    /// Passes each result that has arrived to `see`. Returns how many of the submitted items have not ended.
     pub(crate) fn take(&mut self, mut see: impl FnMut(usize, Result<R, Failure>)) -> u64 {
         for (index, failure) in mem::take(&mut self.failed) {
             see(index, Err(failure));
@@ -114,12 +115,12 @@ impl<A, R: Transfer> Call<A, R> {
         feed.take(|index, end| see(usize::try_from(index).unwrap_or(usize::MAX), decode(end)))
     }
 
-    /// The engine's call, where there is one.
+    /// Returns the engine's call, if there is one.
     pub(crate) fn core(&self) -> Option<&core::Call> {
         self.feed.as_ref().ok().map(|feed| &**feed.call())
     }
 
-    /// What has not begun is not run.
+    /// Withdraws the tasks that no worker has taken. The others run on.
     pub(crate) fn give_up(&self) {
         if let Some(core) = self.core() {
             core.give_up();

@@ -1,4 +1,4 @@
-//! Why a task gave no result.
+//! Why a task has no result.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,41 +9,41 @@ use polyproc_core::process::{FunctionError, Panic, StartError};
 use crate::codec::{self, CodecError};
 use crate::process::Death;
 
-/// Why a task gave no result.
+/// Why a task has no result.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Failure {
-    /// The function panicked. The worker lives on.
+    /// The function panicked. The worker continues.
     #[error("the task {0}")]
     Panicked(Panic),
     /// The worker died while it ran the task: a signal killed it, or the task called [`std::process::exit`]. The worker was
     /// replaced.
     #[error("the worker was lost while it ran the task: {0}")]
     WorkerLost(Death),
-    /// The task took longer than it was allowed to ([`timeout`](crate::CallOptions::timeout),
-    /// [`call_timeout`](crate::CallOptions::call_timeout)), and its worker was killed and replaced.
+    /// The task exceeded its time limit ([`timeout`](crate::CallOptions::timeout),
+    /// [`call_timeout`](crate::CallOptions::call_timeout)). A worker that ran it was killed and replaced.
     #[error("the task ran out of time, and its worker was killed")]
     TimedOut,
-    /// The worker used more memory than it was allowed to ([`memory_limit`](crate::PoolBuilder::memory_limit)) while it ran
-    /// the task, and was killed and replaced.
+    /// The worker exceeded its memory limit ([`memory_limit`](crate::PoolBuilder::memory_limit)) while it ran the task, and was
+    /// killed and replaced.
     #[error("the worker ran out of its memory limit while it ran the task, and was killed")]
     OutOfMemory,
     /// The task was cancelled.
     #[error("the task was cancelled")]
     Cancelled,
-    /// The task never ran, or its result could not be passed on; the text says why.
+    /// The task did not run, or its result could not be passed on; the text gives the reason.
     #[error("the task could not be run: {0}")]
     Refused(String),
     /// The argument or the result could not be encoded or decoded.
     #[error(transparent)]
     Codec(#[from] CodecError),
-    /// The function has no name that a worker could find.
+    /// The function has no name that a worker can find.
     #[error(transparent)]
     Function(#[from] FunctionError),
     /// The pool was closed or terminated before the task ended.
     #[error("the pool was closed or terminated before the task ended")]
     Terminated,
-    /// No worker could be made fit to run it.
+    /// The pool has no workers, and cannot start any that would run the task.
     #[error("the pool has no workers: {0}")]
     NoWorkers(NoWorkers),
 }
@@ -52,15 +52,15 @@ pub enum Failure {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum NoWorkers {
-    /// They could not be started.
+    /// Workers could not be started.
     NotStarted(Arc<StartError>),
-    /// They died before they could take a task, the last one so.
+    /// Workers died before they took a task. This is the death of the last one.
     Died(Death),
     /// The initializer panicked.
     Panicked(Panic),
     /// The initializer's argument could not be decoded.
     Codec(CodecError),
-    /// The initializer could not be run; the text says why.
+    /// The initializer did not run; the text gives the reason.
     Refused(String),
 }
 
@@ -104,13 +104,13 @@ impl From<TaskEnd> for Failure {
     }
 }
 
-/// A task that gave no result: which and why.
+/// A task that has no result: its index, and the reason.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("item {index}: {failure}")]
 pub struct TaskError {
-    /// The position of the argument in what the call was given, from 0.
+    /// The position of the argument among the items of the call, from 0.
     pub index: usize,
-    /// Why.
+    /// The reason.
     #[source]
     pub failure: Failure,
 }

@@ -9,7 +9,7 @@ use polyproc_core::{Input, Payload, Verdict};
 
 use crate::codec::{self, CodecError, Transfer};
 
-/// A function of arguments `A` and results `R`, named for workers, with the context that all calls share.
+/// A function from `A` to `R`, with a name that workers can find, and the context that all its calls share.
 pub(crate) struct Named<A, R> {
     pub(crate) key: (usize, usize),
     pub(crate) name: Box<dyn FnOnce() -> Result<Function, FunctionError>>,
@@ -18,15 +18,15 @@ pub(crate) struct Named<A, R> {
 }
 
 thread_local! {
-    /// What the initializer of this worker made.
+    /// The value that this worker's initializer returned.
     static STATE: RefCell<Option<Box<dyn Any>>> = const { RefCell::new(None) };
 }
 
-/// How functions are called for one item.
+/// Calls a function for one item.
 pub(crate) enum Item {}
-/// How an initializer is called: what it returns is kept.
+/// Calls an initializer, and keeps the value that it returns.
 pub(crate) enum Initialise {}
-/// How a finalizer is called: with what the initializer had returned.
+/// Calls a finalizer with the value that the initializer returned.
 pub(crate) enum Finish {}
 
 impl<A: Transfer, R: Transfer> Handler<fn(A) -> R> for Item {
@@ -52,7 +52,7 @@ impl<C: Transfer, A: Transfer, R: Transfer> Handler<fn(&C, A) -> R> for Item {
     }
 }
 
-/// The worker's state, out of its place for the time of a call; it goes back also when the call panics.
+/// The worker's state, moved out of [`STATE`] during a call, and back on drop, also if the call panics.
 struct Borrowed(Option<Box<dyn Any>>);
 
 impl Drop for Borrowed {
@@ -77,7 +77,7 @@ impl<A: Transfer, S: 'static> Handler<fn(A) -> S> for Initialise {
     }
 }
 
-/// As [`Initialise`], in a worker that logs to its parent at the levels of the first bytes.
+/// As [`Initialise`], in a worker that forwards records to its parent. The levels are the first bytes of the input.
 pub(crate) enum InitialiseForwarding {}
 
 impl<A: Transfer, S: 'static> Handler<fn(A) -> S> for InitialiseForwarding {

@@ -1,4 +1,4 @@
-//! Results one by one: [`Imap`] and [`ImapUnordered`].
+//! [`Imap`] and [`ImapUnordered`]: iterators over results.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -11,15 +11,17 @@ use super::{Failure, TaskError};
 use crate::codec::Transfer;
 use crate::progress::Progress;
 
-/// The results of `imap_unordered` as they come: one for each item, in any order. What has not begun when it is dropped is not run.
+/// An iterator over the results of `imap_unordered`: one for each item, in the order of arrival.
+///
+/// When it is dropped, items that no worker has begun do not run.
 pub struct ImapUnordered<'a, I, A, R: Transfer> {
     call: Call<A, R>,
-    /// `None` once it has given its last item.
+    /// The remaining items; `None` after the last one.
     items: Option<I>,
     total: Option<usize>,
     window: ReadAhead,
     ready: VecDeque<(usize, Result<R, Failure>)>,
-    /// How many were taken.
+    /// The number of results that were taken.
     taken: usize,
     on_progress: Option<Box<dyn FnMut(Progress) + 'a>>,
 }
@@ -42,7 +44,7 @@ impl<'a, I: Iterator<Item = A>, A: Transfer, R: Transfer> ImapUnordered<'a, I, A
         Self { call, items: Some(items), total, window, ready: VecDeque::new(), taken: 0, on_progress }
     }
 
-    /// Takes items while there is room for them.
+    /// Reads items while there is room for them.
     fn fill(&mut self) {
         while let Some(items) = &mut self.items
             && self.call.may_read_on(self.taken, self.window)
@@ -63,7 +65,7 @@ impl<'a, I: Iterator<Item = A>, A: Transfer, R: Transfer> ImapUnordered<'a, I, A
             if self.call.count() == self.taken {
                 return None;
             }
-            self.call.flush(); // what is waited for may be in an unfinished chunk
+            self.call.flush(); // the expected items may be in an unfinished chunk
             self.call.wait(Want::Next, Deadline::NEVER);
             self.call.take(|index, end| self.ready.push_back((index, end)));
         }
@@ -71,7 +73,7 @@ impl<'a, I: Iterator<Item = A>, A: Transfer, R: Transfer> ImapUnordered<'a, I, A
         self.ready.pop_front()
     }
 
-    /// So many results were given on.
+    /// Reports that `done` results were returned.
     fn tell_progress(&mut self, done: usize) {
         let total = self.total;
         if let Some(see) = &mut self.on_progress {
@@ -96,7 +98,9 @@ impl<I, A, R: Transfer> Drop for ImapUnordered<'_, I, A, R> {
     }
 }
 
-/// The results of `imap`: one for each item, in the order of the items. What has not begun when it is dropped is not run.
+/// An iterator over the results of `imap`: one for each item, in the order of the items.
+///
+/// When it is dropped, items that no worker has begun do not run.
 pub struct Imap<'a, I, A, R: Transfer> {
     unordered: ImapUnordered<'a, I, A, R>,
     next: usize,
@@ -124,7 +128,7 @@ impl<I: Iterator<Item = A>, A: Transfer, R: Transfer> Iterator for Imap<'_, I, A
             if let Some(end) = self.early.remove(&index) {
                 break end;
             }
-            // What came early counts as taken by now, but is here: the window is that of items not given on.
+            // Buffered out-of-order results still occupy the window, which counts items whose results were not returned.
             self.unordered.taken -= self.early.len();
             let next = self.unordered.next_with_index();
             self.unordered.taken += self.early.len();

@@ -1,14 +1,14 @@
-//! [`Pool`]: the same workers for many tasks.
+//! [`Pool`]: worker processes that run many tasks each.
 //!
-//! | file | what it holds |
+//! | file | purpose |
 //! |---|---|
-//! | `builder` | what a pool is to be |
-//! | `options` | how a call is to be made, and the calls |
-//! | `call` | items into tasks, results out of them |
+//! | `builder` | the settings of a pool |
+//! | `options` | the options of a call, and the calls |
+//! | `call` | submits items as tasks, and takes their results |
 //! | `function` | the kinds of functions, and how a worker calls each |
-//! | `async_result`, `imap` | results later, results one by one |
-//! | `failure` | why a task gave no result |
-//! | `stats` | what the workers did |
+//! | `async_result`, `imap` | results that arrive later, iterators over results |
+//! | `failure` | why a task has no result |
+//! | `stats` | statistics of the workers |
 
 mod async_result;
 mod builder;
@@ -34,9 +34,9 @@ pub use stats::{PoolStats, WorkerStats};
 
 /// Worker processes that run functions over arguments.
 ///
-/// A worker that dies takes the one item with it that it ran: that item's result is [`Failure::WorkerLost`], the worker is
-/// replaced, and all else goes on. Workers leave Ctrl-C to this process. Dropping the pool terminates it, as the end of
-/// Python's `with` does.
+/// If a worker dies, only the item that it was running fails, with [`Failure::WorkerLost`]. The worker is replaced, and all
+/// other items continue. Ctrl-C does not reach the workers, only this process. Dropping the pool terminates it, as the end of
+/// Python's `with` block does.
 ///
 /// ```
 /// let pool = polyproc::Pool::new(2)?;
@@ -50,21 +50,22 @@ pub use stats::{PoolStats, WorkerStats};
 #[derive(Debug)]
 pub struct Pool<S = ()> {
     core: core::Pool,
-    /// What workers trace goes where a call is made.
+    /// True if traces of workers are emitted inside the span of their call.
     traces: bool,
     state: PhantomData<fn() -> S>,
 }
 
-/// The pool still takes tasks: [`Pool::join`] would wait for ever.
+/// The pool still accepts tasks, so [`Pool::join`] would block forever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the pool is still open: call `close` or `terminate` before `join`")]
 pub struct StillOpen;
 
 impl Pool {
-    /// Starts `workers` workers; `None` for as many as this process may use processors ([`cpu_count`](crate::cpu_count)).
+    /// Starts a pool of `workers` workers; `None` for one per processor that this process may use
+    /// ([`cpu_count`](crate::cpu_count)).
     ///
     /// # Errors
-    /// See [`PoolError`]; nothing is left running then.
+    /// [`PoolError`], whose variants name the causes. No worker is left running then.
     pub fn new(workers: impl Into<Option<usize>>) -> Result<Self, PoolError> {
         match workers.into() {
             Some(workers) => Self::builder().workers(workers),
@@ -73,14 +74,14 @@ impl Pool {
         .build()
     }
 
-    /// What else a pool can be.
+    /// Returns a builder, for a pool with other settings.
     pub fn builder() -> PoolBuilder {
         PoolBuilder::new()
     }
 }
 
 impl<S: 'static> Pool<S> {
-    /// How one call is to be made: chunks, time limits, attempts, priority.
+    /// Returns options for one call: chunk size, time limits, retries, priority.
     ///
     /// ```
     /// use std::time::Duration;
@@ -96,41 +97,41 @@ impl<S: 'static> Pool<S> {
         CallOptions::new(&self.core, self.traces)
     }
 
-    /// Calls of functions that get the worker's state, which [`PoolBuilder::initializer`] made there.
+    /// Returns options for functions that take the worker's state, which [`PoolBuilder::initializer`] creates.
     pub fn state(&self) -> WithState<'_, S> {
         self.options().state()
     }
 
-    /// As [`Pool::state`], with options.
+    /// As [`Pool::state`], with the given options.
     pub fn state_with<'a>(&self, options: CallOptions<'a>) -> WithState<'a, S> {
         options.state()
     }
 
-    /// See [`CallOptions::chunksize`].
+    /// Returns options with a chunk size: see [`CallOptions::chunksize`].
     ///
     /// # Panics
-    /// When `items` is 0.
+    /// Panics if `items` is 0.
     pub fn chunksize(&self, items: usize) -> CallOptions<'_> {
         self.options().chunksize(items)
     }
 
-    /// See [`CallOptions::apply`].
+    /// Runs `function` on `argument` in a worker, and returns the result: see [`CallOptions::apply`].
     ///
     /// # Errors
-    /// [`TaskError`], with index 0.
+    /// [`TaskError`], with index 0, when the task failed.
     pub fn apply<A: Transfer, R: Transfer>(&self, function: fn(A) -> R, argument: A) -> Result<R, TaskError> {
         self.options().apply(function, argument)
     }
 
-    /// See [`CallOptions::apply_async`].
+    /// Starts `function` on `argument` in a worker: see [`CallOptions::apply_async`].
     pub fn apply_async<A: Transfer, R: Transfer + Send>(&self, function: fn(A) -> R, argument: A) -> AsyncResult<R> {
         self.options().apply_async(function, argument)
     }
 
-    /// See [`CallOptions::map`].
+    /// Runs `function` on all `items`, and returns the results in order: see [`CallOptions::map`].
     ///
     /// # Errors
-    /// The failed item of the lowest index, after all have ended.
+    /// [`TaskError`] of the failed item with the lowest index, after all items have ended.
     pub fn map<A: Transfer, R: Transfer>(
         &self,
         function: fn(A) -> R,
@@ -139,7 +140,7 @@ impl<S: 'static> Pool<S> {
         self.options().map(function, items)
     }
 
-    /// See [`CallOptions::map_async`].
+    /// Starts `function` on all `items`: see [`CallOptions::map_async`].
     pub fn map_async<A: Transfer, R: Transfer + Send>(
         &self,
         function: fn(A) -> R,
@@ -148,10 +149,10 @@ impl<S: 'static> Pool<S> {
         self.options().map_async(function, items)
     }
 
-    /// See [`CallOptions::starmap`].
+    /// Runs a `function` of two arguments on all `items`, and returns the results in order: see [`CallOptions::starmap`].
     ///
     /// # Errors
-    /// The failed item of the lowest index, after all have ended.
+    /// [`TaskError`] of the failed item with the lowest index, after all items have ended.
     pub fn starmap<A: Transfer, B: Transfer, R: Transfer>(
         &self,
         function: fn(A, B) -> R,
@@ -160,7 +161,7 @@ impl<S: 'static> Pool<S> {
         self.options().starmap(function, items)
     }
 
-    /// See [`CallOptions::starmap_async`].
+    /// Starts a `function` of two arguments on all `items`: see [`CallOptions::starmap_async`].
     pub fn starmap_async<A: Transfer, B: Transfer, R: Transfer + Send>(
         &self,
         function: fn(A, B) -> R,
@@ -169,7 +170,7 @@ impl<S: 'static> Pool<S> {
         self.options().starmap_async(function, items)
     }
 
-    /// See [`CallOptions::imap`].
+    /// Returns an iterator over the results of `function`, in the order of `items`: see [`CallOptions::imap`].
     pub fn imap<A: Transfer, R: Transfer, I: IntoIterator<Item = A>>(
         &self,
         function: fn(A) -> R,
@@ -178,7 +179,7 @@ impl<S: 'static> Pool<S> {
         self.options().imap(function, items)
     }
 
-    /// See [`CallOptions::imap_unordered`].
+    /// Returns an iterator over the results of `function`, in the order of arrival: see [`CallOptions::imap_unordered`].
     ///
     /// ```
     /// let pool = polyproc::Pool::new(2)?;
@@ -194,42 +195,42 @@ impl<S: 'static> Pool<S> {
         self.options().imap_unordered(function, items)
     }
 
-    /// How many workers it keeps.
+    /// Returns the number of workers that the pool keeps.
     #[must_use]
     pub fn workers(&self) -> usize {
         self.core.workers()
     }
 
-    /// Keeps so many workers from now on: starts more, or has some end when they have finished their tasks.
+    /// Sets the number of workers: starts more, or ends some once they have finished their tasks.
     ///
     /// # Errors
-    /// [`PoolError::NoWorkers`] for 0, [`PoolError::TooManyWorkers`] for more than 65,536.
+    /// [`PoolError::NoWorkers`] for 0 workers, [`PoolError::TooManyWorkers`] for more than 65,536.
     pub fn resize(&self, workers: usize) -> Result<(), PoolError> {
         self.core.resize(workers)
     }
 
-    /// What the workers did so far.
+    /// Returns statistics of the workers so far.
     #[must_use]
     pub fn stats(&self) -> PoolStats {
         let core = &self.core;
         PoolStats { workers: core.stats(), lost: core.workers_lost(), waiting_bytes: core.waiting_bytes() }
     }
 
-    /// Refuses new tasks: those submitted are run, then the workers end.
+    /// Closes the pool to new tasks. The workers run the submitted tasks, then end.
     pub fn close(&self) {
         self.core.close();
     }
 
-    /// Ends the workers at once: `SIGTERM`, and `SIGKILL` a second later. Tasks that have not ended fail with
+    /// Ends the workers at once: sends `SIGTERM`, and `SIGKILL` 1 second later. Tasks that have not ended fail with
     /// [`Failure::Terminated`].
     pub fn terminate(&self) {
         self.core.terminate();
     }
 
-    /// Waits until the workers have ended and all callbacks have run, after [`Pool::close`] or [`Pool::terminate`].
+    /// Blocks until the workers have ended and all callbacks have run, after [`Pool::close`] or [`Pool::terminate`].
     ///
     /// # Errors
-    /// [`StillOpen`] when neither was called.
+    /// [`StillOpen`] when neither was called and the pool accepts tasks.
     pub fn join(&self) -> Result<(), StillOpen> {
         if self.core.is_open() {
             return Err(StillOpen);

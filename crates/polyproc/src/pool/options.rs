@@ -1,4 +1,4 @@
-//! [`CallOptions`]: how one call is to be made, and the calls themselves.
+//! [`CallOptions`]: the options of a call, and the calls themselves.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -13,14 +13,14 @@ use super::{AsyncResult, Failure, Imap, ImapUnordered, TaskError};
 use crate::codec::{self, Transfer};
 use crate::{Signal, progress::Progress};
 
-/// Chunks of the default size hold no more items than this, so that workers can begin before all items are encoded.
+/// The largest default chunk size, in items, so that workers can begin before all items are encoded.
 const LARGEST_CHUNK: usize = 2048;
-/// How many tasks `imap` keeps with the workers, for each of them, unless told otherwise.
+/// How many tasks per worker `imap` reads ahead by default.
 const LOOK_AHEAD: usize = 64;
 
 type OnProgress<'a> = Box<dyn FnMut(Progress) + 'a>;
 
-/// How one call is to be made; see [`Pool::options`](crate::Pool::options).
+/// The options of one call; see [`Pool::options`](crate::Pool::options).
 #[must_use = "options do nothing without a call"]
 pub struct CallOptions<'a> {
     pool: &'a core::Pool,
@@ -51,82 +51,88 @@ impl<'a> CallOptions<'a> {
         Self { pool, chunksize: None, look_ahead: None, look_ahead_bytes: None, settings, on_progress: None }
     }
 
-    /// So many items go to a worker at once. Larger chunks cost less for each item. Each item ends by itself: one that panics
-    /// or kills its worker fails alone.
+    /// Sets how many items go to a worker together.
+    ///
+    /// Larger chunks cost less per item. Each item has its own outcome: if one panics or kills its worker, only that item
+    /// fails.
     ///
     /// # Panics
-    /// When `items` is 0.
+    /// Panics if `items` is 0.
     pub fn chunksize(mut self, items: usize) -> Self {
         assert!(items > 0, "a chunk holds at least one item");
         self.chunksize = Some(items);
         self
     }
 
-    /// `imap` and `imap_unordered` read at most so many items ahead of what was taken from them.
+    /// Sets the maximum number of items that `imap` and `imap_unordered` read ahead of the results that the caller has taken.
     ///
     /// # Panics
-    /// When `items` is 0.
+    /// Panics if `items` is 0.
     pub fn look_ahead(mut self, items: usize) -> Self {
         assert!(items > 0, "at least one item is under way");
         self.look_ahead = Some(items);
         self
     }
 
-    /// `imap` and `imap_unordered` read about so many bytes ahead at most, of arguments and results; at least as many items as keep
-    /// all workers busy. An eighth of the budget ([`set_memory_budget`](crate::set_memory_budget)), if that is less than 256 MiB.
+    /// Limits the arguments and results that `imap` and `imap_unordered` read ahead, to about `bytes` bytes.
+    ///
+    /// They read enough items to keep all workers busy, whatever the limit. The default is an eighth of the memory budget
+    /// ([`set_memory_budget`](crate::set_memory_budget)), at most 256 MiB.
     pub fn look_ahead_bytes(mut self, bytes: u64) -> Self {
         self.look_ahead_bytes = Some(bytes);
         self
     }
 
-    /// A task may run for so long, from when a worker begins it; then its worker is killed, and it fails with
-    /// [`Failure::TimedOut`].
+    /// Limits how long each item may run, from when a worker begins it.
+    ///
+    /// On timeout the worker is killed, and the item fails with [`Failure::TimedOut`].
     pub fn timeout(mut self, each: Duration) -> Self {
         self.settings.limit = Some(each);
         self
     }
 
-    /// With [`CallOptions::timeout`]: when the time is over the worker first gets `signal`, and is killed only if the task has
-    /// not ended after `grace`. A handler in the worker may end the task in its own way meanwhile.
+    /// With [`CallOptions::timeout`]: on timeout, sends `signal` to the worker first, and kills it only if the item has not
+    /// ended after `grace`. A signal handler in the worker may end the item in its own way.
     pub fn soft_signal(mut self, signal: Signal, grace: Duration) -> Self {
         self.settings.soft_signal = Some((signal, grace));
         self
     }
 
-    /// The whole call may take so long from now; what has not ended then fails with [`Failure::TimedOut`].
+    /// Limits how long the whole call may take, from its start. Items that have not ended by then fail with
+    /// [`Failure::TimedOut`].
     pub fn call_timeout(mut self, all: Duration) -> Self {
         self.settings.call_limit = Some(all);
         self
     }
 
-    /// A task whose worker is lost while it runs is tried again, up to so many times: it may run more than once. When its
-    /// workers are lost each time, it fails alone, with [`Failure::WorkerLost`] or [`Failure::OutOfMemory`].
+    /// Sets how many times an item is retried after its worker was lost while running it. An item may thus run more than once.
+    ///
+    /// If its worker is lost in each attempt, only that item fails, with [`Failure::WorkerLost`] or [`Failure::OutOfMemory`].
     pub fn retries(mut self, retries: u32) -> Self {
         self.settings.retries = retries;
         self
     }
 
-    /// How long to wait before a task is tried again the first time; twice as long before each further time, up to a minute.
-    /// 10 ms unless told otherwise.
+    /// Sets the delay before the first retry of an item, 10 ms by default. The delay doubles with each retry, up to 1 minute.
     pub fn backoff(mut self, first: Duration) -> Self {
         self.settings.backoff = first;
         self
     }
 
-    /// Tasks that panic are tried again too, as often as [`CallOptions::retries`] says.
+    /// Also retries items that panic, as often as [`CallOptions::retries`] allows.
     pub fn retry_panics(mut self) -> Self {
         self.settings.retries_panics = true;
         self
     }
 
-    /// Tasks of a larger priority are taken first; 0 unless told otherwise. Tasks that run are not interrupted.
+    /// Sets the priority, 0 by default. Workers take tasks of higher priority first. Running tasks are not interrupted.
     pub fn priority(mut self, priority: i32) -> Self {
         self.settings.priority = priority;
         self
     }
 
-    /// Calls `see` on this thread when results have come: in [`CallOptions::map`] whenever some did, in `imap` and
-    /// `imap_unordered` when one is taken.
+    /// Calls `see` on the calling thread as results arrive: in [`CallOptions::map`] after each batch of results, in `imap` and
+    /// `imap_unordered` with each result that is taken.
     pub fn on_progress(mut self, see: impl FnMut(Progress) + 'a) -> Self {
         self.on_progress = Some(Box::new(see));
         self
@@ -138,7 +144,7 @@ impl<'a> CallOptions<'a> {
         self.on_progress(crate::progress::bar())
     }
 
-    /// The calls that follow take functions with a context: sent to each worker once, and decoded there once.
+    /// Returns options for functions that take a context, which each worker receives and decodes once.
     ///
     /// ```
     /// let pool = polyproc::Pool::new(2)?;
@@ -175,7 +181,7 @@ pub struct WithContext<'a, C> {
     types: PhantomData<fn(C)>,
 }
 
-/// [`CallOptions`] for functions that get the worker's own state; see [`Pool::state`](crate::Pool::state).
+/// [`CallOptions`] for functions that take the worker's own state; see [`Pool::state`](crate::Pool::state).
 #[must_use = "options do nothing without a call"]
 #[derive(Debug)]
 pub struct WithState<'a, S> {
@@ -215,7 +221,7 @@ impl CallOptions<'_> {
     ) -> Result<Vec<R>, TaskError> {
         let items = items.into_iter();
         let (at_least, at_most) = items.size_hint();
-        // Where the number of items is not known it is counted first, as chunks depend on it; not where they do not.
+        // The default chunk size depends on the number of items. If that is unknown, collect the items first.
         if self.chunksize.is_none() && at_most != Some(at_least) {
             let items: Vec<A> = items.collect();
             return self.map_named(named, items);
@@ -243,7 +249,7 @@ impl CallOptions<'_> {
         map.is_over = true;
         match map.error.take() {
             Some(error) => Err(error),
-            // All have ended, and none with an error, so every place is filled.
+            // All items have ended without an error, so every entry is `Some`.
             None => Ok(std::mem::take(&mut map.results).into_iter().flatten().collect()),
         }
     }
@@ -266,12 +272,13 @@ impl CallOptions<'_> {
     }
 }
 
-/// See [`PoolBuilder::max_waiting_bytes`](crate::PoolBuilder::max_waiting_bytes).
+/// Blocks while too many bytes of arguments wait: see
+/// [`PoolBuilder::max_waiting_bytes`](crate::PoolBuilder::max_waiting_bytes).
 fn wait_to_submit(pool: &core::Pool) {
-    while pool.wait_to_submit(Deadline::NEVER).is_err() {} // a signal handler ran, and that is all
+    while pool.wait_to_submit(Deadline::NEVER).is_err() {} // interrupted by a signal handler
 }
 
-/// A `map` under way. When the caller's thread unwinds, what has not begun is not run.
+/// A running `map`. If the calling thread unwinds, items that no worker has begun do not run.
 struct Map<A, R: Transfer> {
     call: Call<A, R>,
     results: Vec<Option<R>>,
@@ -312,30 +319,31 @@ impl<A, R: Transfer> Drop for Map<A, R> {
     }
 }
 
-/// The calls, for one kind of function.
+/// Implements the calls for one kind of function.
 macro_rules! calls {
     ($options:ty, [$($generic:tt)*], $function:ty, $self:ident => ($own:expr, $name:expr)) => {
         impl<'a, $($generic)*> $options {
-            /// The function of `argument` in a worker; waits for the result.
+            /// Runs `function` on `argument` in a worker, and returns the result. Blocks until the task has ended.
             ///
             /// # Errors
-            /// [`TaskError`], with index 0.
+            /// [`TaskError`], with index 0, when the task failed.
             pub fn apply<A: Transfer, R: Transfer>($self, function: $function, argument: A) -> Result<R, TaskError> {
                 let (options, named) = ($own, $name(function));
                 options.apply_named(named, &argument)
             }
 
-            /// The function of `argument` in a worker, later.
+            /// Starts `function` on `argument` in a worker, and returns without waiting for the result.
             pub fn apply_async<A: Transfer, R: Transfer + Send>($self, function: $function, argument: A) -> AsyncResult<R> {
                 let (options, named) = ($own, $name(function));
                 AsyncResult::single(options.call_one(named, &argument, false))
             }
 
-            /// The function of all `items`; waits, and gives the results in the order of the items. Where no chunk size was
-            /// given, four chunks for each worker, of 2048 items at most.
+            /// Runs `function` on all `items`, and returns the results in the order of the items. Blocks until all have ended.
+            ///
+            /// By default the items are split into four chunks per worker, or into more if a chunk would exceed 2048 items.
             ///
             /// # Errors
-            /// The failed item of the lowest index, after all have ended.
+            /// [`TaskError`] of the failed item with the lowest index, after all items have ended.
             pub fn map<A: Transfer, R: Transfer>(
                 $self,
                 function: $function,
@@ -345,7 +353,7 @@ macro_rules! calls {
                 options.map_named(named, items)
             }
 
-            /// As `map`, later. All items are taken at once.
+            /// Starts `function` on all `items`, and returns without waiting for the results. Reads all items first.
             pub fn map_async<A: Transfer, R: Transfer + Send>(
                 $self,
                 function: $function,
@@ -355,9 +363,10 @@ macro_rules! calls {
                 options.map_async_named(named, items)
             }
 
-            /// The function of `items`, each result as soon as it and all before it have come. Reads ahead within a bound
-            /// (64 tasks for each worker, or as [`CallOptions::look_ahead`] says), so that `items` may be endless. An item is
-            /// a task of its own unless a chunk size was given.
+            /// Returns an iterator over the results of `function`, in the order of `items`.
+            ///
+            /// It reads ahead within a limit (64 tasks per worker, or [`CallOptions::look_ahead`]), so `items` may be endless.
+            /// Each item is a task of its own unless a chunk size is set.
             pub fn imap<A: Transfer, R: Transfer, I: IntoIterator<Item = A>>(
                 $self,
                 function: $function,
@@ -367,7 +376,7 @@ macro_rules! calls {
                 Imap::new(options.imap_unordered_named(named, items.into_iter()))
             }
 
-            /// As `imap`, each result as it comes.
+            /// Returns an iterator over the results of `function`, in the order of arrival. Otherwise as `imap`.
             pub fn imap_unordered<A: Transfer, R: Transfer, I: IntoIterator<Item = A>>(
                 $self,
                 function: $function,
@@ -388,11 +397,12 @@ calls!(WithContext<'a, C>, [C: Transfer], fn(&C, A) -> R, self => (
 ));
 
 impl<'a> CallOptions<'a> {
-    /// The function of the two parts of each item, as [`CallOptions::map`]. For more than two, `map` with a pattern:
-    /// `|(a, b, c)| ...`.
+    /// As [`CallOptions::map`], but passes the two parts of each item as separate arguments.
+    ///
+    /// For more than two parts, use `map` with a pattern: `|(a, b, c)| ...`.
     ///
     /// # Errors
-    /// The failed item of the lowest index, after all have ended.
+    /// [`TaskError`] of the failed item with the lowest index, after all items have ended.
     pub fn starmap<A: Transfer, B: Transfer, R: Transfer>(
         self,
         function: fn(A, B) -> R,
@@ -401,7 +411,7 @@ impl<'a> CallOptions<'a> {
         self.map_named(Named::star(function), items)
     }
 
-    /// As [`CallOptions::starmap`], later.
+    /// As [`CallOptions::map_async`], but passes the two parts of each item as separate arguments.
     pub fn starmap_async<A: Transfer, B: Transfer, R: Transfer + Send>(
         self,
         function: fn(A, B) -> R,

@@ -1,19 +1,19 @@
-//! What a pool's workers did.
+//! Statistics of a pool's workers.
 
 use std::fmt;
 use std::time::Duration;
 
 pub use polyproc_core::pool::WorkerStats;
 
-/// What a pool's workers did; printed, a table.
+/// Statistics of a pool's workers. [`Display`](fmt::Display) prints them as a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PoolStats {
-    /// Each worker that lives.
+    /// The statistics of each living worker.
     pub workers: Vec<WorkerStats>,
-    /// How many workers have died so far, other than by ending in peace.
+    /// The number of workers that have died so far, orderly exits excluded.
     pub lost: u64,
-    /// How many bytes the arguments of tasks have that wait in this process.
+    /// The size of the encoded arguments of tasks that wait in this process, in bytes.
     pub waiting_bytes: u64,
 }
 
