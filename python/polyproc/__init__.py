@@ -1,7 +1,7 @@
 """Python's `multiprocessing`, on an engine written in Rust.
 
-``import polyproc as multiprocessing`` runs programs unchanged; what differs, and what there is more of, is in the migration
-page of the documentation.
+``import polyproc as multiprocessing`` runs programs unchanged. The migration page of the documentation lists the differences
+and the additions.
 """
 
 import importlib.util
@@ -15,16 +15,16 @@ globals().update((name, getattr(context._default_context, name)) for name in __a
 SUBDEBUG = 5
 SUBWARNING = 25
 
-# In a process started by `spawn` or `forkserver` the program's main module has this name, too.
+# An alias of the main module: processes started by `spawn` or `forkserver` import it under this name.
 if "__main__" in sys.modules:
     sys.modules["__mp_main__"] = sys.modules["__main__"]
 
 
 def install() -> None:
-    """Has `multiprocessing` run on polyproc from now on, here and in processes started from here.
+    """Makes `multiprocessing` run on polyproc, in this process and in the processes that it starts from now on.
 
-    For code that one cannot edit. What was imported from `multiprocessing` before works, too: its modules and classes stay the
-    same objects.
+    For code that cannot be edited. Names imported from `multiprocessing` before the call work, too: its modules and classes
+    stay the same objects.
     """
     from ._install import install
 

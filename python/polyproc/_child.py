@@ -1,4 +1,4 @@
-"""The child's side: what the engine calls in a new process, and in the fork server."""
+"""The child's side: functions that the engine calls in a new process and in the fork server."""
 
 import atexit
 import io
@@ -10,13 +10,13 @@ import threading
 import traceback
 import weakref
 
-# All that a new process uses is imported here, so that it is there in copies of the fork server.
+# Everything that a new process uses is imported here, so that copies of the fork server have it already.
 from . import _polyproc, context, forkserver, process, resource_tracker, spawn, util
 from ._pickling import dumps_values, receiving_fds
 
 __all__ = ()
 
-# This process is a copy of another one, of the fork server or by `fork`.
+# True if this process is a copy of another one: of the fork server, or by `fork`.
 _is_copy = False
 
 
@@ -29,7 +29,7 @@ os.register_at_fork(after_in_child=_note_copy)
 
 
 def preload(data, fds):
-    """In the fork server: see `_preload`, which is imported where there is something to preload."""
+    """Calls `_preload.preload` in the fork server. `_preload` is imported only if there is something to preload."""
     _refresh_environ()
     from ._preload import preload
 
@@ -37,15 +37,15 @@ def preload(data, fds):
 
 
 def end_preloaded():
-    """In the fork server, before it ends."""
+    """Runs the exit functions of preloaded modules, before the fork server exits."""
     preloading = sys.modules.get("polyproc._preload")
     if preloading is not None:
         preloading.end_preloaded()
 
 
 def _forget_original():
-    """Drops what a copy of a process has from its original: functions registered for exit, which the original calls, and the
-    state of the global generators of random numbers (the interpreter seeds that of `random`). Called first in a process."""
+    """Drops inherited exit functions, which the original process calls, and reseeds the global random number generators of
+    NumPy and torch (the interpreter reseeds `random`). Called first in a new process; does nothing if it is not a copy."""
     if not _is_copy:
         return
     atexit._clear()
@@ -60,7 +60,7 @@ def _forget_original():
 
 
 def run(data, fds):
-    """In a new process: gives its exit code."""
+    """Runs the process object pickled in `data`, in a new process. Returns the exit code."""
     forkserver._inherited_fds = list(fds)
     _refresh_environ()
     _forget_original()
@@ -85,7 +85,7 @@ def run(data, fds):
 
 
 def bootstrap(process_obj, parent_pid):
-    """Runs a process object in the process that was made for it; gives the exit code."""
+    """Runs a process object in the process that was created for it. Returns the exit code."""
     try:
         return process_obj._bootstrap(parent_sentinel=_parent_sentinel(parent_pid))
     finally:
@@ -95,21 +95,21 @@ def bootstrap(process_obj, parent_pid):
 
 
 def bootstrap_fork(process_obj, parent_pid):
-    """As `bootstrap`, in a copy of the process that made the process object."""
+    """Like `bootstrap`, in a forked copy of the process that created the process object."""
     _forget_original()
     return bootstrap(process_obj, parent_pid)
 
 
 class _Life:
-    """What the process of a pool's worker runs."""
+    """The target of a worker's process object: runs the initializer, then tasks."""
 
     def __init__(self, initializer):
         self.initializer = initializer
-        # Why it is not fit for tasks.
+        # Why the worker cannot run tasks; `None` after the initializer has returned.
         self.error = RuntimeError("the `run` of the worker's process returned without calling that of `BaseProcess`")
 
     def run(self):
-        # What a task prints is seen even if its worker is killed, in whole lines.
+        # Line-buffered, so that a task's output survives if its worker is killed, and arrives in whole lines.
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(line_buffering=True, write_through=False)
@@ -125,8 +125,10 @@ class _Life:
 
 
 def run_worker(data, fds, name):
-    """In a pool's worker: its whole life, as a process of the pool's context; gives the exit code. Raises what the initializer
-    raised."""
+    """Runs a pool's worker from start to end, as a process of the pool's context. Returns the exit code.
+
+    Raises the exception of the initializer, or `RuntimeError` if the initializer was never called.
+    """
     _refresh_environ()
     _forget_original()
     inheriting = process.current_process()
@@ -148,19 +150,20 @@ def run_worker(data, fds, name):
 
 
 def _load_setup(data):
-    """What `Pool._start` sent: how to prepare; then the process, its start method, the initializer and its arguments."""
+    """Applies the preparation data that `Pool._start` sent. Returns the process object, its start method, and the initializer
+    with its arguments."""
     stream = io.BytesIO(data)
     preparation = pickle.load(stream)
     if preparation is not None:
         spawn.prepare(preparation)
     setup = pickle.load(stream)
-    if isinstance(setup, int):  # this is a copy of the process that has it
+    if isinstance(setup, int):  # a key: this process is a fork, and has inherited the setup
         setup = sys.modules["polyproc.pool"]._setups[setup]
     return setup
 
 
 def end_worker():
-    """In a pool's worker that a signal handler ends, as `bootstrap` does it."""
+    """Ends a pool's worker whose signal handler raised, as `bootstrap` ends a process."""
     threading._shutdown()
     atexit._run_exitfuncs()
     util._flush_std_streams()
@@ -168,7 +171,7 @@ def end_worker():
 
 
 def end_worker_by(error):
-    """In a pool's worker without a task, when a signal handler raised: ends it in order, and gives its exit code."""
+    """Ends an idle worker of a pool whose signal handler raised `error`. Reports the error; returns the exit code."""
     if isinstance(error, SystemExit):
         code = 0 if error.code is None else error.code
         if not isinstance(code, int):
@@ -182,7 +185,7 @@ def end_worker_by(error):
 
 
 def wrap_error(error):
-    """The traceback of what a task raised, as text, and a pickle of the exception."""
+    """Returns the traceback of a task's exception as text, and a pickle of the exception."""
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     from .pool import MaybeEncodingError, TaskExited
 
@@ -198,7 +201,7 @@ def wrap_error(error):
 
 
 def _parent_sentinel(parent_pid):
-    """A descriptor that is readable once the parent has ended."""
+    """Returns a descriptor that is readable once the parent has exited."""
     try:
         sentinel = os.pidfd_open(parent_pid)
         if os.getppid() == parent_pid:
@@ -212,7 +215,7 @@ def _parent_sentinel(parent_pid):
 
 
 def _refresh_environ():
-    """Has `os.environ` say what the engine has set."""
+    """Updates `os.environ` if the engine has changed the environment."""
     environ = _polyproc.environ()
     if environ is not None:
         known = os.environ._data

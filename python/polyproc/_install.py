@@ -1,10 +1,10 @@
-"""`install`: the standard library's `multiprocessing`, changed in place so that it runs on the engine.
+"""`install`: changes the standard library's `multiprocessing` in place, so that it runs on the engine.
 
-Modules, classes and functions stay the objects that they are: what was imported before is not left behind, `isinstance` holds,
-and what is pickled by name is found. Two things change. The contexts are polyproc's: all start methods, and what contexts make.
-And a class of the standard library that is called by itself, such as `multiprocessing.pool.Pool(4)`, makes polyproc's, which is
-its subclass. Subclasses of other code run the standard library's code, over polyproc's processes, locks and pipes; but those of
-the pool that leave its private parts alone have ours beneath them.
+Modules and classes stay the same objects: names imported earlier keep working, `isinstance` holds, and pickles by name resolve.
+Two things change. The contexts become polyproc's, with their start methods and the objects that they create. A class of the
+standard library that is called directly, such as `multiprocessing.pool.Pool(4)`, creates an object of polyproc's subclass.
+Subclasses in other code run the standard library's code over polyproc's processes, locks and pipes; but a subclass of the pool
+that overrides no private attribute gets polyproc's pool as a further base class.
 """
 
 import functools
@@ -24,7 +24,7 @@ from . import connection, context, forkserver, managers, pool, queues, resource_
 
 __all__ = ()
 
-# Of each standard module, with ours: the classes that make ours, and the functions and objects that are ours.
+# Standard module, our module, classes that create our objects, functions and objects that are replaced by ours.
 _CHANGED = (
     (multiprocessing.connection, connection, ["Listener"], ["Pipe"]),
     (multiprocessing.pool, pool, ["Pool"], []),
@@ -63,7 +63,7 @@ def install():
             kind.__new__ = _new_of(kind, getattr(own, name))
         for name in names:
             setattr(standard, name, getattr(own, name))
-    # Subclasses call it by its class, too.
+    # Subclasses may call `__init__` by the standard class, too.
     multiprocessing.pool.Pool.__init__ = _init_of_pool(multiprocessing.pool.Pool.__init__)
 
 
@@ -73,19 +73,20 @@ def _install_contexts():
     method = theirs.get_start_method(allow_none=True)
     if method is not None and own.get_start_method(allow_none=True) is None:
         own.set_start_method(method)
-    # One table, in which other libraries note contexts of their own.
+    # Both modules share one table, in which other libraries register contexts of their own.
     standard._concrete_contexts.update(context._concrete_contexts)
     context._concrete_contexts = standard._concrete_contexts
-    # One default context by two names: what is set in one is set in the other.
+    # Both default contexts share their state: a start method set in one holds in the other.
     theirs.__class__ = context.DefaultContext
     theirs.__dict__ = own.__dict__
     for name in multiprocessing.__all__:
-        if name != "Process":  # the class stays, and asks the default context how it starts
+        if name != "Process":  # stays: the class asks the default context for the start method
             setattr(multiprocessing, name, getattr(theirs, name))
 
 
 def _new_of(standard, own):
-    """What makes objects of a standard class: ours, but for a subclass of it, and for a context that is other code's."""
+    """Returns `__new__` for a standard class. It creates an object of our class, except for a subclass or for a context of
+    another library."""
 
     def __new__(cls, *args, **kwds):
         if not _is_ours(args[4] if len(args) > 4 else kwds.get("ctx", kwds.get("context"))):
@@ -107,7 +108,8 @@ def _init_of_pool(init):
 
 @functools.cache
 def _pool_on_engine(cls):
-    """Of a subclass of the standard pool, one whose pool is ours; itself where it changes private parts of the standard one."""
+    """Returns a subclass of `cls`, a subclass of the standard pool, with our pool as a further base class; `cls` itself if it
+    overrides private attributes of the standard pool."""
     standard = multiprocessing.pool.Pool
     if issubclass(cls, pool.Pool):
         return cls
@@ -119,5 +121,6 @@ def _pool_on_engine(cls):
 
 
 def _is_ours(ctx):
-    """Whether processes of a context are ours: it is one of ours, or of the standard library from before `install`, or none."""
+    """Returns whether processes of a context run on the engine: a context of ours, or one of the standard library obtained
+    before `install`, or `None`."""
     return ctx is None or isinstance(ctx, context.BaseContext) or type(ctx).__module__ == "multiprocessing.context"

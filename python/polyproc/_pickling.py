@@ -23,7 +23,7 @@ _local = threading.local()
 
 
 class _DupFd:
-    """A descriptor, as its position among those received with the pickle."""
+    """A descriptor, by its position among the descriptors received with the pickle."""
 
     def __init__(self, place):
         self.place = place
@@ -38,7 +38,7 @@ class FdCollector:
     """Collects descriptors while values are pickled, as the `Popen` object of `get_spawning_popen`.
 
     Attributes:
-        is_start: whether the pickle goes to a new process; if not, it is a message to a process that runs.
+        is_start: true if the pickle goes to a new process, false if it is a message to a running one.
     """
 
     DupFd = _DupFd
@@ -56,7 +56,7 @@ class FdCollector:
         return len(self.fds) - 1
 
     def share_with_child(self, fd):
-        """As `duplicate_for_child`, but the same descriptor gets the same position."""
+        """Like `duplicate_for_child`, but returns the same position for the same descriptor."""
         place = self._shared.get(fd)
         if place is None:
             place = self._shared[fd] = self.duplicate_for_child(fd)
@@ -78,7 +78,7 @@ class collecting_fds:
 
 
 class receiving_fds:
-    """``with receiving_fds(fds):`` gives values unpickled in the block their descriptors from `fds`, and closes the rest."""
+    """``with receiving_fds(fds):`` passes descriptors from `fds` to values unpickled in the block, and closes the rest."""
 
     def __init__(self, fds):
         self.fds = fds
@@ -116,7 +116,7 @@ def _pickler(data, callback):
 
 def _dump(pickler, values, buffers):
     """Returns the concatenated pickles of `values`, and their descriptors. Appends large buffers to the list `buffers`, which
-    is `None` if the pickles go to a new process."""
+    is `None` for a new process: the pickles then contain them."""
     data, collector = io.BytesIO(), FdCollector(is_start=buffers is None)
     callback = None if buffers is None else lambda buffer: _is_in_the_pickle(buffer, buffers)
     with collecting_fds(collector):
@@ -125,7 +125,7 @@ def _dump(pickler, values, buffers):
     return data.getvalue(), collector.fds
 
 
-# What pickle raises for a value that cannot be pickled. Other exceptions come from elsewhere, such as a signal handler.
+# The exceptions of pickle for a value that cannot be pickled. Other exceptions come from elsewhere, such as a signal handler.
 REFUSED = (pickle.PicklingError, AttributeError, TypeError)
 
 
@@ -154,7 +154,7 @@ def _pickler_by_value():
 
 
 def _by_value(values, buffers, refused=None):
-    """As `_dump`, through cloudpickle. If that fails, too, raises `refused`, the error of pickle."""
+    """Like `_dump`, through cloudpickle. If that fails, too, raises `refused`, the error of pickle, if given."""
     pickler = _pickler_by_value()
     if pickler is None:
         if refused is not None:
@@ -169,7 +169,7 @@ def _by_value(values, buffers, refused=None):
         raise refused or error from None
 
 
-# Whether definitions of the main module are pickled by value, as other processes cannot import it; `None` until it is known.
+# True if definitions of the main module are pickled by value, as other processes cannot import it; `None` until determined.
 _is_main_by_value = None
 
 
@@ -212,7 +212,7 @@ class _ReusedPickler:
         self.buffers = []
         self.pickler = _pickler(self.data, self.is_in_the_pickle)
         self.registered = len(_extra_reducers) + len(_dispatch_table)
-        # Importing it registers reducers, so a new pickler is created after that import.
+        # That import registers reducers, so a new pickler is created after it.
         if "multiprocessing.managers" in sys.modules:
             from . import managers as managers  # changes how proxies are pickled
 
@@ -271,7 +271,7 @@ dumps_task = functools.partial(dumps, takes_all=True)
 
 
 def _reduce_key(key):
-    """As in the standard library, only a new process receives the key."""
+    """Pickles an authentication key for a new process only, as the standard library does."""
     collector = context.get_spawning_popen()
     if collector is None or isinstance(collector, FdCollector) and not collector.is_start:
         raise TypeError("Pickling an AuthenticationString object is disallowed for security reasons")
@@ -287,8 +287,8 @@ def dumps_values(*values):
 
 
 def dumps_setup(*values):
-    """As `dumps_values`, through cloudpickle if pickle refuses a value, or if one refers to a main module that is pickled by
-    value."""
+    """Like `dumps_values`, but through cloudpickle if pickle refuses a value, or if a value refers to a main module that is
+    pickled by value."""
     try:
         result = dumps_values(*values)
     except REFUSED as error:
@@ -297,7 +297,7 @@ def dumps_setup(*values):
 
 
 def loads(data, fds, buffers=None):
-    """Unpickles a value, which takes over the descriptors."""
+    """Unpickles a value, which takes ownership of its descriptors."""
     if not fds:
         return pickle.loads(data, buffers=buffers)
     with receiving_fds(fds):

@@ -1,4 +1,4 @@
-"""The engine. What is here converts; the classes that users see are in the modules around it."""
+"""The engine's extension module. It converts values; the public classes are in the modules around it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, final
@@ -47,14 +47,14 @@ LOCK: int
 RECURSIVE_MUTEX: int
 SEMAPHORE: int
 
-# Seconds that a task may take, and how often it is tried again when its worker is lost.
+# Time limit of a task in seconds, and how many times the task is retried after its worker is lost.
 _Limits = tuple[float | None, int]
 
 class PreloadError(RuntimeError): ...
 
 @final
 class Child:
-    """A process that this one started."""
+    """A child process."""
 
     @property
     def pid(self) -> int: ...
@@ -132,7 +132,7 @@ class Condition:
 
 @final
 class Ticket:
-    """A place among those who wait for a condition."""
+    """An entry in a condition's table of waiters."""
 
     def wait(self, timeout: float | None = None) -> bool: ...
 
@@ -171,7 +171,7 @@ class Barrier:
 
 @disjoint_base
 class Queue:
-    """A queue. Subclasses call `_init`, or `_rebuild`, once."""
+    """A queue. Subclasses call `_init` or `_rebuild` once."""
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Self: ...
     def _init(self, maxsize: int, max_bytes: int = 0) -> None: ...
@@ -233,7 +233,7 @@ class Pool:
 
 @final
 class Outcome:
-    """What comes of a call, later."""
+    """The future result of a call."""
 
     def then(
         self, callback: Callable[[Any], object] | None, error_callback: Callable[[BaseException], object] | None
@@ -247,7 +247,7 @@ class Outcome:
 
 @final
 class Imap:
-    """Results one by one."""
+    """An iterator over results."""
 
     def next(self, timeout: float | None = None) -> list[Any] | None: ...
     def __iter__(self) -> Self: ...

@@ -1,8 +1,8 @@
-"""In the fork server: the main module and others are imported once, and new processes are copies of what is there then.
+"""Preloading: the fork server imports the main module and others once, and new processes are copies that have them.
 
-What copies must not share keeps the main module out of it: a socket or an open file would be one for all of them, a
-generator of random numbers would give each the same ones, and what is to be done at exit would be done for none. Then each
-process imports the main module by itself. (`docs/design/start.md`)
+The main module is left out if it holds something that copies must not share: they would all use one socket or file position,
+draw the same random numbers from a generator, and run no exit functions. Each process then imports the main module itself.
+(`docs/design/start.md`)
 """
 
 import atexit
@@ -29,13 +29,13 @@ _MAIN = ("init_main_from_name", "init_main_from_path")
 
 
 def preload(data, fds):
-    """Imports what new processes are to share; returns why it is not to be shared, or `None`.
+    """Imports the modules that new processes share. Returns why they must not be shared, or `None`.
 
-    A reason that begins with ``import:`` is an error of an import, one that begins with ``holds:`` what copies must not share.
+    A reason that begins with ``import:`` is a failed import; one that begins with ``holds:`` names what copies must not share.
     """
     with receiving_fds(fds):
         preparation, modules, main, on_error = pickle.loads(data)
-    # A main module without the guard that tries to start processes is told so, instead.
+    # With this attribute, a main module that starts processes outside the `__main__` guard gets the standard error.
     process.current_process()._inheriting = True
     try:
         why = _import_all(preparation, modules, main, on_error)
@@ -45,7 +45,7 @@ def preload(data, fds):
         end_preloaded()
         return why
     _stop_idle_threads()
-    # What is there now stays: a collection in a child need not touch, and so copy, its pages.
+    # Frozen objects are not visited by collections in children, so that their pages are not written to, and not copied.
     gc.collect()
     gc.freeze()
     return None
@@ -78,20 +78,20 @@ def _import_all(preparation, modules, main, on_error):
 
 
 def end_preloaded():
-    """Does what the modules left to be done at exit."""
+    """Runs the exit functions that preloaded modules have registered."""
     atexit._run_exitfuncs()
 
 
 def _stop_idle_threads():
-    """Has numerical libraries stop the threads that they started when they were imported.
+    """Makes numerical libraries stop the threads that they started when they were imported.
 
-    A process with threads cannot be copied soundly. These libraries know (OpenBLAS and its like): before a fork they stop
-    theirs, by `pthread_atfork(3)`, and start them anew when they need them.
+    A process with threads cannot be copied safely. Libraries such as OpenBLAS stop their threads before a fork, by
+    `pthread_atfork(3)`, and start them again when they need them.
     """
     try:
         threads = len(os.listdir("/proc/self/task"))
     except OSError:
-        return  # without /proc the engine makes no copies either
+        return  # without /proc the engine copies no processes
     if threads > 1:
         pid = os.fork()
         if pid == 0:
@@ -100,7 +100,7 @@ def _stop_idle_threads():
 
 
 class _Look:
-    """``with _Look() as look:`` around imports; then `found` names one thing that they left and copies must not share."""
+    """Wraps imports: ``with _Look() as look:``. Then `found` names one thing that they left and that copies must not share."""
 
     def __enter__(self):
         self.descriptors = self._descriptors()
@@ -116,11 +116,11 @@ class _Look:
 
     @staticmethod
     def _descriptors():
-        """Each descriptor, with what it refers to."""
+        """Returns the set of open descriptors, each with the target of its link."""
         found = set()
-        with contextlib.suppress(FileNotFoundError):  # without /proc the engine makes no copies either
+        with contextlib.suppress(FileNotFoundError):  # without /proc the engine copies no processes
             for fd in os.listdir("/proc/self/fd"):
-                with contextlib.suppress(FileNotFoundError):  # that of the listing
+                with contextlib.suppress(FileNotFoundError):  # the descriptor of the listing itself
                     found.add((fd, os.readlink(f"/proc/self/fd/{fd}")))
         return found
 
@@ -169,6 +169,6 @@ class _Look:
 
 
 def _is_of_program(path):
-    """Whether a file is neither of the standard library nor of an installed package."""
+    """Returns whether a file belongs neither to the standard library nor to an installed package."""
     is_library = path.startswith((*_LIBRARIES, "<")) or "site-packages" in path or "dist-packages" in path
     return not is_library

@@ -1,6 +1,6 @@
-"""Pipes on the engine: messages arrive whole, of any size, with the handles in them.
+"""Pipes on the engine: messages of any size arrive whole, with the handles that they contain.
 
-As in `multiprocessing`; `Client` is the standard library's, and `Listener` speaks its protocol.
+The interface is that of `multiprocessing`. `Client` is the standard library's, and `Listener` speaks its protocol.
 """
 
 import collections
@@ -14,7 +14,7 @@ from multiprocessing import connection as _standard
 
 from . import _polyproc, reduction
 
-# All names of the standard library's, but for those below.
+# All names of the standard module, except those defined below.
 globals().update((name, value) for name, value in vars(_standard).items() if not name.startswith("__"))
 
 __all__ = ["Client", "Listener", "Pipe", "wait"]
@@ -27,19 +27,22 @@ class Connection(_standard.Connection):
         return reduce_connection(self)
 
     def send(self, obj):
-        """Sends an object."""
+        """Sends a picklable object. Unlike in `multiprocessing`, it may contain locks, queues and connections."""
         self._check_closed()
         self._check_writable()
         _polyproc.send(self._handle, obj)
 
     def recv(self):
-        """Gives the next object."""
+        """Blocks until an object arrives, and returns it. Raises `EOFError` if the other end is closed and none is left."""
         self._check_closed()
         self._check_readable()
         return _polyproc.recv(self._handle)
 
     def recv_bytes(self, maxlength=None):
-        """Gives the next message, which was sent as bytes; one longer than `maxlength` ends the connection."""
+        """Returns the next message as bytes; blocks until it arrives. Raises `EOFError` once the other end is closed.
+
+        A message of more than `maxlength` bytes raises `OSError`, and no more messages can be received.
+        """
         self._check_closed()
         self._check_readable()
         if maxlength is not None and maxlength < 0:
@@ -50,7 +53,7 @@ class Connection(_standard.Connection):
         return message
 
     def poll(self, timeout=0.0):
-        """Whether there is a message, or the other end is closed."""
+        """Returns whether a message has arrived, or the other end was closed, within `timeout` seconds; `None` is no limit."""
         self._check_closed()
         self._check_readable()
         return _polyproc.poll(self._handle, timeout)
@@ -65,20 +68,20 @@ class Connection(_standard.Connection):
 
 
 def Pipe(duplex=True):
-    """Returns both ends of a pipe; if not `duplex`, the one to receive from, then the one to send to."""
+    """Returns both ends of a pipe. Unless `duplex`, the first one only receives and the second one only sends."""
     a, b = _polyproc.pipe(duplex)
     return Connection(a, writable=duplex), Connection(b, readable=duplex)
 
 
-# How long a peer has for each of its messages that prove that it knows the key, in seconds.
+# Timeout for each message of a peer that authenticates, in seconds.
 _PROOF_SECONDS = 10
-# So many peers have their time at once; the first of them makes room for the next one.
+# Limit of peers that authenticate at the same time. At the limit, the oldest is disconnected to admit a new one.
 _MOST_STRANGERS = 64
 
 
 class Listener(_standard.Listener):
-    """Waits for connections. Where there is a key, peers prove that they know it many at a time: unlike in `multiprocessing`,
-    one that is silent keeps nobody waiting, and is dropped after ten seconds."""
+    """Waits for connections. With `authkey`, several peers authenticate at the same time: unlike in `multiprocessing`, a silent
+    peer delays no other peer, and is disconnected after 10 seconds."""
 
     def __init__(self, address=None, family=None, backlog=1, authkey=None):
         super().__init__(address, family, backlog, authkey)
@@ -90,7 +93,7 @@ class Listener(_standard.Listener):
             self._bell, self._ring = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def accept(self):
-        """Waits for the next connection; raises `AuthenticationError` when a peer has another key."""
+        """Blocks until a peer has connected, and returns its connection. Raises `AuthenticationError` if it has another key."""
         if not self._authkey:
             return super().accept()
         while True:
@@ -98,7 +101,7 @@ class Listener(_standard.Listener):
                 raise OSError("listener is closed")
             with contextlib.suppress(BlockingIOError):
                 os.read(self._bell, 1)
-            with contextlib.suppress(IndexError):  # another thread may be first
+            with contextlib.suppress(IndexError):  # another thread may have taken it
                 connection, peer, error = self._known.popleft()
                 if error is not None:
                     raise error
@@ -118,12 +121,12 @@ class Listener(_standard.Listener):
             self._strangers[thread] = connection
         try:
             thread.start()
-        except RuntimeError:  # there are too many threads
+        except RuntimeError:  # the limit of threads is reached
             self._strangers.pop(thread, None)
             connection.close()
 
     def _hear(self, connection, peer):
-        """In a thread of its own: has a peer prove that it knows the key."""
+        """Authenticates a peer, in a thread of its own."""
         known = None
         try:
             _set_timeout(connection, _PROOF_SECONDS)
@@ -134,7 +137,7 @@ class Listener(_standard.Listener):
         except _standard.AuthenticationError as error:
             known = (None, None, error)
         except Exception:
-            pass  # silent, or gone, or nonsense
+            pass  # a timeout, a closed connection or an invalid message
         finally:
             with self._lock:
                 self._strangers.pop(threading.current_thread(), None)
@@ -142,12 +145,12 @@ class Listener(_standard.Listener):
                     connection.close()
         if known is not None:
             self._known.append(known)
-            with self._lock, contextlib.suppress(BlockingIOError):  # it is full, and somebody will look
+            with self._lock, contextlib.suppress(BlockingIOError):  # a full pipe wakes `accept`, too
                 if self._listener is not None:
                     os.write(self._ring, b"1")
 
     def close(self):
-        """Stops listening."""
+        """Stops listening, and disconnects peers that have not authenticated yet."""
         with self._lock:
             listener, self._listener = self._listener, None
             if listener is None:

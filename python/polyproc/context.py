@@ -1,4 +1,4 @@
-"""Contexts: the public functions, bound to a start method. As in `multiprocessing`; the default is ``forkserver``."""
+"""Contexts: the public functions, bound to a start method, as in `multiprocessing`. The default is ``forkserver``."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ __all__ = ()
 
 
 class StartError(ProcessError, OSError):
-    """A process was not started, and nothing ran.
+    """A process could not be started; none of its code ran.
 
     Attributes:
-        errno: the number of the system's error, or `None` where it is not the system that refused.
+        errno: the system's error number, or `None` if the failure is not a system error.
     """
 
 
@@ -44,7 +44,7 @@ class BaseContext(_standard.BaseContext):
 
     @staticmethod
     def active_children() -> list[Any]:
-        """Returns a list of process objects of the children that run, with the workers of pools."""
+        """Returns a list of the process objects of all running children, including the workers of pools."""
         pool = sys.modules.get("polyproc.pool")
         return process.active_children() + (pool.active_workers() if pool is not None else [])
 
@@ -97,13 +97,13 @@ class BaseContext(_standard.BaseContext):
         return Barrier(parties, action, timeout, ctx=self.get_context())
 
     def Queue(self, maxsize: int = 0, *, max_bytes: int = 0) -> Queue:
-        """Returns a queue object, of at most so many items, and so many bytes of them; 0 is any number."""
+        """Returns a queue object for at most `maxsize` items of at most `max_bytes` bytes in total; 0 means no limit."""
         from .queues import Queue
 
         return Queue(maxsize, max_bytes=max_bytes, ctx=self.get_context())
 
     def JoinableQueue(self, maxsize: int = 0, *, max_bytes: int = 0) -> JoinableQueue:
-        """Returns a queue object that can be joined."""
+        """Returns a queue object with `task_done` and `join`. Its limits are those of `Queue`."""
         from .queues import JoinableQueue
 
         return JoinableQueue(maxsize, max_bytes=max_bytes, ctx=self.get_context())
@@ -124,7 +124,7 @@ class BaseContext(_standard.BaseContext):
         memory_limit: int | None = None,
         max_waiting_bytes: int | None = None,
     ) -> Pool:
-        """Returns a process pool object."""
+        """Returns a process pool object. `polyproc.pool.Pool` explains the arguments."""
         from .pool import Pool
 
         options = {"memory_limit": memory_limit, "max_waiting_bytes": max_waiting_bytes}
@@ -133,8 +133,7 @@ class BaseContext(_standard.BaseContext):
     def Manager(self) -> SyncManager:
         """Returns a manager associated with a running server process.
 
-        The managers methods such as `Lock()`, `Condition()` and `Queue()`
-        can be used to create shared objects.
+        The manager's methods, such as `Lock()`, `Condition()` and `Queue()`, create shared objects.
         """
         from .managers import SyncManager
 
@@ -143,24 +142,29 @@ class BaseContext(_standard.BaseContext):
         return manager
 
     def freeze_support(self) -> None:
-        """To be called first in the main module of a program that is frozen (by PyInstaller, say): does not return in its
-        processes, and does nothing elsewhere."""
+        """Runs this process as a child if a frozen program (by PyInstaller, for example) started it; then it does not return.
+
+        Must be called first in the main module of such a program. Does nothing in any other process.
+        """
         from .spawn import freeze_support
 
         freeze_support()
 
     def set_executable(self, executable: str) -> None:
-        """Sets the Python that runs child processes instead of `sys.executable`, but for `fork`."""
+        """Sets the path of the interpreter that runs child processes, in place of `sys.executable`. Does not affect `fork`."""
         from .spawn import set_executable
 
         set_executable(executable)
 
     def set_forkserver_preload(self, module_names: list[str], *, on_error: str = "ignore") -> None:
-        """Sets the modules that the fork server imports before it makes processes, which then share them.
+        """Sets the modules that the fork server imports before it creates processes, which then share them.
 
-        The main module is among them only if ``"__main__"`` is; it is unless this was called, if there is nothing in it that
-        processes must not share. A module that cannot be imported is left out, with a warning in the fork server for
-        ``on_error="warn"``; for ``"fail"`` the next start fails.
+        If ``"__main__"`` is among them, the main module is imported, whatever it holds. Without a call of this function, it is
+        imported if it holds nothing that processes must not share.
+
+        Args:
+            on_error: what happens if a module cannot be imported: ``"ignore"`` leaves it out, ``"warn"`` also warns in the
+                fork server, and ``"fail"`` makes the next start raise `StartError`.
         """
         from .forkserver import set_forkserver_preload
 
@@ -176,7 +180,7 @@ class BaseContext(_standard.BaseContext):
 
     @property
     def reducer(self):
-        """Controls how objects will be reduced to a form that can be shared with other processes."""
+        """Controls how objects are reduced to a form that can be shared with other processes."""
         return globals().get("reduction")
 
     @reducer.setter
@@ -184,26 +188,26 @@ class BaseContext(_standard.BaseContext):
         globals()["reduction"] = reduction
 
 
-# To type checkers the standard class is unknown.
+# Type checkers do not know `_standard.Process`.
 _StandardProcess = process.BaseProcess if TYPE_CHECKING else _standard.Process
 
 
 class _Process(_StandardProcess):
-    """What all start methods have in common. Unlike the standard library's, daemonic processes may have children."""
+    """The base class of processes of all start methods. Unlike in `multiprocessing`, daemonic processes may have children."""
 
     def start(self):
-        """Start child process"""
+        """Starts the child process. Raises `StartError` if it cannot be started."""
         self._check_closed()
         assert self._popen is None, "cannot start a process twice"
         assert self._parent_pid == os.getpid(), "can only start a process object created by current process"
         process._cleanup()
         self._popen = self._Popen(self)
         self._sentinel = self._popen.sentinel
-        del self._target, self._args, self._kwargs  # they may hold this object
+        del self._target, self._args, self._kwargs  # they may refer to this object
         process._children.add(self)
 
     def interrupt(self):
-        """Interrupts the process by SIGINT."""
+        """Interrupts the process by `SIGINT`."""
         self._check_closed()
         self._popen.interrupt()
 
@@ -287,7 +291,7 @@ class SpawnProcess(_Process):
 
     @staticmethod
     def _after_fork():
-        pass  # it is a new program
+        pass  # an executed program has inherited nothing
 
 
 class ForkServerProcess(_Process):
@@ -316,8 +320,10 @@ class ForkServerContext(BaseContext):
 
     @property
     def preload(self) -> str:
-        """Whether the fork server imports the main module, which all processes share then: ``"auto"``, if nothing in it is left
-        that they must not share; ``"always"``; or ``"never"``."""
+        """Whether the fork server imports the main module, so that all processes share it.
+
+        ``"auto"`` (unless it holds something that processes must not share), ``"always"`` or ``"never"``.
+        """
         from . import forkserver
 
         return forkserver._options.main
@@ -338,7 +344,7 @@ _default_context = DefaultContext(_concrete_contexts["forkserver"])
 
 
 def is_installed() -> bool:
-    """Whether `polyproc.install` was called."""
+    """Returns whether `polyproc.install` was called."""
     return isinstance(_standard._default_context, DefaultContext)
 
 

@@ -1,4 +1,4 @@
-"""The standard library's `multiprocessing.dummy`, the very module."""
+"""The module `multiprocessing.dummy` of the standard library, under this name."""
 
 import sys
 from multiprocessing import dummy

@@ -1,5 +1,8 @@
-"""`concurrent.futures.ProcessPoolExecutor` on the engine's pool: a worker that dies fails the one future that it ran, with a
-`BrokenProcessPool` that is a `WorkerLost`, too, and the executor goes on."""
+"""`concurrent.futures.ProcessPoolExecutor` on the engine's pool.
+
+A worker that dies fails only the future that it ran. The exception is both a `WorkerLost` and a `BrokenProcessPool`; the
+executor keeps running.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ProcessPoolExecutor"]
 
-# Futures that are not done: work that was submitted is done before the program ends.
+# Futures that are not done. The program waits for them before it ends (`_finish`).
 _pending = set()
 
 
-# In a copy of this process nobody ends them.
+# A forked copy of this process never completes them.
 os.register_at_fork(after_in_child=_pending.clear)
 
 
@@ -39,7 +42,7 @@ class _WorkerLost(WorkerLost, BrokenProcessPool):
 
 
 class _NoWorkers(NoWorkers, BrokenProcessPool):
-    """The initializer raised, or workers do not start."""
+    """The initializer raised, or workers could not be started."""
 
 
 class _Terminated(PoolTerminated, BrokenProcessPool):
@@ -60,17 +63,17 @@ def _as_of_executor(error):
 
 class _Future(Future):
     _result_of_pool = None
-    # As in the standard executor: what workers rebuild from arguments (proxies of a manager) lives until the call ends.
+    # Keeps the arguments alive until the call ends, as the standard executor does: a worker may rebuild proxies from them.
     _call = None
 
     def cancel(self):
-        """Takes the call back, unless a worker has begun with it."""
+        """Cancels the call unless a worker has begun it. Returns whether the call is cancelled."""
         if not self.done() and not self._result_of_pool._take_back():
             return False
         return super().cancel()
 
     def running(self):
-        """Returns whether a worker has begun with the call, which has not ended."""
+        """Returns whether a worker has begun the call and the call has not ended."""
         return self._result_of_pool is not None and not self.done() and self._result_of_pool._outcome.is_running()
 
     def _succeed(self, value):
@@ -89,7 +92,11 @@ class _Future(Future):
 
 
 class ProcessPoolExecutor(Executor):
-    """Runs calls in worker processes. Options are those of `polyproc.pool.Pool`."""
+    """Runs calls in worker processes.
+
+    The options `memory_limit` and `max_waiting_bytes` are those of `polyproc.pool.Pool`; the other arguments are those of the
+    standard executor.
+    """
 
     def __init__(
         self,
@@ -118,7 +125,7 @@ class ProcessPoolExecutor(Executor):
             try:
                 future._call = (fn, args, kwargs)
                 future._result_of_pool = self._pool.apply_async(fn, args, kwargs)
-            except REFUSED as error:  # what cannot be pickled is the future's error
+            except REFUSED as error:  # arguments that cannot be pickled fail the future
                 future._fail(error)
                 return future
             except BaseException:
@@ -137,12 +144,12 @@ class ProcessPoolExecutor(Executor):
         chunksize: int = 1,
         buffersize: int | None = None,
     ) -> Iterator[T]:
-        """Gives an iterator of ``fn`` of what the iterables give, in order.
+        """Returns an iterator over the results of ``fn`` for the items of the iterables, in order.
 
         Args:
-            timeout: seconds after which the iterator raises `TimeoutError` instead.
-            chunksize: how many calls go to a worker at once.
-            buffersize: how many calls may be under way or not taken; what the iterables give is read no further.
+            timeout: seconds from this call on, after which the iterator raises `TimeoutError`.
+            chunksize: how many calls are sent to a worker together.
+            buffersize: how many calls may run or have results that were not taken. At this limit the iterables are not read.
         """
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
@@ -171,11 +178,11 @@ class ProcessPoolExecutor(Executor):
         return {worker.pid: worker for worker in self._pool._pool}
 
     def terminate_workers(self) -> None:
-        """Ends the workers by SIGTERM, and with it the executor: what has not ended fails."""
+        """Ends the workers by `SIGTERM` and shuts the executor down. Futures that are not done fail."""
         self._end_workers("terminate")
 
     def kill_workers(self) -> None:
-        """Ends the workers by SIGKILL, and with it the executor: what has not ended fails."""
+        """Ends the workers by `SIGKILL` and shuts the executor down. Futures that are not done fail."""
         self._end_workers("kill")
 
     def _end_workers(self, how):
@@ -202,16 +209,16 @@ def _results(chunks, end):
             except StopIteration:
                 return
             except context.TimeoutError as error:
-                if type(error) is not context.TimeoutError:  # that of the task
+                if type(error) is not context.TimeoutError:  # raised by the task
                     raise
                 raise TimeoutError from None
             except (WorkerLost, NoWorkers, PoolTerminated) as error:
                 raise _as_of_executor(error) from error.__cause__
             chunk.reverse()
             while chunk:
-                yield chunk.pop()  # it is not kept
+                yield chunk.pop()  # without a reference to the result
     finally:
-        chunks._results.take_back()  # nobody asks for the rest
+        chunks._results.take_back()  # cancels the calls that have not begun
 
 
 @atexit.register

@@ -1,5 +1,5 @@
-"""The fork server: a helper process that imports the main module and what `set_forkserver_preload` names, once, and of which
-new processes are copies. (`docs/design/start.md`)"""
+"""The fork server: a helper process that imports the main module and the modules of `set_forkserver_preload` once. New
+processes are copies of it. (`docs/design/start.md`)"""
 
 import atexit
 import functools
@@ -12,12 +12,12 @@ from ._pickling import dumps_values
 
 __all__ = ["ensure_running", "get_inherited_fds", "connect_to_new_process", "set_forkserver_preload"]
 
-# How long the fork server has to end in order when the program ends.
+# How long the fork server may take to end in order when the program ends, in seconds. Then it is killed.
 _GRACE_SECONDS = 5
 
 
 class _Options(typing.NamedTuple):
-    """What the fork server imports: modules, whether the main module, and what is done where an import fails."""
+    """Options of preloading: the modules, whether to import the main module, and what to do if an import fails."""
 
     modules: tuple = ()
     main: str = "auto"
@@ -25,7 +25,7 @@ class _Options(typing.NamedTuple):
 
 
 class _Prepared:
-    """Of which process, and for what the fork server was last prepared."""
+    """The last preparation of the fork server: a key of process, main module and options, and the preparation data."""
 
     def __init__(self, key, preparation):
         self.key = key
@@ -34,14 +34,19 @@ class _Prepared:
 
 _options = _Options()
 _prepared = _Prepared(None, None)
-# Descriptors that this process was given.
+# Descriptors that this process received when it was started.
 _inherited_fds = None
 
 
 def set_forkserver_preload(modules_names, *, on_error="ignore"):
-    """Sets the modules that the fork server imports: the main module only if ``"__main__"`` is among them, and then whatever it
-    holds. Where a module cannot be imported, `on_error` ignores that, warns in the fork server (``"warn"``), or has the next
-    start fail (``"fail"``)."""
+    """Sets the modules that the fork server imports.
+
+    The main module is imported only if ``"__main__"`` is among them, and then whatever it holds.
+
+    Args:
+        on_error: what happens if a module cannot be imported: ``"ignore"`` leaves it out, ``"warn"`` also warns in the fork
+            server, and ``"fail"`` makes the next start raise `StartError`.
+    """
     global _options
     if not all(type(name) is str for name in modules_names):
         raise TypeError("module_names must be a list of strings")
@@ -52,7 +57,10 @@ def set_forkserver_preload(modules_names, *, on_error="ignore"):
 
 
 def set_preload_of_main(main):
-    """Sets whether the fork server imports the main module: ``"auto"`` looks what that holds, ``"always"``, ``"never"``."""
+    """Sets whether the fork server imports the main module.
+
+    ``"auto"`` (unless it holds something that processes must not share), ``"always"`` or ``"never"``.
+    """
     global _options
     if main not in ("auto", "always", "never"):
         raise ValueError(f"preload must be 'auto', 'always' or 'never', not {main!r}")
@@ -60,26 +68,26 @@ def set_preload_of_main(main):
 
 
 def get_inherited_fds():
-    """Descriptors that this process was given when it was started; `None` where there were none to give."""
+    """Returns the descriptors that this process received when it was started, or `None`."""
     return _inherited_fds
 
 
 def with_preload(preparation, start):
-    """Calls `start` with what of a preparation new processes are still to be told: the fork server, which it needs, may know it
-    all."""
+    """Prepares the fork server, then calls `start` with the preparation data that new processes need: `None` if the fork server
+    has applied it already. Tries again with less preloaded if preloading fails."""
     options = _options
     _prepare(preparation, options)
     try:
         return start(None if preparation == _prepared.preparation else preparation)
     except _polyproc.PreloadError as error:
-        # Then each process imports the main module by itself.
+        # Without the main module, which each process then imports by itself.
         _say_why(str(error), options)
         _set_preload(None, options)
         _prepared.preparation = None
     try:
         return start(preparation)
     except _polyproc.PreloadError:
-        # Another module does it, or the system lets no fork server make processes: then these are told all, and import all.
+        # Another module is the cause, or the system does not let a fork server create processes: nothing is preloaded.
         if _polyproc.is_forkserver_refused():
             _log_once(
                 "the system lets no fork server make processes (clone3 and clone are refused, or /proc is not mounted): "
@@ -114,7 +122,7 @@ def _prepare(preparation, options):
     key = (os.getpid(), main, options)
     if _prepared.key != key:
         if _prepared.key is None or _prepared.key[0] != os.getpid():
-            # Before the standard library's exit function, which ends processes.
+            # Runs before the standard library's exit function, which ends processes.
             atexit.register(_polyproc.end_forkserver, _GRACE_SECONDS)
         _set_preload(preparation, options)
         _prepared = _Prepared(key, None if options.main == "never" else preparation)
@@ -128,20 +136,20 @@ def _set_preload(preparation, options):
 
 
 class ForkServer:
-    """The fork server by the names that `multiprocessing` has for it."""
+    """The fork server, under the names that it has in `multiprocessing`."""
 
     def ensure_running(self):
-        """Starts the fork server, if none runs, and does not wait for it.
+        """Starts the fork server if none runs. Returns before it is ready.
 
-        The fork server imports the main module, and what `set_forkserver_preload` names, while the program goes on. At the
-        top of the main module, before its other imports, this makes the first start as fast as the later ones. It fixes the
-        default start method, as a start does.
+        The fork server imports the main module, and the modules of `set_forkserver_preload`, while the program continues. A
+        call at the top of the main module, before its other imports, makes the first start as fast as later ones. It fixes
+        the default start method, as a start does.
 
         Raises:
-            StartError: when the system lets no program be executed.
+            StartError: if the system cannot execute the fork server.
         """
         if getattr(process.current_process(), "_inheriting", False):
-            return  # a new process imports the main module that calls this
+            return  # this process is new, and imports the main module, which calls this function
         preparation = spawn.get_preparation_data()
         spawn.set_program()
         _prepare(preparation, _options)

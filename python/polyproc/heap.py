@@ -1,4 +1,4 @@
-"""The standard library's `multiprocessing.heap`, the very module."""
+"""The module `multiprocessing.heap` of the standard library, under this name."""
 
 import sys
 from multiprocessing import heap

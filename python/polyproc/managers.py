@@ -1,4 +1,4 @@
-"""Managers: the standard library's, whose servers polyproc starts, and which end with their program, however it ends."""
+"""Managers of the standard library. polyproc starts their servers, which end with their program, however it ends."""
 
 import functools
 import signal
@@ -16,25 +16,25 @@ def __getattr__(name):
 
 
 class BaseManager(_standard.BaseManager):
-    """A server process, and proxies for objects in it. Its context is polyproc's default one, if none is given."""
+    """A server process, and proxies for objects in it. The default of `ctx` is polyproc's default context."""
 
     def __init__(self, address=None, authkey=None, serializer="pickle", ctx=None, **options):
         _standard.BaseManager.__init__(self, address, authkey, serializer, ctx or get_context(), **options)
 
 
 class SyncManager(BaseManager, _standard.SyncManager):
-    """A manager of lists, dicts, queues, locks and the like."""
+    """A manager of lists, dicts, queues, locks and similar objects."""
 
 
 class SharedMemoryManager(BaseManager, _standard.SharedMemoryManager):
     """A manager of blocks of shared memory, which are destroyed when it is shut down."""
 
     def __init__(self, *args, **kwds):
-        resource_tracker.ensure_running()  # before the server, which shares it
+        resource_tracker.ensure_running()  # before the server starts, so that it shares the tracker
         super().__init__(*args, **kwds)
 
 
-# Of a set: what its proxy can do.
+# The methods of the proxy of a set.
 _SET = (
     "__and__ __contains__ __eq__ __ge__ __gt__ __iand__ __ior__ __isub__ __ixor__ __le__ __len__ __lt__ "
     "__or__ __rand__ __ror__ __rsub__ __rxor__ __sub__ __xor__ add clear copy difference "
@@ -42,7 +42,7 @@ _SET = (
     "symmetric_difference symmetric_difference_update union update"
 ).split()
 SyncManager.register("Pool", Pool, PoolProxy)
-if "set" not in SyncManager._registry:  # before 3.14
+if "set" not in SyncManager._registry:  # Python before 3.14
 
     def _in_place(name):
         def operator(self, other):
@@ -60,7 +60,7 @@ if "set" not in SyncManager._registry:  # before 3.14
         __ixor__ = _in_place("__ixor__")
 
     SyncManager.register("set", set, SetProxy)
-# Of managers of shared memory: what they make is known to our tracker.
+# Managers of shared memory create blocks by our module, which registers them with our tracker.
 _standard.shared_memory = shared_memory
 
 
@@ -73,7 +73,7 @@ def _how_it_ended(process):
 
 
 def _naming_the_server(method, manager_of):
-    """The method of a proxy or manager, whose errors of a connection say what became of the server."""
+    """Wraps a method of a proxy or manager, so that its connection errors say how the server ended."""
 
     @functools.wraps(method)
     def wrapper(self, *args, **kwds):
@@ -83,11 +83,11 @@ def _naming_the_server(method, manager_of):
             manager = manager_of(self)
             process = getattr(manager, "_process", None)
             if process is not None:
-                process.join(1)  # its sockets close before it has ended
+                process.join(1)  # its sockets close before the process has exited
                 if process.is_alive():
                     raise
             elif not isinstance(error, ConnectionError) and error.args:
-                raise  # it is one that the server sent
+                raise  # the server sent this error
             text = f"the server of the manager does not answer: {_how_it_ended(process)}"
             args = (error.errno, text) if isinstance(error, OSError) else (text,)
             raise type(error)(*args) from error
@@ -96,8 +96,8 @@ def _naming_the_server(method, manager_of):
 
 
 def _with_key(reduce):
-    """That of a proxy, whose key goes wherever it goes: for the standard library's it goes to new processes only, where
-    proxies go to others only if they have the key already."""
+    """Wraps the `__reduce__` of a proxy, so that its key is part of every pickle. The standard library passes the key to new
+    processes only; a proxy in a message works only where the key is known already."""
 
     @functools.wraps(reduce)
     def wrapper(self):

@@ -1,13 +1,14 @@
-"""Pools of processes, on the engine's own: nothing hangs, whatever dies.
+"""Pools of processes on the engine: no call hangs when a process dies.
 
-As in `multiprocessing`, and:
+The interface is that of `multiprocessing`, with these differences:
 
-- a worker that dies fails the task that it ran, with `WorkerLost`, and is replaced; with ``retries=`` the task is run again;
-- ``timeout=`` ends a task that takes too long, and `cancel()` one that nobody wants; ``memory_limit=`` one that takes too much;
-- a function or arguments that pickle refuses go through cloudpickle, where that is installed;
-- an initializer that raises makes all tasks fail with `NoWorkers`, at once;
-- `imap` and `imap_unordered` read ahead within a bound (``max_pending=``); what they have not read when the pool is closed
-  is read by `join`.
+- A worker that dies fails the task that it ran, with `WorkerLost`, and is replaced. With ``retries=`` the task is run again.
+- ``timeout=`` ends a task that takes too long, `cancel()` a call that is not wanted any more, and ``memory_limit=`` a task that
+  uses too much memory.
+- A function or arguments that pickle refuses go through cloudpickle, if that is installed.
+- An initializer that raises makes all tasks fail with `NoWorkers`, at once.
+- `imap` and `imap_unordered` read ahead within a bound (``max_pending=``). Items that are unread when the pool is closed are
+  read by `join`.
 """
 
 from __future__ import annotations
@@ -40,17 +41,17 @@ from . import TimeoutError, _pickling, _polyproc, context, get_context, resource
 __all__ = ["Pool", "ThreadPool"]
 
 
-# What workers are to run, of pools whose workers are forks, which find it here.
+# The setups of pools whose workers are forks, by key: each worker finds its setup in its copy of this process.
 _setups = {}
 _numbers = itertools.count()
 
 
 class PoolError(Exception):
-    """A task gave no result, for a reason that is not its own.
+    """A task has no result, for a reason other than an exception of its own.
 
     Attributes:
-        index: which item of a `map` or `imap` it was, counted from 0; `None` where there was one task only, or where a chunk of
-            `map` has failed as a whole.
+        index: the index of the item of a `map` or `imap`, counted from 0; `None` if the call had one task only, or if a chunk
+            of `map` failed as a whole.
     """
 
     index: int | None = None
@@ -61,7 +62,7 @@ class WorkerLost(PoolError):
 
     Attributes:
         pid: the worker's process id.
-        exitcode: how it ended, as that of a process object: negative for a signal.
+        exitcode: the worker's exit code, as that of a process object: negative for a signal.
         signal: the signal that killed it, or `None`.
     """
 
@@ -74,14 +75,14 @@ class WorkerLost(PoolError):
 
 
 class OutOfMemory(PoolError, MemoryError):
-    """The worker used more memory than it was allowed to while it ran the task, and was killed."""
+    """The worker exceeded its memory limit while it ran the task, and was killed."""
 
 
 class TaskTimeout(PoolError, TimeoutError, builtins.TimeoutError):
-    """The task took longer than it was allowed to, and its worker was killed.
+    """The task exceeded its time limit, and its worker was killed.
 
     Attributes:
-        seconds: how long it was allowed to take.
+        seconds: the time limit, in seconds.
     """
 
     seconds: float | None = None
@@ -92,7 +93,7 @@ class TaskCancelled(PoolError, concurrent.futures.CancelledError):
 
 
 class TaskExited(PoolError):
-    """The task raised `SystemExit` or another exception that is no `Exception`. The worker lives on."""
+    """The task raised `SystemExit` or another exception that is not an `Exception`. The worker keeps running."""
 
 
 class PoolTerminated(PoolError):
@@ -100,11 +101,11 @@ class PoolTerminated(PoolError):
 
 
 class NoWorkers(PoolError):
-    """No worker could be made fit for tasks: the initializer raised, or workers do not start."""
+    """No worker can run tasks: the initializer raised, or workers could not be started."""
 
 
 def _rebuild_error(text, pickle):
-    """The exception that a task raised, as a `RemoteTraceback` tells."""
+    """Returns the exception that a task raised. Its cause is a `RemoteTraceback` with the traceback of the worker."""
     try:
         error = _pickling.loads(pickle, [])
     except Exception as reason:
@@ -114,7 +115,7 @@ def _rebuild_error(text, pickle):
 
 
 class ApplyResult(_standard.ApplyResult):
-    """What comes of a call, later. It can be awaited, too."""
+    """The future result of a call. Unlike in `multiprocessing`, it can be awaited."""
 
     def __init__(self, pool, outcome, callback=None, error_callback=None):
         self._pool = pool
@@ -144,11 +145,11 @@ class ApplyResult(_standard.ApplyResult):
         return value
 
     def cancel(self):
-        """Takes back what has not been run, and ends the workers that run the rest; `get` then raises `TaskCancelled`."""
+        """Cancels the tasks that have not begun, and kills the workers that run the others. `get` raises `TaskCancelled`."""
         self._outcome.cancel()
 
     def _take_back(self):
-        """Takes back what no worker has begun with; whether that was all of it."""
+        """Cancels the tasks that no worker has begun. Returns whether the call has ended as cancelled."""
         return self._outcome.take_back()
 
     def __await__(self):
@@ -172,15 +173,15 @@ AsyncResult = ApplyResult
 
 
 class MapResult(ApplyResult, _standard.MapResult):
-    """What comes of a map, later."""
+    """The future result of a `map`."""
 
 
-# Containers whose iterators run no code of the user's, and wait for nothing.
+# Containers whose iterators neither run user code nor block.
 _CONTAINERS = (list, tuple, range, dict, set, frozenset, str, bytes, bytearray)
 
 
 def _feed(results, unfed):
-    """In a thread: takes the items of an `imap`."""
+    """Reads the items of an `imap`, in a thread of its own."""
     results.feed()
     unfed.pop(results, None)
 
@@ -192,18 +193,18 @@ def _start_feeding(results, unfed):
 
 
 class IMapIterator(_standard.IMapIterator):
-    """Results one by one."""
+    """An iterator over the results of `Pool.imap`, in the order of the items."""
 
     def __init__(self, results, unfed):
         self._results = results
         self._unfed = unfed
 
     def __del__(self, _start_feeding=_start_feeding):
-        # Tasks run on, as in `multiprocessing`; their results are thrown away.
+        # The tasks still run, as in `multiprocessing`; their results are discarded.
         if self._results.abandon():
             try:
                 _start_feeding(self._results, self._unfed)
-            except RuntimeError:  # the interpreter ends
+            except RuntimeError:  # the interpreter is shutting down
                 self._results.stop()
 
     def __iter__(self):
@@ -222,18 +223,18 @@ class IMapIterator(_standard.IMapIterator):
 
 
 class IMapUnorderedIterator(IMapIterator, _standard.IMapUnorderedIterator):
-    """Results one by one, as they come."""
+    """An iterator over the results of `Pool.imap_unordered`, in the order of their arrival."""
 
 
 class _Singles(IMapIterator):
-    """Results one by one, each in a list."""
+    """An iterator over results that returns each one in a list."""
 
     def next(self, timeout=None):
         return [super().next(timeout)]
 
 
 class _Worker:
-    """A worker, by the names that a process object has."""
+    """A worker, with the attributes and methods of a process object."""
 
     daemon = True
 
@@ -283,7 +284,7 @@ os.register_at_fork(after_in_child=_pools.clear)
 
 
 def active_workers():
-    """The workers of all pools."""
+    """Returns the workers of all pools of this process."""
     return [worker for pool in list(_pools) for worker in pool._pool]
 
 
@@ -300,26 +301,26 @@ def _limits(timeout, retries):
 
 
 def _check_number(name, value, kind: type = int, least=None):
-    """Raises what says what is wrong with an argument that is to be a positive number."""
+    """Raises `TypeError` or `ValueError` unless an argument is a positive number of this kind, and not below `least`."""
     if isinstance(value, bool) or not isinstance(value, kind):
         raise TypeError(f"{name} must be {'an int' if kind is int else 'a number'}, not {value!r}")
     if not 0 < value < 1 << 62 or least is not None and value < least:
         raise ValueError(f"{name} must be {'positive' if least is None else f'at least {least}'}, not {value!r}")
 
 
-# No interpreter runs in less, in bytes.
+# The smallest memory limit, in bytes: no interpreter runs in less.
 _LEAST_MEMORY = 1 << 20
 
 
 def _cpu_count():
-    """How many processors this process may use: as `PYTHON_CPU_COUNT` and `-X cpu_count` say, where they are known."""
+    """Returns how many processors this process may use. Follows `PYTHON_CPU_COUNT` and `-X cpu_count` if Python does."""
     return os.process_cpu_count() or 1 if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0))
 
 
 def _name_argument(error, args, kwds):
-    """Notes on the error of pickling which argument it was."""
+    """Adds a note to an error of pickling that names the argument."""
     if isinstance(error.__cause__, RemoteTraceback) or not hasattr(error, "add_note"):
-        return  # it is the task's own; or the interpreter is older than 3.11
+        return  # the task raised it; or Python is older than 3.11
     for name, value in (*enumerate(args), *kwds.items()):
         try:
             _pickling.dumps_task(value)
@@ -330,15 +331,22 @@ def _name_argument(error, args, kwds):
 
 
 class Pool(_standard.Pool):
-    """Worker processes that run tasks. ``memory_limit`` is how many bytes a worker may have in memory, with what a
-    fork has inherited; ``max_waiting_bytes`` how many bytes of pickled arguments may wait for workers: above that,
-    `apply_async` and `map_async` wait before they submit more."""
+    """Worker processes that run tasks.
+
+    The arguments of `multiprocessing.pool.Pool`, and:
+
+    Args:
+        memory_limit: how many bytes a worker may have in memory, including the memory that a fork has inherited and the items
+            that it has put in queues and that were not taken. A task that needs more raises `OutOfMemory`.
+        max_waiting_bytes: how many bytes of pickled arguments may wait for workers. Above this limit, `apply_async` and
+            `map_async` block before they submit more tasks.
+    """
 
     _wrap_exception = True
 
     @staticmethod
     def Process(ctx, *args, **kwds):
-        """A process of a context, as in `multiprocessing`."""
+        """Returns a process object of a context, as in `multiprocessing`."""
         return ctx.Process(*args, **kwds)
 
     def __init__(
@@ -367,9 +375,9 @@ class Pool(_standard.Pool):
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         self._processes = processes
-        # As `multiprocessing`: what workers rebuild from them, such as proxies of a manager, lives as long as the pool.
+        # Keeps the arguments alive as long as the pool, as `multiprocessing` does: workers may rebuild proxies from them.
         self._initializer, self._initargs = initializer, initargs
-        # What results of `imap` are made of, while not all of its items were taken; and the threads that take them.
+        # The engine's iterators of `imap` calls with unread items; and the threads that read the items, if any.
         self._imaps = {}
         limits = maxtasksperchild, memory_limit, max_waiting_bytes
         self._pool_of_engine = self._start(processes, (initializer, initargs), limits)
@@ -379,17 +387,17 @@ class Pool(_standard.Pool):
 
     def _start(self, processes, initializer, limits):
         method = str(self._ctx.get_start_method())
-        # As each worker is in its own process.
+        # A template: each worker runs a copy of this process object.
         worker = self.Process(self._ctx)
         worker.daemon = True
         name = type(worker).__name__.replace("Process", "PoolWorker")
         setup = (worker, method, initializer)
         util._flush_std_streams()
         if method == "fork":
-            from . import _child  # before the copies: they know by it that they are copies
+            from . import _child  # before the forks: its fork hook marks them as copies
 
-            # The workers find it in their copy of this process.
             resource_tracker.share()
+            # The workers find the setup in their copy of this process.
             key = next(_numbers)
             _setups[key] = setup
             return _polyproc.Pool(method, processes, name, _pickling.dumps_setup(None, key), limits)
@@ -423,7 +431,16 @@ class Pool(_standard.Pool):
             raise ValueError("Pool not running")
 
     def apply(self, func, args=(), kwds={}, *, timeout=None, retries=0):
-        """Equivalent of `func(*args, **kwds)`. Pool must be running."""
+        """Returns the result of `func(*args, **kwds)`, run in a worker.
+
+        Args:
+            timeout: how many seconds the task may take. Then its worker is killed, and `TaskTimeout` is raised.
+            retries: how many times the task is run again after its worker is lost.
+
+        Raises:
+            PoolError: if the task has no result: `WorkerLost`, for example.
+            ValueError: if the pool is not running.
+        """
         self._check_running()
         args, limits = tuple(args), _limits(timeout, retries)
         try:
@@ -433,7 +450,7 @@ class Pool(_standard.Pool):
             raise
 
     def apply_async(self, func, args=(), kwds={}, callback=None, error_callback=None, *, timeout=None, retries=0):
-        """Asynchronous version of `apply()`."""
+        """Asynchronous version of `apply()`: returns an `ApplyResult`."""
         self._check_running()
         args, limits = tuple(args), _limits(timeout, retries)
         try:
@@ -444,19 +461,23 @@ class Pool(_standard.Pool):
         return ApplyResult(self, outcome, callback, error_callback)
 
     def map(self, func, iterable, chunksize=None, *, timeout=None, retries=0):
-        """Applies `func` to each element in `iterable`, collecting the results in a list that is returned."""
+        """Returns a list of the results of `func` for each element of `iterable`.
+
+        With `timeout` or `retries`, as in `apply()`, each element has a limit of its own and fails alone. Otherwise a lost
+        worker fails the whole chunk that it ran.
+        """
         return self._map(func, iterable, False, chunksize, timeout, retries, is_bulk=True).get()
 
     def starmap(self, func, iterable, chunksize=None, *, timeout=None, retries=0):
-        """Like `map()`, but each element is unpacked as the arguments."""
+        """Like `map()`, but each element is unpacked as the arguments of `func`."""
         return self._map(func, iterable, True, chunksize, timeout, retries, is_bulk=True).get()
 
     def map_async(self, func, iterable, chunksize=None, callback=None, error_callback=None, *, timeout=None, retries=0):
-        """Asynchronous version of `map()`."""
+        """Asynchronous version of `map()`: returns a `MapResult`."""
         return self._map(func, iterable, False, chunksize, timeout, retries, callback, error_callback)
 
     def starmap_async(self, func, iterable, chunksize=None, callback=None, error_callback=None, *, timeout=None, retries=0):
-        """Asynchronous version of `starmap()`."""
+        """Asynchronous version of `starmap()`: returns a `MapResult`."""
         return self._map(func, iterable, True, chunksize, timeout, retries, callback, error_callback)
 
     def _map(self, func, iterable, star, chunksize, timeout, retries, callback=None, error_callback=None, is_bulk=False):
@@ -470,13 +491,18 @@ class Pool(_standard.Pool):
         return MapResult(self, outcome, callback, error_callback)
 
     def imap(self, func, iterable, chunksize=1, *, max_pending=None, max_pending_bytes=None, timeout=None, retries=0):
-        """Equivalent of `map()`, with the results one by one. At most `max_pending` tasks are under way or not taken, and about
-        `max_pending_bytes` of their arguments and results: an eighth of the budget (`set_memory_budget`) or 256 MiB."""
+        """Returns an iterator over the results of `map()`. Unlike in `multiprocessing`, it reads ahead within a bound.
+
+        Args:
+            max_pending: how many tasks may run or have results that were not taken; 512 for each worker by default.
+            max_pending_bytes: about how many bytes their arguments and results may have; by default an eighth of the budget
+                (`set_memory_budget`), at most 256 MiB.
+        """
         ahead = (max_pending, max_pending_bytes)
         return self._imap(IMapIterator, func, iterable, chunksize, ahead, timeout, retries)
 
     def imap_unordered(self, func, iterable, chunksize=1, *, max_pending=None, max_pending_bytes=None, timeout=None, retries=0):
-        """Like `imap()`, with the results in the order in which they come."""
+        """Like `imap()`, with the results in the order of their arrival."""
         ahead = (max_pending, max_pending_bytes)
         return self._imap(IMapUnorderedIterator, func, iterable, chunksize, ahead, timeout, retries)
 
@@ -487,17 +513,17 @@ class Pool(_standard.Pool):
         limits = _limits(timeout, retries)
         results = self._read_ahead(func, iterable, chunksize, kind is IMapIterator, ahead, limits)
         results = kind(results, self._imaps)
-        results._pool = self  # as in `multiprocessing`: it lives as long as its results are taken
+        results._pool = self  # keeps the pool alive while its results are taken, as in `multiprocessing`
         return results if chunksize == 1 else (item for chunk in results for item in chunk)
 
     def _imap_chunks(self, func, iterable, chunksize, max_pending):
-        """`imap`, with lists of results, and of the class that has `next(timeout)`."""
+        """Like `imap`, but returns an iterator over lists of results, which has `next(timeout)`."""
         results = self._read_ahead(func, iterable, chunksize, True, (max_pending, None), None, is_own_thread=False)
         return (IMapIterator if chunksize > 1 else _Singles)(results, self._imaps)
 
     def _read_ahead(self, func, iterable, chunksize, ordered, ahead, limits, is_own_thread=None):
         if is_own_thread is None:
-            # An iterator may wait for an earlier result, or have no end: it must not run where results are taken.
+            # An iterator may wait for an earlier result, or be endless: the thread that takes results must not run it.
             is_own_thread = type(iterable) not in _CONTAINERS
         items, size = ahead
         for name, value in (("max_pending", items), ("max_pending_bytes", size)):
@@ -517,14 +543,14 @@ class Pool(_standard.Pool):
 
     @property
     def _pool(self):
-        """The workers that run now. One that dies is replaced."""
+        """The running workers. A worker that dies is replaced."""
         return [_Worker(child) for child in self._pool_of_engine.workers()]
 
     def _repopulate_pool(self):
         """Does nothing: the engine replaces workers at once."""
 
     def resize(self, processes):
-        """Keeps so many workers from now on."""
+        """Sets the number of workers to `processes`."""
         _check_number("processes", processes)
         self._pool_of_engine.resize(processes)
         self._processes = processes
@@ -555,7 +581,7 @@ class Pool(_standard.Pool):
         self._pool_of_engine.join()
 
     def _drain(self):
-        """Waits until all items of all `imap`s have gone to the workers."""
+        """Reads the remaining items of all `imap` calls, and blocks until they are submitted."""
         for imap, thread in list(self._imaps.items()):
             imap.drain()
             if thread is not None and thread is not threading.current_thread():

@@ -1,4 +1,4 @@
-"""Processes by `fork`; and what all three start methods have in common."""
+"""Processes by `fork`, and the code that all three start methods share."""
 
 import os
 import signal
@@ -8,12 +8,12 @@ from . import _polyproc, resource_tracker, util
 __all__ = ["Popen"]
 
 
-# How long a daemonic process has between SIGTERM and SIGKILL when the program ends.
+# Seconds between `SIGTERM` and `SIGKILL` for a daemonic process when the program ends.
 _GRACE_SECONDS = 5
 
 
 def _is_server(process_obj):
-    """Whether it is to be the server of a manager."""
+    """Returns whether the process object is for the server of a manager."""
     target = getattr(process_obj, "_target", None)
     names = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
     return names == ("multiprocessing.managers", "BaseManager._run_server")
@@ -26,7 +26,7 @@ class Popen:
 
     def __init__(self, process_obj):
         util._flush_std_streams()
-        # The server of a manager ends with its program, as a daemon does.
+        # The server of a manager ends with its program, like a daemon.
         self._is_daemon = process_obj.daemon
         self._is_bound = process_obj.daemon or _is_server(process_obj)
         self.finalizer = None
@@ -43,18 +43,18 @@ class Popen:
         return _polyproc.fork(process_obj.name, self._is_bound, lambda: bootstrap_fork(process_obj, parent))
 
     def poll(self, flag=os.WNOHANG):
-        """The exit code, negative for a signal; `None` while it runs. Waits, unless `flag` says otherwise."""
+        """Returns the exit code, negative for a signal; `None` while it runs. Blocks unless `flag` has `os.WNOHANG`."""
         if self.returncode is None:
             try:
                 self.returncode = self._child.poll() if flag & os.WNOHANG else self._child.wait()
             except ChildProcessError:
-                return None  # it is the child of another process: of one that this one is a copy of
+                return None  # a child of the original process, of which this one is a fork
         return self.returncode
 
     def wait(self, timeout=None):
-        """Waits for its end; `None` when `timeout` seconds were over first."""
+        """Blocks until the process ends, and returns its exit code; `None` after `timeout` seconds."""
         if self.returncode is None and timeout is None and self._is_daemon and util.is_exiting():
-            # `multiprocessing` has sent SIGTERM to it, which it may ignore, or be stopped.
+            # `multiprocessing` has sent `SIGTERM`, but the process may ignore it or be stopped.
             self.returncode = self._child.wait(_GRACE_SECONDS)
             if self.returncode is None:
                 self.kill()

@@ -1,4 +1,4 @@
-"""Processes by the fork server."""
+"""Processes that the fork server creates."""
 
 from . import _polyproc, forkserver, popen_fork, spawn
 from ._pickling import dumps_setup

@@ -1,4 +1,4 @@
-"""There is no port to Windows yet."""
+"""Raises `ImportError`: polyproc has no Windows port yet."""
 
 __all__ = ["Popen"]
 

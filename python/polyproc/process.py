@@ -1,4 +1,4 @@
-"""The standard library's `multiprocessing.process`, the very module."""
+"""The module `multiprocessing.process` of the standard library, under this name."""
 
 import sys
 from multiprocessing import process

@@ -1,7 +1,7 @@
-"""Queues in shared memory: what `put` has returned for is in the queue, whoever is killed.
+"""Queues in shared memory: once `put` has returned, the item is in the queue, whichever process is killed.
 
-As in `multiprocessing`, with no thread behind them: `put` puts, so that items are there when it returns, a value that cannot
-be pickled raises there and then, and nothing is left to be joined at exit.
+The interface is that of `multiprocessing`, but there is no feeder thread. `put` itself writes the item, so a value that cannot
+be pickled raises in `put`, and nothing needs to be joined at exit.
 """
 
 import os
@@ -18,7 +18,7 @@ __all__ = ["Queue", "SimpleQueue", "JoinableQueue"]
 
 
 class _End:
-    """A queue as what `multiprocessing.connection.wait` waits for, and `concurrent.futures` reads from."""
+    """An end of a queue, for `multiprocessing.connection.wait` to wait on and `concurrent.futures` to read from."""
 
     def __init__(self, queue):
         self._queue = queue
@@ -42,11 +42,11 @@ class _End:
         self._queue.put(obj)
 
     def close(self):
-        """Does nothing: the other end is the same object, and in use."""
+        """Does nothing: both ends are the same queue, which stays in use."""
 
 
 class _Queue(_polyproc.Queue):
-    """What the three kinds have in common."""
+    """The base class of the three kinds of queues."""
 
     def __getstate__(self):
         context.assert_spawning(self)
@@ -77,7 +77,7 @@ class _Queue(_polyproc.Queue):
 
     @property
     def _rlock(self):
-        """A lock for code that holds the standard library's around what it reads; ours needs none."""
+        """A new lock, for code that locks the standard library's queue while it reads. This queue needs none."""
         return threading.Lock()
 
     _wlock = _rlock
@@ -97,26 +97,35 @@ def _rebuild(kind, state):
 class OutOfSpace(Full, MemoryError):
     """Too many bytes are in flight: in all queues and pools of the program (see `set_memory_budget`), or in this queue.
 
-    A `Full`, for programs that know how to wait; and a `MemoryError`, which it would be anywhere else.
+    It is a `Full`, for programs that handle full queues, and a `MemoryError`.
     """
 
 
 class MemoryBudget(typing.NamedTuple):
-    """Bytes of shared memory of a program, all its processes together."""
+    """The shared memory of a program, all its processes together.
+
+    Attributes:
+        limit: how many bytes may be in flight.
+        in_use: how many bytes are in flight, including memory that is kept for reuse.
+    """
 
     limit: int
     in_use: int
 
 
 def get_memory_budget():
-    """How many bytes of shared memory the queues and pools of this program may have in flight, and how many they have now, with
-    what they keep to use it again. Half of the machine's memory, or of the container's, unless it was set."""
+    """Returns how many bytes of shared memory the queues and pools of this program may have in flight, and how many they have.
+
+    The limit is half of the memory of the machine or the container, unless it was set by `set_memory_budget`.
+    """
     return MemoryBudget(*_polyproc.memory_budget())
 
 
 def set_memory_budget(limit):
-    """Sets how many bytes may be in flight, for all processes of this program. A put that finds no room waits, or raises
-    `OutOfSpace` when its timeout is over."""
+    """Sets how many bytes of shared memory may be in flight, for all processes of this program.
+
+    A `put` that finds no room blocks, and raises `OutOfSpace` after its timeout.
+    """
     _polyproc.set_memory_budget(limit)
 
 
@@ -133,14 +142,14 @@ class Queue(_Queue, _standard.Queue):
         super().__setstate__(fds)
 
     def _put_failed(self, error, obj):
-        """A class that wants to hear of values that cannot be pickled does so in its own way."""
+        """Raises the error of a value that cannot be pickled, unless a subclass overrides `_on_queue_feeder_error`."""
         if type(self)._on_queue_feeder_error is Queue._on_queue_feeder_error:
             raise error
         self._on_queue_feeder_error(error, obj)
 
     @staticmethod
     def _on_queue_feeder_error(e, obj):
-        """As in `multiprocessing`: to be overridden."""
+        """Handles a value that cannot be pickled. For subclasses to override, as in `multiprocessing`."""
         import traceback
 
         traceback.print_exception(type(e), e, e.__traceback__)
@@ -154,7 +163,7 @@ class Queue(_Queue, _standard.Queue):
 
 
 class JoinableQueue(Queue, _standard.JoinableQueue):
-    """A queue that counts the items that are not done."""
+    """A queue that counts unfinished items, for `task_done` and `join`."""
 
 
 class SimpleQueue(_Queue, _standard.SimpleQueue):

@@ -1,4 +1,4 @@
-"""The standard library's `multiprocessing.reduction`, the very module."""
+"""The module `multiprocessing.reduction` of the standard library, under this name."""
 
 import sys
 from multiprocessing import reduction

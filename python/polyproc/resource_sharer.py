@@ -1,4 +1,4 @@
-"""The standard library's `multiprocessing.resource_sharer`, the very module."""
+"""The module `multiprocessing.resource_sharer` of the standard library, under this name."""
 
 import sys
 from multiprocessing import resource_sharer

@@ -1,8 +1,8 @@
-"""Shared memory that has names is destroyed when the last of the processes that might use it has ended, however it ended.
+"""Named shared memory is destroyed once the last process that may use it has ended, however it ended.
 
-As in `multiprocessing`: a process of its own reads from a pipe what there is, and does away with what is left at the pipe's
-end. All processes of a program share one pipe, and it is not started before it is needed; it is in no session of theirs, so
-that whoever kills them as a group does not kill it with them.
+As in `multiprocessing`, a tracker process reads the names of resources from a pipe, and destroys the remaining ones at end of
+file. All processes of a program share one pipe. The tracker starts when it is first needed, in a session of its own, so that a
+signal to the program's process group does not kill it.
 """
 
 import fcntl
@@ -18,24 +18,24 @@ from . import reduction, spawn, util
 
 __all__ = ["ensure_running", "register", "unregister"]
 
-# Our semaphores have no names.
+# Without semaphores: ours have no names.
 _CLEANUP_FUNCS = {kind: clean for kind, clean in _standard._CLEANUP_FUNCS.items() if kind != "semaphore"}
 
 
 class ResourceTracker:
-    """One of the ends of the pipe that are written to."""
+    """The writing end of the tracker's pipe."""
 
     def __init__(self):
         self._lock = threading.RLock()
         self._fd = None
-        # Where this process has started the tracker.
+        # The process id of the tracker, if this process has started it.
         self._pid = None
 
     def __reduce__(self):
         return _adopt, (reduction.DupFd(self.share()),)
 
     def share(self):
-        """The pipe, made if need be before a process is made that is to have it, too."""
+        """Returns the pipe's descriptor. Creates the pipe if needed, so that a process created next shares it."""
         with self._lock:
             if self._fd is None:
                 read, self._fd = os.pipe()
@@ -43,12 +43,12 @@ class ResourceTracker:
             return self._fd
 
     def getfd(self):
-        """The pipe, to a tracker that runs."""
+        """Starts the tracker if none runs. Returns the descriptor of its pipe."""
         self.ensure_running()
         return self.share()
 
     def ensure_running(self):
-        """Starts the tracker, if none runs."""
+        """Starts the tracker if none runs."""
         with self._lock:
             if self._check_alive():
                 return
@@ -56,13 +56,13 @@ class ResourceTracker:
                 try:
                     os.waitpid(self._pid, 0)
                 except ChildProcessError:
-                    pass  # somebody has waited for all children
+                    pass  # reaped already, by code that waits for any child
                 self._pid = None
                 warnings.warn("resource_tracker: process died unexpectedly, relaunching.  Some resources might leak.")
             self._launch()
 
     def _launch(self):
-        # Where two processes do this at once, the second tracker sees the first one's lock and ends.
+        # If two processes do this at the same time, the second tracker finds the pipe locked by the first one and exits.
         read = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY)
         try:
             command = _command()
@@ -85,16 +85,16 @@ class ResourceTracker:
         return True
 
     def register(self, name, rtype):
-        """Has a resource destroyed in the end."""
+        """Registers a resource, to be destroyed when the program has ended."""
         self._send("REGISTER", name, rtype)
 
     def unregister(self, name, rtype):
-        """Has a resource left alone."""
+        """Unregisters a resource, so that it is not destroyed."""
         self._send("UNREGISTER", name, rtype)
 
     def _send(self, cmd, name, rtype):
         message = f"{cmd}:{name}:{rtype}\n".encode("ascii")
-        if len(message) > 512:  # what POSIX writes to pipes as a whole
+        if len(message) > 512:  # bytes that POSIX guarantees to write to a pipe atomically
             raise ValueError("msg too long")
         self.ensure_running()
         os.write(self.share(), message)
@@ -108,7 +108,7 @@ def _command():
 
 
 def _adopt(dup_fd):
-    """In a new process: the pipe of the one that started it."""
+    """Adopts, in a new process, the pipe of the process that started it."""
     fd = dup_fd.detach()
     if _resource_tracker._fd is not None:
         os.close(_resource_tracker._fd)
@@ -121,7 +121,7 @@ def _main():
         fcntl.flock(0, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return
-    # Of the pipe only: `main` closes standard input.
+    # A duplicate: `main` closes standard input.
     main(os.dup(0))
 
 

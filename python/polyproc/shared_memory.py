@@ -1,7 +1,7 @@
-"""Shared memory with a name.
+"""Named shared memory.
 
-As in `multiprocessing`, but that only what creates a segment answers for its end: one that was created is destroyed when all
-processes of the program have ended, if nobody has done it; attaching to one never has it destroyed, unless by ``track=True``.
+The interface is that of `multiprocessing`, but only the program that created a segment destroys it: when all its processes have
+ended, unless the segment was unlinked before. Attaching to a segment does not destroy it, except with ``track=True``.
 """
 
 import _posixshmem
@@ -10,7 +10,7 @@ import os
 import types
 from multiprocessing import shared_memory as _standard
 
-# All names of the standard library's, but for those below.
+# All names of the standard module, except those defined below.
 globals().update((name, value) for name, value in vars(_standard).items() if not name.startswith("__"))
 
 from . import resource_tracker  # noqa: E402
@@ -23,8 +23,12 @@ def _make_filename():
 
 
 class SharedMemory(_standard.SharedMemory):
-    """A segment, made by ``create=True`` or found by its name. ``track`` is whether it is destroyed when all processes of the
-    program have ended; if it is not given, only what created it has it destroyed."""
+    """A segment, created by ``create=True`` or attached by its name.
+
+    Args:
+        size: the number of bytes of a segment to create.
+        track: whether the segment is destroyed when all processes of this program have ended. The default is `create`.
+    """
 
     def __init__(self, name=None, create=False, size=0, *, track=None):
         if size < 0:
@@ -61,10 +65,10 @@ class SharedMemory(_standard.SharedMemory):
                     raise
 
     def unlink(self):
-        """Destroys the segment: it has no name any more, and no memory once all have closed it."""
+        """Destroys the segment: removes its name now, and frees its memory once all processes have closed it."""
         if self._name:
             _posixshmem.shm_unlink(self._name)
-            # Whoever has it tracked: the tracker does not know who speaks to it, but must know of what.
+            # Registers first: the tracker rejects names that it does not know, and perhaps no process has registered this one.
             resource_tracker.register(self._name, "shared_memory")
             resource_tracker.unregister(self._name, "shared_memory")
 
@@ -72,7 +76,7 @@ class SharedMemory(_standard.SharedMemory):
 class ShareableList(_standard.ShareableList):
     """A list of simple values in shared memory."""
 
-    # The standard library's, over the class above.
+    # The standard `__init__`, with the class above among its globals.
     __init__ = types.FunctionType(
         _standard.ShareableList.__init__.__code__,
         {**vars(_standard), "SharedMemory": SharedMemory},

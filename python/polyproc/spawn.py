@@ -1,4 +1,4 @@
-"""How this program is executed anew, and made ready in a new process."""
+"""Executes this program again for a new process, and prepares that process."""
 
 import atexit
 import os
@@ -26,19 +26,22 @@ __all__ = [
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-# How a frozen program, which runs itself anew, is told that it is one of its processes; and which one.
+# The arguments of a frozen program, which executes itself again, for a child process: a marker, then the role of the child.
 _FROZEN = "--multiprocessing-fork"
 _PROCESS, _TRACKER = "polyproc", "polyproc-tracker"
 
 
 def _frozen_role():
-    """What this process is to be, where it is a frozen program that was run anew; else `None`."""
+    """Returns the role of this process if a frozen program has executed itself for it, else `None`."""
     is_frozen = getattr(sys, "frozen", False) and sys.argv[1:2] == [_FROZEN] and sys.argv[2:] in ([_PROCESS], [_TRACKER])
     return sys.argv[2] if is_frozen else None
 
 
 def freeze_support():
-    """To be called first in the main module of a frozen program (by PyInstaller, say): in its processes it does not return."""
+    """Runs this process as a child if a frozen program (by PyInstaller, for example) started it; then it does not return.
+
+    Must be called first in the main module of such a program. Does nothing in any other process.
+    """
     role = _frozen_role()
     if role is not None:
         atexit.unregister(_end_without_support)
@@ -62,7 +65,7 @@ def _end_without_support():
 
 
 if _frozen_role() is not None:
-    # A program that goes on instead must not look as if the process had run.
+    # Without `freeze_support` the program itself runs: its end must not look like that of a child that ran.
     atexit.register(_end_without_support)
 
 
@@ -76,7 +79,7 @@ def _frozen_command(role):
 
 
 def get_command_line(**kwds):
-    """The command that runs a new process, which is told what to do over a socket."""
+    """Returns the command that executes a new process, which receives its work order over a socket."""
     if getattr(sys, "frozen", False):
         return _frozen_command(_PROCESS)
     program = f"import sys; sys.path.append({_HERE!r}); from polyproc._polyproc import init; init()"
@@ -84,7 +87,7 @@ def get_command_line(**kwds):
 
 
 def set_program():
-    """Tells the engine."""
+    """Passes the command for new processes to the engine, if it has changed."""
     command = tuple(get_command_line())
     if set_program.last != command:
         _polyproc.set_program(list(command))
@@ -95,13 +98,13 @@ set_program.last = None
 
 
 def get_preparation_data(name=""):
-    """What any new process must know of this one before it can unpickle a process object."""
+    """Returns the data of this process that a new process needs before it can unpickle a process object."""
     from . import resource_tracker
 
     data = _standard.get_preparation_data(name)
-    del data["name"]  # a process object has it
+    del data["name"]  # the process object has the name
     data["sys_argv"] = list(sys.argv)
-    if _pickling.is_main_by_value():  # standard input, say, or the program itself
+    if _pickling.is_main_by_value():  # not importable: standard input, for example, or a package's `__main__`
         data.pop("init_main_from_path", None)
         data.pop("init_main_from_name", None)
     data["polyproc"] = {
@@ -114,7 +117,7 @@ def get_preparation_data(name=""):
 
 
 def prepare(data):
-    """Makes this process ready to unpickle a process object."""
+    """Applies preparation data, so that this process can unpickle a process object."""
     own = data.pop("polyproc")
     context._default_context.set_start_method(own["start_method"], force=True)
     _pickling.set_main_by_value(own["is_main_by_value"])

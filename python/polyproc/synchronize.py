@@ -1,8 +1,8 @@
-"""Locks in shared memory without a name: nothing is left behind, and the death of an owner is noticed.
+"""Locks in shared memory without a name: none is left behind, and the death of an owner is detected.
 
-As in `multiprocessing`, but they can also be sent through queues, pipes and pools. A lock whose owner died (by a signal, or
-`os._exit`) is taken over by the next who acquires it, who gets a `RuntimeWarning`: what the lock protects may be half changed.
-An owner that ended in order keeps it, until somebody releases it.
+The interface is that of `multiprocessing`, but the objects can also be sent through queues, pipes and pools. If the owner of a
+lock dies (by a signal, or `os._exit`), the next process that acquires it gets a `RuntimeWarning`: the protected data may be
+inconsistent. An owner that ends normally keeps the lock until a process releases it.
 """
 
 import atexit
@@ -22,7 +22,7 @@ atexit.register(_polyproc.leave_locks)
 
 
 class SemLock(_standard.SemLock):
-    """What locks and semaphores have in common."""
+    """The base class of locks and semaphores."""
 
     def __init__(self, kind, value, maxvalue, *, ctx):
         self._semlock = _polyproc.SemLock(kind, value, maxvalue)
@@ -45,7 +45,7 @@ class SemLock(_standard.SemLock):
         self._make_methods()
 
     def locked(self):
-        """Whether somebody holds it."""
+        """Returns whether the lock is held; for a semaphore, whether its value is 0."""
         return self._semlock._is_zero()
 
 
@@ -70,7 +70,7 @@ class RLock(SemLock, _standard.RLock):
 
 
 class _Object:
-    """What the others have in common: one object of the engine's."""
+    """The base class of the other classes: a wrapper of one object of the engine."""
 
     def _set(self, shared):
         self._shared = shared
@@ -88,7 +88,7 @@ class _Object:
 
 
 class _Count:
-    """One of the counts of the standard library's condition, as its tests know them."""
+    """A count of the standard library's condition, as its tests read it."""
 
     def __init__(self, get_value):
         self.get_value = get_value

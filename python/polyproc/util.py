@@ -1,4 +1,4 @@
-"""The standard library's `multiprocessing.util`, the very module."""
+"""The module `multiprocessing.util` of the standard library, under this name."""
 
 import sys
 from multiprocessing import util

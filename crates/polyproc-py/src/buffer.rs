@@ -1,4 +1,4 @@
-//! The buffer protocol: memory of Python objects read here, and memory of ours read there.
+//! The buffer protocol: reads the memory of Python objects, and exports our memory to Python.
 #![expect(unsafe_code, reason = "the fence: raw pointers of the buffer protocol")]
 
 use std::ffi::{c_int, c_void};
@@ -14,7 +14,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-/// Puts the bytes of an object at the end of `out`.
+/// Appends the bytes of an object to `out`.
 pub(crate) fn append(object: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> PyResult<()> {
     let buffer = PyBuffer::<u8>::get(object)?;
     if !buffer.is_c_contiguous() {
@@ -24,29 +24,29 @@ pub(crate) fn append(object: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> PyResult<(
     Ok(())
 }
 
-/// Runs `read` with the bytes of contiguous buffers.
+/// Calls `read` with the bytes of contiguous buffers.
 pub(crate) fn with_bytes<T>(buffers: &[PyBuffer<u8>], read: impl FnOnce(&[&[u8]]) -> T) -> T {
     let bytes = |buffer: &PyBuffer<u8>| {
         let start = NonNull::new(buffer.buf_ptr().cast::<u8>()).unwrap_or(NonNull::dangling());
-        // SAFETY: the exporter keeps so many bytes there as long as the view is held. Whoever writes to them meanwhile from a
-        // thread of its own races with this read as it would with `bytes(buffer)`.
+        // SAFETY: the exporter keeps `len_bytes` bytes there as long as the view is held. A thread that writes to them at the
+        // same time races with this read as it would with `bytes(buffer)`.
         unsafe { std::slice::from_raw_parts(start.as_ptr(), buffer.len_bytes()) }
     };
     read(&buffers.iter().map(bytes).collect::<Vec<_>>())
 }
 
-/// Memory that came from another process: a private copy, or what is as good as one.
+/// Memory received from another process: a copy, or a loan, which is mapped privately.
 #[derive(Debug)]
 pub(crate) enum Memory {
     Bytes(Bytes),
     Lent(Loan),
 }
 
-/// Bytes that are written through views of Python's, so that no reference to them may be made.
+/// Bytes that Python code may write through views, so that no Rust reference to them may exist.
 #[derive(Debug)]
 pub(crate) struct Bytes(NonNull<[u8]>);
 
-// SAFETY: the memory belongs to `self`; whoever reads and writes it does so through views, as with any buffer of Python's.
+// SAFETY: the memory belongs to `self`; it is read and written through views, as any buffer of Python is.
 unsafe impl Send for Bytes {}
 // SAFETY: as above.
 unsafe impl Sync for Bytes {}
@@ -59,7 +59,7 @@ impl From<Vec<u8>> for Bytes {
 
 impl Drop for Bytes {
     fn drop(&mut self) {
-        // SAFETY: it is what `Box::leak` gave, once, and views hold the object that this belongs to.
+        // SAFETY: the pointer is from `Box::leak` and is freed only here; views keep the object alive that owns `self`.
         drop(unsafe { Box::from_raw(self.0.as_ptr()) });
     }
 }
@@ -74,12 +74,12 @@ impl Memory {
 
     pub(crate) fn to_bytes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         let (start, len) = self.as_raw();
-        // SAFETY: so many bytes are there as long as `self` lives; nobody has seen them yet who could write.
+        // SAFETY: `len` bytes are there as long as `self` lives; no view exists yet through which they could be written.
         PyBytes::new(py, unsafe { std::slice::from_raw_parts(start.as_ptr(), len) })
     }
 }
 
-/// What was lent to this process and is in use.
+/// The loans that this process uses.
 static LOANS: PerProcess<Mutex<Vec<Weak<Memory>>>> = PerProcess::inherited();
 
 pub(crate) fn note_loan(loan: Loan) -> Arc<Memory> {
@@ -90,7 +90,7 @@ pub(crate) fn note_loan(loan: Loan) -> Arc<Memory> {
     memory
 }
 
-/// The descriptor of the loan that all these bytes belong to and are unchanged in, and where in it they are.
+/// Returns the descriptor of a loan that contains all of `parts` unchanged, and the offset of each part.
 pub(crate) fn find_loan(parts: &[&[u8]]) -> PyResult<Option<(OwnedFd, Vec<u64>)>> {
     let loans: Vec<_> = {
         let loans = LOANS.get().lock().unwrap_or_else(PoisonError::into_inner);
@@ -111,7 +111,7 @@ pub(crate) fn find_loan(parts: &[&[u8]]) -> PyResult<Option<(OwnedFd, Vec<u64>)>
     Ok(None)
 }
 
-/// Some of these bytes, which whoever has them may read and write.
+/// A range of memory, exported as a writable buffer.
 #[pyclass(frozen, module = "polyproc._polyproc", name = "Buffer")]
 #[derive(Debug)]
 pub(crate) struct Owned {
@@ -121,13 +121,13 @@ pub(crate) struct Owned {
 }
 
 impl Owned {
-    /// Without the first `start` bytes.
+    /// Wraps `bytes` without the first `start` bytes.
     pub(crate) fn new(bytes: Vec<u8>, start: usize) -> Self {
         let len = bytes.len().saturating_sub(start);
         Self { memory: Arc::new(Memory::Bytes(bytes.into())), start, len }
     }
 
-    /// `None` when not all of it is there.
+    /// Returns `len` bytes from `start` on, or `None` if they are not all inside the memory.
     pub(crate) fn part(memory: &Arc<Memory>, start: usize, len: usize) -> Option<Self> {
         (start.checked_add(len)? <= memory.as_raw().1).then(|| Self { memory: Arc::clone(memory), start, len })
     }
@@ -140,10 +140,10 @@ impl Owned {
             return Err(PyBufferError::new_err("view is null"));
         }
         let this = slf.get();
-        // SAFETY: `start` is not above the length of the memory.
+        // SAFETY: `start` is at most the length of the memory.
         let start = unsafe { this.memory.as_raw().0.add(this.start) }.as_ptr().cast::<c_void>();
-        // SAFETY: the memory is this object's and stays where it is as long as the object lives, which the view holds; nobody
-        // reads or writes it but through views.
+        // SAFETY: the memory belongs to this object and does not move as long as the object lives, which the view keeps alive;
+        // it is read and written only through views.
         let filled = unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start, this.len.cast_signed(), 0, flags) };
         if filled == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
     }

@@ -1,25 +1,25 @@
-//! Values as bytes, one after the other. The first byte of each says how: the simplest values have forms of their own, all
-//! else is a pickle.
+//! Encodes values as bytes, one after the other. The first byte of a value is its tag: the simplest values have encodings of
+//! their own, all others are pickles.
 //!
-//! | tag | then |
+//! | tag | followed by |
 //! |---|---|
 //! | NONE, TRUE, FALSE | nothing |
 //! | INT | 8 bytes, little-endian, signed |
 //! | FLOAT | 8 bytes, little-endian |
 //! | STR, BYTES | a length, `u32`; UTF-8, or any bytes |
-//! | TUPLE, LIST, DICT | a count, `u32`; so many values, or keys and values |
-//! | PICKLE | how many descriptors it has, `u16`; a length, `u64`; what `polyproc._pickling.dumps` made |
-//! | BUFFERS | as PICKLE, then a count, `u32`, and a length, `u64`, for each buffer that the pickle left out; then these |
-//! | LENT_BUFFERS | a length, `u64`, of what is lent; as BUFFERS, with where it starts in it, `u64`, for each buffer |
-//! | LENT_BYTES | a length, `u64` |
-//! | REPEATED | which of the long strings and bytes of the same container it is, `u32`, in their order |
+//! | TUPLE, LIST, DICT | a count, `u32`; then that many values, or keys and values |
+//! | PICKLE | its number of descriptors, `u16`; a length, `u64`; the pickle from `polyproc._pickling.dumps` |
+//! | BUFFERS | as PICKLE; a count, `u32`; a length, `u64`, for each buffer that is not in the pickle; the buffers |
+//! | LENT_BUFFERS | the loan's length, `u64`; as BUFFERS, with an offset in the loan, `u64`, before each length; no buffers |
+//! | LENT_BYTES | the length of the loan, `u64` |
+//! | REPEATED | the index, `u32`, of an earlier object among the long strings and bytes of the same container |
 //!
-//! What is lent is behind one more descriptor, the first: large buffers, such as those of arrays, are written once and not
-//! copied where they arrive (`polyproc_core::lend`).
+//! A loan is behind an additional descriptor, the first one: large buffers, such as those of arrays, are written once, and the
+//! receiver does not copy them (`polyproc_core::lend`).
 //!
-//! Only values of exactly these types: a subclass is a pickle. A container has a form of its own only when all in it do, and
-//! a list or dict only when it is in nothing else: so nothing that was one object arrives as two that one could tell apart. A
-//! string that is in a container many times is there once, as in a pickle.
+//! Only values of exactly these types have an encoding of their own: an instance of a subclass is a pickle. A container has one
+//! only if all its values do, and a list or dict only if it is not in another container. So one object never arrives as two
+//! objects that a program could distinguish. A string that is in a container many times is encoded once, as in a pickle.
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -53,21 +53,23 @@ const LENT_BUFFERS: u8 = 12;
 const LENT_BYTES: u8 = 13;
 const REPEATED: u8 = 14;
 
-/// Of a pickle: tag, number of descriptors, length.
+/// Bytes before a pickle: tag, number of descriptors, length.
 const PICKLE_HEAD: usize = 11;
-/// Of a list: tag, count.
+/// Bytes before the values of a list: tag, count.
 const LIST_HEAD: usize = 5;
-/// A pickle above this is not copied once more to be read.
+/// A message of one pickle with at least this many bytes is unpickled in place, without another copy.
 const LARGE: usize = 64 << 10;
-/// Larger bytes, and containers of more, are pickles, which are made without copying, and deep ones.
+/// Limit of the length of a string, of the length of bytes in a container, and of the number of values in a container. Values
+/// above it are pickled, which copies less.
 const MOST: usize = 1 << 16;
+/// Limit of the nesting of tuples. Values nested deeper are pickled.
 const DEEPEST: u32 = 8;
-/// From this length on strings and bytes are looked for that are the same object.
+/// Strings and bytes of at least this length are encoded once if they are in a container many times.
 const LONG: usize = 16;
-/// So many bytes together are lent.
+/// Buffers of at least this many bytes together are lent.
 const LENT: usize = 1 << 20;
 
-/// A function of `polyproc._pickling`.
+/// Returns a function of `polyproc._pickling`, which is imported once.
 fn pickling<'py>(
     py: Python<'py>,
     function: &'static PyOnceLock<Py<PyAny>>,
@@ -85,7 +87,7 @@ fn put_len(tag: u8, len: usize, out: &mut Vec<u8>) -> bool {
     len <= MOST
 }
 
-/// The long strings and bytes that were put in a container: the last of each hash, by its address.
+/// The long strings and bytes that a container has so far: the last one for each hash of the address, with its index.
 #[derive(Default)]
 pub(crate) struct Memo {
     places: Vec<(usize, u32)>,
@@ -95,7 +97,7 @@ pub(crate) struct Memo {
 impl Memo {
     const PLACES: usize = 256;
 
-    /// Which of them an object is, if it is known to be there; else it is one more.
+    /// Returns the index of an object that is known to be in the container; adds any other object and returns `None`.
     fn find_or_add(&mut self, value: &Bound<'_, PyAny>) -> Option<u32> {
         if self.places.is_empty() {
             self.places.resize(Self::PLACES, (0, 0));
@@ -111,7 +113,7 @@ impl Memo {
     }
 }
 
-/// Puts a reference to a string or bytes that is in the container already. False when it is not.
+/// Appends a reference to a string or bytes object that is in the container already. Returns false if it is not.
 fn put_repeated(value: &Bound<'_, PyAny>, len: usize, out: &mut Vec<u8>, depth: u32, memo: &mut Memo) -> bool {
     if depth == 0 || len < LONG {
         return false;
@@ -122,8 +124,8 @@ fn put_repeated(value: &Bound<'_, PyAny>, len: usize, out: &mut Vec<u8>, depth: 
     true
 }
 
-/// Puts the form of a value at the end of `out`, if it has one of its own; else something that is to be removed. `depth` is
-/// how far it is down in others.
+/// Appends a value to `out`, if it has an encoding of its own. Returns false if not: the caller must then truncate `out`.
+/// `depth` is the number of containers around the value.
 fn put_simple(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: u32, memo: &mut Memo) -> bool {
     if value.is_exact_instance_of::<PyInt>() {
         let Ok(number) = value.extract::<i64>() else { return false };
@@ -160,7 +162,7 @@ fn put_simple(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: u32, memo: &mu
     } else if depth > 0 {
         return false;
     } else if let Ok(list) = value.cast_exact::<PyList>() {
-        // Another thread may change it, where there is no lock for all of the interpreter.
+        // Another thread may change the list if the interpreter is free-threaded.
         return with_critical_section(list, || {
             put_len(LIST, list.len(), out) && list.iter().all(|item| put_simple(&item, out, depth + 1, memo))
         });
@@ -184,20 +186,21 @@ fn encode_simple(value: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> bool {
     is_simple
 }
 
-/// What is done with values that have no form of their own.
+/// How values without an encoding of their own are sent.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct How {
-    /// What pickle refuses goes through cloudpickle, where that is installed.
+    /// Values that pickle refuses go through cloudpickle, if it is installed.
     by_value: bool,
+    /// Large buffers are lent.
     lends: bool,
 }
 
 impl How {
-    /// A result, or what goes through a queue or a pipe.
+    /// A result, or an item of a queue or a pipe.
     pub(crate) const VALUE: Self = Self { by_value: false, lends: true };
-    /// Where there is no room for descriptors.
+    /// An item of a queue that takes no loans.
     pub(crate) const WHOLE: Self = Self { by_value: false, lends: false };
-    /// Arguments.
+    /// Arguments of a task.
     pub(crate) const ARGUMENTS: Self = Self { by_value: true, lends: true };
     /// A function, which is sent to each worker once.
     pub(crate) const FUNCTION: Self = Self { by_value: true, lends: false };
@@ -255,7 +258,7 @@ struct Lent {
     starts: Vec<u64>,
 }
 
-/// Lends buffers, if they are large enough; those that were lent to this process and are unchanged as they are.
+/// Lends buffers that are large enough. Buffers in a loan to this process are lent on without a copy if they are unchanged.
 fn lend(buffers: &[PyBuffer<u8>]) -> PyResult<Option<Lent>> {
     if buffers.iter().map(|buffer| buffer.len_bytes()).sum::<usize>() < LENT || !may_lend() {
         return Ok(None);
@@ -264,14 +267,14 @@ fn lend(buffers: &[PyBuffer<u8>]) -> PyResult<Option<Lent>> {
         let ends = |starts: &[u64]| starts.iter().zip(parts).map(|(start, part)| start + part.len() as u64).max();
         let lent = match buffer::find_loan(parts)? {
             Some(found) => Some(found),
-            // Without a descriptor, or whatever else it takes, a copy is as good.
+            // If the system has no descriptor or memory for a loan, the buffers are copied.
             None => polyproc_core::lend(parts).unwrap_or(None),
         };
         Ok(lent.map(|(fd, starts)| Lent { fd, len: ends(&starts).unwrap_or(0), starts }))
     })
 }
 
-/// Puts a value at the end of `out`, and copies of the descriptors that it speaks of in `fds`.
+/// Appends a value to `out`, and duplicates of its descriptors to `fds`.
 pub(crate) fn encode(value: &Bound<'_, PyAny>, how: How, out: &mut Vec<u8>, fds: &mut Vec<OwnedFd>) -> PyResult<()> {
     if how.lends
         && let Ok(bytes) = value.cast_exact::<PyBytes>()
@@ -287,7 +290,7 @@ pub(crate) fn encode(value: &Bound<'_, PyAny>, how: How, out: &mut Vec<u8>, fds:
     if encode_simple(value, out) { Ok(()) } else { encode_pickle(value, how, out, fds) }
 }
 
-/// The bytes of a large `bytes` object, and in `out` what is to stand before them.
+/// Returns the bytes of a large `bytes` object and appends their tag and length to `out`; `None` for any other value.
 pub(crate) fn large_bytes<'a>(value: &'a Bound<'_, PyAny>, out: &mut Vec<u8>) -> Option<&'a [u8]> {
     let bytes = value.cast_exact::<PyBytes>().ok()?.as_bytes();
     let len = u32::try_from(bytes.len()).ok().filter(|_| bytes.len() > MOST)?;
@@ -296,18 +299,18 @@ pub(crate) fn large_bytes<'a>(value: &'a Bound<'_, PyAny>, out: &mut Vec<u8>) ->
     Some(bytes)
 }
 
-/// Whether a message speaks of a loan.
+/// Returns whether a message refers to a loan.
 pub(crate) fn is_lent(message: &[u8]) -> bool {
     matches!(message.first(), Some(&LENT_BUFFERS | &LENT_BYTES))
 }
 
-/// How many bytes a message speaks of that are lent.
+/// Returns the length of the loan that a message refers to, in bytes; 0 if there is none.
 pub(crate) fn lent_bytes(message: &[u8]) -> usize {
     let len = message.get(1..9).filter(|_| is_lent(message)).and_then(|len| len.try_into().ok());
     len.and_then(|len| usize::try_from(u64::from_le_bytes(len)).ok()).unwrap_or(0)
 }
 
-/// Puts many values at the end of `out`: each in a form of its own, or all in one pickle.
+/// Appends a list of values to `out`: each in an encoding of its own, or all in one pickle.
 pub(crate) fn encode_all(
     values: &Bound<'_, PyList>,
     how: How,
@@ -327,7 +330,7 @@ pub(crate) fn encode_all(
     encode_pickle(values, how, out, fds)
 }
 
-/// Begins a list of so many values, to be put in it one by one ([`put_in_list`]); gives where it begins.
+/// Begins a list of `count` values, which [`put_in_list`] appends one by one. Returns the offset of the list.
 pub(crate) fn begin_list(count: usize, out: &mut Vec<u8>) -> usize {
     let start = out.len();
     out.push(LIST);
@@ -335,7 +338,7 @@ pub(crate) fn begin_list(count: usize, out: &mut Vec<u8>) -> usize {
     start
 }
 
-/// Puts a value in a list, if it has a form of its own; `memo` is that of the list.
+/// Appends a value to a list, if it has an encoding of its own, and returns whether it has. `memo` belongs to the list.
 pub(crate) fn put_in_list(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, memo: &mut Memo) -> bool {
     let start = out.len();
     let is_simple = put_simple(value, out, 1, memo);
@@ -345,7 +348,7 @@ pub(crate) fn put_in_list(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, memo: &mu
     is_simple
 }
 
-/// The first `count` values of a list that was begun.
+/// Decodes the first `count` values of an unfinished list.
 pub(crate) fn list_so_far<'py>(py: Python<'py>, list: &[u8], count: usize) -> PyResult<Bound<'py, PyList>> {
     let mut source = Source::new(list.get(LIST_HEAD..).ok_or_else(broken)?, Vec::new());
     let values = PyList::empty(py);
@@ -362,7 +365,7 @@ pub(crate) enum Values<'a, 'py> {
 }
 
 impl<'py> Values<'_, 'py> {
-    /// How many there are, before the first is taken.
+    /// Returns the number of values, if none was taken yet.
     pub(crate) fn len(&self) -> usize {
         match self {
             Self::Encoded(_, left) => *left,
@@ -390,11 +393,11 @@ fn broken() -> PyErr {
     PyRuntimeError::new_err("what arrived is no value that polyproc sent")
 }
 
-/// What there is to decode.
+/// Bytes to decode, with their descriptors.
 pub(crate) struct Source<'a> {
     pub(crate) bytes: &'a [u8],
     pub(crate) fds: std::vec::IntoIter<OwnedFd>,
-    /// The long strings and bytes of the container that is being decoded.
+    /// The long strings and bytes decoded so far in the current container.
     repeated: Vec<Py<PyAny>>,
 }
 
@@ -425,19 +428,19 @@ impl<'a> Source<'a> {
         usize::try_from(u64::from_le_bytes(self.take()?)).map_err(|_| broken())
     }
 
-    /// Number of descriptors, and a pickle.
+    /// Takes the number of descriptors and the bytes of a pickle.
     fn take_pickle(&mut self) -> PyResult<(usize, &'a [u8])> {
         let fds = u16::from_le_bytes(self.take()?);
         let len = self.take_u64()?;
         Ok((fds.into(), self.take_bytes(len)?))
     }
 
-    /// What is lent, `len` bytes.
+    /// Maps the loan behind the next descriptor, `len` bytes.
     fn take_loan(&mut self, len: usize) -> PyResult<Arc<Memory>> {
         Ok(buffer::note_loan(Loan::open(self.fds.next().ok_or_else(broken)?, len)?))
     }
 
-    /// A value whose buffers are beside its pickle; those of `loan`, or those that follow.
+    /// Decodes a value whose buffers are not in its pickle, but in `loan`, or after the pickle.
     fn decode_with_buffers<'py>(&mut self, py: Python<'py>, loan: Option<&Arc<Memory>>) -> PyResult<Bound<'py, PyAny>> {
         let (fds, pickle) = self.take_pickle()?;
         let count = self.take_len()?;
@@ -450,7 +453,7 @@ impl<'a> Source<'a> {
         for (start, len) in places {
             match loan {
                 Some(loan) => buffers.append(Owned::part(loan, start, len).ok_or_else(broken)?)?,
-                // Of its own, so that it is aligned.
+                // An object of its own, so that it is aligned.
                 None => buffers.append(PyByteArray::new(py, self.take_bytes(len)?))?,
             }
         }
@@ -458,20 +461,20 @@ impl<'a> Source<'a> {
         loads(py, PyBytes::new(py, pickle).into_any(), fds, Some(buffers))
     }
 
-    /// The next value.
+    /// Decodes the next value.
     pub(crate) fn decode<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         self.repeated.clear();
         self.decode_inner(py)
     }
 
-    /// Strings and bytes of this length may be referred to.
+    /// Keeps a long string or bytes object, to which later values may refer.
     fn note(&mut self, value: &Bound<'_, PyAny>, len: usize) {
         if len >= LONG {
             self.repeated.push(value.clone().unbind());
         }
     }
 
-    /// The next value, which may be in a container.
+    /// Decodes the next value, which may be in a container.
     fn decode_inner<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let [tag] = self.take()?;
         match tag {
@@ -526,7 +529,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The next value, which is a list.
+    /// Returns the values of the next value, which is a list.
     pub(crate) fn decode_list<'py>(mut self, py: Python<'py>) -> PyResult<Values<'a, 'py>> {
         if self.bytes.first() != Some(&LIST) {
             return Ok(Values::Decoded(self.decode(py)?.cast_into()?, 0));
@@ -557,14 +560,14 @@ fn loads<'py>(
 }
 
 thread_local! {
-    /// Memory for messages, to be used again.
+    /// Memory for messages, kept for reuse.
     static MEMORY: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// More is given back.
+/// Limit of the memory that is kept, in bytes. Larger memory is freed.
 const KEPT: usize = 4 << 20;
 
-/// Runs `use_it` with memory for a message.
+/// Calls `use_it` with an empty vector for a message, whose memory is reused.
 pub(crate) fn with_memory<T>(use_it: impl FnOnce(&mut Vec<u8>) -> T) -> T {
     let mut bytes = MEMORY.take();
     bytes.clear();
@@ -575,7 +578,7 @@ pub(crate) fn with_memory<T>(use_it: impl FnOnce(&mut Vec<u8>) -> T) -> T {
     result
 }
 
-/// The value of a message of one value. The message is used up if it is large.
+/// Decodes a message of one value. Takes the vector out of `bytes` if the message is a large pickle, so that it is not copied.
 pub(crate) fn decode_message<'py>(
     py: Python<'py>,
     bytes: &mut Vec<u8>,
@@ -587,12 +590,12 @@ pub(crate) fn decode_message<'py>(
     Source::new(bytes, fds).decode(py)
 }
 
-/// The value of a pickle of other code.
+/// Unpickles bytes that other code has pickled.
 pub(crate) fn unpickle<'py>(py: Python<'py>, pickle: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     loads(py, PyBytes::new(py, pickle).into_any(), Vec::new(), None)
 }
 
-/// Borrowed for a message.
+/// Borrows the descriptors of a message.
 pub(crate) fn borrowed(fds: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
     fds.iter().map(AsFd::as_fd).collect()
 }

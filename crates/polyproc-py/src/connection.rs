@@ -1,4 +1,4 @@
-//! Pipes: what `python/polyproc/connection.py` is made of. Connections are known by their descriptors there.
+//! Pipes: the engine behind `python/polyproc/connection.py`, which identifies a connection by its descriptor.
 
 use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
 
@@ -11,11 +11,11 @@ use pyo3::types::PyBytes;
 use crate::codec::{self, How};
 use crate::{buffer, sys, time};
 
-/// The tags of messages: what was sent as a value, and as bytes.
+/// Tags of messages: sent as a value, or as bytes.
 const VALUE: u8 = 0;
 const BYTES: u8 = 1;
 
-/// Both ends of a new pipe; without `duplex`, one to receive from, and one to send to.
+/// Returns both ends of a new pipe. Unless `duplex`, the first one only receives and the second one only sends.
 #[pyfunction]
 fn pipe(duplex: bool) -> PyResult<(RawFd, RawFd)> {
     let (a, b) = Connection::pair()?;
@@ -61,7 +61,7 @@ fn receive(py: Python<'_>, handle: RawFd) -> PyResult<(u8, Vec<u8>, Vec<OwnedFd>
     Ok((tag, message.head, message.fds))
 }
 
-/// Receives a value. A message that was sent as bytes is the pickle of one.
+/// Receives a value. A message that was sent as bytes is unpickled.
 #[pyfunction]
 fn recv(py: Python<'_>, handle: RawFd) -> PyResult<Bound<'_, PyAny>> {
     match receive(py, handle)? {
@@ -70,7 +70,7 @@ fn recv(py: Python<'_>, handle: RawFd) -> PyResult<Bound<'_, PyAny>> {
     }
 }
 
-/// Receives a message as bytes. A value is given as its pickle.
+/// Receives a message as bytes. A message that was sent as a value is pickled.
 #[pyfunction]
 fn recv_bytes(py: Python<'_>, handle: RawFd) -> PyResult<Bound<'_, PyBytes>> {
     match receive(py, handle)? {
@@ -82,7 +82,7 @@ fn recv_bytes(py: Python<'_>, handle: RawFd) -> PyResult<Bound<'_, PyBytes>> {
     }
 }
 
-/// Whether there is a message, or the other end is closed, before `timeout` seconds are over.
+/// Returns whether a message has arrived, or the other end was closed, within `timeout` seconds.
 #[pyfunction]
 fn poll(py: Python<'_>, handle: RawFd, timeout: Option<f64>) -> PyResult<bool> {
     let (connection, deadline) = (sys::connection(handle)?, time::deadline(timeout));

@@ -1,4 +1,4 @@
-//! Why tasks give no results, as exceptions of `polyproc.pool`.
+//! Converts failures of tasks to exceptions of `polyproc.pool`.
 
 use std::time::Duration;
 
@@ -10,23 +10,23 @@ use pyo3::prelude::*;
 use crate::codec::Source;
 use crate::task::{WHOLE, raised};
 
-/// An exception class of `polyproc.pool`, with its argument.
+/// Returns an exception of class `name` of `polyproc.pool`.
 fn pool_error(py: Python<'_>, name: &str, text: String) -> PyErr {
     let error = py.import("polyproc.pool").and_then(|module| module.getattr(name)?.call1((text,)));
     error.map_or_else(|error| error, PyErr::from_value)
 }
 
-/// Of which item it is that a call failed, for an error's `index`, or a note of it; and how many seconds its tasks may take.
+/// The item of a call that failed, for the `index` or a note of its error; and the time limit of the call's tasks.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place {
-    /// `None` where there is one only.
+    /// The item's index; `None` if the call has only one.
     pub(crate) item: Option<u64>,
-    /// So many values are in an item.
+    /// Number of values in an item.
     pub(crate) chunksize: usize,
     pub(crate) limit: Option<Duration>,
 }
 
-/// Says on the error of an item which one it was. What cannot be said is left out.
+/// Adds the place of a failed item to its error. Attributes that cannot be set are left out.
 pub(crate) fn locate(py: Python<'_>, error: &PyErr, position: Option<u64>, place: Place) {
     let value = error.value(py);
     let values = place.item.filter(|_| place.chunksize == 1 || position.is_some());
@@ -42,13 +42,13 @@ pub(crate) fn locate(py: Python<'_>, error: &PyErr, position: Option<u64>, place
     }
 }
 
-/// Which value of an item raised.
+/// Returns the index of the value that raised, in an item of several values.
 pub(crate) fn position(end: &TaskEnd) -> Option<u64> {
     let TaskEnd::Raised(bytes) = end else { return None };
     bytes.first_chunk().map(|position| u64::from_le_bytes(*position)).filter(|position| *position != WHOLE)
 }
 
-/// Why a task gave no result, in Python's terms.
+/// Returns the exception for a task without a result.
 pub(crate) fn failure(py: Python<'_>, end: TaskEnd) -> PyErr {
     let lost = |text| pool_error(py, "WorkerLost", text);
     match end {
@@ -90,7 +90,7 @@ pub(crate) fn failure(py: Python<'_>, end: TaskEnd) -> PyErr {
     }
 }
 
-/// Why there is no pool.
+/// Returns the exception for a pool that could not be created.
 pub(crate) fn refused(error: PoolError) -> PyErr {
     match error {
         PoolError::Start(error) => crate::process::error(error),
@@ -98,19 +98,19 @@ pub(crate) fn refused(error: PoolError) -> PyErr {
     }
 }
 
-/// A wait without a deadline ended without what it waited for.
+/// Returns the exception for a wait without a deadline that ended before its condition held.
 pub(crate) fn gave_up(error: WaitError) -> PyErr {
     PyRuntimeError::new_err(error.to_string())
 }
 
-/// A result, or the exception in its place: objects, which the garbage collector sees, unlike a [`PyErr`].
+/// A result, or the exception in its place: objects that the garbage collector can visit, unlike a [`PyErr`].
 pub(crate) type Fate = Result<Py<PyAny>, Py<PyAny>>;
 
 pub(crate) fn fate(py: Python<'_>, result: PyResult<Py<PyAny>>) -> Fate {
     result.map_err(|error| error.into_value(py).into_any())
 }
 
-/// A result, or why there is none; `place` is that of the item.
+/// Returns the decoded result of an item, or the exception in its place.
 pub(crate) fn value(py: Python<'_>, end: ItemEnd<'_>, place: Place) -> PyResult<Py<PyAny>> {
     match end {
         Ok((bytes, fds)) => Source::new(bytes, fds).decode(py).map(Bound::unbind),

@@ -1,4 +1,4 @@
-//! [`Imap`]: results one by one.
+//! [`Imap`]: an iterator over results.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -17,55 +17,57 @@ use crate::failure::{Fate, Place, fate, value};
 use crate::task::Tasks;
 use crate::time;
 
-/// How often the thread that takes items looks whether it is to stop, while it throws results away.
+/// How often the thread that reads items checks whether it must stop, while it discards results.
 const SLICE: Duration = Duration::from_millis(200);
-/// So often signal handlers are run while all items are taken.
+/// While [`Imap::drain`] reads items, signal handlers run once for this many tasks.
 const SIGNAL_PERIOD: u64 = 256;
 
-/// Results one by one, of what an iterator gives. Items are taken by [`Imap::next`], or by a thread that calls [`Imap::feed`].
+/// An iterator over the results for the items of an iterator. Items are read by [`Imap::next`], or by a thread that calls
+/// [`Imap::feed`].
 #[derive(Debug)]
 #[pyclass(frozen, weakref, module = "polyproc._polyproc")]
 pub(crate) struct Imap {
     call: Arc<Call>,
     state: Mutex<State>,
-    /// Something was taken, or the feeding is to stop, or to go on to the end.
+    /// Notified when a result was taken, or when reading must stop or must continue to the end.
     changed: Condvar,
 }
 
 struct State {
     tasks: Tasks,
-    /// `None` once it has given its last item, or a thread of its own takes items.
+    /// The iterator; `None` once it is exhausted, or if a thread of its own reads it.
     items: Option<Py<PyIterator>>,
-    /// A thread takes items just now.
+    /// A thread is reading items in [`Imap::fill`].
     is_filling: bool,
-    /// All items were taken.
+    /// All items were read, or reading was stopped.
     is_fed: bool,
-    /// Items are taken without a bound, as nobody waits for results any more.
+    /// Items are read without a bound, as the pool is being joined.
     is_draining: bool,
-    /// No more items are taken.
+    /// No more items are read.
     is_stopped: bool,
-    /// Nobody can ask for results any more.
+    /// No caller can ask for results any more.
     is_abandoned: bool,
-    /// So many wait for a result.
+    /// Number of threads that wait for a result.
     waiting: usize,
-    /// The thread that takes items waits until there is room.
+    /// The thread that reads items waits until there is room.
     waits_for_room: bool,
-    /// More than one: tasks are of so many, and give lists.
+    /// Number of items in a task. If it is above 1, the result of a task is a list.
     chunksize: usize,
-    /// How long a task may take.
+    /// Time limit of a task.
     limit: Option<Duration>,
     ahead: ReadAhead,
-    /// How many tasks' results were given on, in their order or not.
+    /// Number of results that the caller has taken, in order or not.
     taken: u64,
-    /// How many tasks have ended.
+    /// Number of tasks that have ended.
     ended: u64,
     ordered: bool,
-    /// Errors of items that could not be encoded.
+    /// Errors of items that could not be encoded, by index.
     unsent: BTreeMap<u64, Fate>,
-    /// What came before its turn.
+    /// Results that arrived out of order, by index.
     early: BTreeMap<u64, Fate>,
+    /// Results that the caller may take next.
     ready: VecDeque<Fate>,
-    /// What the iterator raised, to be raised after all else.
+    /// The exception of the iterator, raised after all results were taken.
     broken: Option<PyErr>,
 }
 
@@ -84,7 +86,7 @@ impl State {
         self.is_draining || self.tasks.feed.may_read_on(usize::try_from(self.taken).unwrap_or(usize::MAX), self.ahead)
     }
 
-    /// Takes what the iterator gave: an item, its end, or an error.
+    /// Submits what the iterator returned: an item, its end, or an exception.
     fn add(&mut self, py: Python<'_>, next: PyResult<Option<Bound<'_, PyAny>>>) {
         match next {
             Ok(Some(item)) => {
@@ -111,7 +113,7 @@ impl State {
         self.tasks.feed.seal();
     }
 
-    /// Takes the results that have come.
+    /// Takes the results that have arrived.
     fn collect(&mut self, py: Python<'_>) {
         let Self { tasks, unsent, early, ended, chunksize, limit, .. } = self;
         let mut lent = 0;
@@ -137,7 +139,7 @@ impl State {
     }
 }
 
-/// The next of an iterator, or a list of its next ones.
+/// Returns the next item of an iterator, or a list of its next `chunksize` items.
 fn next_item<'py>(items: &Bound<'py, PyIterator>, chunksize: usize) -> PyResult<Option<Bound<'py, PyAny>>> {
     let mut items = items.clone();
     if chunksize == 1 {
@@ -188,7 +190,7 @@ impl Imap {
         self.state.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes items while there is room for them. Not under the lock: the iterator, and signal handlers, may come back here.
+    /// Reads items while there is room for them. Without the lock: the iterator and signal handlers may call this object.
     fn fill(&self, py: Python<'_>) -> PyResult<()> {
         let (items, chunksize) = {
             let mut state = self.state(py);
@@ -214,7 +216,7 @@ impl Imap {
             let next = next_item(items, chunksize);
             let mut state = self.state(py);
             if state.items.is_some() {
-                state.add(py, next); // else it was stopped meanwhile
+                state.add(py, next); // else it was stopped in the meantime
             }
             drop(state);
             if is_draining && round.is_multiple_of(SIGNAL_PERIOD) {
@@ -224,7 +226,7 @@ impl Imap {
         Ok(())
     }
 
-    /// Waits until an item is to be taken; false when none is.
+    /// Blocks until there is room for an item. Returns false if reading was stopped.
     fn wait_for_room(&self, py: Python<'_>) -> bool {
         loop {
             let mut state = self.state(py);
@@ -239,7 +241,7 @@ impl Imap {
             drop(state);
             py.detach(|| {
                 if is_abandoned {
-                    // A signal is the main thread's.
+                    // Ignores interruptions: the main thread runs signal handlers.
                     let _: Result<bool, WaitError> = self.call.wait(Want::Next, Deadline::after(SLICE));
                     return;
                 }
@@ -256,14 +258,14 @@ impl Imap {
 
 #[pymethods]
 impl Imap {
-    /// Takes first items from the iterator in this thread, as [`Imap::next`] does from then on.
+    /// Reads the first items in this thread, as [`Imap::next`] does later.
     fn begin(&self, py: Python<'_>) -> PyResult<()> {
         self.fill(py)?;
         self.state(py).tasks.feed.flush();
         Ok(())
     }
 
-    /// Takes all items, as there is room for them, until the end or until [`Imap::stop`]: in a thread that is there for this.
+    /// Reads all items, as there is room for them, until the end or until [`Imap::stop`]. Runs in a thread of its own.
     fn feed(&self, py: Python<'_>) {
         let (items, chunksize) = {
             let mut state = self.state(py);
@@ -271,14 +273,14 @@ impl Imap {
         };
         let Some(items) = items else { return };
         while self.wait_for_room(py) {
-            // Not under the lock: the iterator may come back here, or wait for an earlier result.
+            // Without the lock: the iterator may call this object, or wait for an earlier result.
             let next = next_item(items.bind(py), chunksize);
             let mut state = self.state(py);
             state.add(py, next);
             if state.is_fed {
                 return;
             }
-            // Short tasks travel together, unless somebody waits for them with nothing else under way.
+            // Short tasks are sent together, unless a caller waits and no other task is running.
             let feed = &state.tasks.feed;
             if state.waiting > 0 && state.count() - feed.unsent() as u64 == state.ended {
                 state.tasks.feed.flush();
@@ -287,7 +289,7 @@ impl Imap {
         self.state(py).end();
     }
 
-    /// The next result in a tuple; an empty tuple when the time was over first, `None` at the end.
+    /// Returns the next result in a list; an empty list after `timeout` seconds, `None` at the end.
     #[pyo3(signature = (timeout=None))]
     fn next(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Vec<Py<PyAny>>>> {
         let deadline = time::deadline(timeout);
@@ -307,7 +309,7 @@ impl Imap {
             if state.is_fed && state.count() == state.taken {
                 return state.broken.take().map_or(Ok(None), Err);
             }
-            state.tasks.feed.flush(); // what is waited for may be in an unfinished chunk
+            state.tasks.feed.flush(); // the awaited item may be in an unfinished chunk
             state.waiting += 1;
             drop(state);
             let waited = time::wait(py, || self.call.wait(Want::Next, deadline));
@@ -326,14 +328,14 @@ impl Imap {
         Ok(self.next(py, None)?.and_then(|mut found| found.pop()))
     }
 
-    /// Takes all items that there are, as nobody waits for results any more; or has the thread do it that takes them.
+    /// Reads all remaining items, without a bound; or makes the thread that reads them do so.
     fn drain(&self, py: Python<'_>) -> PyResult<()> {
         self.state(py).is_draining = true;
         self.changed.notify_all();
         self.fill(py)
     }
 
-    /// No more items are taken.
+    /// Stops reading items.
     fn stop(&self, py: Python<'_>) {
         let mut state = self.state(py);
         state.is_stopped = true;
@@ -343,13 +345,13 @@ impl Imap {
         self.changed.notify_all();
     }
 
-    /// No more items are taken, and those back that no worker has begun with.
+    /// Stops reading items, and cancels the tasks that no worker has begun.
     fn take_back(&self, py: Python<'_>) {
         self.stop(py);
         py.detach(|| self.call.give_up());
     }
 
-    /// Nobody can ask for results any more: they are thrown away. True when items are left that no thread takes.
+    /// Discards results from now on: no caller can ask for them. Returns whether items remain that no thread reads.
     fn abandon(&self, py: Python<'_>) -> bool {
         let mut state = self.state(py);
         state.is_abandoned = true;
@@ -358,13 +360,13 @@ impl Imap {
         state.items.is_some()
     }
 
-    /// Whether all items were taken.
+    /// Returns whether all items were read, or reading was stopped.
     fn is_fed(&self, py: Python<'_>) -> bool {
         self.state(py).is_fed
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        // Where it is in use, it is referred to.
+        // If the lock is held, the object is in use, so it is reachable.
         let Ok(state) = self.state.try_lock() else { return Ok(()) };
         visit.call(&state.items)?;
         let fates = state.unsent.values().chain(state.early.values()).chain(&state.ready);
@@ -381,6 +383,6 @@ impl Imap {
         let fates =
             (std::mem::take(&mut state.unsent), std::mem::take(&mut state.early), std::mem::take(&mut state.ready));
         drop(state);
-        drop((items, fates)); // what that runs may come here
+        drop((items, fates)); // outside the lock: destructors may call this object
     }
 }

@@ -1,4 +1,4 @@
-//! `_polyproc`: the engine for Python. It converts, the engine decides; `python/polyproc/` has the classes that users see.
+//! `_polyproc`: the extension module. It converts values, and the engine decides. `python/polyproc/` has the public classes.
 
 mod buffer;
 mod codec;

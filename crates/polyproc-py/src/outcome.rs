@@ -1,4 +1,4 @@
-//! [`Outcome`]: what comes of a call, later.
+//! [`Outcome`]: the future result of a call.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,21 +13,21 @@ use pyo3::types::PyList;
 use crate::failure::{Fate, Place, failure, fate, gave_up, value};
 use crate::time;
 
-/// How long a wait for a callback lasts until signal handlers are run.
+/// How often signal handlers run during a wait for a callback.
 const MOMENT: Duration = Duration::from_millis(50);
 
-/// What is made of the results of so many items.
+/// How the results of the items of a call are combined.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Shape {
-    /// The one result.
+    /// The result of the only item.
     One,
-    /// A list of them.
+    /// A list of the results of this number of items.
     Each(usize),
-    /// One list. Each result is a list of the values of a chunk; the second number is the chunk size.
+    /// The concatenation of the results of this number of items, each a list for a chunk. The second number is the chunk size.
     Lists(usize, usize),
 }
 
-/// What comes of a call, once all of it has ended.
+/// The result of a call, available once all its items have ended.
 #[derive(Debug)]
 #[pyclass(frozen, module = "polyproc._polyproc")]
 pub(crate) struct Outcome {
@@ -35,12 +35,12 @@ pub(crate) struct Outcome {
     shape: Shape,
     limit: Option<Duration>,
     gathered: Mutex<Gathered>,
-    /// A callback is to run before anybody sees the result.
+    /// A callback has not run yet; it runs before the result is available.
     is_to_call: Mutex<bool>,
     called: Condvar,
 }
 
-/// What has come of it so far.
+/// The results so far.
 #[derive(Debug, Default)]
 struct Gathered {
     pieces: Vec<Option<Py<PyAny>>>,
@@ -50,7 +50,7 @@ struct Gathered {
 }
 
 impl Gathered {
-    /// Decodes the results that have come.
+    /// Decodes the results that have arrived.
     fn take(&mut self, py: Python<'_>, call: &Call, shape: Shape, limit: Option<Duration>) {
         let mut ends = Ends::default();
         call.take(&mut ends);
@@ -70,7 +70,7 @@ impl Gathered {
         });
     }
 
-    /// The whole, of all that there is.
+    /// Combines all results. Fails with the error of the first item that failed.
     fn finish(&mut self, py: Python<'_>, shape: Shape) -> PyResult<Py<PyAny>> {
         if let Some((_, error)) = self.failed.take() {
             return Err(PyErr::from_value(error.into_bound(py)));
@@ -93,7 +93,7 @@ impl Gathered {
 }
 
 impl Outcome {
-    /// `limit` is how long its tasks may take.
+    /// `limit` is the time limit of the call's tasks.
     pub(crate) fn new(call: Arc<Call>, shape: Shape, limit: Option<Duration>) -> Self {
         let count = match shape {
             Shape::One => 1,
@@ -112,7 +112,7 @@ impl Outcome {
         self.gathered.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The result, when all has ended.
+    /// Returns the result once all items have ended.
     fn gather(&self, py: Python<'_>) -> Option<PyResult<Py<PyAny>>> {
         let mut gathered = self.gathered(py);
         if gathered.result.is_none() {
@@ -128,7 +128,8 @@ impl Outcome {
         })
     }
 
-    /// Waits until all has ended; false when the time was over first. Few large pieces are decoded while the rest is computed.
+    /// Blocks until all items have ended. Returns false if the deadline passed first. Results of chunks are decoded while other
+    /// chunks run.
     fn wait_for_all(&self, py: Python<'_>, deadline: Deadline) -> PyResult<bool> {
         let want = if matches!(self.shape, Shape::Lists(..)) { Want::Next } else { Want::All };
         loop {
@@ -147,13 +148,13 @@ impl Outcome {
 
 #[pymethods]
 impl Outcome {
-    /// Has `callback(value)` or `error_callback(error)` called by the pool's own thread before the result is seen.
+    /// Makes the pool's thread for callbacks call `callback(value)` or `error_callback(error)` before the result is available.
     fn then(slf: &Bound<'_, Self>, callback: Option<Py<PyAny>>, error_callback: Option<Py<PyAny>>) {
         let this = slf.get();
         *this.is_to_call(slf.py()) = true;
         let own = slf.clone().unbind();
         this.call.then(move || {
-            // With all that it has: what is dropped without the interpreter lives on until somebody comes by with it.
+            // `move`, so that all captures are dropped while attached: otherwise their release waits for a later attach.
             Python::attach(move |py| {
                 let this = own.get();
                 let called = match this.gather(py) {
@@ -170,7 +171,7 @@ impl Outcome {
         });
     }
 
-    /// Waits until all has ended, and the callback has run; false when the time was over first.
+    /// Blocks until all items have ended and the callback has run. Returns false after `timeout` seconds.
     #[pyo3(signature = (timeout=None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         let deadline = time::deadline(timeout);
@@ -184,7 +185,7 @@ impl Outcome {
             py.detach(|| {
                 let guard = self.is_to_call.lock().unwrap_or_else(PoisonError::into_inner);
                 if *guard {
-                    // Again after a moment: a signal handler may be due.
+                    // Not for longer: a signal handler may have to run.
                     let _ = self.called.wait_timeout(guard, MOMENT);
                 }
             });
@@ -197,17 +198,17 @@ impl Outcome {
         self.call.is_over() && !*self.is_to_call(py)
     }
 
-    /// Whether a worker has taken some of it that has not ended.
+    /// Returns whether a worker has begun a task that has not ended.
     fn is_running(&self, py: Python<'_>) -> bool {
         py.detach(|| self.call.is_running())
     }
 
-    /// The result; raises what the task raised. `None` in a tuple of none when it is not there.
+    /// Returns a 1-tuple with the result, or `None` if not finished. Raises the exception of the task.
     fn result(&self, py: Python<'_>) -> PyResult<Option<(Py<PyAny>,)>> {
         Ok(self.gather(py).transpose()?.map(|value| (value,)))
     }
 
-    /// Takes back what no worker has begun with; whether that was all of it.
+    /// Cancels the tasks that no worker has begun. Returns whether the call has ended as cancelled.
     fn take_back(&self, py: Python<'_>) -> bool {
         py.detach(|| self.call.give_up());
         let cancelled = || py.import("polyproc.pool")?.getattr("TaskCancelled");
@@ -217,13 +218,13 @@ impl Outcome {
         }
     }
 
-    /// What has not ended is taken back, or its worker killed.
+    /// Cancels the tasks that have not begun, and kills the workers that run the others.
     fn cancel(&self, py: Python<'_>) {
         py.detach(|| self.call.cancel());
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        // Where it is in use, it is referred to.
+        // If the lock is held, the object is in use, so it is reachable.
         let Ok(gathered) = self.gathered.try_lock() else { return Ok(()) };
         gathered.pieces.iter().flatten().try_for_each(|piece| visit.call(piece))?;
         if let Some((_, error)) = &gathered.failed {
@@ -237,6 +238,6 @@ impl Outcome {
 
     fn __clear__(&self) {
         let gathered = self.gathered.try_lock().map(|mut gathered| std::mem::take(&mut *gathered));
-        drop(gathered); // what that runs may come here
+        drop(gathered); // outside the lock: destructors may call this object
     }
 }

@@ -1,4 +1,4 @@
-//! Pools: what `python/polyproc/pool.py` is made of.
+//! Pools: the engine behind `python/polyproc/pool.py`.
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -25,7 +25,7 @@ use crate::process::{Child, function, payload};
 use crate::task::{Inline, Live, Task, Tasks, serve_tasks};
 use crate::{sys, time};
 
-/// So many functions are kept by a pool.
+/// Limit of functions that a pool keeps registered.
 const FUNCTIONS: usize = 256;
 
 /// A pool of processes.
@@ -33,22 +33,22 @@ const FUNCTIONS: usize = 256;
 #[pyclass(frozen, module = "polyproc._polyproc")]
 struct Pool {
     pool: pool::Pool,
-    /// Those that are pickled by name, by their addresses.
+    /// Registered functions that are pickled by name, by their addresses.
     functions: Mutex<HashMap<usize, (Py<PyAny>, Registered)>>,
-    /// That for functions with handles, which go with each task.
+    /// The registered [`Inline`], for functions with handles, which are sent with each task.
     inline: OnceLock<Registered>,
 }
 
 /// Whether functions of the main module are pickled by value: see `polyproc._pickling.is_main_by_value`.
 static IS_MAIN_BY_VALUE: AtomicBool = AtomicBool::new(false);
 
-/// Sets whether functions of the main module are pickled by value, at each call.
+/// Sets whether functions of the main module are pickled by value, which is done at each call.
 #[pyfunction]
 fn set_main_by_value(is_by_value: bool) {
     IS_MAIN_BY_VALUE.store(is_by_value, Ordering::Relaxed);
 }
 
-/// Whether a function's pickle is its name, and so the same every time.
+/// Returns whether a function is pickled by name, so that its pickle is the same every time.
 fn is_named(function: &Bound<'_, PyAny>) -> bool {
     let is_of_main = || function.getattr("__module__")?.extract::<String>().map(|module| module == "__main__");
     if IS_MAIN_BY_VALUE.load(Ordering::Relaxed) && is_of_main().unwrap_or(false) {
@@ -94,19 +94,20 @@ impl Pool {
 }
 
 impl Pool {
-    /// Waits until one more task may be submitted.
+    /// Blocks until another task may be submitted.
     fn wait_to_submit(&self, py: Python<'_>) -> PyResult<()> {
-        // Without a deadline it ends when there is room.
+        // Without a deadline the wait ends only when there is room.
         time::wait(py, || self.pool.wait_to_submit(Deadline::NEVER))?.map(drop).map_err(gave_up)
     }
 
-    /// As [`Pool::wait_to_submit`], but for who waits for all results right away: nobody else would take them.
+    /// Like [`Pool::wait_to_submit`], but returns at once if `is_bulk`: the caller takes the results after it has submitted all
+    /// tasks, and no other thread takes them before.
     fn wait_to_submit_async(&self, py: Python<'_>, is_bulk: bool) -> PyResult<()> {
         if is_bulk { Ok(()) } else { self.wait_to_submit(py) }
     }
 }
 
-/// How long a task may take, in seconds, and how often one whose worker was lost is tried again.
+/// Time limit of a task in seconds, and how many times the task is retried after its worker is lost.
 type Limits = (Option<f64>, u32);
 
 fn settings(limits: Option<Limits>) -> CallSettings {
@@ -117,8 +118,8 @@ fn settings(limits: Option<Limits>) -> CallSettings {
 
 #[pymethods]
 impl Pool {
-    /// Starts the workers, which call `polyproc._child.run_worker(*setup, name)`. `limits` are
-    /// how many tasks a worker runs, how many bytes it may have, and how many bytes of arguments may wait.
+    /// Starts the workers, which call `polyproc._child.run_worker(*setup, name)`. `limits` are the number of tasks that a
+    /// worker runs, its memory limit in bytes, and the limit of waiting arguments in bytes.
     #[new]
     fn new(
         py: Python<'_>,
@@ -144,7 +145,7 @@ impl Pool {
         Ok(Self { pool, functions: Mutex::default(), inline: OnceLock::new() })
     }
 
-    /// `func(*args, **kwds)` in a worker.
+    /// Returns the result of `func(*args, **kwds)`, run in a worker.
     #[pyo3(signature = (func, args, kwds, limits=None))]
     fn apply(
         &self,
@@ -166,7 +167,7 @@ impl Pool {
         result.unwrap_or_else(|| Err(failure(py, TaskEnd::Terminated)))
     }
 
-    /// As [`Pool::apply`], later.
+    /// Like [`Pool::apply`], but returns an [`Outcome`] for the result.
     #[pyo3(signature = (func, args, kwds, limits=None))]
     fn apply_async(
         &self,
@@ -183,7 +184,7 @@ impl Pool {
         Ok(Outcome::new(tasks.feed.into_call(), Shape::One, limit))
     }
 
-    /// `func` of all values, later; `is_bulk` promises that somebody waits for it all right away.
+    /// Runs `func` on each value. With `is_bulk`, the caller promises to wait for all results at once.
     #[pyo3(signature = (func, values, chunksize, star, is_bulk, limits=None))]
     fn map_async(
         &self,
@@ -195,7 +196,7 @@ impl Pool {
         limits: Option<Limits>,
     ) -> PyResult<Outcome> {
         let chunksize = chunksize.max(1);
-        // Where each value is to have its own fate, it is an item; else a chunk is one.
+        // If each value can fail alone, it is an item; otherwise a chunk is an item.
         let is_each = limits.is_some() || chunksize == 1;
         let limit = settings(limits).limit;
         let mut tasks =
@@ -216,7 +217,8 @@ impl Pool {
         Ok(Outcome::new(tasks.feed.into_call(), shape, limit))
     }
 
-    /// `func` of what an iterator gives, one by one, in order or not; `ahead` are items and bytes.
+    /// Returns an iterator over the results of `func` for each of `items`, in order or not. `ahead` limits read-ahead, in items
+    /// and in bytes.
     #[pyo3(signature = (func, items, chunksize, ordered, ahead, limits=None))]
     fn imap(
         &self,
@@ -242,7 +244,7 @@ impl Pool {
     }
 
     fn join(&self, py: Python<'_>) -> PyResult<()> {
-        // Without a deadline it ends joined.
+        // Without a deadline the wait ends only when the pool has ended.
         time::wait(py, || self.pool.join(Deadline::NEVER))?.map_err(gave_up)?;
         Ok(())
     }
@@ -258,10 +260,10 @@ impl Pool {
 
     fn __clear__(&self) {
         let functions = self.functions.try_lock().map(|mut functions| std::mem::take(&mut *functions));
-        drop(functions); // what that runs may come here
+        drop(functions); // outside the lock: destructors may call this object
     }
 
-    /// Its workers.
+    /// Returns the running workers.
     fn workers(&self) -> Vec<Child> {
         let pids: Vec<_> = self.pool.stats().iter().map(|worker| worker.pid).collect();
         let children = process::active_children();

@@ -1,4 +1,4 @@
-//! Processes: `Popen` in `python/polyproc/popen_*.py` is made of these.
+//! Processes: the engine behind `Popen` in `python/polyproc/popen_*.py`.
 
 use std::cell::Cell;
 use std::ffi::OsString;
@@ -23,11 +23,11 @@ pyo3::create_exception!(
 );
 
 thread_local! {
-    /// What a signal handler raised while this thread waited for the fork server.
+    /// The exception that a signal handler raised while this thread waited for the fork server.
     static RAISED: Cell<Option<PyErr>> = const { Cell::new(None) };
 }
 
-/// Runs signal handlers; true when one raised.
+/// Runs signal handlers. Returns whether one raised.
 fn on_interrupt() -> bool {
     let raised = Python::attach(|py| py.check_signals().err());
     let has_raised = raised.is_some();
@@ -37,7 +37,8 @@ fn on_interrupt() -> bool {
     has_raised
 }
 
-/// Why no process was started, as a `polyproc.StartError`.
+/// Returns the exception for a process that was not started: a `polyproc.StartError`, a [`PreloadError`], or the exception of a
+/// signal handler.
 pub(crate) fn error(error: StartError) -> PyErr {
     let (errno, text) = match error {
         StartError::Interrupted => match RAISED.take() {
@@ -67,12 +68,12 @@ pub(crate) fn method(name: &str) -> PyResult<StartMethod> {
     }
 }
 
-/// The exit code as Python has it; 255 where it is not known.
+/// Returns the exit code in Python's convention, or 255 if it is not known.
 fn exit_code(status: ExitStatus) -> i32 {
     status.exit_code().unwrap_or(255)
 }
 
-/// A process that this one started.
+/// A child process.
 #[derive(Debug)]
 #[pyclass(frozen, module = "polyproc._polyproc")]
 pub(crate) struct Child(process::Child, OnceLock<bool>);
@@ -84,7 +85,7 @@ impl From<process::Child> for Child {
 }
 
 impl Child {
-    /// The exit code; that of a program that ended in peace, and was never the process that it was to be, is 255.
+    /// Returns the exit code. It is 255 for a program that exited with 0 without having run as the requested process.
     fn exit_code(&self, status: ExitStatus) -> i32 {
         match exit_code(status) {
             0 if !self.1.get_or_init(|| self.0.took_its_order()) => 255,
@@ -105,17 +106,17 @@ impl Child {
         self.0.name()
     }
 
-    /// A descriptor that is readable once the process has ended; it belongs to this object.
+    /// Returns a descriptor that is readable once the process has ended. This object owns it.
     fn fileno(&self) -> RawFd {
         self.0.as_fd().as_raw_fd()
     }
 
-    /// The exit code, or `None` while it runs.
+    /// Returns the exit code, or `None` while the process runs.
     fn poll(&self) -> PyResult<Option<i32>> {
         Ok(self.0.try_wait()?.map(|status| self.exit_code(status)))
     }
 
-    /// Waits for its end; the exit code, or `None` when the time was over first.
+    /// Blocks until the process ends, and returns its exit code; `None` after `timeout` seconds.
     #[pyo3(signature = (timeout=None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<i32>> {
         let deadline = time::deadline(timeout);
@@ -137,7 +138,7 @@ fn call<T: for<'py> FromPyObjectOwned<'py>>(name: &str, input: Input<'_>) -> PyR
     })
 }
 
-/// What a new process runs.
+/// The function that a new process runs.
 enum Run {}
 
 impl Handler<fn()> for Run {
@@ -146,7 +147,7 @@ impl Handler<fn()> for Run {
     }
 }
 
-/// What the fork server runs.
+/// The function that the fork server runs to preload modules.
 enum Preload {}
 
 impl Handler<fn()> for Preload {
@@ -162,7 +163,7 @@ impl Handler<fn()> for Preload {
     }
 }
 
-/// The name of a function of ours that new processes run.
+/// Returns the engine's name of a handler, by which new processes find and run it.
 pub(crate) fn function<H: Handler<fn()>>() -> PyResult<Function> {
     Function::new::<fn(), H>(|| ()).map_err(|error| PyRuntimeError::new_err(error.to_string()))
 }
@@ -179,7 +180,7 @@ fn start(py: Python<'_>, method: &str, name: String, daemon: bool, data: &[u8], 
     py.detach(|| process::start(settings, Job::Call(run, payload))).map(Child::from).map_err(error)
 }
 
-/// Starts a copy of this process that runs `run()`, which gives its exit code.
+/// Starts a copy of this process that runs `run()`, which returns the exit code.
 #[pyfunction]
 fn fork(py: Python<'_>, name: String, daemon: bool, run: Py<PyAny>) -> PyResult<Child> {
     let fork_with_threads = Some(sys::fork_with_threads());
@@ -192,8 +193,8 @@ fn fork(py: Python<'_>, name: String, daemon: bool, run: Py<PyAny>) -> PyResult<
     py.detach(|| process::start(settings, Job::Closure(Box::new(run)))).map(Child::from).map_err(error)
 }
 
-/// The fork server runs `polyproc._child.preload(data, fds)` once, before it makes processes; nothing for `None`. What that
-/// returns other than `None` is why it is not to be.
+/// Makes the fork server run `polyproc._child.preload(data, fds)` once, before it creates processes; nothing for `None`. If the
+/// function returns a text, preloading fails for that reason.
 #[pyfunction]
 fn set_preload(py: Python<'_>, data: Option<&[u8]>, fds: Vec<RawFd>) -> PyResult<()> {
     let preload = data.map(|data| Ok::<_, PyErr>((function::<Preload>()?, payload(data, &fds)?))).transpose()?;
@@ -201,19 +202,19 @@ fn set_preload(py: Python<'_>, data: Option<&[u8]>, fds: Vec<RawFd>) -> PyResult
     Ok(())
 }
 
-/// Starts the fork server, if none runs, and does not wait until it is ready.
+/// Starts the fork server if none runs. Returns before it is ready.
 #[pyfunction]
 fn start_forkserver(py: Python<'_>) -> PyResult<()> {
     py.detach(process::start_forkserver).map_err(error)
 }
 
-/// Ends the fork server in order; kills it when that takes more seconds than these.
+/// Ends the fork server in order; kills it if that takes longer than `grace` seconds.
 #[pyfunction]
 fn end_forkserver(py: Python<'_>, grace: f64) {
     py.detach(|| process::end_forkserver(Duration::from_secs_f64(grace)));
 }
 
-/// In the fork server.
+/// Runs the exit functions of preloaded modules, in the fork server.
 fn end_preloaded() {
     Python::attach(|py| {
         if let Err(error) = py.import("polyproc._child").and_then(|module| module.call_method0("end_preloaded")) {
@@ -222,19 +223,19 @@ fn end_preloaded() {
     });
 }
 
-/// Whether the system let the fork server make no processes.
+/// Returns whether the system did not let the fork server create processes.
 #[pyfunction]
 fn is_forkserver_refused() -> bool {
     process::is_forkserver_refused()
 }
 
-/// The process id of the fork server, if one runs.
+/// Returns the process id of the fork server, if one runs.
 #[pyfunction]
 fn forkserver_pid(py: Python<'_>) -> Option<u32> {
     py.detach(process::forkserver_pid)
 }
 
-/// What is executed for `spawn` and the fork server: `argv[0]` is the program. It must call [`init`].
+/// Sets the command line that `spawn` and the fork server execute: `argv[0]` is the program, which must call [`init`].
 #[pyfunction]
 fn set_program(argv: Vec<OsString>) -> PyResult<()> {
     if argv.is_empty() {
@@ -244,13 +245,13 @@ fn set_program(argv: Vec<OsString>) -> PyResult<()> {
     Ok(())
 }
 
-/// Runs this process as the child it was started as, and then never returns; returns at once in any other process.
+/// Runs this process as the child that it was started as, and does not return; returns at once in any other process.
 #[pyfunction]
 fn init() {
     process::init();
 }
 
-/// The environment, if the engine may have changed it since this was last called.
+/// Returns the environment, if the engine may have changed it since the last call.
 #[pyfunction]
 fn environ(py: Python<'_>) -> Option<Vec<(Bound<'_, PyBytes>, Bound<'_, PyBytes>)>> {
     let bytes = |text: &OsString| PyBytes::new(py, text.as_bytes());
@@ -258,8 +259,8 @@ fn environ(py: Python<'_>) -> Option<Vec<(Bound<'_, PyBytes>, Bound<'_, PyBytes>
         .then(|| std::env::vars_os().map(|(name, value)| (bytes(&name), bytes(&value))).collect())
 }
 
-/// Waits in a pool's worker without the interpreter, so that other threads run; then runs signal handlers. What one raises ends
-/// the worker, as it does in the standard library's.
+/// Waits in a pool's worker, detached from the interpreter so that other threads run; then runs signal handlers. An exception
+/// of a handler ends the worker, as in the standard library.
 fn around_idle(wait: &mut dyn FnMut()) {
     Python::attach(|py| {
         sys::detached(py, wait);
@@ -269,7 +270,7 @@ fn around_idle(wait: &mut dyn FnMut()) {
     });
 }
 
-/// Ends a worker in order; its exit code.
+/// Ends a worker in order, after a signal handler has raised `error`. Returns the exit code.
 fn end_worker_by(py: Python<'_>, error: PyErr) -> i32 {
     let code = py
         .import("polyproc._child")

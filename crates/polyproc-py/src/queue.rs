@@ -1,4 +1,4 @@
-//! Queues: what the classes of `python/polyproc/queues.py` are made of.
+//! Queues: the engine behind the classes of `python/polyproc/queues.py`.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
@@ -15,7 +15,7 @@ use crate::codec::{self, How};
 use crate::sys;
 use crate::time;
 
-/// `queue.Empty` or `queue.Full`.
+/// Returns `queue.Empty` or `queue.Full`.
 fn queue_error(py: Python<'_>, class: &'static PyOnceLock<Py<PyAny>>, name: &str) -> PyErr {
     let class = class.get_or_try_init(py, || Ok::<_, PyErr>(py.import("queue")?.getattr(name)?.into()));
     match class.and_then(|class| class.bind(py).call0()) {
@@ -24,7 +24,7 @@ fn queue_error(py: Python<'_>, class: &'static PyOnceLock<Py<PyAny>>, name: &str
     }
 }
 
-/// `polyproc.OutOfSpace`.
+/// Returns `polyproc.OutOfSpace`.
 fn out_of_space(py: Python<'_>, error: &OutOfSpace) -> PyErr {
     match py.import("polyproc.queues").and_then(|module| module.getattr("OutOfSpace")?.call1((error.to_string(),))) {
         Ok(error) => PyErr::from_value(error),
@@ -32,20 +32,20 @@ fn out_of_space(py: Python<'_>, error: &OutOfSpace) -> PyErr {
     }
 }
 
-/// How many bytes of shared memory this program may have in flight, and how many it has.
+/// Returns how many bytes of shared memory this program may have in flight, and how many it has.
 #[pyfunction]
 fn memory_budget() -> (u64, u64) {
     let budget = polyproc_core::memory_budget();
     (budget.limit, budget.in_use)
 }
 
-/// Sets how many bytes may be in flight.
+/// Sets how many bytes of shared memory this program may have in flight.
 #[pyfunction]
 fn set_memory_budget(limit: u64) {
     polyproc_core::set_memory_budget(limit);
 }
 
-/// Puts a message, at once if that is possible.
+/// Puts a message; tries it without a wait first.
 fn put(
     py: Python<'_>,
     queue: &queue::Queue,
@@ -57,20 +57,20 @@ fn put(
     let put = queue.put_parts(parts, fds, Deadline::PASSED);
     let deadline = match put {
         Err(PutError::Full | PutError::OutOfSpace(_) | PutError::Interrupted) if block => time::deadline(timeout),
-        Err(PutError::Interrupted) => Deadline::PASSED, // again, once the signal was seen to
+        Err(PutError::Interrupted) => Deadline::PASSED, // retried after signal handlers have run
         done => return Ok(done),
     };
     time::wait(py, || queue.put_parts(parts, fds, deadline))
 }
 
-/// A queue. Its subclasses call `_init`, or `_rebuild`, once.
+/// A queue. Subclasses call `_init` or `_rebuild` once.
 #[derive(Debug, Default)]
 #[pyclass(frozen, subclass, weakref, module = "polyproc._polyproc")]
 struct Queue {
     queue: OnceLock<queue::Queue>,
-    /// In this process.
+    /// This process has closed the queue.
     closed: AtomicBool,
-    /// This process has put something.
+    /// This process has put an item.
     used: AtomicBool,
 }
 
@@ -99,24 +99,24 @@ impl Queue {
         Self::default()
     }
 
-    /// Makes it a new queue of at most `maxsize` items and `max_bytes` bytes; 0 is any number.
+    /// Creates a new queue of at most `maxsize` items and `max_bytes` bytes; 0 means no limit.
     #[pyo3(signature = (maxsize, max_bytes=0))]
     fn _init(&self, maxsize: u64, max_bytes: u64) -> PyResult<()> {
         self.set(queue::Queue::new(QueueSettings { maxsize, max_bytes, ..QueueSettings::default() })?)
     }
 
-    /// Makes it the queue of these descriptors.
+    /// Opens the queue of these descriptors.
     fn _rebuild(&self, fds: [RawFd; 3]) -> PyResult<()> {
         let [a, b, c] = fds.map(sys::duplicate);
         self.set(queue::Queue::from_fds([a?, b?, c?])?)
     }
 
-    /// The descriptors that make it another process's too.
+    /// Returns the descriptors by which another process opens the queue.
     fn _fds(&self) -> PyResult<[RawFd; 3]> {
         Ok(self.queue()?.fds().map(|fd| fd.as_raw_fd()))
     }
 
-    /// Puts an item; once this has returned, it is in the queue, whoever dies.
+    /// Puts an item. Once this has returned, the item is in the queue, whichever process dies.
     #[pyo3(signature = (obj, block=true, timeout=None))]
     fn put(slf: &Bound<'_, Self>, obj: &Bound<'_, PyAny>, block: bool, timeout: Option<f64>) -> PyResult<()> {
         static FULL: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
@@ -128,7 +128,7 @@ impl Queue {
                 put(py, queue, &[bytes, large], &[], block, timeout)?
             } else {
                 let mut fds = Vec::new();
-                // What is lent is not counted by the queue.
+                // The queue does not count lent bytes, so none are lent if it has a limit of bytes.
                 let how = if queue.max_bytes() > 0 { How::WHOLE } else { How::VALUE };
                 if let Err(error) = codec::encode(obj, how, bytes, &mut fds) {
                     return slf.call_method1("_put_failed", (error, obj)).map(drop);
@@ -136,7 +136,7 @@ impl Queue {
                 let lent = codec::is_lent(bytes);
                 match put(py, queue, &[bytes], &codec::borrowed(&fds), block && !lent, timeout)? {
                     Err(PutError::Full | PutError::OutOfSpace(_)) if lent => {
-                        // There may be room, but not for descriptors.
+                        // There may be room for the item, but not for descriptors.
                         bytes.clear();
                         fds.clear();
                         codec::encode(obj, How::WHOLE, bytes, &mut fds)?;
@@ -168,7 +168,7 @@ impl Queue {
             let mut got = queue.get(bytes, &mut fds, Deadline::PASSED);
             let again = match got {
                 Err(GetError::Empty | GetError::Interrupted) if block => Some(time::deadline(timeout)),
-                Err(GetError::Interrupted) => Some(Deadline::PASSED), // once the signal was seen to
+                Err(GetError::Interrupted) => Some(Deadline::PASSED), // retried after signal handlers have run
                 _ => None,
             };
             if let Some(deadline) = again {
@@ -190,12 +190,12 @@ impl Queue {
         slf.call_method1("get", (false,))
     }
 
-    /// How many items wait.
+    /// Returns the number of items in the queue.
     fn qsize(&self) -> PyResult<u64> {
         Ok(self.queue()?.len())
     }
 
-    /// Whether no item waits. One that this process has put to and closed does not say, as in `multiprocessing`.
+    /// Returns whether the queue is empty. Fails, as in `multiprocessing`, if this process has put items and closed the queue.
     fn empty(slf: &Bound<'_, Self>) -> PyResult<bool> {
         let this = slf.get();
         if this.closed.load(Ordering::Relaxed) && this.used.load(Ordering::Relaxed) {
@@ -209,12 +209,12 @@ impl Queue {
         Ok(queue.maxsize() > 0 && queue.len() >= queue.maxsize())
     }
 
-    /// One item that was taken is done.
+    /// Marks one item that was taken as done.
     fn task_done(&self) -> PyResult<()> {
         self.queue()?.task_done().map_err(|_| PyValueError::new_err("task_done() called too many times"))
     }
 
-    /// Waits until all items that were put are done.
+    /// Blocks until all items that were put are done.
     fn join(&self, py: Python<'_>) -> PyResult<()> {
         let queue = self.queue()?;
         match time::wait(py, || queue.join(Deadline::NEVER))? {
@@ -222,7 +222,7 @@ impl Queue {
         }
     }
 
-    /// This process puts and takes no more.
+    /// Closes the queue in this process: `put` and `get` fail from now on.
     fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
     }
@@ -232,7 +232,7 @@ impl Queue {
         self.closed.load(Ordering::Relaxed)
     }
 
-    /// A descriptor that is readable while there are items; it may be so when there are none, too.
+    /// Returns a descriptor that is readable while there are items. It may also be readable when there are none.
     fn _fileno(&self) -> PyResult<RawFd> {
         Ok(self.queue()?.as_fd().as_raw_fd())
     }

@@ -1,4 +1,4 @@
-//! Locks, semaphores, conditions, events, barriers: what the classes of `python/polyproc/synchronize.py` are made of.
+//! Locks, semaphores, conditions, events, barriers: the engine behind the classes of `python/polyproc/synchronize.py`.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
@@ -15,9 +15,9 @@ use crate::time;
 /// The kinds of [`SemLock`], numbered as in `_multiprocessing`.
 const RECURSIVE_MUTEX: i32 = 0;
 const SEMAPHORE: i32 = 1;
-/// Ours: a lock that is no semaphore of one.
+/// Our own kind: a lock that is not a semaphore with the value 1.
 const LOCK: i32 = 2;
-/// The largest value of a semaphore, as POSIX has it on Linux.
+/// The largest value of a semaphore, that of POSIX semaphores on Linux.
 const SEM_VALUE_MAX: u64 = i32::MAX as u64;
 
 #[derive(Debug)]
@@ -67,18 +67,18 @@ impl SemLock {
     }
 }
 
-/// The locks of this process.
+/// The locks of which this process has a handle.
 static LOCKS: PerProcess<Mutex<Vec<WeakLock>>> = PerProcess::inherited();
 
 fn note(lock: &sync::Lock) {
     let mut locks = LOCKS.get().lock().unwrap_or_else(PoisonError::into_inner);
     if locks.len() == locks.capacity() {
-        locks.retain(|lock| lock.upgrade().is_some()); // before it would grow
+        locks.retain(|lock| lock.upgrade().is_some()); // before the vector grows
     }
     locks.push(lock.downgrade());
 }
 
-/// For the orderly end of this process: locks that it holds stay held, and are not taken over.
+/// Leaves the locks of this process, which ends in order: locks that it holds stay held, and no other process takes them over.
 #[pyfunction]
 fn leave_locks(py: Python<'_>) {
     let locks = LOCKS.get().lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
@@ -92,7 +92,7 @@ fn owner_died(py: Python<'_>) -> PyResult<()> {
 
 impl Drop for SemLock {
     fn drop(&mut self) {
-        // This process cannot release it any more, and has not died.
+        // The last handle of this process: it cannot release the lock any more, but it has not died.
         if let Shared::Lock(lock, _) = &self.shared
             && lock.is_only_clone()
         {
@@ -122,7 +122,7 @@ impl SemLock {
         Ok(Self::noted(shared, kind, maxvalue))
     }
 
-    /// The same one, by a descriptor of it.
+    /// Opens the lock or semaphore at place `at` of the file behind `fd`.
     #[staticmethod]
     fn _rebuild(fd: RawFd, at: u64, kind: i32, maxvalue: u64) -> PyResult<Self> {
         let file = sys::duplicate(fd)?;
@@ -134,19 +134,19 @@ impl SemLock {
         Ok(Self::noted(shared, kind, maxvalue))
     }
 
-    /// The descriptor that makes it another process's too, with [`SemLock::place`].
+    /// Returns the descriptor by which, with [`SemLock::place`], another process opens this object.
     #[getter]
     fn handle(&self) -> RawFd {
         self.shared_place().0.as_raw_fd()
     }
 
-    /// Where in that file it is.
+    /// Returns the object's place in that file.
     #[getter]
     fn place(&self) -> u64 {
         self.shared_place().1
     }
 
-    /// It has none: nothing of it is left behind when the last process that has it ends.
+    /// Returns `None`: the object has no name, so nothing is left behind when the last process that has it ends.
     #[getter]
     fn name(&self) -> Option<&str> {
         None
@@ -161,7 +161,7 @@ impl SemLock {
         }
         match acquired {
             Ok(Acquired::Released) => Ok(true),
-            // Where the warning is an error, the caller does not come to its `release`.
+            // If warnings are errors, the caller does not reach its `release`.
             Ok(Acquired::OwnerDied) => owner_died(py).map(|()| true).inspect_err(|_| _ = self.release()),
             Err(_) => Ok(false),
         }
@@ -189,7 +189,7 @@ impl SemLock {
         self.release()
     }
 
-    /// How often this process holds it.
+    /// Returns the depth at which this thread holds the lock; 1 if another thread of this process holds it.
     fn _count(&self) -> u32 {
         match self.holder() {
             Holder::ThisThread(count) => count,
@@ -225,7 +225,7 @@ fn no_place(error: EnterError) -> PyErr {
 #[pyclass(frozen, module = "polyproc._polyproc")]
 struct Condition(sync::Condition);
 
-/// A place among those who wait for a condition.
+/// An entry in a condition's table of waiters.
 #[derive(Debug)]
 #[pyclass(frozen, module = "polyproc._polyproc")]
 struct Ticket {
@@ -255,8 +255,8 @@ impl Condition {
         self.0.place().1
     }
 
-    /// From now on this thread counts as waiting; its lock may be released. `None` when a process stands still in the middle
-    /// of using the condition for `timeout` seconds.
+    /// Adds this thread to the waiters; the caller may then release its lock. Returns `None` if a process that is stopped
+    /// inside the condition blocks this for `timeout` seconds.
     #[pyo3(signature = (timeout=None))]
     fn enter(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Ticket>> {
         let deadline = time::deadline(timeout);
@@ -278,7 +278,7 @@ impl Condition {
 
 #[pymethods]
 impl Ticket {
-    /// Waits until it is notified, and gives the place back, however that ends. True when it was notified.
+    /// Blocks until notified, for at most `timeout` seconds, then frees the entry. Returns whether it was notified.
     #[pyo3(signature = (timeout=None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         let Some(ticket) = self.ticket.lock().unwrap_or_else(PoisonError::into_inner).take() else {
@@ -406,7 +406,7 @@ impl Barrier {
         self.0.abort();
     }
 
-    /// Waits for the others; the last one runs `action` first. Gives this one's number.
+    /// Blocks until all parties have arrived; the last one runs `action` first. Returns the index of this party.
     #[pyo3(signature = (timeout=None, action=None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>, action: Option<Bound<'_, PyAny>>) -> PyResult<usize> {
         let deadline = time::deadline(timeout);
@@ -419,9 +419,9 @@ impl Barrier {
         }
         let waited = time::wait(py, || self.0.wait(&turn, deadline));
         if waited.is_err() {
-            // A signal handler raised: this party goes, which breaks the barrier.
+            // A signal handler raised: this party leaves, which breaks the barrier.
             self.0.abort();
-            let _ = self.0.wait(&turn, Deadline::PASSED); // gives the place back
+            let _ = self.0.wait(&turn, Deadline::PASSED); // frees the entry
         }
         waited?.map_err(|error| broken(py, error))
     }

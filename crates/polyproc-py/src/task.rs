@@ -1,16 +1,17 @@
-//! What a pool's worker does, and the forms of tasks.
+//! The functions that a pool's worker runs, and the encoding of tasks.
 //!
-//! A task's function is its context; or, where that speaks of descriptors, stands before each item. An item is a byte that
-//! says what it is, then, as values of `codec`:
+//! The function of a task is its context; a function that refers to descriptors precedes each item instead. An item is a byte,
+//! its kind, followed by values of `codec`:
 //!
-//! | byte | then | result |
+//! | kind | followed by | result |
 //! |---|---|---|
-//! | CALL | a tuple of arguments, a dict of keyword arguments | what the function returned |
-//! | ONE | an argument | what the function returned |
-//! | STAR_ONE | a tuple, or anything else to iterate over, of arguments | what the function returned |
-//! | MANY, STAR_MANY | a list of what ONE or STAR_ONE has | a list of what the function returned for each |
+//! | CALL | a tuple of arguments, a dict of keyword arguments | the return value |
+//! | ONE | an argument | the return value |
+//! | STAR_ONE | a tuple, or another iterable, of arguments | the return value |
+//! | MANY, STAR_MANY | a list of values as for ONE or STAR_ONE | a list of the return values |
 //!
-//! An error is the place of the value that raised among many, `u64`, or [`WHOLE`]; its traceback as text; and a pickle of the exception.
+//! An error is the index, `u64`, of the value that raised in an item of many values, or [`WHOLE`]; a length, `u64`, and the
+//! traceback as text; and a pickle of the exception.
 
 use std::os::fd::OwnedFd;
 
@@ -30,14 +31,15 @@ const STAR_ONE: u8 = 2;
 const MANY: u8 = 3;
 const STAR_MANY: u8 = 4;
 
-/// In the place of a value's: it is the item that failed.
+/// In place of a value's index: the item as a whole failed.
 pub(crate) const WHOLE: u64 = u64::MAX;
 
-/// A call that takes its items.
+/// A call to which items are added.
 pub(crate) struct Tasks {
     pub(crate) feed: Feed,
-    /// What stands before each item, and its descriptors.
+    /// The encoded function, if it precedes each item; else empty.
     pub(crate) prefix: Vec<u8>,
+    /// The descriptors of the function, duplicated for each item.
     pub(crate) fds: Vec<OwnedFd>,
 }
 
@@ -54,7 +56,7 @@ impl Tasks {
         pushed.map(drop)
     }
 
-    /// The arguments of a call.
+    /// Adds an item of the arguments of a call.
     pub(crate) fn push_call(&mut self, args: &Bound<'_, PyTuple>, kwds: &Bound<'_, PyDict>) -> PyResult<()> {
         self.push(CALL, |out, fds| {
             codec::encode(args, How::ARGUMENTS, out, fds)?;
@@ -62,13 +64,13 @@ impl Tasks {
         })
     }
 
-    /// One argument, or, with `star`, the arguments.
+    /// Adds an item of one argument, or, if `star`, of several arguments.
     pub(crate) fn push_value(&mut self, star: bool, value: &Bound<'_, PyAny>) -> PyResult<()> {
         let kind = if star { STAR_ONE } else { ONE };
         self.push(kind, |out, fds| codec::encode(value, How::ARGUMENTS, out, fds))
     }
 
-    /// Many in one task, whose result is a list.
+    /// Adds an item of many values, whose result is a list.
     pub(crate) fn push_values(&mut self, star: bool, values: &Bound<'_, PyList>) -> PyResult<()> {
         let kind = if star { STAR_MANY } else { MANY };
         self.push(kind, |out, fds| codec::encode_all(values, How::ARGUMENTS, out, fds))
@@ -93,7 +95,7 @@ impl Handler<fn()> for Task {
     }
 }
 
-/// A task with its function.
+/// A task that contains its function.
 pub(crate) enum Inline {}
 
 impl Handler<fn()> for Inline {
@@ -118,13 +120,13 @@ fn answer(py: Python<'_>, ran: PyResult<()>, at: u64, out: &mut Payload) -> Verd
     Verdict::Raised
 }
 
-/// The traceback of an error, and its pickle.
+/// Returns the traceback of an error, and its pickle.
 fn wrap(py: Python<'_>, error: &PyErr) -> PyResult<(String, Vec<u8>)> {
     let error = error.clone_ref(py).into_value(py); // with its traceback
     py.import("polyproc._child")?.call_method1("wrap_error", (error,))?.extract()
 }
 
-/// The error that [`answer`] wrote.
+/// Decodes an error that [`answer`] encoded.
 pub(crate) fn raised(py: Python<'_>, bytes: &[u8]) -> PyErr {
     let parts = bytes
         .get(size_of::<u64>()..)
@@ -136,7 +138,7 @@ pub(crate) fn raised(py: Python<'_>, bytes: &[u8]) -> PyErr {
     rebuilt.map_or_else(|error| error, PyErr::from_value)
 }
 
-/// Calls a function with one argument, or, with `star`, with all that the value gives.
+/// Calls a function with one argument, or, if `star`, with the items of the value as arguments.
 fn call<'py>(function: &Bound<'py, PyAny>, star: bool, value: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     if !star {
         return function.call1((value,));
@@ -150,7 +152,7 @@ fn call<'py>(function: &Bound<'py, PyAny>, star: bool, value: Bound<'py, PyAny>)
     }
 }
 
-/// Runs one item. On failure nothing is left in `out`, and `at` is the place of the value that raised, where it has many.
+/// Runs one item. On failure nothing is left in `out`, and `at` is the index of the value that raised, if the item has many.
 fn run(function: &Bound<'_, PyAny>, mut source: Source<'_>, out: &mut Payload, at: &mut u64) -> PyResult<()> {
     let py = function.py();
     let kind = source.byte()?;
@@ -169,7 +171,7 @@ fn run(function: &Bound<'_, PyAny>, mut source: Source<'_>, out: &mut Payload, a
     answer_with(&result, out, codec::encode)
 }
 
-/// Puts a result in `out`.
+/// Encodes a result in `out`. Leaves nothing there if that fails.
 fn answer_with<'py, T>(
     result: &Bound<'py, T>,
     out: &mut Payload,
@@ -184,8 +186,8 @@ fn answer_with<'py, T>(
     })
 }
 
-/// Runs a function on each value of a list. Results are encoded one by one for as long as they are simple, so that a value and
-/// its result are gone before the next: most of the time goes into memory otherwise.
+/// Runs a function on each value of a list. Results are encoded one by one as long as they are simple, so that a value and its
+/// result are freed before the next value is decoded: otherwise memory access takes most of the time.
 fn run_many(
     function: &Bound<'_, PyAny>,
     star: bool,
@@ -214,7 +216,7 @@ fn run_many(
     answer_with(&results, out, codec::encode_all)
 }
 
-/// A worker's life: `polyproc._child.run_worker(data, fds, name)`, which calls [`serve_tasks`] and gives the exit code.
+/// Runs a worker: calls `polyproc._child.run_worker(data, fds, name)`, which calls [`serve_tasks`] and returns the exit code.
 pub(crate) enum Live {}
 
 impl Handler<fn()> for Live {
@@ -235,8 +237,8 @@ impl Handler<fn()> for Live {
     }
 }
 
-/// In a pool's worker: runs tasks until the pool says otherwise. The thread stays attached to the interpreter between
-/// tasks and detaches only to wait: attaching for each task takes as long as a small task.
+/// Runs tasks in a pool's worker until the pool ends the worker. The thread stays attached to the interpreter between tasks and
+/// detaches only to wait: attaching for each task takes as long as a small task.
 #[pyfunction]
 pub(crate) fn serve_tasks() -> PyResult<()> {
     Ok(pool::serve()?)

@@ -1,11 +1,11 @@
-//! Python's seconds, and waits that let signals through.
+//! Timeouts in Python's seconds, and waits that run signal handlers.
 
 use std::time::Duration;
 
 use polyproc_core::{Deadline, Interrupt};
 use pyo3::prelude::*;
 
-/// `None` is never; what is below 0 is now.
+/// Returns the deadline of a timeout in seconds. `None` never passes; 0 and negative values have passed.
 pub(crate) fn deadline(seconds: Option<f64>) -> Deadline {
     match seconds {
         None => Deadline::NEVER,
@@ -16,7 +16,10 @@ pub(crate) fn deadline(seconds: Option<f64>) -> Deadline {
     }
 }
 
-/// Waits without the interpreter; runs signal handlers whenever one is due.
+/// Runs a wait, detached from the interpreter. Runs signal handlers and repeats the wait when it is interrupted.
+///
+/// # Errors
+/// The exception of a signal handler.
 pub(crate) fn wait<T: Send, E: Interrupt + Send>(
     py: Python<'_>,
     mut wait: impl FnMut() -> Result<T, E> + Send,
