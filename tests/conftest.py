@@ -1,4 +1,4 @@
-"""What the tests of the Python face share."""
+"""Fixtures and helpers shared by the tests of the Python face."""
 
 import contextlib
 import faulthandler
@@ -16,7 +16,7 @@ import polyproc
 import polyproc.connection
 import pytest
 
-# Seconds after which what was waited for does not come: generous, as the machine may be loaded.
+# Seconds after which a wait fails: generous, as the machine may be loaded.
 HANG_BOUND = float(os.environ.get("POLYPROC_HANG_BOUND", 50))
 
 
@@ -32,12 +32,12 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--interval-timer"):
         for item in items:
-            item.add_marker(pytest.mark.timeout(0))  # pytest-timeout needs that very timer
+            item.add_marker(pytest.mark.timeout(0))  # pytest-timeout uses the same timer
 
 
 @pytest.fixture(autouse=True)
 def interval_timer(request):
-    """The timer of ``--interval-timer``. It also bounds the test, in the place of pytest-timeout."""
+    """Runs a test under the timer of ``--interval-timer``, which also bounds the test instead of pytest-timeout."""
     period = request.config.getoption("--interval-timer")
     if not period:
         yield
@@ -51,7 +51,7 @@ def interval_timer(request):
             pytest.fail("the test hangs")
 
     before = signal.signal(signal.SIGALRM, tick)
-    # For a wait in which no handler runs.
+    # Ends a wait in which no handler runs.
     faulthandler.dump_traceback_later(200, exit=True)
     signal.setitimer(signal.ITIMER_REAL, period, period)
     try:
@@ -64,12 +64,12 @@ def interval_timer(request):
 
 @pytest.fixture(params=["fork", "spawn", "forkserver"])
 def mp(request):
-    """A context of each start method."""
+    """Returns a context of each start method."""
     return polyproc.get_context(request.param)
 
 
 def of_methods(*methods):
-    """Has a test run for some start methods only."""
+    """Runs a test for some start methods only."""
     return pytest.mark.parametrize("mp", methods, indirect=True)
 
 
@@ -95,14 +95,14 @@ class Programs:
     def start_command(self, args, **options):
         for stream in ("stdout", "stderr"):
             options.setdefault(stream, subprocess.PIPE)
-        # A shell that runs these tests in the background has SIGINT ignored.
+        # A shell that runs these tests in the background makes them ignore SIGINT.
         options["preexec_fn"] = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         program = subprocess.Popen([sys.executable, *args], text=True, cwd=self.folder, start_new_session=True, **options)
         self.started.append(program)
         return program
 
     def start_in(self, procs, text, *args):
-        """As `start`, in the control group of this ``cgroup.procs``."""
+        """As `start`, in the control group with this ``cgroup.procs``."""
         enter = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid())); os.execv(sys.executable, sys.argv[1:])"
         path = self.folder / "program.py"
         path.write_text(f"METHOD = {self.method!r}\n" + textwrap.dedent(text))
@@ -110,7 +110,7 @@ class Programs:
         return self.start_command(["-c", enter, str(procs), str(path), *args])
 
     def run(self, text, *args, **options):
-        """The exit code, standard output and standard error of a program."""
+        """Runs a program. Returns its exit code, standard output and standard error."""
         program = self.start(text, *args, **options)
         out, err = finish(program)
         return program.returncode, out, err
@@ -118,7 +118,7 @@ class Programs:
 
 @pytest.fixture
 def programs(tmp_path, method):
-    """Programs for each start method."""
+    """Returns `Programs` for each start method; kills programs that still run after the test."""
     programs = Programs(tmp_path, method)
     yield programs
     for program in programs.started:
@@ -139,12 +139,12 @@ REFUSE = f"""
 
 
 def kill_group(program):
-    """Kills a program that was not waited for yet, so that its id is its own, and what it started."""
+    """Kills a program and its descendants. The program must not be reaped yet, so that its id is still valid."""
     os.killpg(program.pid, signal.SIGKILL)
 
 
 def finish(program, seconds=HANG_BOUND):
-    """What a program wrote, once it has ended. One that hangs is killed with its group, and the test fails."""
+    """Returns the output of a program after its end. If it hangs, kills its group and fails the test."""
     try:
         return program.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -155,11 +155,11 @@ def finish(program, seconds=HANG_BOUND):
 
 @pytest.fixture
 def watch():
-    """``watch(pid)`` has a process that is not this one's child killed after the test, if it still runs."""
+    """Returns ``watch(pid)``: after the test it kills a process that is not a child of this one, if it still runs."""
     pidfds = []
 
     def add(pid):
-        with contextlib.suppress(ProcessLookupError):  # it has ended
+        with contextlib.suppress(ProcessLookupError):  # it has exited
             pidfds.append(os.pidfd_open(pid))
         return pid
 
@@ -171,7 +171,7 @@ def watch():
 
 
 def state_of(pid):
-    """The state of a process's main thread, as `/proc` has it; X when there is none."""
+    """Returns the state of a process's main thread from `/proc`; X if there is no such process."""
     try:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -179,12 +179,12 @@ def state_of(pid):
 
 
 def is_running(pid):
-    """Whether a process runs; one that is a zombie does not."""
+    """Returns whether a process runs; a zombie does not."""
     return state_of(pid) not in "ZX"
 
 
 def wait_until_asleep(pid):
-    """Waits until a process has slept at 20 looks in a row: it is in the blocking call that it was about to make."""
+    """Waits until a process has slept at 20 checks in a row: it is in the blocking call that it was about to make."""
     in_a_row = 0
 
     def is_asleep():
@@ -196,7 +196,7 @@ def wait_until_asleep(pid):
 
 
 def wait_for_end(pid):
-    """Waits for the end of a process that is not this one's child."""
+    """Waits for the end of a process that is not a child of this one."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -208,7 +208,7 @@ def wait_for_end(pid):
 
 
 def eventually(is_so):
-    """Waits for what another thread or process is about to do."""
+    """Waits until `is_so` returns true, which another thread or process makes happen."""
     deadline = time.monotonic() + HANG_BOUND
     while not is_so():
         assert time.monotonic() < deadline, "it does not come"

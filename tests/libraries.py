@@ -2,9 +2,9 @@
 
     pip install . && python tests/libraries.py [LIBRARY]...
 
-Each suite is that of the installed version, from its source distribution (that of mpire has none). What passes without and
-fails with is printed, and makes the exit code 1. polyproc is to be installed as others are: coverage measures what is not. It
-takes some minutes for each library.
+Each suite is that of the installed version, from its source distribution (mpire's contains none). Tests that pass without and
+fail with polyproc are printed, and make the exit code 1. Install polyproc as a regular package: coverage measures any code
+that is not installed. Each library takes some minutes.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import tarfile
 import tempfile
 import xml.etree.ElementTree
 
-# What to install, and the tests: in the folder of the sources, or by the name of a module.
+# The packages to install, and the tests: paths in the sources, or module names.
 LIBRARIES = {
     "pebble": (["pebble"], ["test"]),
     "joblib": (["joblib", "numpy"], ["--pyargs", "joblib.test.test_parallel", "joblib.test.test_memmapping"]),
@@ -27,13 +27,13 @@ LIBRARIES = {
         ["tests/test_concurrency.py", "-k", "ultiproc"],
     ),
 }
-# Tests that fail, and why.
+# Tests that fail, each with the reason.
 KNOWN = {
     "pebble": {"DeadlockOn": "wants the pool to break when a worker dies that holds the lock of its pipe: ours is taken over"},
     "joblib": {"interactively_defined_functions[multiprocessing]": "functions of `-c`, by its own pickles, need `fork`"},
     "coverage": {"bootstrap_error": "looks for `_bootstrap` in a stack from which it leaves out what is installed"},
 }
-# A suite that takes longer has hung, in seconds.
+# Seconds after which a suite counts as hung.
 PATIENCE = 1800
 
 
@@ -49,11 +49,11 @@ def get_sources(name, folder):
 
 
 def run(name, sources, folder, is_installed):
-    """How each test ended: {id: whether it passed}; skipped ones are not there."""
+    """Runs a suite. Returns {id: whether the test passed}, without skipped tests."""
     place = folder / ("with" if is_installed else "without")
     place.mkdir()
     if is_installed:
-        # For all interpreters that the tests start.
+        # Every interpreter that the tests start imports this.
         (place / "sitecustomize.py").write_text("import polyproc\npolyproc.install()\n")
     out = place / "results.xml"
     command = [sys.executable, "-m", "pytest", "-q", "--timeout", "120", f"--junit-xml={out}"]

@@ -1,9 +1,9 @@
-"""Runs a command as in another place: ``python tests/profiles.py PROFILE COMMAND...``.
+"""Runs a command in a restricted environment: ``python tests/profiles.py PROFILE COMMAND...``.
 
-| profile | what |
+| profile | restriction |
 |---|---|
-| docker | what the default seccomp profiles of containers refuse |
-| no-clone3, no-close_range, no-noexec | one system call, or flag, that older systems and profiles do not have |
+| docker | refuses the system calls that the default seccomp profiles of containers refuse |
+| no-clone3, no-close_range, no-noexec | refuses one system call, or flag, that older systems and profiles lack |
 | few-files | `ulimit -n 256` |
 | other-user | as an ordinary user, after `setuid` in the program (root only) |
 | closed-streams | without standard input and error |
@@ -18,7 +18,7 @@ import struct
 import sys
 
 MACHINE = ["x86_64", "aarch64"].index(platform.machine())
-# Of these two.
+# System call numbers on these two machines.
 NUMBERS = {
     "add_key": (248, 217),
     "bpf": (321, 280),
@@ -46,7 +46,7 @@ SECOND_ARGUMENT = 24  # in `struct seccomp_data`
 
 
 def refuse(calls, flags=0):
-    """Has calls fail, by their names, with an error each: always, or where the second argument has one of the flags."""
+    """Makes system calls fail, by name, each with its error: always, or only if the second argument has one of the flags."""
     code = [(LOAD, 0, 0, 0)]
     for name, error in calls.items():
         fails = [(LOAD, 0, 0, SECOND_ARGUMENT), (ANY_BIT, 0, 1, flags)] if flags else []
@@ -92,7 +92,7 @@ PROFILES = {
 def main(args):
     if len(args) < 2 or args[0] not in PROFILES:
         sys.exit(f"usage: profiles.py {'|'.join(PROFILES)} COMMAND...")
-    # Test runners ask for the list of tests first.
+    # Test runners first ask for the list of tests, which needs no restriction.
     if "--list" not in args:
         PROFILES[args[0]]()
     os.execvp(args[1], args[1:])

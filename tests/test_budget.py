@@ -96,7 +96,7 @@ def test_arguments_and_results_of_a_pool_wait_for_room(mp):
         assert list(pool.imap(double, values)) == [value + value for value in values]
         queue = mp.Queue()
         fill(queue, bytes(MIB))
-        # Something else has nearly all of it: they go one by one.
+        # The queue uses nearly the whole budget: the items pass one by one.
         assert pool.map(double, values, 1) == [value + value for value in values]
         with pytest.raises(Exception, match=f"{16 * MIB} may be"):
             pool.apply(len, (bytes(70_000), bytes(9 * MIB)))
@@ -119,7 +119,7 @@ def test_lent_arrays_give_way_to_copies(mp):
         assert all((result == 2 * n).all() for n, result in enumerate(kept))
         budget = polyproc.get_memory_budget()
         assert budget.in_use <= budget.limit
-        # What is kept leaves room for an item of half of the budget, time and again.
+        # The kept arrays leave room for a large item, repeatedly.
         queue = mp.Queue()
         for _ in range(5):
             child = mp.Process(target=queue.put, args=(bytes(6 * MIB),))
@@ -133,13 +133,13 @@ def test_lent_arrays_give_way_to_copies(mp):
 @pytest.mark.parametrize("lent", [True, False])
 def test_a_pipe_holds_16_mib_and_one_message_more(mp, lent):
     receiving, sending = mp.Pipe(duplex=False)
-    polyproc.set_memory_budget(1 << 40 if lent else 0)  # without a budget, what would be lent is copied
+    polyproc.set_memory_budget(1 << 40 if lent else 0)  # without a budget, values are copied instead of lent
     value = bytes(3 * MIB)
     sent = mp.Value("i", 0)
     sender = mp.Process(target=send_many, args=(sending, sent, 20, value))
     sender.start()
     eventually(lambda: sent.value >= 4)
-    time.sleep(0.2)  # nothing says that it waits
+    time.sleep(0.2)  # nothing signals that the sender is blocked
     assert sent.value <= 6
     for _ in range(20):
         assert receiving.recv() == value

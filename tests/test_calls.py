@@ -1,4 +1,4 @@
-"""Calls of pools and executors: none is lost, none hangs, whatever happens to the calls beside it."""
+"""Calls of pools and executors: no call is lost or hangs, whatever happens to other calls."""
 
 import functools
 import os
@@ -25,7 +25,7 @@ START = """
 
 
 def run(programs, text, definitions=""):
-    """Runs a program that starts with `START`, and must print "ends" and nothing else."""
+    """Runs a program that starts with `START` and must print "ends" and nothing else."""
     main = "\nif __name__ == '__main__':\n    mp.set_start_method(METHOD)\n"
     text = START + definitions + main.replace("\n", "\n    ") + text + "\n        print('ends')\n"
     code, out, err = programs.run(text)
@@ -33,7 +33,7 @@ def run(programs, text, definitions=""):
 
 
 def test_tasks_beside_cancelled_futures_are_run(programs):
-    """More tasks wait than a pool lays out at a time, and some in the middle of these are taken back."""
+    """More tasks wait than the pool's table holds, and some in the middle of the table are withdrawn."""
     run(
         programs,
         """
@@ -111,7 +111,7 @@ def test_a_pool_can_be_joined_after_an_interrupted_call(programs, call):
 
 
 class RaisesOnce:
-    """As a signal handler that raises while this is pickled."""
+    """Raises the first time it is pickled, as a signal handler might then."""
 
     raised = False
 
@@ -140,8 +140,8 @@ def first_of(_large, x):
 
 
 def test_a_task_that_returns_at_once_is_not_timed_out(mp):
-    """The task begins, with a function that takes a while to arrive, at the time at which the limit of a task that began with
-    the one before it would be over."""
+    """The task begins at about the time at which its limit would be over, had it begun together with the task before it. Its
+    function takes a while to arrive."""
     limit = 0.5
     with mp.Pool(1) as pool:
         for step in range(-4, 6):
@@ -150,7 +150,7 @@ def test_a_task_that_returns_at_once_is_not_timed_out(mp):
             function = functools.partial(first_of, os.urandom(8 << 20))
             try:
                 assert pool.apply(function, (step,), timeout=limit) == step
-            except TaskTimeout:  # a loaded machine may take that long, but not less
+            except TaskTimeout:  # possible on a loaded machine, but not before the limit
                 assert before.ready()
                 assert time.monotonic() - start >= others + limit
 
@@ -177,7 +177,7 @@ def test_a_generator_that_waits_for_an_earlier_result(programs):
 
 
 def test_a_generator_that_asks_for_a_result(programs):
-    """It gets one, or an error, at once."""
+    """It returns a result or an error at once."""
     run(
         programs,
         """
@@ -257,7 +257,7 @@ def test_an_endless_imap_ends_with_its_pool(programs):
 
 
 def test_more_large_results_than_descriptors(programs):
-    """A map, with fewer descriptors than it has results that are lent."""
+    """A map with more lent results than the program may have descriptors."""
     run(
         programs,
         """
@@ -276,9 +276,9 @@ def test_more_large_results_than_descriptors(programs):
 
 
 def test_an_argument_above_the_memory_limit(mp):
-    """It is the task's fault, not that of the workers that take it."""
+    """The task fails; the workers that take it are not at fault."""
     with open("/proc/self/statm") as file:
-        inherited = int(file.read().split()[1]) * resource.getpagesize()  # by a fork
+        inherited = int(file.read().split()[1]) * resource.getpagesize()  # a forked worker has these pages, too
     with mp.Pool(1, memory_limit=inherited + (64 << 20)) as pool:
         result = pool.apply_async(len, ("x" * (160 << 20),))
         with pytest.raises(OutOfMemory):

@@ -1,6 +1,6 @@
 """A program in a container of 256 MiB, whose producers are faster than its consumers.
 
-``POLYPROC_CONTAINER_SECONDS`` is how long each part runs: the long round in CONTRIBUTING.
+``POLYPROC_CONTAINER_SECONDS`` sets how long each part runs; CONTRIBUTING has a command for a long run.
 """
 
 import contextlib
@@ -78,7 +78,7 @@ PROGRAM = """
 
 
 def groups():
-    """Where a group of its own could be made: (version, folder)."""
+    """Yields (version, folder) of each hierarchy in which a control group may be created."""
     for version, root in ((1, "/sys/fs/cgroup/memory"), (2, "/sys/fs/cgroup")):
         root = pathlib.Path(root)
         limit = "memory.limit_in_bytes" if version == 1 else "cgroup.subtree_control"
@@ -112,7 +112,7 @@ def field(path, name):
 
 
 def run(programs, folder, *args):
-    """What the program printed, in the group, and the most shared memory that the group had."""
+    """Runs the program in the group. Returns the numbers that it printed, and the group's peak of shared memory in bytes."""
     program = programs.start_in(folder / "cgroup.procs", PROGRAM, *args)
     most = 0
     while program.poll() is None:
@@ -142,7 +142,7 @@ def test_no_process_of_a_small_container_is_killed(programs, part, size, speed):
     with container(SIZE) as (version, folder):
         (_rate, limit), most = run(programs, folder, part, str(SECONDS), str(size), speed)
         assert limit == SIZE // 2
-        # Of pipes, 16 MiB and one message more come on top.
+        # A pipe may hold 16 MiB and one message in addition.
         assert most <= limit + (24 << 20), f"{most} bytes of shared memory"
         killed = folder / ("memory.oom_control" if version == 1 else "memory.events")
         assert field(killed, "oom_kill") == 0

@@ -1,4 +1,4 @@
-"""Large values: written once, not copied where they arrive, and nobody sees what another does to them."""
+"""Large values: written once, not copied at the receiver, and private to each process when changed."""
 
 import gc
 import os
@@ -99,7 +99,7 @@ def test_many_at_once(pool):
 
 
 def write_and_die(array, path):
-    """The first time it changes what it got, and dies."""
+    """Changes its argument, and dies on the first run."""
     array += 1
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))

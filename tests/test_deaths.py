@@ -1,4 +1,4 @@
-"""Workers and processes that die, that overwrite what they share, that are killed at birth, and what others make of it."""
+"""Workers and processes that die, overwrite shared memory or are killed at their start, and the effects on others."""
 
 import os
 import signal
@@ -43,7 +43,7 @@ SCRIBBLE = """
 
 @pytest.mark.parametrize(("offset", "length"), [(0, 8), (128, 8), (384, 8), (0, 4096), (4096, 4096)])
 def test_a_worker_that_overwrites_its_stream(programs, offset, length):
-    """Its task fails, and all else goes on."""
+    """Only its own task may fail."""
     code, out, err = programs.run(
         SCRIBBLE
         + f"""
@@ -75,7 +75,7 @@ def test_a_worker_that_overwrites_its_stream(programs, offset, length):
 @pytest.mark.parametrize("end", ["results", "terminate"])
 @pytest.mark.parametrize(("offset", "length"), [(0, 64), (0, 4096), (0, 65536), (4096, 65536)])
 def test_a_worker_that_overwrites_the_board_of_its_pool(programs, offset, length, end):
-    """Each call ends, be it with an error, or when the pool is terminated; other pools work."""
+    """Each call ends, possibly with an error, at the latest when the pool is terminated; other pools work."""
     code, out, err = programs.run(
         SCRIBBLE
         + f"""
@@ -155,7 +155,7 @@ def say_and_wait(born, event):
 
 
 def test_workers_that_are_killed_in_the_initializer_are_replaced(mp):
-    """From outside, as an out-of-memory killer does it: not the initializer's fault."""
+    """A kill from outside, as by the out-of-memory killer, does not count as a failure of the initializer."""
     born, event = mp.Queue(), mp.Event()
     with mp.Pool(1, say_and_wait, (born, event)) as pool:
         result = pool.apply_async(abs, (-1,))
@@ -290,7 +290,7 @@ def test_the_lock_of_the_dead_where_warnings_are_errors(mp, kind):
                 pass
         except RuntimeWarning:
             pass
-    # It is not held by this process, which lives on.
+    # This process must not hold it, as it continues to run.
     next_owner = mp.Process(target=take, args=(lock,))
     next_owner.start()
     next_owner.join(60)
@@ -324,7 +324,7 @@ def test_threads_and_signal_handlers_of_an_idle_worker_run(mp):
 
 
 def test_workers_that_ignore_sigterm_and_arrive_late(programs):
-    """A pool that is terminated while its workers are started."""
+    """A pool is terminated while its workers start."""
     code, out, err = programs.run(
         """
         import signal
@@ -346,7 +346,7 @@ def test_workers_that_ignore_sigterm_and_arrive_late(programs):
 
 
 def test_idle_workers_are_replaced_again_and_again(mp):
-    """Deaths without a task are nobody's failures, however many there are."""
+    """Deaths of workers without a task make no call fail, however many there are."""
     with mp.Pool(1) as pool:
         for number in range(5):
             replace_worker(pool)

@@ -1,4 +1,4 @@
-"""How programs end, and that all below them ends with them."""
+"""The ends of programs, and of their descendants with them."""
 
 import os
 import signal
@@ -45,7 +45,7 @@ def test_a_copy_made_by_fork_does_not_wait_for_futures_of_its_original(programs,
 
 
 def test_a_copy_made_behind_the_interpreters_back_ends_no_worker(programs):
-    """By the system call itself, as some libraries do."""
+    """The copy is made by the system call itself, as some libraries do."""
     code, out, err = programs.run(
         """
         import ctypes, gc, os, platform
@@ -121,7 +121,7 @@ def test_a_daemon_that_does_not_end_by_sigterm_is_killed_at_the_end(programs, wa
 
 @pytest.mark.parametrize("used", ["pool", "child", "queue"])
 def test_a_program_that_closes_all_descriptors_ends(programs, used):
-    """As code does that makes a daemon of itself."""
+    """As code does that turns a program into a daemon."""
     code, out, err = programs.run(
         """
         import os, sys
@@ -190,7 +190,7 @@ CHANGES_USER = """
 @needs_root
 @pytest.mark.parametrize("kind", ["idle", "busy", "daemon"])
 def test_processes_that_changed_their_user_end_with_a_program_that_is_killed(programs, watch, kind):
-    """At a change of its user the kernel forgets that a process is to die with its parent."""
+    """The kernel clears the parent-death signal of a process that changes its user."""
     programs.folder.chmod(0o755)
     program = programs.start(CHANGES_USER.replace("KIND", kind))
     pids = [watch(int(pid)) for pid in program.stdout.readline().split()]
@@ -215,7 +215,7 @@ def command_of_a_task(pids, watch):
 def test_a_command_that_a_task_started_ends_with_its_time(mp, watch):
     pids = mp.Queue()
     with mp.Pool(1) as pool:
-        # On a loaded machine the time may be over before the command was started.
+        # On a loaded machine the time may be over before the command has started.
         for limit in (1, 5, 20):
             with pytest.raises(TaskTimeout):
                 pool.apply(run_command, (pids,), timeout=limit)
@@ -285,7 +285,7 @@ def test_a_command_that_a_task_started_ends_with_the_program(programs, watch, en
 
 
 def test_a_command_in_a_session_of_its_own_lives_on(mp, watch):
-    """It asked for that."""
+    """A new session detaches the command from its worker."""
     pids = mp.Queue()
     with mp.Pool(1) as pool:
         result = pool.apply_async(run_command_in_a_session, (pids,))

@@ -1,4 +1,4 @@
-"""Arguments that make no sense are refused by name; errors say what failed, and have it in fields."""
+"""Invalid arguments are refused by name; errors say what failed, in their text and in fields."""
 
 import asyncio
 import math
@@ -100,7 +100,7 @@ def test_the_loss_of_a_worker_has_fields(pool):
     assert (error.index, error.exitcode, error.signal) == (3, -9, signal.SIGKILL)
     assert error.pid > 0
     with pytest.raises(polyproc.WorkerLost) as caught:
-        pool.starmap(exit_at, items, 2, retries=1)  # with retries each item has its own fate
+        pool.starmap(exit_at, items, 2, retries=1)  # with retries, each item ends on its own
     assert (caught.value.index, caught.value.exitcode, caught.value.signal) == (3, 3, None)
     with pytest.raises(polyproc.WorkerLost) as caught:
         pool.apply(exit_at, (1, 1))
@@ -110,7 +110,7 @@ def test_the_loss_of_a_worker_has_fields(pool):
 
 def test_a_task_that_took_too_long_has_fields_and_is_a_timeout_of_all_kinds(pool):
     with pytest.raises(TimeoutError) as caught:
-        pool.starmap(sleep_at, [(n, 2) for n in range(3)], timeout=3)  # the others do not take so long, on any machine
+        pool.starmap(sleep_at, [(n, 2) for n in range(3)], timeout=3)  # the other items never take that long
     error = caught.value
     assert isinstance(error, (polyproc.TaskTimeout, polyproc.TimeoutError))
     assert (error.index, error.seconds) == (2, 3)

@@ -1,4 +1,4 @@
-"""The main job in Python, as a user runs it. (The tutorial programs are run against what they must print by the seeds.)"""
+"""The main job in Python, as a user runs it."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""Processes that are stopped, and peers that say nothing: nobody waits for them for ever."""
+"""Stopped processes and silent peers: no process waits for them for ever."""
 
 import os
 import signal
@@ -44,7 +44,7 @@ START = """
     ],
 )
 def test_a_pool_ends_while_the_fork_server_is_stopped(programs, end):
-    """It has asked for new workers, and they do not come."""
+    """The pool has requested new workers, which do not start."""
     code, out, err = programs.run(
         START
         + f"""
@@ -86,7 +86,7 @@ def test_a_pool_ends_while_its_workers_are_stopped(programs, how):
 
 
 def test_a_stopped_worker_is_timed_out(mp):
-    """While it runs its task."""
+    """The worker is stopped while it runs its task."""
     with mp.Pool(1) as pool:
         pid = pool.apply(os.getpid)
         with pytest.raises(TaskTimeout):

@@ -27,7 +27,7 @@ CALL
 
 
 def interrupt(programs, setup, call, before=""):
-    """Runs `setup`, then `call`, and sends SIGINT to the program, only to it, once it sleeps in the call."""
+    """Runs `setup`, then `call`. Sends SIGINT to the program alone, once it sleeps in the call."""
     text = PROGRAM.replace("BEFORE", before)
     for name, part in (("SETUP", setup), ("CALL", call)):
         text = text.replace(name, textwrap.indent(textwrap.dedent(part), "    "))
@@ -44,7 +44,7 @@ def interrupt(programs, setup, call, before=""):
 CHILD = "child = mp.Process(target=wait_for, args=(event,), daemon=True); child.start()"
 POOL = "pool = mp.Pool(2)"
 EXECUTOR = "executor = mp.ProcessPoolExecutor(2); future = executor.submit(wait_for, event)"
-# What was submitted to an executor is done before the program ends.
+# Before it ends, the program waits for calls that were submitted to an executor.
 LET_GO = """
 except KeyboardInterrupt:
     event.set()
@@ -143,7 +143,7 @@ STARTS = {
 @pytest.mark.parametrize("start", STARTS)
 @of_methods("spawn", "forkserver")
 def test_starts_while_the_main_module_is_imported(programs, start):
-    # By spawn a start returns before the child imports anything.
+    # With spawn, a start returns before the child imports anything.
     interrupt(programs, "", STARTS[start] + "\nsignal.pause()", SLOW)
 
 
@@ -155,7 +155,7 @@ os.kill(_forkserver._forkserver_pid, signal.SIGSTOP)
 """
 
 
-# A child may be there in advance, so there are more starts than one.
+# The fork server may have a spare, so one start may succeed.
 @pytest.mark.parametrize("start", ["while True: mp.Process(target=int).start()", "pool = mp.Pool(4); pool.map(abs, [1])"])
 @of_methods("forkserver")
 def test_starts_with_a_stopped_fork_server(programs, start):

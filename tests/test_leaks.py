@@ -1,4 +1,4 @@
-"""What is no longer used goes: locals of callers, cycles through objects of the extension, iterators, workers."""
+"""Unused objects are freed: locals of callers, cycles through objects of the extension, iterators, workers."""
 
 import asyncio
 import gc
@@ -21,7 +21,7 @@ def raise_error(*_):
 
 
 class Local:
-    """What a caller has at hand."""
+    """A local variable of a caller."""
 
 
 def of_apply(pool):
@@ -152,7 +152,7 @@ def test_a_failed_call_of_an_executor_keeps_no_locals_of_its_caller(mp, ask):
 
 
 class Node(list):
-    """A list that can be referred to weakly, and a caller of pools."""
+    """A list that supports weak references and has a callback."""
 
     def on_result(self, _):
         pass
@@ -187,7 +187,7 @@ def through_an_error_callback(pool):
 
 
 class Numbers:
-    """An iterator that holds who reads it."""
+    """An iterator with a reference to its reader."""
 
     def __init__(self, end):
         self.number, self.end, self.reader = 0, end, None
@@ -253,7 +253,7 @@ def test_the_collector_finds_cycles_through_queues(mp):
 
 
 def test_an_imap_that_is_dropped_goes_with_its_iterator(mp):
-    """At the latest when all was read that it would read ahead."""
+    """At the latest when it has read ahead as far as it may."""
     with mp.Pool(1) as pool:
         kept = []
         for _ in range(10):

@@ -1,4 +1,4 @@
-"""`__main__` of any kind: where other processes cannot import it, what is defined in it goes by value."""
+"""All kinds of `__main__`: its definitions are sent by value if other processes cannot import it."""
 
 import os
 import subprocess
@@ -54,7 +54,7 @@ PROGRAM = """
         with mp.ProcessPoolExecutor(2, mp_context=mp.get_context()) as executor:
             print(executor.submit(make, 3).result().value)
 """
-# By `fork` workers have what the program had; by value they have what it has now.
+# Forked workers have the program's values of the time of the fork; sent by value, they are current.
 OUT = "[11, 12] True\n21\n25 True\n25\n23\n"
 
 

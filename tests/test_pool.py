@@ -1,4 +1,4 @@
-"""Pools: what `multiprocessing`'s do, and what ours do more."""
+"""Pools: the behaviour of `multiprocessing`'s, and polyproc's additions."""
 
 import asyncio
 import itertools
@@ -232,7 +232,7 @@ def test_one_lost_worker_is_one_lost_item(pool):
 
 
 def once(path):
-    """Dies the first time."""
+    """Dies on the first run."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
@@ -287,7 +287,7 @@ def hold(megabytes):
 
 def test_memory_limit(mp):
     with open("/proc/self/statm") as file:
-        inherited = int(file.read().split()[1]) * resource.getpagesize()  # by a fork
+        inherited = int(file.read().split()[1]) * resource.getpagesize()  # a forked worker has these pages, too
     with mp.Pool(1, memory_limit=inherited + (200 << 20)) as pool:
         assert pool.apply(square, (3,)) == 9
         with pytest.raises(OutOfMemory):
@@ -547,7 +547,7 @@ def test_who_submits_waits_while_too_many_bytes_wait(mp):
         results = []
 
         def submit():
-            # More than lie on the table.
+            # More tasks than the table holds.
             results.extend(pool.apply_async(size_after_event, (bytes(10_000),)) for _ in range(2000))
 
         submitter = threading.Thread(target=submit)
@@ -601,7 +601,7 @@ WORKERS_AS_PROCESSES = """
 
 
 def test_workers_are_processes_of_their_context(programs):
-    """So what is wrapped around `_bootstrap` or `run`, as coverage and debuggers do it, is around tasks; threads are joined."""
+    """So wrappers of `_bootstrap` or `run`, as used by coverage and debuggers, enclose tasks; threads are joined."""
     code, out, err = programs.run(WORKERS_AS_PROCESSES)
     lines = ["begins OwnPoolWorker True", "runs", "('OwnPoolWorker', True)", "thread done", "ends"]
     assert (code, out.splitlines(), err) == (0, lines, "")

@@ -1,4 +1,4 @@
-"""What the fork server shares between processes, and what it does not."""
+"""State that the fork server shares between processes, and state that it does not share."""
 
 import os
 import socket
@@ -8,7 +8,8 @@ import threading
 import pytest
 from conftest import of_methods
 
-# A program whose main module makes something; each of its processes says by which import of it it was made.
+# A program whose main module runs `made`. Each of its processes reports the time at which the module was imported; the program
+# prints the number of different imports.
 PROGRAM = """
     import os
     import sys
@@ -194,7 +195,7 @@ def test_processes_do_at_exit_what_their_import_of_main_left_to_be_done(programs
 
 @of_methods("forkserver")
 def test_no_two_workers_have_one_connection(programs):
-    """A server that answers each request with its own number: who reads another's answer says so."""
+    """The server echoes each request; a process that reads the answer to another's request reports it."""
     connections = []
 
     def serve(connection):
@@ -233,7 +234,7 @@ def test_no_two_workers_have_one_connection(programs):
             """
         )
     assert (code, out) == (0, "True\n"), err
-    assert len(connections) >= 3  # that of the program, and those of its workers, as far as they were needed
+    assert len(connections) >= 3  # the program's, and those of workers that needed one
 
 
 @of_methods("forkserver")

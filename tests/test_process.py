@@ -1,4 +1,4 @@
-"""Processes by all start methods."""
+"""Processes, with all start methods."""
 
 import os
 import shlex
@@ -239,7 +239,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("module", ["sys", "numpy"])
 def test_functions_of_main_are_known_by_forkserver_without_running_it_again(programs, module):
-    """Not even if it imports a library that starts threads when it is imported."""
+    """Not even if it imports a library that starts threads on import."""
     pytest.importorskip(module)
     code, out, err = programs.run(
         """
@@ -351,7 +351,7 @@ def hold_forever(ready, lock):
 
 
 def test_locks_of_other_threads_do_not_hang_a_new_process(mp):
-    """A lock of `logging` that another thread holds at the time of a fork."""
+    """Another thread holds a lock of `logging` at the time of a fork."""
     import logging
 
     handler = logging.StreamHandler()
@@ -401,12 +401,12 @@ def test_nothing_is_left_open(mp):
     before = count()
     for _ in range(10):
         run()
-    eventually(lambda: count() <= before)  # the engine closes what belongs to the dead
+    eventually(lambda: count() <= before)  # the engine closes the descriptors of dead processes a moment later
 
 
 @of_methods("spawn", "forkserver")
 def test_descriptors_that_are_inherited_are_closed_and_those_of_its_own_start_are_not(programs):
-    """What a new interpreter opened before ``polyproc`` was asked to run is its own."""
+    """Descriptors that a new interpreter opens before it runs ``polyproc`` are its own."""
     (programs.folder / "sitecustomize.py").write_text("import os\nopened = os.dup(1)\nos.set_inheritable(opened, True)\n")
     code, out, err = programs.run(
         """
@@ -437,7 +437,7 @@ def test_descriptors_that_are_inherited_are_closed_and_those_of_its_own_start_ar
 
 
 def test_random_numbers_of_processes_differ(programs):
-    """Also by generators that were used before the process was copied."""
+    """They also differ for generators that were used before the process was copied."""
     (programs.folder / "drawn.py").write_text(
         textwrap.dedent("""
         import random, ssl, tempfile, uuid
@@ -482,7 +482,7 @@ def test_start_twice_and_from_another_process(mp):
 
 
 def test_is_running_is_told_of_zombies():
-    """The helper of these tests."""
+    """Tests a helper of these tests."""
     pid = os.posix_spawn(sys.executable, [sys.executable, "-c", ""], os.environ)
     wait_for_end(pid)
     assert not is_running(pid)
@@ -491,7 +491,7 @@ def test_is_running_is_told_of_zombies():
 
 @pytest.mark.parametrize("calls", [["clone3"], ["clone3", "get_robust_list"]])
 def test_starts_in_containers(programs, calls):
-    """Their default profiles refuse `clone3`; with the other one, nothing can be cloned."""
+    """Default profiles refuse `clone3`; without `get_robust_list` as well, nothing can be cloned."""
     code, out, err = programs.run(
         REFUSE
         + """
@@ -525,7 +525,7 @@ def test_starts_in_containers(programs, calls):
 
 
 def test_without_proc():
-    """The fork server's place is taken by `spawn`; forks are bound to their parent by /proc, and say so."""
+    """`spawn` replaces the fork server; `fork` fails and says that it needs /proc to bind a child to its parent."""
     here = os.path.dirname(__file__)
     hidden = "mount -t tmpfs none /proc && exec " + shlex.join([sys.executable, os.path.join(here, "without_proc.py")])
     unshare = ["unshare", "--mount", "sh", "-c", hidden]
@@ -540,7 +540,7 @@ def test_without_proc():
 
 
 def test_a_program_that_knows_nothing_of_processes_is_no_success(programs):
-    """As in an interpreter that is part of another program, which `sys.executable` names."""
+    """As with an interpreter embedded in another program, which `sys.executable` names."""
     code, out, err = programs.run(
         """
         import polyproc as mp

@@ -1,4 +1,4 @@
-"""Programs that people have, as they are: with the standard library, and after `polyproc.install()`. They print the same."""
+"""Typical programs, unchanged, print the same with the standard library and after `polyproc.install()`."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ PROGRAMS = sorted((pathlib.Path(__file__).parent / "programs").glob("*.py"))
 def run(program, folder):
     command = [sys.executable, "-W", "ignore", str(program)]
     env = {**os.environ, "PYTHONPATH": str(folder)}
-    del env["PYTEST_CURRENT_TEST"]  # by which notebooks know that they are not to capture output
+    del env["PYTEST_CURRENT_TEST"]  # with this variable, notebooks do not capture output
     return subprocess.run(command, capture_output=True, text=True, timeout=2 * HANG_BOUND, env=env, cwd=folder)
 
 
@@ -27,7 +27,7 @@ def test_a_program_does_the_same_after_install(program, tmp_path):
             pytest.skip(f"{module} is not installed")
     theirs = run(program, tmp_path)
     assert theirs.returncode == 0, theirs.stderr
-    # For all interpreters that the program starts.
+    # Every interpreter that the program starts imports this.
     (tmp_path / "sitecustomize.py").write_text("import polyproc\npolyproc.install()\n")
     ours = run(program, tmp_path)
     assert (ours.returncode, ours.stdout) == (0, theirs.stdout), ours.stderr

@@ -1,4 +1,4 @@
-"""Programs that are frozen run themselves anew: for each of their processes once, and never without end."""
+"""Frozen programs run themselves again, once for each of their processes, and not recursively."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Queues, from several processes, and over deaths."""
+"""Queues between several processes, and after deaths."""
 
 import os
 import queue as standard
@@ -185,7 +185,7 @@ def test_a_signal_handler_runs_while_one_waits(mp):
     before = signal.signal(signal.SIGALRM, handler)
     try:
         with pytest.raises(InterruptedError, match="the handler's"):
-            # Again and again: a signal that comes just before the wait does not end it.
+            # Repeatedly, as a signal just before the wait does not end it.
             signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
             queue.get()
     finally:

@@ -1,6 +1,6 @@
-"""A storm of deaths: workers are killed at random, also while they start, and every task still ends exactly once.
+"""Kills workers at random, also while they start, and checks that every task still ends exactly once.
 
-``POLYPROC_STORM_ROUNDS`` and ``POLYPROC_STORM_TASKS`` make it longer.
+``POLYPROC_STORM_ROUNDS`` and ``POLYPROC_STORM_TASKS`` set the length.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import pytest
 
 ROUNDS = int(os.environ.get("POLYPROC_STORM_ROUNDS", "2"))
 TASKS = int(os.environ.get("POLYPROC_STORM_TASKS", "1000"))
-# The least number of workers that a round kills.
+# Minimum number of workers that a round kills.
 KILLS = 10
 
 
@@ -26,7 +26,7 @@ def work(x):
 
 
 def give(given, killed):
-    """Numbers for `work`, added to `given`, until enough workers were killed."""
+    """Yields numbers for `work` and appends them to `given`, until there are enough tasks and killed workers."""
     while len(given) < TASKS or len(killed) < KILLS:
         given.append(len(given))
         yield given[-1]
@@ -34,7 +34,7 @@ def give(given, killed):
 
 @contextlib.contextmanager
 def storm(pool, pause, seed):
-    """Kills a worker about every `pause` seconds; gives a list of the killed."""
+    """Kills a worker about every `pause` seconds; yields the list of killed workers."""
     over, killed, choose = threading.Event(), [], random.Random(seed)
 
     def kill():
@@ -64,7 +64,7 @@ def test_every_task_ends_exactly_once(mp, chunksize, retries):
         began, given, ended, lost = time.monotonic(), [], set(), 0
         with mp.Pool(3) as pool:
             pool.apply(work, (0,))
-            # Workers that never live until they are ready run nothing.
+            # Workers that are always killed before they are ready run no task.
             pause = max(time.monotonic() - began, 0.002)
             with storm(pool, pause, seed) as killed:
                 tasks = give(given, killed)

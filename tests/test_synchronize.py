@@ -119,7 +119,7 @@ def test_waiters_of_a_condition_that_are_killed_are_not_counted(mp):
     for child in children:
         child.start()
         ready.acquire()
-    with condition:  # all wait
+    with condition:  # all children wait now
         pass
     for child in children[:3]:
         child.kill()

@@ -1,4 +1,4 @@
-"""What travels through queues, pipes and pools, and what does not."""
+"""Objects that can be sent through queues, pipes and pools, and objects that cannot."""
 
 import multiprocessing.reduction
 import pickle
@@ -44,7 +44,7 @@ def test_a_pipe_takes_pickles_as_bytes_and_gives_them(mp):
 
 
 class Held:
-    """What pickle refuses, until somebody says how."""
+    """An object that pickle refuses until a reducer is registered."""
 
     def __init__(self):
         self.lock = threading.Lock()
@@ -56,7 +56,7 @@ def make_held():
 
 def test_reducers_may_be_registered_at_any_time(mp):
     queue = mp.Queue()
-    queue.put([object()])  # a pickler is made
+    queue.put([object()])  # creates a pickler
     queue.get()
     with pytest.raises(TypeError):
         queue.put(Held())
@@ -100,7 +100,7 @@ def test_a_pool_lives_as_long_as_its_results_are_taken(mp):
 
 
 def test_proxies_carry_the_key_of_their_manager(programs):
-    """Through what stands already, too; of a manager that is the standard library's."""
+    """Also through a pool that was created before; with a manager of the standard library."""
     code, out, err = programs.run(
         """
         import multiprocessing.managers

@@ -1,4 +1,4 @@
-"""What a type checker is to see of the package; run by none, checked by pyright."""
+"""Types of the package that a type checker must infer. Pyright checks this file; nothing runs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starts, queues and pools where `/proc` is not mounted: run by `test_process.py` in a mount namespace of its own."""
+"""Starts, queues and pools without a mounted `/proc`: `test_process.py` runs this in a mount namespace of its own."""
 
 import os
 

@@ -1,11 +1,11 @@
-"""polyproc beside the standard library and its peers in Python.
+"""Compares polyproc with the standard library and its peers in Python.
 
     pip install . -r bench/python/requirements.txt
     python bench/python/bench.py [CASE]... [--rounds 3] [--json FILE]
 
-Each case is run for every rival that has it, in a process of its own, in turn, in several rounds; the figure is the median of
-the rounds. Results are checked. Rivals that are not installed are named and left out. The machine is taken as it is: ratios
-are worth more than figures.
+Each case runs for every rival that supports it, in turn, in a process of its own, for several rounds; the figure is the median
+of the rounds. Results are checked. Rivals that are not installed are named and left out. Figures depend on the machine and
+its load: ratios are more reliable.
 """
 
 import argparse
@@ -23,7 +23,7 @@ CASES = {}
 
 
 def case(unit, *rivals):
-    """A case: a function of a rival that gives seconds, or with another unit a rate for each second."""
+    """Registers a case: a function of a rival that returns seconds if the unit is "s", otherwise a rate per second."""
 
     def note(function):
         CASES[function.__name__.replace("_", "-")] = (function, unit, rivals)
@@ -33,7 +33,7 @@ def case(unit, *rivals):
 
 
 def pool(name):
-    """A way to have a pool: a context manager that gives an object with the methods of `multiprocessing.Pool`."""
+    """Registers a rival's pool: a generator that yields an object with the methods of `multiprocessing.Pool`."""
 
     def note(function):
         POOLS[name] = contextlib.contextmanager(function)
@@ -43,7 +43,7 @@ def pool(name):
 
 
 def context(rival):
-    """The context of `module` or `module-method`."""
+    """Returns the context of `module` or `module-method`."""
     module, _, method = rival.partition("-")
     module = {"std": "multiprocessing"}.get(module, module)
     return importlib.import_module(module).get_context(method or None)
@@ -62,7 +62,7 @@ def square(x):
 
 
 def median_time(function, times):
-    """The median of how long calls take."""
+    """Returns the median duration of `times` calls, in seconds."""
     taken = []
     for _ in range(times):
         start = time.perf_counter()
@@ -107,7 +107,7 @@ def start_spawn(rival):
 
 
 class OfExecutor:
-    """An executor by the names of a pool's methods."""
+    """An executor with the method names of a pool."""
 
     def __init__(self, executor):
         self.executor = executor
@@ -182,7 +182,7 @@ class OfMpire(OfExecutor):
         return self.executor.apply(function, args)
 
     def map(self, function, values, chunksize=None):
-        # It looks into arguments that can be iterated over, and there are none here.
+        # mpire unpacks iterable arguments; the values here are not iterable.
         return self.executor.map(function, values, chunk_size=chunksize)
 
     def imap_unordered(self, function, values):
@@ -426,7 +426,7 @@ def lock_by_two(rival):
 
 
 def run_one(name, rival):
-    """One figure, by a process of its own; None where the rival is not installed."""
+    """Measures one figure in a process of its own. Returns None if the rival is not installed or fails."""
     command = [sys.executable, os.path.abspath(__file__), "--one", name, rival]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if "ModuleNotFoundError" in done.stderr:

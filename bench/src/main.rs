@@ -1,4 +1,4 @@
-//! polyproc beside its peers: `cargo run --release -p polyproc-bench -- start|queue|pool [--json FILE]`.
+//! Compares polyproc with its peers: `cargo run --release -p polyproc-bench -- start|queue|pool [--json FILE]`.
 
 mod pool;
 mod queue;
@@ -7,7 +7,7 @@ mod table;
 
 const USAGE: &str = "usage: polyproc-bench start|queue|pool [--json FILE]";
 
-/// What was asked for: the case, its own arguments, and where JSON goes.
+/// The command line: the case, its own arguments, and the file for JSON.
 struct Options {
     case: String,
     arguments: Vec<String>,
@@ -50,7 +50,7 @@ fn run() -> i32 {
         "start" => start::run(options.json.as_deref()),
         "queue" => queue::run(options.json.as_deref()),
         "pool" => pool::run(options.json.as_deref()),
-        // What `start` runs in processes of its own.
+        // `start` runs these cases in processes of its own.
         "start-in" => start::run_in(&options.arguments),
         "start-fork" => start::run_fork(&options.arguments),
         _ => {

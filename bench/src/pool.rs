@@ -1,4 +1,4 @@
-//! Pools of two workers: tasks a second, round trips, how well work is spread, values of all sizes.
+//! Pools of two workers: throughput, round trips, distribution of work, values of all sizes.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -19,7 +19,7 @@ fn same(x: u64) -> u64 {
     black_box(x)
 }
 
-/// Busy for so many nanoseconds.
+/// Spins for `nanos` nanoseconds.
 fn busy(nanos: u64) -> u64 {
     let start = Instant::now();
     while start.elapsed() < Duration::from_nanos(nanos) {
@@ -82,7 +82,7 @@ impl<A, R> Drop for Threads<A, R> {
     }
 }
 
-/// Nanoseconds an item, of several runs; results are checked.
+/// Returns the nanoseconds per item of several runs, and checks the results.
 fn per_item(count: u64, mut map: impl FnMut() -> Result<Vec<u64>>) -> Result<Vec<f64>> {
     map()?; // warm
     let mut samples = Vec::new();
@@ -98,7 +98,7 @@ fn per_item(count: u64, mut map: impl FnMut() -> Result<Vec<u64>>) -> Result<Vec
     Ok(samples)
 }
 
-/// Microseconds a call, of many calls.
+/// Returns the microseconds of each call, with a pause before it.
 fn round_trips(rounds: usize, pause: Duration, mut call: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
     for _ in 0..100.min(rounds) {
         call()?;
@@ -126,7 +126,7 @@ impl Table {
     }
 }
 
-/// What Python's pool takes: nanoseconds a task at chunksize 1 and by default, microseconds an `apply`.
+/// Measures Python's pool: nanoseconds per task with chunks of one task and of the default size, microseconds per `apply`.
 fn python() -> Result<[f64; 3]> {
     let program = "
 import multiprocessing as mp, time, statistics
@@ -154,7 +154,7 @@ if __name__ == '__main__':
 
 fn procspawn_map(pool: &procspawn::Pool, count: u64) -> Result<Vec<u64>> {
     let mut results = Vec::new();
-    // Its handles hold descriptors until they are joined: a batch at a time.
+    // Handles hold descriptors until they are joined, so tasks are submitted in batches.
     for start in (0..count).step_by(200) {
         let handles: Vec<_> =
             (start..count.min(start + 200)).map(|x| procspawn::spawn!(in pool, (x => x) || same(x))).collect();
@@ -284,7 +284,7 @@ fn resident_kib() -> Result<u64> {
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
-/// Ten million items through `imap_unordered`, and the memory that it takes; then how the cost grows.
+/// Measures the time and memory of `imap_unordered` for ten million items, then the cost per task for growing numbers of tasks.
 fn growth() -> Result<()> {
     let pool = Pool::new(WORKERS)?;
     pool.map(same, 0..100_000)?;
@@ -312,7 +312,7 @@ fn growth() -> Result<()> {
     let pools = [1, 2, 8, 50, 200].map(Pool::new);
     for count in [10u64, 100, 1000, 10_000, 100_000, 1_000_000, 10_000_000] {
         print!("{count:>10}");
-        // Ten million take minutes where many workers share few processors.
+        // Ten million tasks take minutes if many workers share few processors.
         for pool in pools.iter().take(if count < 10_000_000 { 5 } else { 3 }) {
             let pool = pool.as_ref().map_err(ToString::to_string)?;
             let start = Instant::now();

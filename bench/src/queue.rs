@@ -21,7 +21,7 @@ use crate::table::{self, Row};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// 64 bytes: a number, and seven words that follow from it. Serde writes them as they are.
+/// 64 bytes: a number, and seven words that follow from it. Serde writes the bytes unchanged.
 type Message = ByteArray<64>;
 
 const ROUNDS: usize = 7;
@@ -40,7 +40,7 @@ fn number(message: &Message) -> u64 {
     u64::from_ne_bytes(*message.first_chunk().expect("64 bytes"))
 }
 
-/// A way for messages from any number of producers to any number of consumers.
+/// A channel for messages from any number of producers to any number of consumers.
 trait Link: Sync {
     fn send(&self, message: Message);
     fn receive(&self) -> Message;
@@ -85,7 +85,7 @@ impl Link for Socket {
     }
 }
 
-/// One consumer only; the locks are never contended.
+/// For one consumer only; the locks are never contended.
 struct IpcChannel(Mutex<ipc::IpcSender<Message>>, Mutex<ipc::IpcReceiver<Message>>);
 impl Link for IpcChannel {
     fn send(&self, message: Message) {
@@ -132,7 +132,7 @@ fn new_link(who: &str) -> Result<Box<dyn Link + Send>> {
 }
 
 fn fork<R: polyproc::Transfer>(job: impl FnOnce() -> R) -> Result<Child<R>> {
-    // SAFETY: this program's other threads are polyproc's own, or wait at that moment.
+    // SAFETY: this program's other threads are polyproc's own, or are blocked at that moment.
     let promise = unsafe { ForkWithThreads::new() };
     Ok(Process::fork(job).fork_with_threads(promise).start()?)
 }
@@ -141,7 +141,7 @@ fn produce(link: &dyn Link, from: u64, count: u64) {
     (from..from + count).for_each(|number| link.send(message(number)));
 }
 
-/// How many messages came before the end, and the sum of their numbers.
+/// Receives messages until the end. Returns how many there were, and the sum of their numbers.
 fn consume(link: &dyn Link) -> (u64, u64) {
     let (mut count, mut sum) = (0u64, 0u64);
     loop {
@@ -156,7 +156,7 @@ fn consume(link: &dyn Link) -> (u64, u64) {
     }
 }
 
-/// Millions of messages in a second.
+/// Returns the throughput in millions of messages per second.
 fn throughput(who: &str, producers: u64, consumers: u64, messages: u64) -> Result<f64> {
     let link = new_link(who)?;
     let link: &(dyn Link + Send) = &*link;
@@ -165,7 +165,7 @@ fn throughput(who: &str, producers: u64, consumers: u64, messages: u64) -> Resul
     let (count, sum, time) = if threads {
         std::thread::scope(|scope| {
             let consumers: Vec<_> = (0..consumers).map(|_| scope.spawn(move || consume(link))).collect();
-            std::thread::sleep(Duration::from_millis(5)); // they are ready, as the processes below are
+            std::thread::sleep(Duration::from_millis(5)); // then they are ready, as the processes below are
             let start = Instant::now();
             let producers: Vec<_> =
                 (0..producers).map(|at| scope.spawn(move || produce(link, at * each, each))).collect();
@@ -176,7 +176,7 @@ fn throughput(who: &str, producers: u64, consumers: u64, messages: u64) -> Resul
             (got.iter().map(|got| got.0).sum::<u64>(), got.iter().map(|got| got.1).sum::<u64>(), time)
         })
     } else {
-        // A byte for each producer says go.
+        // One byte for each producer starts it.
         let go = Pipe::new()?;
         let consumers: Vec<_> = (0..consumers).map(|_| fork(|| consume(link))).collect::<Result<_>>()?;
         let producers: Vec<_> = (0..producers)
@@ -210,7 +210,7 @@ fn throughput(who: &str, producers: u64, consumers: u64, messages: u64) -> Resul
     Ok(expected as f64 / time.as_secs_f64() / 1e6)
 }
 
-/// One word that two processes map, for the bare futex.
+/// Two words that two processes map, for the bare futex.
 struct FutexLink(&'static [AtomicU32; 2]);
 impl FutexLink {
     fn new() -> Result<Self> {
@@ -236,7 +236,7 @@ impl FutexLink {
     }
 }
 
-/// Microseconds from sending a message until its answer is there, of each of `rounds`.
+/// Returns the microseconds from sending a message to receiving its answer, for each of `rounds`.
 fn ping_pong(who: &str, rounds: u64, pause: Duration) -> Result<Vec<f64>> {
     let mut samples = Vec::new();
     let mut measure = |ping: &mut dyn FnMut(u64) -> Result<()>| -> Result<()> {
@@ -289,7 +289,7 @@ fn ping_pong(who: &str, rounds: u64, pause: Duration) -> Result<Vec<f64>> {
     Ok(samples)
 }
 
-/// A way for byte strings of one length.
+/// A channel for byte strings of one length.
 trait BulkLink: Sync {
     fn send(&self, bytes: Vec<u8>);
     fn receive(&self) -> Vec<u8>;
@@ -304,7 +304,7 @@ impl BulkLink for Queue<ByteBuf> {
     }
 }
 
-/// Two ends of a stream, and how long each string is.
+/// The two ends of a stream, and the length of each string in bytes.
 struct Stream(File, File, usize);
 impl BulkLink for Stream {
     fn send(&self, bytes: Vec<u8>) {
@@ -360,7 +360,7 @@ fn new_bulk_link(who: &str, len: usize) -> Result<Box<dyn BulkLink + Send>> {
     })
 }
 
-/// Microseconds for each byte string of `len` bytes: copied from a template, sent, received, looked at page by page.
+/// Returns the microseconds for each string of `len` bytes: copied from a template, sent, received, one byte read per page.
 fn bulk(who: &str, len: usize, count: usize) -> Result<f64> {
     let link = new_bulk_link(who, len)?;
     let link: &(dyn BulkLink + Send) = &*link;
@@ -386,8 +386,8 @@ fn bulk(who: &str, len: usize, count: usize) -> Result<f64> {
     if good { Ok(time) } else { Err(format!("{who}: other bytes came").into()) }
 }
 
-/// Microseconds to hand over `len` bytes that the producer has filled: from the put until the consumer has looked at the
-/// first and the last of them, and answered.
+/// Returns the microseconds to lend `len` bytes that the producer has filled: from the put until the answer of the consumer,
+/// which reads the first and the last byte.
 fn hand_over(len: usize) -> Result<Vec<f64>> {
     let (queue, answers) = (Queue::<SharedBytes>::new(0)?, Queue::<(u8, u8)>::new(0)?);
     const ROUNDS: u8 = 20;
@@ -413,7 +413,7 @@ fn hand_over(len: usize) -> Result<Vec<f64>> {
     Ok(samples)
 }
 
-/// The standard library's queue: nanoseconds a message, and microseconds of ping-pong.
+/// Measures the queue of Python's standard library: nanoseconds per message, and microseconds per round trip.
 const PYTHON: &str = "
 import multiprocessing as mp, time, sys
 def produce(q, n):
@@ -442,7 +442,7 @@ fn python() -> Option<(f64, f64)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
-/// What goes wrong in one rival is told, and the others go on.
+/// Returns the samples of all rounds; none if a round fails, after printing the error.
 fn samples(who: &str, mut once: impl FnMut() -> Result<Vec<f64>>) -> Vec<f64> {
     let mut all = Vec::new();
     for round in 0..=ROUNDS {
@@ -458,7 +458,7 @@ fn samples(who: &str, mut once: impl FnMut() -> Result<Vec<f64>>) -> Vec<f64> {
     all
 }
 
-/// All cases.
+/// Runs all cases.
 pub(crate) fn run(json: Option<&Path>) -> Result<()> {
     const THREADS: &str = "crossbeam-channel, threads";
     const BOUNDED_THREADS: &str = "crossbeam bounded 1000, threads";

@@ -16,12 +16,13 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const CASES: [&str; 3] = ["small process", "1 GiB resident", "16 threads"];
 const ROUNDS: usize = 7;
-/// Of each rival in each round: at most so many starts, and at most for so long once there are three.
+/// Maximum number of starts of each rival in each round.
 const STARTS: usize = 100;
+/// Time after which a round ends, once it has three starts.
 const ROUND_TIME: Duration = Duration::from_millis(400);
 const LIMIT: &str = "fork + waitpid, tiny process";
 
-/// Every rival computes this.
+/// The function that every rival runs.
 fn double(x: u64) -> u64 {
     x * 2
 }
@@ -31,7 +32,7 @@ fn crossmist_double(x: u64) -> u64 {
     double(x)
 }
 
-/// Starts a process that doubles the number, joins it, and gives the result.
+/// Starts a process that doubles the number, joins it, and returns the result.
 type Rival = fn(u64) -> Result<u64>;
 
 const RIVALS: [(&str, Rival); 7] = [
@@ -59,14 +60,14 @@ fn fork_and_wait() -> Result<()> {
         0 => unsafe { libc::_exit(0) },
         pid => {
             let mut status = 0;
-            // SAFETY: waits for the own child and writes its status.
+            // SAFETY: waits for a child of this process and writes its status.
             let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
             if waited == pid && status == 0 { Ok(()) } else { Err("the fork failed".into()) }
         }
     }
 }
 
-/// Microseconds of each start in one round.
+/// Returns the microseconds of each start in one round.
 fn round(mut start: impl FnMut(u64) -> Result<u64>) -> Result<Vec<f64>> {
     let begin = Instant::now();
     let mut samples = Vec::with_capacity(STARTS);
@@ -82,7 +83,7 @@ fn round(mut start: impl FnMut(u64) -> Result<u64>) -> Result<Vec<f64>> {
     Ok(samples)
 }
 
-/// All cases, each in a process of its own.
+/// Runs all cases, each in a process of its own.
 pub(crate) fn run(json: Option<&Path>) -> Result<()> {
     let mut rows = Vec::new();
     for case in CASES {
@@ -103,7 +104,7 @@ pub(crate) fn run(json: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-/// One case: prints the samples of each rival as JSON.
+/// Runs one case, and prints the samples of each rival as JSON.
 pub(crate) fn run_in(arguments: &[String]) -> Result<()> {
     let case = arguments.first().map_or("", String::as_str);
     let memory = if case == CASES[1] { vec![1u8; 1 << 30] } else { Vec::new() };
@@ -142,7 +143,7 @@ pub(crate) fn run_in(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The limit: one round of bare forks of a process that does nothing else.
+/// Measures the limit: one round of bare forks of a process that does nothing else.
 pub(crate) fn run_fork(_: &[String]) -> Result<()> {
     let times = round(|x| fork_and_wait().map(|()| double(x)))?;
     println!("{}", serde_json::to_string(&times)?);

@@ -1,4 +1,4 @@
-//! Medians, ratios, and the two ways to print them.
+//! Medians and ratios, as tables and as JSON.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,7 +17,7 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// From single measurements; `None` when there are none.
+    /// Returns a row from single measurements; `None` if there are none.
     pub(crate) fn from_samples(case: &str, who: &str, unit: &'static str, mut samples: Vec<f64>) -> Option<Self> {
         samples.sort_by(f64::total_cmp);
         let at = |part: usize| samples.get((samples.len() * part / 100).min(samples.len().saturating_sub(1))).copied();
@@ -25,7 +25,7 @@ impl Row {
     }
 }
 
-/// Prints a table a case: each row beside the row named `limit` and beside the best that is not one of `ours`.
+/// Prints a table per case, with the ratios of each row to the row named `limit` and to the best row that is not one of `ours`.
 pub(crate) fn print(rows: &[Row], limit: &str, ours: &str) {
     let mut cases: BTreeMap<usize, &str> = BTreeMap::new();
     for row in rows {

@@ -1,9 +1,9 @@
-"""Counts what is risky in Python code below some folders, with one parser per worker process.
+"""Counts risky constructs in Python code below some folders, with one parser per worker process.
 
     python examples/python/ast_audit.py [FOLDER]... [--workers N] [--timeout SECONDS] [--memory MIB] [--json]
 
-Without a folder it reads the interpreter's own library and site-packages. Some of these files are there to be no Python that
-a parser takes. They are lines of the report, as a file would be that takes too long, too much memory, or the parser with it.
+Without a folder it reads the interpreter's own library and site-packages. Some of their files are deliberately not valid
+Python. The report lists them, as it lists files that take too long or too much memory, or that crash the parser.
 """
 
 import argparse
@@ -20,13 +20,13 @@ import warnings
 import polyproc
 from polyproc.pool import PoolError
 
-# Calls that run text as code, load data as code, or hand text to a shell.
+# Calls that run text as code, load data as code, or pass text to a shell.
 RISKY = {"eval", "exec", "compile", "os.system", "os.popen", "pickle.load", "pickle.loads", "marshal.loads"}
 COLUMNS = ("files", "lines", "functions", "classes", "bare_excepts", "risky_calls", "asserts")
 
 
 class Counter(ast.NodeVisitor):
-    """What is in one file."""
+    """Counts the constructs in one file."""
 
     def __init__(self):
         self.counts = collections.Counter()
@@ -55,7 +55,7 @@ class Counter(ast.NodeVisitor):
 
 
 def name_of(function):
-    """The name that is called, with its module if that is one name; else nothing."""
+    """Returns the called name, with its module if that is a single name; otherwise None."""
     if isinstance(function, ast.Name):
         return function.id
     if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
@@ -64,7 +64,7 @@ def name_of(function):
 
 
 def audit(path):
-    """The counts of one file, and what is wrong with it."""
+    """Returns the counts of one file, and its error or None."""
     start = time.perf_counter()
     source = pathlib.Path(path).read_bytes()
     counter = Counter()
@@ -81,7 +81,7 @@ def audit(path):
 
 
 def files_below(folders):
-    """The Python files below some folders, each with its package: the first name on the way to it."""
+    """Yields the Python files below some folders, each with its package: the first part of its relative path."""
     for folder in folders:
         for directory, names, files in os.walk(folder):
             names[:] = sorted(name for name in names if name not in ("__pycache__", "site-packages"))

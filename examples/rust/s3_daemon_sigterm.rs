@@ -1,4 +1,4 @@
-//! A daemon gets `SIGTERM` when the program ends, and may catch it.
+//! A daemon receives `SIGTERM` when the program ends, and may catch it.
 
 use std::thread::sleep;
 use std::time::Duration;

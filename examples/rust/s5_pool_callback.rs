@@ -1,4 +1,4 @@
-//! Two calls that come later: one with a callback, one whose result is asked for.
+//! Two asynchronous calls: one with a callback, one whose result is waited for.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! As `s6_pool_map`, two values to a worker at a time.
+//! As `s6_pool_map`, with chunks of two values.
 
 use polyproc::{Pool, current_process};
 

@@ -1,4 +1,4 @@
-//! Five items, three consumers that give up after two seconds without any, and a parent that waits until all are done.
+//! Five items, three consumers that stop after 2 s without an item, and a parent that waits until all items are done.
 
 use std::time::Duration;
 

@@ -4,8 +4,8 @@
 //! cargo run --release --example unsafe_audit -- [FOLDER] [--workers N] [--timeout SECONDS] [--memory MIB] [--json]
 //! ```
 //!
-//! Without a folder it reads the sources of this project's own dependencies, and four files beside this program that no
-//! parser likes. One of them nests so deeply that the parser overflows its stack: that kills the worker, not the job.
+//! Without a folder it reads the sources of this project's own dependencies, and four files beside this program, three of which
+//! cannot be parsed. One nests so deeply that the parser overflows its stack: that kills the worker, not the job.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -28,7 +28,7 @@ const USAGE: &str = "usage: unsafe_audit [FOLDER] [--workers N] [--timeout SECON
   --memory MIB       how much memory a worker may take; default: 2048
   --json             print JSON instead of a table";
 
-/// What is counted. Code inside macros is not parsed, so it does not count.
+/// The counts of a file, or sums of them. Code inside macros is not parsed, so it does not count.
 #[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
 struct Counts {
     files: usize,
@@ -67,7 +67,7 @@ impl<'ast> Visit<'ast> for Counts {
     }
 }
 
-/// Runs in a worker: what one file holds, or why it cannot be told.
+/// Counts one file, in a worker. Fails with the reason if the file cannot be read or parsed.
 fn audit(path: PathBuf) -> Result<Counts, String> {
     let start = Instant::now();
     let bytes = std::fs::read(&path).map_err(|error| format!("cannot be read: {error}"))?;
@@ -120,7 +120,7 @@ fn parse_options() -> Result<Options, lexopt::Error> {
     Ok(options)
 }
 
-/// The folders of this project's dependencies that cargo has unpacked, and this example's own data.
+/// Returns the folders of this project's dependencies that cargo has unpacked, and this example's own data.
 fn default_folders() -> Vec<PathBuf> {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     let here = manifest.ancestors().nth(2).unwrap_or(manifest);
@@ -137,7 +137,7 @@ fn default_folders() -> Vec<PathBuf> {
         .collect()
 }
 
-/// `NAME-VERSION` of all that the package `polyproc` depends on, for its examples and tests too, by a `Cargo.lock`.
+/// Returns `NAME-VERSION` of each dependency of the package `polyproc` in a `Cargo.lock`, also of its examples and tests.
 fn dependencies(lock: &str) -> BTreeSet<String> {
     let lock: toml::Table = lock.parse().unwrap_or_default();
     let packages = lock.get("package").and_then(toml::Value::as_array).cloned().unwrap_or_default();
@@ -145,7 +145,7 @@ fn dependencies(lock: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut wanted = vec!["polyproc".to_owned()];
     while let Some(dependency) = wanted.pop() {
-        // "name", or "name version" where there are several.
+        // "name", or "name version" if there are several versions.
         let (name, version) =
             dependency.split_once(' ').map_or((&*dependency, None), |(name, version)| (name, Some(version)));
         for package in packages.iter().filter(|package| text(package, "name").as_deref() == Some(name)) {
@@ -159,7 +159,7 @@ fn dependencies(lock: &str) -> BTreeSet<String> {
     found
 }
 
-/// The `.rs` files below `folder`, each with the crate it belongs to: the nearest folder above it with a `Cargo.toml`.
+/// Returns the `.rs` files below `folder`, each with its crate: the nearest folder above it with a `Cargo.toml`.
 fn rust_files(folder: &Path) -> Vec<(PathBuf, String)> {
     let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     let crate_of = |path: &Path| {
@@ -318,7 +318,7 @@ fn main() -> ExitCode {
     match printed.and_then(|()| out.flush()) {
         Ok(()) if report.interrupted => ExitCode::from(130),
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS, // the reader has seen enough
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS, // the reader has closed the pipe
         Err(error) => {
             eprintln!("unsafe_audit: cannot write the report: {error}");
             ExitCode::FAILURE

@@ -5,15 +5,16 @@
 | lane | what runs |
 |---|---|
 | fork, spawn, forkserver | the tests of that start method, with the name of the module replaced in their text |
-| installed-fork, ... | the same, not changed, in an interpreter that called `polyproc.install()` |
-| installed-others | so as well: `test_multiprocessing_main_handling`, `test_concurrent_futures`, the queues of `test_logging` |
-| executor | `test_concurrent_futures` with `polyproc.ProcessPoolExecutor` in the place of the standard one |
+| installed-fork, ... | the same, unchanged, in an interpreter that called `polyproc.install()` |
+| installed-others | there, too: `test_multiprocessing_main_handling`, `test_concurrent_futures`, the queues of `test_logging` |
+| executor | `test_concurrent_futures` with `polyproc.ProcessPoolExecutor` instead of the standard one |
 
-The last one runs only where it is named: many of its tests want an executor that breaks for good, or its private parts.
+The last lane runs only if it is named: many of its tests expect an executor that breaks permanently, or use private parts of
+the standard one.
 
-Needs an interpreter that has its `test` package. Each test runs in a process of its own family, bounded in time. A test that
-fails is run once more against the standard library: what fails there as well does not count. What is left must stand in
-`known.txt`, each with its reason; and what stands there must fail, so that the list stays short.
+Needs an interpreter with its `test` package. The tests run in a session of their own, each bounded in time. A test that fails
+runs again against the standard library; if it fails there as well, it does not count. `known.txt` must list every other
+failure with its reason. A test that is listed there must fail, so that the list stays short.
 """
 
 import argparse
@@ -33,12 +34,12 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 METHODS = ("forkserver", "spawn", "fork")
 LANES = (*METHODS, *(f"installed-{method}" for method in METHODS), "installed-others")
-# Seconds that one test may take: the slowest takes some 20, and on a loaded machine threads may have begun sleeps of
-# `support.LONG_TIMEOUT`, here 60, that nothing can end.
+# Maximum time of one test in seconds: the slowest takes about 20 s, and on a loaded machine threads may have begun sleeps of
+# `support.LONG_TIMEOUT`, here 60 s, that cannot be interrupted.
 PATIENCE = 240
 
 
-# The modules of the other lanes, and what names of their tests have in them that concern processes.
+# The modules of the other lanes, and a pattern for the names of their tests that concern processes.
 OTHERS = {
     "installed-others": (
         ["test.test_multiprocessing_main_handling", "test.test_concurrent_futures", "test.test_logging"],
@@ -54,7 +55,8 @@ concurrent.futures.ProcessPoolExecutor = polyproc.ProcessPoolExecutor
 
 
 def write_replaced(folder, method, module):
-    """The tests with the module's name replaced, as modules that child processes can import; the name of that of a method."""
+    """Writes the tests with the module's name replaced, as modules that child processes can import. Returns the name of the
+    module for a start method."""
     origin = pathlib.Path(importlib.util.find_spec("test._test_multiprocessing").origin)
     for program in origin.parent.glob("mp_*.py"):
         text = re.sub(r"(?<![\w.])multiprocessing\b", module, program.read_text())
@@ -64,21 +66,21 @@ def write_replaced(folder, method, module):
     source = source.replace("test.test_multiprocessing_", "tests_of_")
     # Not `_multiprocessing`, which is the interpreter's own extension.
     source = re.sub(r"(?<![\w.])multiprocessing\b(?!\.py)", module, source)
-    # Where a logger and a folder bear the name, it is that of `multiprocessing.util`, which both share.
+    # Both modules use the logger of `multiprocessing.util`, and the same text of this warning.
     source = re.sub(rf"getLogger\((['\"]){module}['\"]\)", "getLogger('multiprocessing')", source)
     source = source.replace(f"unclosed running {module} pool", "unclosed running multiprocessing pool")
     (folder / "_tests_of_all.py").write_text(source)
-    # Some start an interpreter without its site-packages.
+    # Some tests start an interpreter without site-packages.
     if importlib.util.find_spec(module).origin and not (folder / module).exists():
         (folder / module).symlink_to(pathlib.Path(importlib.util.find_spec(module).origin).parent)
-    for each in METHODS:  # some tests start others
+    for each in METHODS:  # some tests start tests of other methods
         text = f"import _tests_of_all\n_tests_of_all.install_tests_in_module_dict(globals(), {each!r})\n"
         (folder / f"tests_of_{each}.py").write_text(text)
     return f"tests_of_{method}"
 
 
 def find_or_write_tests_of(method, folder):
-    """The module of the tests of a start method. Some installations have no such folders, only what they are made of."""
+    """Returns the module of the tests of a start method; writes it if the installation lacks it."""
     name = f"test_multiprocessing_{method}"
     if importlib.util.find_spec(f"test.{name}"):
         return f"test.{name}"
@@ -88,12 +90,12 @@ def find_or_write_tests_of(method, folder):
 
 
 def prepare(lane, folder, is_ours):
-    """Writes what a lane needs into a folder for the search path, with us or with the standard library. Returns the names of
-    the modules of its tests, and a pattern of the tests in them that are meant."""
+    """Writes the files of a lane into a folder for the search path, for polyproc or for the standard library. Returns the
+    names of its test modules, and a pattern that selects tests in them."""
     if lane in METHODS:
         return [write_replaced(folder, lane, "polyproc" if is_ours else "multiprocessing")], ""
     if is_ours:
-        # For all interpreters that are started there.
+        # Every interpreter that is started there imports this.
         (folder / "sitecustomize.py").write_text(EXECUTOR if lane == "executor" else INSTALL)
     if lane in OTHERS:
         names, pattern = OTHERS[lane]
@@ -156,7 +158,7 @@ out.flush()
 
 
 class Run:
-    """One process that runs tests, and all that it starts."""
+    """A process that runs tests, with all its descendants."""
 
     def __init__(self, folder, names, wanted, what="run"):
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path[1:]])}
@@ -175,7 +177,7 @@ class Run:
         self.pending = b""
 
     def messages(self):
-        """What the tests say, one by one; `None` when they said nothing for too long, and when they have ended."""
+        """Yields the messages of the tests. Returns after the last one, or if none arrives for `PATIENCE` seconds."""
         last = time.monotonic()
         while True:
             while b"\n" in self.pending:
@@ -201,7 +203,7 @@ class Run:
 
 
 def run_tests(folder, names, wanted):
-    """How each test ended: {id: (how, text)}."""
+    """Runs tests. Returns how each ended: {id: (how, text)}."""
     results = {}
     left = list(wanted)
     while left:
@@ -223,15 +225,15 @@ def run_tests(folder, names, wanted):
         before = len(left)
         left = [test for test in left if test not in results]
         if is_done or len(left) == before:
-            break  # the rest were fixtures that failed: their classes are among the results
+            break  # the remaining tests have fixtures that failed; the results name their classes
     for test in left:
         results.setdefault(test, ("failed", "its class or module could not be set up"))
     return {test: results[test] for test in wanted}
 
 
 def known_failures(lane, version):
-    """Of `known.txt`, {pattern of tests: reason}: lines `LANES VERSIONS TEST  reason`, with patterns of lanes and tests; `*` is
-    all versions."""
+    """Returns {pattern of tests: reason} from `known.txt`. A line is `LANES VERSIONS TEST  reason`, with patterns of lanes and
+    tests; version `*` means all versions."""
     known = {}
     for line in (HERE / "known.txt").read_text().splitlines():
         if not line.strip() or line.startswith("#"):
@@ -252,7 +254,7 @@ def reason_of(test, known):
 
 
 def run_lane(lane, folder, only, is_verbose):
-    """Runs a lane and prints what came of it: how many tests passed, failed without being known to, and were skipped."""
+    """Runs a lane and prints the results. Returns how many tests passed, failed unexpectedly, and were skipped."""
     version = "{}.{}".format(*sys.version_info)
     known = known_failures(lane, version)
     ours, theirs = folder / lane / "ours", folder / lane / "theirs"

@@ -4,7 +4,7 @@ import sys
 import tempfile
 import textwrap
 
-# In a file of its own: workers import it.
+# The tests are in files of their own, which workers import.
 folder = os.environ.setdefault("DJANGO_FOLDER", tempfile.mkdtemp())
 sys.path.insert(0, folder)
 
@@ -37,5 +37,5 @@ if __name__ == "__main__":
     from django.test.runner import DiscoverRunner
 
     django.setup()
-    multiprocessing.set_start_method("spawn")  # Django knows `fork` and `spawn` only
+    multiprocessing.set_start_method("spawn")  # Django supports only `fork` and `spawn`
     print(DiscoverRunner(parallel=2, verbosity=0, interactive=False).run_tests([folder]))

@@ -14,5 +14,5 @@ if __name__ == "__main__":
     for backend in ("loky", "multiprocessing"):
         with joblib.Parallel(n_jobs=2, backend=backend) as parallel:
             print(backend, parallel(joblib.delayed(math.sqrt)(n * n) for n in range(10)))
-            # Large arrays are memory maps in the workers.
+            # Workers receive large arrays as memory maps.
             print(parallel(joblib.delayed(total)(array, n) for n in range(4)))

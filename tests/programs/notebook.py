@@ -12,7 +12,7 @@ CELLS = [
     "print([thing.n for thing in made], all(isinstance(thing, Kind) for thing in made))",
     "def say():\n    print('from a process', flush=True)\n\n"
     "child = multiprocessing.Process(target=say)\nchild.start()\nchild.join()\nassert child.exitcode == 0",
-    # The kernel reads what processes write beside what it runs: it may come with a later cell.
+    # The kernel reads the output of processes while it runs cells: it may arrive with a later cell.
     *["import time\ntime.sleep(0.2)"] * 3,
 ]
 

@@ -1,4 +1,5 @@
-//! The budget for data in flight: one for all processes of a program, kept by queues, pipes, pools and loans, whoever dies.
+//! The budget for data in flight: one for all processes of a program. Queues, pipes, pools and loans keep within it, whichever
+//! process dies.
 
 mod support;
 
@@ -20,7 +21,7 @@ fn produce((queue, count, len): (Queue<String>, usize, usize)) -> Result<(), Str
     (0..count).try_for_each(|_| queue.put(large(len))).map_err(|error| error.to_string())
 }
 
-/// Puts until there is no room; gives how many values that were.
+/// Puts values until there is no room; returns their number.
 fn fill(queue: &Queue<String>, len: usize) -> Result<usize, PutError<String>> {
     let mut count = 0;
     loop {
@@ -82,7 +83,7 @@ fn a_producer_waits_for_its_consumer() -> TestResult {
     Ok(())
 }
 
-/// A consumer that puts what it took elsewhere finds room there, however fast the producer is.
+/// A process that takes from one queue and puts into another finds room there, however fast the first producer is.
 #[test]
 fn a_queue_that_is_full_leaves_room_for_the_next_one() -> TestResult {
     set_memory_budget(16 << 20);
@@ -116,7 +117,7 @@ fn all_processes_of_a_program_have_one_account() -> TestResult {
     let queue = Queue::new(0)?;
     let left = fill(&queue, MIB)?;
     assert!(left <= 2, "{left} values more than there is room for");
-    // What the dead had in flight is room again.
+    // The room of the data that the dead process had in flight is free again.
     child.kill()?;
     wait_until(|| queue.try_put(large(MIB)).is_ok());
     assert!(left + 1 + fill(&queue, MIB)? > 4);
@@ -154,11 +155,11 @@ fn arguments_and_results_of_a_pool_wait_for_room() -> TestResult {
     assert!(results.iter().zip(&texts).all(|(result, text)| result.len() == text.len()));
     let (queue, limit) = (Queue::new(0)?, memory_budget().limit);
     fill(&queue, MIB)?;
-    // Something else has nearly all of it: they go one by one.
+    // The queue uses nearly the whole budget: the items pass one by one.
     let results = pool.map(|text: String| text, vec![large(2 * MIB); 10])?;
     assert!(results.iter().all(|result| result.len() == 2 * MIB));
     assert!(memory_budget().in_use <= limit);
-    // What can never fit fails, and nothing else does.
+    // A value that can never fit fails, and no other task does.
     let error = pool.apply(|text: String| text.len(), large(9 * MIB)).expect_err("more than there may be");
     assert!(error.to_string().contains("16777216"), "{error}");
     let error = pool.apply(|len: usize| "y".repeat(len), 9 * MIB).expect_err("more than there may be");
@@ -170,7 +171,7 @@ fn arguments_and_results_of_a_pool_wait_for_room() -> TestResult {
 #[test]
 fn a_queue_may_have_a_bound_in_bytes() -> TestResult {
     for len in [100, 20_000] {
-        // A string is its length and its bytes.
+        // A string is encoded as its length and its bytes.
         let queue = Queue::with_max_bytes(0, 10 * (len + 8))?;
         for _ in 0..3 {
             let count = std::iter::repeat_with(|| queue.try_put(large(len))).take_while(Result::is_ok).count();
@@ -214,10 +215,10 @@ fn a_pipe_holds_16_mib_and_one_message_more() -> TestResult {
 
 #[test]
 fn an_absurd_size_is_an_error_and_reserves_nothing() -> TestResult {
-    // If it were tried, this would fail, and not the machine.
+    // If the size were allocated, this limit would stop it before it exhausts the machine.
     let limit = libc::rlimit { rlim_cur: 1 << 30, rlim_max: 1 << 30 };
     #[expect(unsafe_code, reason = "limits have no safe call")]
-    // SAFETY: the call reads a value that lives.
+    // SAFETY: the call reads `limit`, which outlives it.
     let is_set = unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) };
     assert_eq!(is_set, 0);
     for len in [1 << 46, usize::MAX >> 1, usize::MAX] {
@@ -271,7 +272,7 @@ fn a_memory_limit_counts_what_a_worker_put_and_made() -> TestResult {
         },
         (),
     ));
-    // What others put, and what was taken, is not its own.
+    // Bytes that other processes put, and bytes that were taken, do not count for the worker.
     let producer = Process::new(produce, (queue.clone(), 300, MIB)).start()?;
     let drain = |queue: Queue<String>| (0..300).map(|_| queue.get().expect("a value").len() as u64).sum::<u64>();
     assert_eq!(pool.apply(drain, queue.clone())?, 300 << 20);

@@ -1,4 +1,4 @@
-//! What must not compile.
+//! Programs that must not compile.
 
 #[test]
 fn a_closure_that_captures_is_no_fn_pointer() {

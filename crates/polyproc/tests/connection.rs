@@ -1,4 +1,4 @@
-//! Pipes, connections by address, waiting for many things, handles that travel, async code.
+//! Pipes, connections by address, waits for several objects, handles sent between processes, async code.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -127,7 +127,7 @@ fn one_wait_for_many_things() -> TestResult {
     assert_eq!(queue.try_get()?, 1);
     ready_for(2)?;
     assert_eq!(ours.recv()?, 1);
-    // The put is over by now: what it may have rung late is silenced by a look.
+    // The put has completed. It may have made the queue readable after the first `try_get`; this one resets that.
     assert!(matches!(queue.try_get(), Err(GetError::Empty)));
     assert_eq!(ready(Some(Duration::from_millis(1)))?, [0; 0]);
     go.set();
@@ -182,15 +182,15 @@ fn handles_go_through_queues_pipes_and_pools() -> TestResult {
     check()?;
     pool.close();
     pool.join()?;
-    // From a process that is gone by the time they are taken.
+    // From a process that has exited before the handles are taken.
     let pass = |(through, handles): (Queue<Handles>, Handles)| through.put(handles).is_ok();
     assert!(Process::new(pass, (through.clone(), handles()?)).start()?.join()?);
     assert!(use_them(through.get()?));
     check()
 }
 
-/// A queue that is polled stays readable while something is in it, also when values with handles were taken; and what holds
-/// more handles than one message can is refused, not waited for.
+/// A polled queue stays readable while it holds an item, also after values with handles were taken. A value with more handles
+/// than one message can carry is refused; the put does not block.
 #[test]
 fn values_with_handles_do_not_silence_a_queue() -> TestResult {
     let _clean = Clean::start();
@@ -245,7 +245,7 @@ fn handles_are_for_polyproc_only() -> TestResult {
 #[test]
 fn queues_and_pipes_are_awaited() -> TestResult {
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    // The descriptors of the thread that waits for all of them stay.
+    // Before `Clean::start`: the thread that waits for all async operations keeps its descriptors.
     runtime.block_on(async {
         let (receiver, sender) = simplex_pipe::<u32>().expect("descriptors");
         let waiting = tokio::spawn(async move { receiver.recv_async().await });
@@ -296,7 +296,7 @@ fn queues_and_pipes_are_awaited() -> TestResult {
 fn silent_peers_keep_no_honest_one_waiting() -> TestResult {
     let listener = Listener::bind(None, Some(b"open sesame"))?;
     let address = listener.address().to_string();
-    // More than have their time at once.
+    // More than the listener authenticates at a time.
     let silent: Vec<_> = (0..100).map(|_| connect::<u32, u32>(&address, None)).collect::<Result<_, _>>()?;
     std::thread::scope(|scope| {
         let honest = scope.spawn(|| -> Result<u32, String> {
@@ -329,7 +329,7 @@ fn a_copy_of_the_process_that_drops_a_listener_leaves_it_its_path() -> TestResul
     Ok(())
 }
 
-/// Says something to a listener, and hears its answer.
+/// Sends a byte to a listener, and returns its answer.
 fn say((address, key, what): (String, Option<Vec<u8>>, u8)) -> Result<u8, String> {
     let connection = connect::<u8, u8>(address.as_str(), key.as_deref()).map_err(|error| error.to_string())?;
     connection.send(what).map_err(|error| error.to_string())?;
@@ -346,7 +346,7 @@ fn a_listener_turns_other_users_away() -> TestResult {
         support::become_another_user();
         say(visit)
     };
-    // Without a key, another user's listener is not trusted; with one it is asked.
+    // The visitor runs as another user. Without a key it would not trust the listener; with one it authenticates it.
     let key = Some(b"open sesame".to_vec());
     for is_for_all in [false, true] {
         let listener = Listener::bind(None, key.as_deref())?;

@@ -1,4 +1,4 @@
-//! Killing somebody at each step of a start. The steps are those of `docs/design/start.md`.
+//! Kills a process at each step of a start. `docs/design/start.md` lists the steps.
 
 mod support;
 
@@ -10,7 +10,7 @@ use polyproc::{JoinError, Pool, Process, StartError, StartMethod};
 use support::{Clean, TestResult, forkserver, sandbox, wait_until};
 
 fn kill(pid: u32, signal: &str) {
-    // Fails when the process is gone already, which is as good.
+    // Ignores an error: the process has then already exited.
     let _ = std::process::Command::new("kill")
         .args([signal, &pid.to_string()])
         .stderr(std::process::Stdio::null())
@@ -24,7 +24,7 @@ fn a_forkserver_killed_between_starts_is_replaced() -> TestResult {
         let old = forkserver().ok_or("a fork server")?;
         kill(old, "-9");
         wait_until(|| forkserver() != Some(old));
-        // The first may be the one that the old fork server made ahead.
+        // The first process may be the spare of the old fork server.
         for _ in 0..3 {
             assert_eq!(Process::new(|n: u32| n + 1, 1).start()?.join()?, 2);
         }
@@ -47,7 +47,7 @@ fn children_outlive_a_killed_forkserver() -> TestResult {
     Ok(())
 }
 
-/// Writes one byte to standard output: the count of bytes is the count of runs.
+/// Writes one byte to standard output: the number of bytes is the number of runs.
 fn leave_a_mark((n, _): (u32, Vec<u8>)) -> u32 {
     std::io::Write::write_all(&mut std::io::stdout(), b".").expect("a pipe");
     std::io::Write::flush(&mut std::io::stdout()).expect("a pipe");
@@ -91,11 +91,11 @@ fn start_while_the_forkserver_is_killed() -> TestResult {
         {
             Ok(child) => match child.join() {
                 Ok(result) => ran += usize::from(result == n),
-                // For a moment a new process bears the name of the fork server, by which the killer finds its victims.
+                // The killer finds the fork server by its name, which a new process has for a moment, too.
                 Err(JoinError::Died(death)) if death.status.exit_code() == Some(-9) => killed += 1,
                 Err(error) => panic!("{error}"),
             },
-            // Only when it was killed while it came up, or three times in a row.
+            // Only if the fork server was killed while it started, or three times in a row.
             Err(StartError::Forkserver { .. }) => {}
             Err(error) => panic!("{error}"),
         }
@@ -120,7 +120,7 @@ fn a_child_killed_at_any_moment_of_its_start_is_told() -> TestResult {
         for round in 0..50u64 {
             let child =
                 Process::new(|()| std::thread::sleep(Duration::from_secs(3600)), ()).start_method(method).start()?;
-            // Further into its start with every round; when it comes does not matter to what is told.
+            // Each round kills the child later in its start. The reported status does not depend on it.
             std::thread::sleep(Duration::from_micros(20 * round));
             child.kill()?;
             match child.join() {
@@ -132,13 +132,13 @@ fn a_child_killed_at_any_moment_of_its_start_is_told() -> TestResult {
     Ok(())
 }
 
-/// A parent that is killed at some moment of a start leaves no daemon: its children die with it, at whatever step.
+/// A parent that is killed during a start leaves no daemon: its children die with it, whichever step they have reached.
 #[test]
 fn a_parent_killed_at_any_moment_of_a_start_leaves_nobody() -> TestResult {
     for round in 0..40u64 {
         let method = if round % 2 == 0 { StartMethod::Forkserver } else { StartMethod::Spawn };
         let (mut alive, held) = std::io::pipe()?;
-        // All of its family hold the pipe as their standard error; the end of file is the end of them all.
+        // The parent and its descendants hold the pipe as their standard error: at end of file all have exited.
         let parent = Process::new(
             |spawn: bool| -> () {
                 let method = if spawn { StartMethod::Spawn } else { StartMethod::Forkserver };
@@ -187,8 +187,8 @@ fn too_many_open_files_is_an_error_and_nothing_ran_or_is_left() -> TestResult {
     Ok(())
 }
 
-/// What comes of starts where the system refuses these calls, with `clone3` among them: whether the fork
-/// server makes processes, whether a pool works, and what a process sees of a preload.
+/// Starts processes while the system refuses `calls`. Returns whether the fork server created them, the sum that a pool
+/// computed, and the preloaded value in a child, or whether the preload was refused.
 fn start_without(calls: Vec<i64>) -> Result<(bool, u64, Result<u32, bool>), String> {
     static PRELOADED: AtomicU32 = AtomicU32::new(0);
     let refused: Vec<_> = calls.into_iter().map(|call| (call, libc::ENOSYS)).collect();
@@ -234,7 +234,7 @@ fn where_pidfd_open_is_missing_a_start_says_so() -> TestResult {
 
 #[test]
 fn where_nothing_can_be_cloned_processes_are_spawned() -> TestResult {
-    // The second is what a fork server learns libc's addresses by. What only a fork server can do says that it cannot.
+    // A fork server learns libc's addresses by `get_robust_list`. A preload needs a fork server, so it fails.
     let started = Process::new(start_without, vec![libc::SYS_clone3, libc::SYS_get_robust_list]).start()?.join()?;
     assert_eq!(started, Ok((false, 4950, Err(true))));
     Ok(())

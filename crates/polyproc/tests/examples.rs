@@ -1,10 +1,10 @@
-//! The example programs: what they print is what the Python originals print.
+//! The example programs print the same as the Python originals.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// Where cargo put the program of an example: beside the folder of this test's own.
+/// Returns a command for the program of an example, which cargo puts in a folder beside the test binary's.
 fn example(name: &str) -> Command {
     let test = std::env::current_exe().expect("the test binary");
     let folder = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST");
@@ -19,7 +19,7 @@ fn run(name: &str) -> (u32, Vec<String>) {
     (pid, String::from_utf8(output.stdout).expect("text").lines().map(str::to_owned).collect())
 }
 
-/// The lines with the pids of the program and of its children taken out.
+/// Returns the lines with process ids replaced by `<parent>` and `<child>`.
 fn with_pids_named((parent, lines): &(u32, Vec<String>)) -> Vec<String> {
     let named = |word: &str| match word.parse::<u32>() {
         Ok(pid) if pid == *parent => "<parent>".to_owned(),
@@ -155,7 +155,7 @@ fn the_audit_counts_its_own_data_and_names_what_it_cannot_parse() {
 fn ctrl_c_ends_the_audit_with_what_was_counted_so_far() {
     let program =
         example("unsafe_audit").arg("--json").stdout(std::process::Stdio::piped()).spawn().expect("it was built");
-    // Its default input takes many times longer than this: until the signal is caught.
+    // Waits until the program catches the signal; its default input takes much longer than that.
     let catches_sigint = || {
         let status = std::fs::read_to_string(format!("/proc/{}/status", program.id())).expect("it runs");
         let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t")).expect("a line of it");
@@ -189,10 +189,10 @@ fn the_audit_refuses_bad_arguments() {
     assert_eq!(output.status.code(), Some(1));
 }
 
-/// What may stand before a `!` that is no macro's.
+/// Keywords that may precede a `!` that does not belong to a macro.
 const KEYWORDS: [&str; 8] = ["for", "if", "while", "match", "return", "in", "else", "impl"];
 
-/// Counts without a parser: a walk over tokens that leaves out what is inside macros, comments and strings.
+/// Counts without a parser: walks over the tokens, and leaves out macros, comments and strings.
 fn count_tokens(stream: proc_macro2::TokenStream, counts: &mut [u64; 3]) {
     use proc_macro2::{Delimiter, TokenTree};
     let tokens: Vec<_> = stream.into_iter().collect();
@@ -207,7 +207,7 @@ fn count_tokens(stream: proc_macro2::TokenStream, counts: &mut [u64; 3]) {
     let mut at = 0;
     while at < tokens.len() {
         match &tokens[at] {
-            // `name! {...}` and `macro_rules! name {...}`; `a != b` has no group behind the mark.
+            // `name! {...}` and `macro_rules! name {...}`; `a != b` has no group after the mark.
             TokenTree::Ident(ident) if is_mark(at + 1, '!') && !KEYWORDS.contains(&ident.to_string().as_str()) => {
                 let group = (at + 2..at + 4).find(|at| matches!(tokens.get(*at), Some(TokenTree::Group(_))));
                 let named = group == Some(at + 3) && word(at) == "macro_rules";

@@ -23,7 +23,7 @@ fn refused_while_other_threads_run_unless_promised() -> TestResult {
     let pool = || Pool::builder().workers(1).start_method(StartMethod::Fork);
     assert!(matches!(pool().build(), Err(PoolError::Fork)));
     assert_eq!(pool().fork_with_threads(promise).build()?.apply(|x: u32| x + 1, 1)?, 2);
-    // From a thread that ends: the child's life is bound to the process, not to it.
+    // Started by a thread that exits: the child's life is bound to the process, not to the thread.
     let daemon = std::thread::spawn(move || {
         let wait = || std::thread::sleep(std::time::Duration::from_secs(3600));
         Process::fork(wait).daemon(true).fork_with_threads(promise).start()
@@ -38,12 +38,12 @@ fn refused_while_other_threads_run_unless_promised() -> TestResult {
     Ok(())
 }
 
-/// The copy has no mapping of bytes that are being filled; what stands in their place is its own.
+/// The copy does not map bytes that are being filled: a mapping at their address is its own.
 #[test]
 fn a_copy_that_drops_bytes_that_are_being_filled_unmaps_nothing_of_its_own() -> TestResult {
     const LEN: usize = 16 << 20;
     #[expect(unsafe_code, reason = "the promise that a test is")]
-    // SAFETY: the copy touches nothing of the test's threads.
+    // SAFETY: the copy uses no state of the test's threads.
     let promise = unsafe { ForkWithThreads::new() };
     let mut filling = Some(polyproc::SharedBytesMut::new(LEN)?);
     if let Some(bytes) = &mut filling {
@@ -62,13 +62,13 @@ fn a_copy_that_drops_bytes_that_are_being_filled_unmaps_nothing_of_its_own() -> 
 
 #[test]
 fn a_closure_takes_along_what_it_captures() -> TestResult {
-    // The test runner has a second thread; a process of ours has one.
+    // The test runner has a second thread; a process that the engine starts has one.
     let child = Process::new(|()| in_a_process_with_one_thread().map_err(|error| error.to_string()), ()).start()?;
     Ok(child.join()??)
 }
 
 fn in_a_process_with_one_thread() -> TestResult {
-    // Threads of our own do not stand in the way.
+    // The engine's own threads do not prevent a fork.
     Process::new(|()| (), ()).start()?.join()?;
     let pool = Pool::new(1)?;
     let (text, numbers) = ("captured".to_owned(), vec![1u64; 1_000_000]);
@@ -83,12 +83,12 @@ fn in_a_process_with_one_thread() -> TestResult {
         Err(JoinError::Panicked(panic)) => assert_eq!(panic.message, "in the copy"),
         other => panic!("{other:?}"),
     }
-    // A copy is a process like others: it may start some itself, by every method, and make a pool.
+    // A copy may itself start processes, by every method, and create a pool.
     let nested = Process::fork(|| {
         let forkserver = Process::new(|n: u32| n + 1, 1).start().expect("starts").join().expect("returns");
         let fork = Process::fork(|| 3u32).start().expect("starts").join().expect("returns");
         let own_pool = Pool::new(1).expect("a pool").apply(|n: u32| n * 2, 4).expect("a result");
-        // The parent's pool has no thread here: an error, no hang.
+        // The parent's pool has no thread here: the call fails instead of blocking.
         let parents_pool = pool.apply(|n: u32| n, 1).is_err();
         (forkserver, fork, own_pool, parents_pool)
     });

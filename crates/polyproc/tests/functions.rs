@@ -1,4 +1,5 @@
-//! Which functions can be named: all that coerce to a `fn` pointer, wherever they live. Runs under fat LTO too.
+//! Functions that a process can be started with: all that coerce to a `fn` pointer, wherever they are defined. Also runs under
+//! fat LTO.
 
 mod support;
 
@@ -69,7 +70,7 @@ fn a_pool_takes_them_too() -> TestResult {
     Ok(())
 }
 
-/// `int8` of a library made here with rustc, which tests find where cargo found it.
+/// The source of a library that the test compiles with cargo's rustc.
 const LIBRARY: &str = r#"
 #[unsafe(no_mangle)]
 pub extern "C" fn triple() -> fn(u32) -> u32 {
@@ -89,14 +90,14 @@ fn a_function_of_a_library_loaded_later_is_found() -> TestResult {
         .arg(&library)
         .arg(&source);
     assert!(compile.status()?.success());
-    // SAFETY: the library was made above; its constructors are std's.
+    // SAFETY: the library was compiled above; its constructors are std's.
     let loaded = unsafe { libloading::Library::new(&library) }?;
     // SAFETY: the symbol is a function of this type.
     let triple = unsafe { loaded.get::<extern "C" fn() -> fn(u32) -> u32>(b"triple") }?();
     assert_eq!(Process::new(triple, 5).start()?.join()?, 15);
     assert_eq!(Process::new(triple, 6).start_method(polyproc::StartMethod::Spawn).start()?.join()?, 18);
 
-    // Another build in its place is not taken for it.
+    // Another build at the same path is not mistaken for it.
     std::fs::write(&source, LIBRARY.replace("* 3", "* 4"))?;
     std::fs::remove_file(&library)?;
     assert!(compile.status()?.success());

@@ -1,4 +1,5 @@
-//! Life and death of the program and what it started. Each case is a program of its own: an ignored test, run by another.
+//! The ends of a program and of the processes that it started. Each case is a program of its own: an ignored test that another
+//! test runs.
 
 mod support;
 
@@ -18,7 +19,7 @@ fn sleep_for_ever(_: ()) {
     }
 }
 
-/// What a program printed, when it ended well.
+/// Runs a program that must succeed, and returns its output.
 fn output_of(name: &str) -> String {
     let output = run_program(name);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -45,7 +46,7 @@ fn program_daemon() -> TestResult {
         eprintln!("caught");
         std::process::exit(0);
     };
-    // Both streams lead here in the end; the first tells when the handler is set.
+    // The daemon's standard error is this program's output; its standard output signals that the handler is set.
     let stderr = std::io::stdout();
     let stderr = std::os::fd::AsFd::as_fd(&stderr).try_clone_to_owned()?;
     let child = Process::new(daemon, ()).daemon(true);
@@ -99,7 +100,7 @@ fn program_joined() -> TestResult {
     };
     Process::new(slow, ()).stdin(polyproc::Stdio::Fd(wait.into())).start()?;
     println!("main ends");
-    // The child goes on when this program's end closes the pipe's other end: after `atexit`, were it not joined there.
+    // The child continues when the other end of the pipe is closed: after this program's end, if the child is not joined there.
     std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(100));
         drop(go);
@@ -129,7 +130,7 @@ fn the_death_of_the_program_takes_daemons_workers_and_the_forkserver_along() {
         let (mut program, mut lines) = start_program("program_with_everything");
         let pids: BTreeSet<u32> =
             line_after(&mut lines, "all ").split(' ').map(|pid| pid.parse().expect("a pid")).collect();
-        // Two daemons, a grandchild with its fork server, two workers, the own fork server, a forked daemon at least.
+        // At least two daemons, a grandchild with its fork server, two workers, this program's fork server, a forked daemon.
         assert!(pids.len() >= 7, "{pids:?}");
         assert!(pids.iter().all(|pid| !is_gone(*pid)));
         let kill =
@@ -137,12 +138,13 @@ fn the_death_of_the_program_takes_daemons_workers_and_the_forkserver_along() {
         assert!(kill.success());
         program.wait().expect("it was started here");
         wait_until(|| pids.iter().all(|pid| is_gone(*pid)));
-        // Nobody keeps the output open: whoever reads a program's output to its end gets there.
+        // No process keeps the output open: a reader reaches the end of file.
         lines.for_each(drop);
     }
 }
 
-/// As a terminal sends it: to the whole group. The program ends by the signal (130, a shell says); the workers say nothing.
+/// Sends the signal to the whole process group, as a terminal does. The program dies from the signal (a shell reports 130); the
+/// workers print nothing.
 #[test]
 fn ctrl_c_ends_the_program_and_its_workers_without_a_word() {
     use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -156,7 +158,7 @@ fn ctrl_c_ends_the_program_and_its_workers_without_a_word() {
     let output = program.wait_with_output().expect("it was started here");
     assert_eq!((output.status.signal(), String::from_utf8_lossy(&output.stderr)), (Some(2), "".into()));
     wait_until(|| workers.iter().all(|pid| is_gone(*pid)));
-    lines.for_each(drop); // nobody keeps the output open
+    lines.for_each(drop); // no process keeps the output open
 }
 
 #[test]
@@ -164,7 +166,7 @@ fn ctrl_c_ends_the_program_and_its_workers_without_a_word() {
 fn program_with_busy_workers() -> TestResult {
     assert!(is_program());
     let work = |_: u32| {
-        // One write: lines of two workers do not mix.
+        // A single write, so that lines of two workers do not mix.
         let line = format!("worker {}\n", std::process::id());
         std::io::Write::write_all(&mut std::io::stdout(), line.as_bytes()).expect("a pipe");
         sleep_for_ever(());
@@ -181,7 +183,7 @@ fn program_with_everything() -> TestResult {
     let pool = Pool::new(2)?;
     pool.map(|x: u32| x, 0..2)?;
     let with_child = |_: ()| {
-        // Not a daemon itself, but below one.
+        // Not a daemon, but the child of one.
         let grandchild = Process::new(sleep_for_ever, ()).start().expect("a daemon may have children");
         println!("grandchild {}", grandchild.pid());
         sleep_for_ever(());
@@ -223,7 +225,7 @@ fn program_with_forkserver() -> TestResult {
 
 #[test]
 fn a_program_that_starts_processes_in_every_process_does_not_bomb() -> TestResult {
-    // Each level starts one more, by every method, down to a depth: no more processes than asked for.
+    // Each level starts one process, by alternating methods, down to a depth.
     fn descend(depth: u32) -> u32 {
         let below = depth.checked_sub(1).map(|depth| {
             let method = if depth % 2 == 0 { StartMethod::Forkserver } else { StartMethod::Spawn };
@@ -243,7 +245,7 @@ fn no_zombie_stays_of_a_child_that_nobody_joins() -> TestResult {
         for _ in 0..20 {
             drop(Process::new(|()| (), ()).start_method(method).start()?);
         }
-        // The fork server and its spare are left, though the handles are still there and their results can be had.
+        // Only the fork server and its spare are left, although handles remain and their results can still be read.
         wait_until(support::is_childless);
         kept.into_iter().try_for_each(polyproc::Child::join)?;
     }
@@ -252,7 +254,7 @@ fn no_zombie_stays_of_a_child_that_nobody_joins() -> TestResult {
 
 #[test]
 fn a_status_taken_by_others_is_still_told_or_unknown() -> TestResult {
-    // The engine's own thread may be first; not for ever.
+    // The engine's own thread may reap a child first, but not every time.
     let child = loop {
         let child = Process::new(|()| -> () { std::process::exit(3) }, ()).start()?;
         let pid = i32::try_from(child.pid())?;
@@ -276,7 +278,7 @@ fn a_status_taken_by_others_is_still_told_or_unknown() -> TestResult {
 #[test]
 #[expect(unsafe_code, reason = "a descriptor without close-on-exec has to be made")]
 fn descriptors_do_not_leak_into_children() -> TestResult {
-    // SAFETY: dup makes a new descriptor, inherited over exec, that nobody owns.
+    // SAFETY: dup returns a new descriptor, inherited over exec, that no object owns.
     let leaky = unsafe { libc::dup(1) };
     assert!(leaky > 2);
     let _file = std::fs::File::open("/dev/null")?;

@@ -1,4 +1,4 @@
-//! What workers log arrives in the parent's logger, in order, before the result.
+//! Log records of workers arrive in the parent's logger, in order, before the result.
 #![cfg(feature = "log")]
 
 use std::sync::Mutex;
@@ -44,7 +44,7 @@ fn records_come_in_order_and_before_the_result() -> Result<(), Box<dyn std::erro
     }
     assert_eq!(pool.map(work, 0..1000)?.len(), 1000);
     assert_eq!(kept().len(), 2000);
-    // With an initializer, and without logs.
+    // With an initializer, and without forwarding.
     let pool = Pool::builder().workers(1).initializer(|x: u32| x, 7).forward_logs().build()?;
     assert_eq!(pool.state().apply(|state: &mut u32, x: u32| work(x) + *state, 1)?, 8);
     assert_eq!(kept().len(), 2);
@@ -54,7 +54,7 @@ fn records_come_in_order_and_before_the_result() -> Result<(), Box<dyn std::erro
     Ok(())
 }
 
-/// Logs a record that travels in a memory file, and a small one after it, and lends its argument back.
+/// Logs a record that is sent in a memory file, then a small one, and returns lent bytes that are filled with `x`.
 fn log_and_lend(x: u8) -> Result<SharedBytes, String> {
     log::info!("{}", "x".repeat(100_000));
     log::info!("small");
@@ -81,15 +81,15 @@ fn a_record_that_cannot_be_received_takes_no_descriptors_of_results() -> Result<
         log_and_lend(x)
     };
     let result = pool.apply_async(wait_and_log, (go.clone(), 2));
-    // Every number that is free, but for those that what is received next takes.
+    // Takes every free descriptor number, so that the next message cannot deliver descriptors.
     let fillers: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
     go.set();
-    // A record of the results's task arrives after the large one.
+    // The small record arrives after the large one.
     while !KEPT.0.lock().expect("not poisoned").iter().any(|(_, _, text)| text == "small") {
         std::thread::yield_now();
     }
     drop(fillers);
-    // Its descriptors may have come before there was room for them; if so, it says so.
+    // The result's descriptors may have arrived before there was room for them: then the result is that error.
     match result.get() {
         Ok(bytes) => assert_eq!(value(bytes), Ok((2, 1000))),
         Err(error) => assert!(error.to_string().contains("too many open files"), "{error}"),

@@ -1,4 +1,4 @@
-//! `Pool`: results, deaths of workers, and the ends of the pool itself.
+//! `Pool`: results, deaths of workers, and the ends of a pool.
 
 mod support;
 
@@ -97,7 +97,7 @@ fn each_failure_fails_its_own_item_and_names_the_cause() -> TestResult {
         }
     }
     assert_eq!((failed, fine), (25, 25));
-    // The pool is as good as new.
+    // The pool still works, with all its workers.
     assert_eq!(pool.map(|x: u32| x, 0..100)?.len(), 100);
     assert_eq!(active_children().len(), 2);
     Ok(())
@@ -174,7 +174,7 @@ fn ctrl_c_is_left_to_the_parent() -> TestResult {
     let interrupt = std::process::Command::new("kill").args(["-2", &pid.to_string()]).status()?;
     assert!(interrupt.success());
     assert_eq!(pool.apply(|()| std::process::id(), ())?, pid);
-    // What a worker starts gets the signal as usual.
+    // A command that a worker starts receives the signal as usual.
     let status = pool.apply(
         |()| {
             let status = std::process::Command::new("sh").args(["-c", "kill -2 $$; exit 0"]).status().expect("sh");
@@ -288,7 +288,7 @@ fn a_result_of_a_worker_that_then_dies_is_not_lost() -> TestResult {
     let _clean = Clean::start();
     let pool = Pool::new(1)?;
     for _ in 0..20 {
-        // The worker ends itself from a thread, at some moment after it answered or before.
+        // A thread of the worker ends it, at some moment before or after its answer.
         let result = pool.apply(
             |()| {
                 std::thread::spawn(|| std::process::exit(0));
@@ -314,11 +314,11 @@ fn who_submits_waits_while_too_many_bytes_wait() -> TestResult {
                 go.wait();
                 text.len()
             };
-            // More than lie on the table.
+            // More tasks than the table holds.
             let text = "x".repeat(10_000);
             (0..2000).map(|_| pool.state().apply_async(wait, text.clone())).collect::<Vec<_>>()
         });
-        // It waits when the table, and a megabyte behind it, are full.
+        // The submitter blocks once the table is full and 1 MiB of arguments waits behind it.
         wait_until(|| {
             let before = waiting_bytes();
             std::thread::sleep(Duration::from_millis(20));

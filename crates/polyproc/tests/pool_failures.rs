@@ -1,4 +1,4 @@
-//! `Pool` when something goes wrong: each failure by its name. After each, the pool is as good as new.
+//! Failures of `Pool`: each is reported by its name, and the pool still works afterwards.
 
 mod support;
 
@@ -24,7 +24,7 @@ fn still_works(pool: &Pool) -> TestResult {
     Ok(())
 }
 
-/// A worker that is killed at each step of taking, running and answering: every item ends once, and only what ran is lost.
+/// Kills a worker at each step of claiming, running and answering: every item ends once, and only an item that ran is lost.
 #[test]
 fn a_worker_killed_while_taking_running_or_answering() -> TestResult {
     let _clean = Clean::start();
@@ -58,7 +58,7 @@ fn a_worker_killed_while_taking_running_or_answering() -> TestResult {
             if matches!(step, Step::TaskClaimed | Step::TaskAnswered | Step::ParentTold) {
                 assert_eq!(lost, 0, "{step:?}: nothing ran");
             }
-            // One that was told to die and did not get so far dies now.
+            // A worker that was armed but has not reached the step dies now.
             assert_eq!(pool.options().retries(1).map(|x: u64| x, 0..20)?.len(), 20);
         }
     }
@@ -75,7 +75,7 @@ fn fail(how: &str) -> u32 {
     }
 }
 
-/// In the middle of a chunk: the items before and after it have their results.
+/// A failure in the middle of a chunk: the items before and after it have their results.
 #[test]
 fn panic_abort_exit_and_stack_overflow_cost_one_item_of_a_chunk() -> TestResult {
     let _clean = Clean::start();
@@ -159,7 +159,7 @@ fn an_initializer_that_panics_is_told_at_once() -> TestResult {
         "{error}"
     );
     wait_until(|| active_children().is_empty());
-    // One that kills its process is not tried for ever.
+    // An initializer that kills its process is not retried for ever.
     let pool = Pool::builder().workers(2).initializer(|()| std::process::exit(9), ()).build()?;
     let error = pool.map(|x: u32| x, 0..10).expect_err("nobody is fit to run it");
     assert!(error.to_string().contains("they die before they take a task: exit code 9"), "{error}");
@@ -261,7 +261,7 @@ fn join_while_the_pool_is_open_or_tasks_remain() -> TestResult {
     pool.join()?;
     assert!(results.ready());
     assert_eq!(results.get()?.len(), 20);
-    // Nobody reads these.
+    // These results are never read.
     let pool = Pool::new(2)?;
     let mut unread = pool.imap(|x: u64| x, 0..10_000);
     assert_eq!(unread.next().transpose()?, Some(0));
@@ -284,7 +284,7 @@ fn cancel_takes_back_what_waits_and_ends_what_runs() -> TestResult {
     waiting.cancel();
     assert!(matches!(waiting.get(), Err(error) if matches!(error.failure, Failure::Cancelled)));
     assert_eq!(pool.stats().lost, 0, "nobody was killed for it");
-    // It has begun by now.
+    // The file shows that the task has begun.
     wait_until(|| std::fs::remove_file(&begun).is_ok());
     running.cancel();
     assert!(matches!(running.get(), Err(error) if matches!(error.failure, Failure::Cancelled)));
@@ -334,7 +334,7 @@ fn a_soft_signal_lets_a_task_end_in_its_own_way() -> TestResult {
     still_works(&pool)
 }
 
-/// What tasks of several workers count up.
+/// Increments a count that tasks of several workers share, and returns it.
 fn count_in_file(path: &str) -> usize {
     use std::io::Write;
     let file = std::fs::OpenOptions::new().create(true).append(true).open(path).expect("a file");
@@ -505,7 +505,7 @@ fn many_pools_leave_nothing() -> TestResult {
 #[test]
 fn two_hundred_workers() -> TestResult {
     let _clean = Clean::start();
-    // Each takes two descriptors of the parent, for a moment some more.
+    // Each worker takes two descriptors of the parent, and temporarily some more.
     let limit = support::limit_descriptors(256);
     support::limit_descriptors(limit);
     let count = usize::try_from(limit / 5)?.min(200);
@@ -516,7 +516,7 @@ fn two_hundred_workers() -> TestResult {
     Ok(())
 }
 
-/// A worker that makes processes without end: it goes with all of them when its time is over.
+/// A worker whose task exceeds its time limit is killed together with all the processes that the task started.
 #[test]
 fn a_task_that_starts_processes_takes_them_with_it() -> TestResult {
     let _clean = Clean::start();
@@ -576,12 +576,12 @@ fn a_context_is_sent_once_and_starmap_takes_pairs() -> TestResult {
     Ok(())
 }
 
-/// A short task behind a long one of the same batch goes to another worker.
+/// A short task after a long one in the same batch goes to another worker.
 #[test]
 fn short_tasks_do_not_wait_behind_a_long_one() -> TestResult {
     let _clean = Clean::start();
     let pool = Pool::new(2)?;
-    // Enough short ones first for tasks to travel together.
+    // Enough short tasks first, so that the pool sends tasks in batches.
     let items = (0..20_000u64).map(|x| if x == 15_000 { 3600 } else { 0 });
     let short = pool.imap_unordered(sleep, items).take(19_999).filter(Result::is_ok).count();
     assert_eq!(short, 19_999);

@@ -1,7 +1,7 @@
-//! A worker that went wild: it writes over what it shares with its pool, under a living parent. It may fail its own task; the
-//! parent and all other tasks go on.
+//! A faulty worker that overwrites the memory that it shares with its pool while the parent runs. It may fail its own task; the
+//! parent and all other tasks continue.
 //!
-//! `POLYPROC_HOSTILE_ROUNDS` makes it longer.
+//! `POLYPROC_HOSTILE_ROUNDS` sets the number of rounds.
 
 mod support;
 
@@ -14,7 +14,7 @@ use polyproc::{Failure, Pool, TaskError};
 use polyproc_core::pool::wild;
 use support::{Clean, Random, TestResult};
 
-/// Writes random words over the beginning of this worker's memory files of a name.
+/// Overwrites random words at the beginning of this worker's memory files named `name`. Returns the number of files.
 fn scribble((name, seed, words, len): (String, u64, u64, u64)) -> usize {
     let mut random = Random(seed);
     let mut files = 0;
@@ -25,7 +25,7 @@ fn scribble((name, seed, words, len): (String, u64, u64, u64)) -> usize {
         }
         let file = File::options().read(true).write(true).open(entry.path()).expect("a memory file");
         for _ in 0..words {
-            // Small numbers, all ones, and any: what counts and states are most sensitive to.
+            // Small numbers, nearly all ones, and any: counts and states are most sensitive to the first two.
             let word = match random.next() % 3 {
                 0 => random.next() % 64,
                 1 => u64::MAX - random.next() % 64,
@@ -42,7 +42,7 @@ fn rounds() -> u64 {
     std::env::var("POLYPROC_HOSTILE_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(6)
 }
 
-/// After each round everything that is submitted ends, with the right value or the loss of a worker, which retries make up for.
+/// Checks that in each round every submitted task returns the right value; retries make up for lost workers.
 fn goes_on_after(name: &str, len: u64) -> TestResult {
     let _clean = Clean::start();
     for round in 1..=rounds() {
@@ -84,7 +84,8 @@ fn over_the_states_of_the_tasks() -> TestResult {
     goes_on_after("polyproc-pool", 77_824)
 }
 
-/// By which mappings and descriptors this process could write to memory files of a name.
+/// Returns the number of mappings that this process has of memory files named `name`, and the mappings and descriptors by which
+/// it could write to them.
 fn ways_to_write(name: &str) -> Result<(usize, Vec<String>), String> {
     let name = format!("/memfd:{name} ");
     let maps = std::fs::read_to_string("/proc/self/maps").map_err(|error| error.to_string())?;
@@ -111,7 +112,7 @@ fn no_worker_can_write_to_what_others_are_to_do() -> TestResult {
     Ok(())
 }
 
-/// The task fails with the loss of its worker, and the pool goes on.
+/// Checks that the task fails with the loss of its worker, and that the pool still works.
 fn loses_only_its_worker(pool: &Pool, task: fn(())) -> TestResult {
     let lost = pool.apply(task, ());
     assert!(matches!(lost, Err(TaskError { failure: Failure::WorkerLost(_), .. })), "{lost:?}");
@@ -119,7 +120,7 @@ fn loses_only_its_worker(pool: &Pool, task: fn(())) -> TestResult {
     Ok(())
 }
 
-/// More descriptors than a result may have, again and again, and no result; until it is killed.
+/// Repeatedly sends more descriptors than a result may have, without a result, until this worker is killed.
 fn send_descriptors_without_end((): ()) {
     let null = File::open("/dev/null").expect("/dev/null");
     let fds = [null.as_fd(); 100];
@@ -171,7 +172,7 @@ fn no_worker_answers_for_another() -> TestResult {
         support::wait_until(|| over.exists());
         7u64
     };
-    // The first task of a pool, so at position 0 of slot 0.
+    // The first task of a pool is at position 0, in slot 0.
     let victim = pool.apply_async(wait_for, over.clone());
     let forge = |value: u64| {
         wild::answer_for(0, 0, &[u8::try_from(value).unwrap_or(0)]).map_err(|error| error.to_string())?;

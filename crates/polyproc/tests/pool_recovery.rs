@@ -1,4 +1,4 @@
-//! `Pool` in the middle of trouble: nobody else's tasks are lost, held up or run twice by it.
+//! `Pool` after a failure: no unrelated task is lost, held up or run twice.
 
 mod support;
 
@@ -23,7 +23,7 @@ fn die((): ()) {
     std::process::abort();
 }
 
-/// Runs until the file is there.
+/// Runs until the file exists.
 fn wait_for_file(path: PathBuf) {
     wait_until(|| path.exists());
 }
@@ -161,7 +161,7 @@ fn fork_is_refused_while_code_of_the_users_runs_on_the_pools_thread() -> TestRes
     Ok(())
 }
 
-/// Kills every worker as soon as it is there, until so many are dead.
+/// Kills every worker as soon as it exists, until `count` are dead.
 fn kill_newborn(count: usize) {
     let mut killed = Vec::new();
     while killed.len() < count {
@@ -205,7 +205,7 @@ fn arm_each_worker(step: usize) {
     crash::arm(STEPS[step], 1);
 }
 
-/// Every worker dies when it first comes to the step: no task is tried for ever, whatever it is.
+/// Every worker dies when it first reaches the step: no task is retried for ever.
 #[test]
 fn deaths_that_repeat_at_each_step_end_every_task() -> TestResult {
     let _clean = Clean::start();
@@ -225,7 +225,7 @@ fn deaths_that_repeat_at_each_step_end_every_task() -> TestResult {
     Ok(())
 }
 
-/// One worker stands still at the step: the other one serves everybody else, and what has a limit keeps it.
+/// One worker stops at the step: the other worker serves all other tasks, and time limits are kept.
 #[test]
 fn a_worker_frozen_at_each_step_holds_up_nobody_else() -> TestResult {
     let _clean = Clean::start();
@@ -236,11 +236,11 @@ fn a_worker_frozen_at_each_step_holds_up_nobody_else() -> TestResult {
             crash::freeze(STEPS[at], 1);
             std::process::id()
         };
-        // It stands still in this task or in its next one.
+        // The worker stops in this task or in its next one.
         let frozen = pool.apply_async(freeze, at);
         let limited = |x: u32| {
             let work = |x: u32| {
-                std::thread::sleep(Duration::from_millis(1)); // so that both workers have some
+                std::thread::sleep(Duration::from_millis(1)); // so that both workers get tasks
                 x
             };
             pool.options().timeout(Duration::from_millis(300)).apply_async(work, x)
@@ -256,12 +256,12 @@ fn a_worker_frozen_at_each_step_holds_up_nobody_else() -> TestResult {
         frozen.cancel();
         let ended = frozen.get();
         assert!(ended.is_ok() || matches!(&ended, Err(e) if matches!(e.failure, Failure::Cancelled)), "{ended:?}");
-        drop(pool); // by force, as one stands still
+        drop(pool); // by force, as one worker is stopped
     }
     Ok(())
 }
 
-/// Starts a command that runs for long, and says which.
+/// Starts a command that runs for 3600 s, writes its process id to `path`, and waits for it.
 fn run_command(path: PathBuf) {
     let mut command = Command::new("sleep").arg("3600").spawn().expect("sleep");
     std::fs::write(path.with_extension("new"), command.id().to_string()).expect("room");
@@ -282,7 +282,7 @@ fn commands_that_a_task_started_end_with_it() -> TestResult {
     for method in [StartMethod::Forkserver, StartMethod::Spawn] {
         let pool = Pool::builder().workers(1).start_method(method).build()?;
         let path = scratch("command");
-        // A limit that the command's start has time for also on a loaded machine; then the worker is killed.
+        // The worker is killed at this limit, which leaves time for the command's start on a loaded machine.
         let timed = pool.options().timeout(Duration::from_secs(3)).apply_async(run_command, path.clone());
         let command = started_command(&path)?;
         assert!(matches!(timed.get(), Err(error) if matches!(error.failure, Failure::TimedOut)));
@@ -326,7 +326,7 @@ fn commands_end_with_a_worker_that_ends_while_somebody_asks_whether_it_lives() -
     Ok(())
 }
 
-/// As [`wait_until`], looking all the time.
+/// As [`wait_until`], without a pause between two checks.
 fn wait_until_quickly(condition: impl Fn() -> bool) {
     while !condition() {
         std::hint::spin_loop();
@@ -400,7 +400,7 @@ fn a_worker_that_cannot_be_watched_holds_no_task() -> TestResult {
         sandbox::refuse(&[(libc::SYS_epoll_ctl, libc::ENOSPC)]);
         let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
         nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).map_err(|error| error.to_string())?;
-        // Each worker that is started from now on is given up, and so is the pool after some of them.
+        // From now on the pool gives up each worker that it starts, and after some of them it fails all tasks.
         let lost = (0..10).map(|x| pool.options().retries(100).apply_async(|x: u32| x, x)).map(|result| result.get());
         Ok(lost
             .into_iter()
@@ -414,7 +414,7 @@ fn a_worker_that_cannot_be_watched_holds_no_task() -> TestResult {
 fn a_function_that_could_not_be_asked_for_is_asked_for_again() -> TestResult {
     let _clean = Clean::start();
     let pool = Pool::new(1)?;
-    // A large context takes a descriptor of its own, and the worker may have no more.
+    // A large context needs a descriptor of its own, and the worker may open no more.
     let before = pool.apply(limit_descriptors, 3)?;
     let count = |context: &Vec<u8>, x: usize| context.len() + x;
     let mut results = pool.options().look_ahead(1).context(&vec![0; 200_000]).imap(count, [1, 2]);

@@ -1,7 +1,6 @@
-//! A storm of deaths: workers of all start methods are killed at random, also while they start, and every task still ends exactly
-//! once.
+//! Kills workers of all start methods at random, also while they start, and checks that every task still ends exactly once.
 //!
-//! `POLYPROC_STORM_ROUNDS` and `POLYPROC_STORM_TASKS` make it longer: the full one is 100 rounds of 100,000.
+//! `POLYPROC_STORM_ROUNDS` and `POLYPROC_STORM_TASKS` set the length: a full run has 100 rounds of 100,000 tasks.
 
 mod support;
 
@@ -15,7 +14,7 @@ fn setting(name: &str, default: usize) -> usize {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-/// Kills a worker every few milliseconds until `over`; how many.
+/// Kills a worker every few milliseconds until `over` is set. Returns the number of kills.
 fn kill(over: &AtomicBool, seed: u64) -> usize {
     let (mut random, mut kills) = (Random(seed), 0);
     while !over.load(Ordering::Relaxed) {
@@ -29,17 +28,17 @@ fn kill(over: &AtomicBool, seed: u64) -> usize {
 }
 
 fn work(x: u64) -> u64 {
-    // Some take longer, so that deaths find them running.
+    // Some tasks take longer, so that workers are killed while they run one.
     let end = if x.is_multiple_of(50) { 50_000 } else { 5_000 };
     (0..end).fold(x, |x, _| std::hint::black_box(x)) ^ 1
 }
 
 const METHODS: [StartMethod; 3] = [StartMethod::Forkserver, StartMethod::Spawn, StartMethod::Fork];
 
-/// One storm; how many workers were killed, and how many items were lost.
+/// Runs one storm. Returns the number of killed workers and the number of lost items.
 fn storm(round: u64, tasks: u64, retries: u32) -> Result<(usize, usize), Box<dyn std::error::Error>> {
     #[expect(unsafe_code, reason = "the promise that a test is")]
-    // SAFETY: the copies run `work`, and nothing of the test's threads.
+    // SAFETY: the copies run `work`, which uses no state of the test's threads.
     let promise = unsafe { ForkWithThreads::new() };
     let method = METHODS[usize::try_from(round % 3)?];
     let pool = Pool::builder().workers(3).start_method(method).fork_with_threads(promise).build()?;
@@ -63,7 +62,7 @@ fn storm(round: u64, tasks: u64, retries: u32) -> Result<(usize, usize), Box<dyn
             assert!(results.iter().zip(0..).all(|(result, x)| *result == work(x)));
             ended.fill(true);
         } else {
-            // The index comes with the result, so that each is known.
+            // Each result carries its index, as the order is not known.
             for result in options().imap_unordered(|x: u64| (x, work(x)), 0..tasks) {
                 let index = match result {
                     Ok((x, result)) => {

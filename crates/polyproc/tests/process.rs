@@ -1,4 +1,4 @@
-//! `Process` and `Child`: what goes in, what comes back, and how the end is told.
+//! `Process` and `Child`: arguments, results, and how the end of a process is reported.
 
 mod support;
 
@@ -152,7 +152,7 @@ fn every_death_is_told_by_its_cause() -> TestResult {
         let death = died(Process::new(|()| std::process::abort(), ()).start_method(method));
         assert_eq!(death.status.signal().and_then(Signal::name), Some("SIGABRT"));
 
-        // SAFETY: not sound, and meant so: the address is never mapped, so the process dies.
+        // SAFETY: deliberately not sound: the address is never mapped, so the process dies.
         let death = died(
             Process::new(|()| unsafe { std::ptr::without_provenance_mut::<u8>(8).write_volatile(1) }, ())
                 .start_method(method),
@@ -268,7 +268,7 @@ fn streams_lead_where_they_are_told() -> TestResult {
 #[test]
 #[expect(unsafe_code, reason = "set_var: this test is alone in its process under the test runner")]
 fn environment_and_folder_are_the_parents_of_now_and_can_be_changed() -> TestResult {
-    let _clean = Clean::start(); // the fork server runs, with the environment of before
+    let _clean = Clean::start(); // the fork server starts, with the environment before the change
     let look = |()| {
         let vars: BTreeMap<String, String> = std::env::vars().collect();
         (vars, std::env::current_dir().expect("a folder"))
@@ -346,7 +346,7 @@ fn any_thread_may_start_processes_and_end_before_them() -> TestResult {
         let sleeper =
             std::thread::spawn(move || Process::new(sleep_for_ever, ()).start_method(method).daemon(true).start());
         let sleeper = sleeper.join().expect("no panic")?;
-        // Its creator thread is gone; another start proves that the engine has turned since.
+        // The thread that started it has exited. Another start shows that the engine has handled events since then.
         Process::new(|()| (), ()).start_method(method).start()?.join()?;
         assert!(sleeper.is_alive());
         sleeper.kill()?;
@@ -413,12 +413,12 @@ fn a_preloaded_value_is_shared_by_all_children() -> TestResult {
     assert_eq!((first.0, first.1), (second.0, second.1), "made once, in the fork server");
     assert_eq!(Some(first.0), support::forkserver());
     assert!(TABLE.get().is_none());
-    // Another one takes the place of the first.
+    // A second preload replaces the first.
     polyproc::set_forkserver_preload(fill, 5)?;
     for _ in 0..3 {
         assert_eq!(Process::new(|()| TABLE.get().map(|(_, table)| table.len()), ()).start()?.join()?, Some(5));
     }
-    // And so on, with a process made ahead; nothing is left of the ones before.
+    // A third one replaces it, with its spare; no process of the earlier ones is left.
     polyproc::set_forkserver_preload(fill, 6)?;
     assert_eq!(Process::new(|()| TABLE.get().map(|(_, table)| table.len()), ()).start()?.join()?, Some(6));
     support::wait_until(support::is_childless);
@@ -434,7 +434,7 @@ fn a_fork_server_can_be_started_before_it_is_needed() -> TestResult {
     polyproc::start_forkserver()?;
     assert_eq!(support::forkserver(), Some(server), "one is enough");
     assert_eq!(Process::new(|()| PRELOADED_BY.get().copied(), ()).start()?.join()?, Some(server));
-    // What goes wrong in it is an error of the start.
+    // A failure of the preload is an error of the start.
     polyproc::set_forkserver_preload(|()| panic!("no model here"), ())?;
     polyproc::start_forkserver()?;
     assert!(matches!(Process::new(|()| (), ()).start(), Err(StartError::Preload { .. })));
@@ -465,7 +465,7 @@ fn a_preload_that_fails_says_so_at_every_start() -> TestResult {
     Ok(())
 }
 
-/// Started before it gave up its privileges, and after it.
+/// Returns the users of processes that were started before and after this process gave up its privileges.
 fn users_of_processes((): ()) -> Result<Vec<u32>, String> {
     let start = || -> Result<u32, String> {
         let child = Process::new(|()| nix::unistd::geteuid().as_raw(), ()).start();
@@ -487,7 +487,7 @@ fn a_program_that_gave_up_privileges_starts_no_process_that_has_them() -> TestRe
     Ok(())
 }
 
-/// What bounds this thread and its process: umask, processors, descriptors, niceness.
+/// Returns the bounds of this thread and its process: umask, processors, descriptors, niceness.
 fn bounds() -> Vec<String> {
     let read = |file: &str| std::fs::read_to_string(file).expect("/proc");
     let status = read("/proc/thread-self/status");
@@ -503,9 +503,9 @@ fn bounds() -> Vec<String> {
 
 #[expect(unsafe_code, clippy::multiple_unsafe_ops_per_block, reason = "the calls that a program makes")]
 fn change_bounds() {
-    // SAFETY: an all-zero set of processors is an empty one.
+    // SAFETY: an all-zero set of processors is empty.
     let mut cpus: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the calls read and fill what is given to them.
+    // SAFETY: the calls access no memory but `cpus`, which outlives them.
     unsafe {
         libc::umask(0o027);
         assert_eq!(libc::sched_getaffinity(0, size_of_val(&cpus), &raw mut cpus), 0);

@@ -31,7 +31,7 @@ impl Item {
     }
 }
 
-/// What the victim has seen the end of.
+/// An operation that the victim has completed.
 #[derive(Debug, Serialize, Deserialize)]
 enum Seen {
     Put(u64),
@@ -52,14 +52,14 @@ fn victim((queue, seen, step, times): (JoinableQueue<Item>, Sender<Seen>, usize,
             seen.send(Seen::Got(item.number)).expect("it is read");
             if number % 3 == 2 {
                 queue.task_done().expect("one was taken");
-                // Done in the order of the gets: the first that is not done yet.
+                // `task_done` counts for the earliest get that is not done yet.
                 seen.send(Seen::Done(item.number)).expect("it is read");
             }
         }
     }
 }
 
-/// What the victim saw, after it has died or ended.
+/// Returns the numbers that the victim put and got, and how many items it marked as done. Blocks until it has exited.
 fn read(seen: &Receiver<Seen>) -> (BTreeSet<u64>, BTreeSet<u64>, usize) {
     let (mut put, mut got, mut done) = (BTreeSet::new(), BTreeSet::new(), 0);
     while let Ok(event) = seen.recv() {
@@ -72,7 +72,7 @@ fn read(seen: &Receiver<Seen>) -> (BTreeSet<u64>, BTreeSet<u64>, usize) {
     (put, got, done)
 }
 
-/// Has a process die at `step`, and looks at what it left. False when it never came to the step.
+/// Makes a process die at `step`, and checks the state that it left. Returns false if it never reached the step.
 fn die_at(step: usize, times: u32, on_death: OnConsumerDeath) -> Result<bool, Box<dyn std::error::Error>> {
     let queue = JoinableQueue::with_on_consumer_death(0, on_death)?;
     let (seen, telling) = simplex_pipe()?;
@@ -97,7 +97,7 @@ fn die_at(step: usize, times: u32, on_death: OnConsumerDeath) -> Result<bool, Bo
     let unknown: Vec<_> = left.iter().chain(&got).filter(|number| !put.contains(number)).collect();
     assert!(unknown.len() <= 1, "{what}: {unknown:?} came and were not put");
     if on_death == OnConsumerDeath::PutBack {
-        // Taken at least once: what was not done came back. One may be done without our knowledge.
+        // Delivery at least once: items that were not done are put back. One may be done without having been reported.
         let missing = put.iter().filter(|number| !left.contains(number)).count();
         assert!((done..=done + 1).contains(&missing), "{what}: {missing} are missing, {done} are done");
     } else {
@@ -106,7 +106,7 @@ fn die_at(step: usize, times: u32, on_death: OnConsumerDeath) -> Result<bool, Bo
         let missing: Vec<_> = put.iter().filter(|number| !left.contains(number) && !got.contains(number)).collect();
         assert!(missing.len() <= usize::from(died), "{what}: {missing:?} are lost");
     }
-    // The queue goes on, and is done when all is done.
+    // The queue still works, and `join` returns when all items are done.
     for number in 0..20 {
         queue.put(Item::new(number))?;
         assert_eq!(queue.try_get()?.number, number);
@@ -122,7 +122,7 @@ fn die_at(step: usize, times: u32, on_death: OnConsumerDeath) -> Result<bool, Bo
     Ok(died)
 }
 
-/// Those of queues come first.
+/// Returns the number of steps of queues, which come first in [`STEPS`].
 fn queue_steps() -> usize {
     STEPS.iter().position(|step| *step == Step::ReturnMarked).expect("the last of them") + 1
 }
@@ -195,7 +195,7 @@ fn who_waits_gets_what_the_dead_leave() -> TestResult {
     Ok(())
 }
 
-/// A log that outlives its writer: how many entries, then the entries.
+/// A log that outlives its writer: the number of entries, then the entries.
 struct Log(SharedMemory);
 
 impl Log {
@@ -241,7 +241,7 @@ fn consume((queue, log): (Queue<Item>, SharedMemory)) {
     }
 }
 
-/// Kills producers and consumers at random moments, `kills` times, and counts.
+/// Kills producers and consumers at random moments, `kills` times, and counts lost and duplicate items.
 fn torture(kills: usize, maxsize: usize) -> TestResult {
     let queue = Queue::<Item>::new(maxsize)?;
     let mut workers = Vec::new();
@@ -259,7 +259,7 @@ fn torture(kills: usize, maxsize: usize) -> TestResult {
     for role in 0..4 {
         workers.push(start(role)?);
     }
-    // What was put for sure; how often each number came; how many consumers died.
+    // The numbers whose put completed; how often each number arrived; how many processes died.
     let mut put = BTreeSet::new();
     let mut came = BTreeMap::<u64, u32>::new();
     let (mut producers_died, mut consumers_died) = (0, 0);
@@ -306,7 +306,7 @@ fn torture(kills: usize, maxsize: usize) -> TestResult {
     assert!(lost <= consumers_died, "{lost} lost, {consumers_died} consumers died");
     assert!(unknown <= producers_died, "{unknown} not put, {producers_died} producers died");
     assert!(put.len() > 10 * kills, "the victims did nothing");
-    // Nothing that the dead held is left in memory.
+    // The memory of the dead processes is free again.
     let blocks = std::fs::read_dir("/proc/self/fd")?.flatten().filter_map(|fd| {
         let name = std::fs::read_link(fd.path()).ok()?;
         use std::os::unix::fs::MetadataExt;
@@ -341,7 +341,7 @@ fn a_copy_of_the_process_takes_back_what_its_own_children_held() -> TestResult {
     let queue = Queue::new(0)?;
     let ((reaped, tell), go) = (simplex_pipe()?, polyproc::Event::new()?);
     #[expect(unsafe_code, reason = "the promise that a test is")]
-    // SAFETY: the copies use what the engine makes anew, and nothing of the test's threads.
+    // SAFETY: the copies use state that the engine creates again, and no state of the test's threads.
     let promise = unsafe { ForkWithThreads::new() };
     let copy = Process::fork(|| {
         let victim = Process::fork(|| {
@@ -354,7 +354,7 @@ fn a_copy_of_the_process_takes_back_what_its_own_children_held() -> TestResult {
     });
     let copy = copy.fork_with_threads(promise).start()?;
     assert!(reaped.recv()?, "the victim came to the step");
-    // This process has reaped nobody yet.
+    // This process has reaped no process yet.
     assert_eq!(crash::blocks_in_use(), 1, "but for the last chunk, all memory is free again");
     go.set();
     copy.join()?;

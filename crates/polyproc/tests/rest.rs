@@ -1,4 +1,4 @@
-//! What waits for long costs nothing: nobody wakes it, and it does not wake itself.
+//! Long waits cost nothing: no thread wakes the waiter, and it does not wake periodically.
 
 mod support;
 
@@ -11,7 +11,7 @@ use polyproc::{
 };
 use support::{TestResult, children_of, wait_until};
 
-/// How often each thread of a process gave up its processor, and how many ticks of the clock it ran, by the thread's name.
+/// Returns, for each thread of a process by name, its voluntary context switches plus the clock ticks that it ran.
 fn sleeps(pid: u32) -> BTreeMap<String, u64> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it lives").flatten();
     let of = |task: &std::fs::DirEntry| {
@@ -27,7 +27,7 @@ fn sleeps(pid: u32) -> BTreeMap<String, u64> {
     tasks.filter_map(|task| of(&task)).collect()
 }
 
-/// How often each thread woke in a while, once all have slept for a while.
+/// Returns how often each thread woke within 4 s, after 2 s in which all threads could fall asleep.
 fn wakes(pids: &[u32]) -> BTreeMap<String, u64> {
     let all = || pids.iter().flat_map(|pid| sleeps(*pid)).collect::<BTreeMap<_, _>>();
     std::thread::sleep(Duration::from_secs(2));
@@ -39,13 +39,13 @@ fn wakes(pids: &[u32]) -> BTreeMap<String, u64> {
 
 type Waits = (Queue<()>, (Lock, Semaphore, Event), (Lock, Condition, Barrier), Queue<()>, JoinableQueue<()>);
 
-/// Puts until there is no room, and waits for some.
+/// Puts until there is no room, and then waits for room.
 fn fill(len: usize) {
     let queue = Queue::new(0).expect("memory");
     while queue.put("x".repeat(len)).is_ok() {}
 }
 
-/// Waits for everything, a thread each; says when all are about to.
+/// Waits for each object in a thread of its own; puts into `ready` once all threads are started.
 fn wait_for_all((ready, (lock, semaphore, event), (around, condition, barrier), queue, joined): Waits) {
     let (_ours, theirs): (Connection<(), ()>, Connection<(), ()>) = pipe().expect("descriptors");
     type Wait = Box<dyn FnOnce() + Send>;
@@ -94,12 +94,13 @@ fn who_waits_for_long_is_not_woken() -> TestResult {
     let wakes = wakes(&[child.pid()]);
     child.kill()?;
     assert!(wakes.len() >= 11, "{wakes:?}");
-    // A wait that began two seconds ago has at most one slice that ends in the next four.
+    // A wait that began 2 s ago has at most one re-check interval that ends within the next 4 s.
     assert!(wakes.values().all(|count| *count <= 2), "{wakes:?}");
     Ok(())
 }
 
-/// Each attempt takes memory for the item, and gives it back when there is none for the next chunk of places: that is no news.
+/// Each attempt allocates memory for the item, and releases it if there is none for the next chunk of places. That release must
+/// not wake waiters for room.
 #[test]
 fn a_put_that_finds_room_for_its_item_and_none_for_its_place_sleeps() -> TestResult {
     let queue = Queue::new(0)?;
@@ -110,7 +111,7 @@ fn a_put_that_finds_room_for_its_item_and_none_for_its_place_sleeps() -> TestRes
     }
     loop {
         let before = memory_budget().in_use;
-        // Half of it is for queues in use: there is room for one item more, and none for a chunk of 64 KiB.
+        // Queues in use may take half of the budget: there is room for one more item, and none for a chunk of 64 KiB.
         set_memory_budget(2 * (before + (48 << 10)));
         if queue.put_timeout(item(), Duration::from_millis(50)).is_err() {
             break;

@@ -1,4 +1,4 @@
-//! Locks, semaphores, conditions, events and barriers between processes, and what a death does to them.
+//! Locks, semaphores, conditions, events and barriers between processes, and the effects of a death on them.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use support::{Clean, TestResult, wait_until};
 
 const LONG: Duration = Duration::from_secs(3600);
 
-/// Says over `queue` that it is there, and never comes back.
+/// Puts this process's id into `queue`, then sleeps for ever.
 fn sleep(queue: &Queue<u32>) {
     queue.put(std::process::id()).expect("an open queue");
     loop {
@@ -33,7 +33,7 @@ fn a_lock_admits_one_process_at_a_time() -> TestResult {
     let _clean = Clean::start();
     let (lock, numbers) = (Lock::new()?, Queue::new(0)?);
     numbers.put(0u64)?;
-    // Takes the number out and puts the next one in: without the lock, somebody would find the queue empty.
+    // Takes the number out and puts the next one in: without the lock, another process would find the queue empty.
     let count = |(lock, numbers): (Lock, Queue<u64>)| {
         for _ in 0..2000 {
             let _guard = lock.lock().expect("nobody dies");
@@ -109,7 +109,7 @@ fn a_killed_waiter_takes_no_wake_up_with_it() -> TestResult {
         children[0].kill()?;
         drop(guard);
         children[1].kill()?;
-        // Whether the killed one had it by then or not, the third gets it.
+        // The third process gets the lock, whether or not the killed one had acquired it.
         let [.., third] = <[_; 3]>::try_from(children).map_err(|_| "three")?;
         third.join()?;
         wait_until(|| active_children().is_empty());
@@ -176,8 +176,8 @@ fn a_notification_goes_to_one_who_lives() -> TestResult {
     let children: Vec<_> = (0..3).map(|_| start()).collect::<Result<_, _>>()?;
     let order: Vec<u32> = (0..3).map(|_| queue.get()).collect::<Result<_, _>>()?;
     let of = |pid: u32| children.iter().find(|child| child.pid() == pid).ok_or("one of them");
-    drop(lock.lock().map_err(|_| "free")?); // the last of them waits: it has released the lock
-    // The first in line dies: notifications go to the others.
+    drop(lock.lock().map_err(|_| "free")?); // the last waiter has released the lock, so it waits
+    // The first waiter dies: notifications go to the others.
     of(order[0])?.kill()?;
     of(order[0])?.wait_timeout(LONG)?;
     condition.notify_one();
@@ -186,7 +186,7 @@ fn a_notification_goes_to_one_who_lives() -> TestResult {
     for child in children.into_iter().filter(|child| child.pid() != order[0]) {
         assert!(child.join()?);
     }
-    // Nobody waits: nothing is stored.
+    // No process waits: the notification is not stored.
     condition.notify_one();
     let guard = lock.lock().map_err(|_| "free")?;
     let (_guard, notified) = condition.wait_timeout(guard, Duration::from_millis(5)).map_err(|_| "nobody died")?;
@@ -272,7 +272,7 @@ fn a_barrier_breaks_for_the_dead_and_the_late() -> TestResult {
     barrier.reset();
     assert_eq!(barrier.wait_timeout(Duration::from_millis(1)), Err(BarrierError::Broken));
     barrier.reset();
-    // One who dies while it runs the action.
+    // A party that dies while it runs the action.
     let third = Process::new(wait, barrier.clone()).start()?;
     let fourth = Process::new(wait, barrier.clone()).start()?;
     wait_until(|| barrier.n_waiting() == 2);
@@ -292,7 +292,7 @@ fn a_barrier_breaks_for_the_dead_and_the_late() -> TestResult {
 fn thousands_take_few_descriptors_and_go_in_one_message() -> TestResult {
     let limit = libc::rlimit { rlim_cur: 256, rlim_max: 256 };
     #[expect(unsafe_code, reason = "limits have no safe call")]
-    // SAFETY: the call reads a value that lives.
+    // SAFETY: the call reads `limit`, which outlives it.
     let is_set = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
     assert_eq!(is_set, 0);
     let locks = (0..10_000).map(|_| Lock::new()).collect::<Result<Vec<_>, _>>()?;
@@ -306,7 +306,7 @@ fn thousands_take_few_descriptors_and_go_in_one_message() -> TestResult {
     };
     assert_eq!(Process::new(set_all, (locks.clone(), events.clone())).start()?.join()?, 10_000);
     assert!(events.iter().all(Event::is_set));
-    // Through a queue, with the same one several times.
+    // Through a queue, with one lock twice.
     let queue = polyproc::Queue::new(0)?;
     queue.put([&locks[..600], &locks[..1]].concat())?;
     let arrived = queue.get()?;

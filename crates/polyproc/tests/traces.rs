@@ -1,4 +1,5 @@
-//! What workers trace arrives in the parent's subscriber, inside the span of the call; and pools trace what happens to workers.
+//! Trace events of workers arrive in the parent's subscriber, inside the span of the call. Pools trace the starts, ends and
+//! deaths of workers.
 #![cfg(feature = "tracing")]
 
 use std::collections::HashMap;
@@ -12,7 +13,7 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_core::span::Current;
 
-/// An event: level, target, the spans it came in, its fields.
+/// An event: level, target, path of the enclosing spans, fields.
 type Kept = (Level, String, String, HashMap<String, String>);
 
 struct Keep {

@@ -1,6 +1,6 @@
-//! The fork server, from a request for a process to its next sleep, twice: the process, and the one made ahead.
+//! The fork server, from a request to its next sleep, twice: for the requested process and for the spare.
 //!
-//! Here each step is a single step: a breakpoint would be copied into the processes that the victim makes.
+//! The victim runs in single steps: a breakpoint would be copied into the processes that it forks.
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -34,9 +34,9 @@ struct Subject {
 
 /// How a start ended.
 enum Started {
-    /// It ran and returned.
+    /// The process ran and returned.
     Returned,
-    /// It was not started, and said why.
+    /// The process was not started, with this error.
     Refused(String),
     Wrong(String),
 }
@@ -61,7 +61,7 @@ impl Subject {
         self.next
     }
 
-    /// A start in a thread of its own.
+    /// Starts a process in a new thread. Returns its number, and the channel of the outcome.
     fn start(&mut self) -> (usize, mpsc::Receiver<Started>) {
         let number = self.next();
         let (tell, told) = mpsc::channel();
@@ -70,7 +70,7 @@ impl Subject {
         (number, told)
     }
 
-    /// A fork server that has made one process, and none ahead.
+    /// Replaces the fork server. Returns the id of the new one, which has created one process and no spare.
     fn fresh(&mut self) -> Result<u32, Error> {
         let old = forkserver_pid();
         if let Some(old) = old {
@@ -106,7 +106,7 @@ impl Subject {
     }
 }
 
-/// No process is left but the fork server and the one made ahead.
+/// Waits at most [`PATIENCE`] until only the fork server and its spare are left. Returns whether that is so.
 fn is_childless_soon() -> bool {
     let since = Instant::now();
     while !is_childless() && since.elapsed() < PATIENCE {
@@ -115,7 +115,7 @@ fn is_childless_soon() -> bool {
     is_childless()
 }
 
-/// Steps until the target, or the victim's sleep after its second request.
+/// Steps until the target, or until the victim sleeps after its second request. Returns whether it reached the target.
 fn walk(victim: &mut Tracee, steps: usize, mut each: impl FnMut(u64)) -> Result<bool, Error> {
     let mut received = 0;
     for _ in 0..steps {
@@ -124,7 +124,7 @@ fn walk(victim: &mut Tracee, steps: usize, mut each: impl FnMut(u64)) -> Result<
         if victim.system_call()? == Some(RECVMSG) {
             received += 1;
         }
-        // The sleep that the first request ends is not among them: there the victim stands inside the system call.
+        // The call that the first request ends does not count: the victim was stopped inside it.
         match victim.step(if received > 1 { ASLEEP } else { PATIENCE })? {
             Stop::Trap => {}
             Stop::Running => {
@@ -137,7 +137,7 @@ fn walk(victim: &mut Tracee, steps: usize, mut each: impl FnMut(u64)) -> Result<
     Ok(true)
 }
 
-/// Goes through the targets of a fork server in one mode.
+/// Tries the targets of a fork server in one mode.
 pub(crate) fn run(mode: Mode, scale: Scale) -> Result<Row, Error> {
     let since = Instant::now();
     let mut row = Row::new("fork server, one start".to_owned(), mode);
@@ -153,7 +153,7 @@ pub(crate) fn run(mode: Mode, scale: Scale) -> Result<Row, Error> {
     row.recorded(&recording);
     let mut random = Random(scale.seed);
     let scale = scale.of(mode);
-    // Each of them executes the program anew, twice.
+    // Each trial executes the program twice, so only kills are tried at every target.
     let most = if mode == Mode::Kill { scale.most } else { scale.most.or(Some(MOST_FROZEN)) };
     let targets = targets(&recording, Scale { most, ..scale });
     let begun = Instant::now();
@@ -196,7 +196,7 @@ fn trial(
     match mode {
         Mode::Kill => victim.kill(),
         Mode::Freeze => {
-            // A start has no limit. What has one ends in time, and what asks only does.
+            // A start has no limit. Calls that have one, and calls that only query, must return in time.
             let (tell, told) = mpsc::channel();
             std::thread::spawn(move || {
                 let ready = polyproc::wait::<std::fs::File>(&[], Some(LIMIT)).is_ok();
@@ -220,21 +220,21 @@ fn trial(
     Ok(reached)
 }
 
-/// The children of this process, faster than by looking at all processes.
+/// Returns the children of this process, faster than a scan of all processes.
 fn own_children() -> Vec<u32> {
     let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
     lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
 }
 
-/// Kills the fork server that is executed in the place of the dead one, some steps after it was seen.
+/// Kills the fork server that replaces the dead one, `steps` instructions after it was found.
 fn kill_next(subject: &mut Subject, old: u32, steps: usize, said: &mut Said) {
-    // The one that executes this program anew: copies of a fork server bear other names.
+    // The process that executes this program again: copies of a fork server have other names.
     let is_new = |pid: &u32| {
         let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         *pid != old && name.trim_end() == "exe"
     };
-    // Whether the first start needs another fork server or not, one of these does.
+    // The first start may not need another fork server, but one of these starts does.
     let more = [subject.start(), subject.start(), subject.start()];
     let since = Instant::now();
     while since.elapsed() < Duration::from_millis(100) {

@@ -1,19 +1,19 @@
-//! Kills, or stops, a process at every single instruction of an operation, and looks at what the others see.
+//! Kills or stops a process at every single instruction of an operation, and checks what the other processes observe.
 //!
-//! An operation is recorded once by single steps (`ptrace(2)`). Then each distinct instruction of it, at its first, second and
-//! last pass and at two seeded ones between, is a target: a new victim runs to it and is killed there, or stands still there.
-//! `docs/design/instructions.md` has the method, and what came of it.
+//! An operation is recorded once by single steps (`ptrace(2)`). Then each of its distinct instructions is a target, at its
+//! first, second and last pass and at two seeded ones: a new victim runs to it and is killed or stopped there.
+//! `docs/design/instructions.md` describes the method and the results.
 //!
-//! | file | what it holds |
+//! | file | content |
 //! |---|---|
 //! | `trace` | a process under `ptrace` |
-//! | `plan` | the instructions to be tried, and the report |
+//! | `plan` | the targets, and the report |
 //! | `trial` | one operation on shared objects: victim, second victim, checker |
 //! | `queues`, `objects` | put, get, `task_done`; locks, conditions, semaphores, events |
 //! | `workers` | a pool's worker |
 //! | `forkserver` | the fork server |
 //!
-//! The engine is built with `crash-points` here, as for all tests: one relaxed load at each marked step.
+//! As for all tests, the engine is built with `crash-points`: one relaxed load at each marked step.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 mod forkserver;
@@ -38,7 +38,7 @@ use serde::{Deserialize, Serialize};
 use support::TestResult;
 use trial::{Before, Operation};
 
-/// Whose operation, by its number in the tables.
+/// The subject of a job: an operation by its index in the tables, or a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Subject {
     Queue(usize),
@@ -65,7 +65,7 @@ struct Job {
     scale: Scale,
 }
 
-/// In a process of its own, with its own fork server: what it leaves can be counted, and it can be ended if it hangs.
+/// Runs a job, in a process with a fork server of its own: leftovers can be counted, and a job that hangs can be killed.
 fn run(job: Job) -> Result<Row, String> {
     let run = || -> Result<Row, trial::Error> {
         let before = Before::now()?;
@@ -82,7 +82,7 @@ fn run(job: Job) -> Result<Row, String> {
     run().map_err(|error| error.to_string())
 }
 
-/// Whether processes can be traced here. Where not, the test fails, unless it is told to pass.
+/// Returns whether processes can be traced. If not, fails unless `POLYPROC_WITHOUT_PTRACE` is set.
 fn may_trace() -> Result<bool, Box<dyn std::error::Error>> {
     let sleeper = Process::new(|()| std::thread::sleep(Duration::from_secs(3600)), ()).daemon(true).start()?;
     let traced = trace::Tracee::stop(sleeper.pid());
@@ -104,7 +104,7 @@ fn may_trace() -> Result<bool, Box<dyn std::error::Error>> {
     Err(format!("{why}; set POLYPROC_WITHOUT_PTRACE=1 to let this test pass without it").into())
 }
 
-/// The function and line of an instruction, where `addr2line` is installed: of ours, if it was inlined there.
+/// Returns the function and line of an instruction, if `addr2line` is installed: the innermost inlined frame of this project.
 fn symbol(place: &trace::Place) -> String {
     let address = format!("{:#x}", place.offset);
     let output = std::process::Command::new("addr2line").args(["-f", "-C", "-i", "-e", &place.file, &address]).output();
@@ -117,7 +117,7 @@ fn symbol(place: &trace::Place) -> String {
     format!("{}+{address} {function} {line}", place.file.rsplit('/').next().unwrap_or_default())
 }
 
-/// Violations of one kind together: how often, and where the first ones were.
+/// Prints the violations by kind: their number, and the places of a sample.
 fn explain(row: &Row) {
     const SHOWN: usize = 12;
     let mut kinds = BTreeMap::<String, Vec<&Violation>>::new();
@@ -152,7 +152,7 @@ fn print(row: &Row) {
     );
 }
 
-/// All operations in all modes, two at a time.
+/// Runs all operations in all modes, two at a time.
 fn everything(most: Option<usize>, budget: Option<Duration>, limit: Duration) -> TestResult {
     if !may_trace()? {
         return Ok(());

@@ -11,14 +11,14 @@ use super::trial::{LIMIT, Operation, PATIENCE, Said, Situation};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ObjectOperation {
     Lock,
-    /// Twice, one inside the other.
+    /// Acquires it twice, nested.
     RLock,
     Notify,
     /// Enters and leaves the table of waiters; does not sleep.
     Wait,
     Semaphore,
     Event,
-    /// Comes, gives up at once, which breaks the barrier, and resets it.
+    /// Arrives, gives up at once, which breaks the barrier, and resets it.
     Barrier,
 }
 
@@ -27,7 +27,7 @@ pub(crate) const OBJECTS: [ObjectOperation; 7] = {
     [Lock, RLock, Notify, Wait, Semaphore, Event, Barrier]
 };
 
-/// Each operation has what it needs.
+/// The objects that an operation needs; the others are `None`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Objects {
     lock: Option<Lock>,
@@ -69,18 +69,18 @@ const PERMITS: usize = 2;
 pub(crate) struct Checker {
     operation: ObjectOperation,
     objects: Objects,
-    /// Somebody waits for the condition from before the victim's operation on: whether it was notified.
+    /// Reports whether the thread that has waited since before the victim's operation was notified.
     waiter: Option<mpsc::Receiver<bool>>,
-    /// Permits that the checker took while the victim stood still.
+    /// Number of permits that the checker acquired while the victim was stopped.
     permits: usize,
 }
 
-/// Whoever had it before.
+/// Returns the guard, also from a dead owner; `None` after a timeout.
 fn any<G>(result: Result<G, LockError<G>>) -> Option<G> {
     result.map_or_else(LockError::into_inner, Some)
 }
 
-/// A thread that waits for the condition, and does so by now.
+/// Starts a thread that waits for the condition. Returns once it waits; the channel reports whether it was notified.
 fn wait_in_thread(objects: &Objects) -> mpsc::Receiver<bool> {
     let ((tell, told), (enter, entered)) = (mpsc::channel(), mpsc::channel());
     let own = objects.clone();
@@ -233,7 +233,7 @@ impl Operation for ObjectOperation {
 }
 
 impl Said {
-    /// A lock with a limit: got, or not; its owner lives.
+    /// Acquires a lock with a limit. Its owner is alive, so only success and a timeout are right.
     fn limited(&mut self, acquire: impl FnOnce() -> Result<(), String>) {
         match self.in_time("lock", LIMIT, acquire) {
             Ok(()) => {}
@@ -243,7 +243,7 @@ impl Said {
     }
 }
 
-/// The next one gets the lock, and is told once if its owner died.
+/// Checks that the next owner gets the lock, and learns once if the previous owner died.
 fn check_lock<G>(acquire: impl Fn() -> Result<(), LockError<G>>, situation: Situation, said: &mut Said) {
     match acquire() {
         Ok(()) => said.seen.push("free".to_owned()),
@@ -257,7 +257,7 @@ fn check_lock<G>(acquire: impl Fn() -> Result<(), LockError<G>>, situation: Situ
     said.check(again.is_ok(), || format!("the second time: {:?}", again.err()));
 }
 
-/// Two pass it, once it was reset and again.
+/// Checks that two parties pass the barrier after a reset, twice.
 fn check_barrier(barrier: &Barrier, said: &mut Said) {
     barrier.reset();
     for _ in 0..2 {
@@ -288,7 +288,7 @@ impl Checker {
             let notified = waiter.recv_timeout(PATIENCE);
             said.check(notified == Ok(true), || format!("a notification after the death did not come: {notified:?}"));
         }
-        // A place of the dead takes no notification.
+        // The table entry of a dead process consumes no notification.
         let waiter = wait_in_thread(&self.objects);
         let guard = self.lock(said);
         self.objects.condition().notify_one();

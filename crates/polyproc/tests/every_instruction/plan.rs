@@ -1,4 +1,4 @@
-//! Which instructions: an operation is recorded once, step by step, and each instruction of it is a target.
+//! The targets: an operation is recorded once, in single steps, and each of its instructions is a target.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 
 use super::trace::{Maps, Place};
 
-/// What becomes of the victim at an instruction.
+/// The action on the victim at a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Mode {
-    /// It is killed.
+    /// The victim is killed.
     Kill,
-    /// It stands still while others call with limits. Then it goes on, or is killed.
+    /// The victim is stopped while other processes make calls with limits. Then it continues or is killed.
     Freeze,
-    /// It is killed, and so is the next process, after some steps of its own.
+    /// The victim is killed, and then a second process after some steps of its own.
     Double,
 }
 
@@ -30,21 +30,21 @@ impl Mode {
 
 pub(crate) const MODES: [Mode; 3] = [Mode::Kill, Mode::Freeze, Mode::Double];
 
-/// How much is tried.
+/// The limits and the seed of a run.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Scale {
-    /// At most so many instructions of each operation, spread evenly; all without.
+    /// Maximum number of targets of each operation, spread evenly; `None` for all.
     pub(crate) most: Option<usize>,
-    /// For so long, if that is less.
+    /// Maximum time for each operation; `None` for no limit.
     pub(crate) budget: Option<Duration>,
     pub(crate) seed: u64,
 }
 
-/// Where each death is combined with a random second one, a sample is as good as all.
+/// Maximum number of targets in [`Mode::Double`]: each death is combined with a random second one, so a sample suffices.
 const MOST_DOUBLE: usize = 300;
 
 impl Scale {
-    /// What takes longer is tried at fewer instructions.
+    /// Returns the scale for a mode: modes that take longer try fewer targets.
     pub(crate) fn of(self, mode: Mode) -> Self {
         let most = match mode {
             Mode::Kill => self.most,
@@ -54,14 +54,14 @@ impl Scale {
         Self { most, ..self }
     }
 
-    /// Whether a subject ends before its last target: it took too long, or hung so often that it is known to be wrong.
+    /// Returns whether to stop before the last target: the time is over, or there were too many hangs.
     pub(crate) fn is_over(self, since: Instant, hangs: usize) -> bool {
         let most_hangs = if self.most.is_some() { 5 } else { 40 };
         hangs >= most_hangs || self.budget.is_some_and(|budget| since.elapsed() > budget)
     }
 }
 
-/// Numbers that follow from a seed (D. Knuth's linear congruential generator).
+/// Pseudo-random numbers from a seed (D. Knuth's linear congruential generator).
 #[derive(Debug)]
 pub(crate) struct Random(pub(crate) u64);
 
@@ -76,16 +76,16 @@ impl Random {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Target {
     pub(crate) address: u64,
-    /// From 1.
+    /// Number of the pass, from 1.
     pub(crate) pass: u32,
-    /// So many instructions were executed before.
+    /// Number of instructions executed before it.
     pub(crate) step: usize,
 }
 
-/// How often a loop is met beside its first, second and last pass.
+/// Number of seeded passes of an instruction, beside its first, second and last.
 const SAMPLED_PASSES: usize = 2;
 
-/// Each distinct instruction of a recording, at its first, second and last pass, and at two seeded ones.
+/// Returns each distinct instruction of a recording, at its first, second and last pass, and at two seeded ones.
 pub(crate) fn targets(recording: &[u64], scale: Scale) -> Vec<Target> {
     let mut random = Random(scale.seed);
     let mut passes = HashMap::<u64, Vec<usize>>::new();
@@ -104,8 +104,8 @@ pub(crate) fn targets(recording: &[u64], scale: Scale) -> Vec<Target> {
     spread(&all, scale)
 }
 
-/// At most as many as the scale allows: with a fixed stride, from a seeded offset; and mixed, so that any part of them is a
-/// sample.
+/// Returns at most as many targets as the scale allows, taken with a fixed stride from a seeded offset. They are shuffled, so
+/// that any prefix is a sample.
 fn spread(all: &[Target], scale: Scale) -> Vec<Target> {
     let mut random = Random(scale.seed);
     let offset = random.below(all.len());
@@ -117,14 +117,15 @@ fn spread(all: &[Target], scale: Scale) -> Vec<Target> {
     some
 }
 
-/// Without the libraries' instructions at both ends, which belong to the signals that mark the operation.
+/// Removes the libraries' instructions at both ends, which belong to the signals that mark the operation. Returns the number
+/// removed at the start, and the rest.
 pub(crate) fn trim<'a>(recording: &'a [u64], maps: &Maps) -> (usize, &'a [u64]) {
     let first = recording.iter().position(|address| maps.is_own(*address)).unwrap_or(0);
     let last = recording.iter().rposition(|address| maps.is_own(*address)).unwrap_or(recording.len());
     (first, &recording[first..=last.min(recording.len() - 1)])
 }
 
-/// Something that must not be.
+/// A failed check.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Violation {
     pub(crate) step: usize,
@@ -132,7 +133,7 @@ pub(crate) struct Violation {
     pub(crate) what: String,
 }
 
-/// What one operation in one mode came to.
+/// The results of one operation in one mode.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Row {
     pub(crate) operation: String,
@@ -141,7 +142,7 @@ pub(crate) struct Row {
     pub(crate) distinct: usize,
     pub(crate) tried: usize,
     pub(crate) missed: usize,
-    /// Not tried any more, after too many hangs.
+    /// Number of targets that were not tried, as the run stopped early.
     pub(crate) left_out: usize,
     pub(crate) seconds: f64,
     /// How often each outcome was seen.

@@ -8,11 +8,11 @@ use super::trial::{LIMIT, Operation, PATIENCE, Said, Situation};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Size {
-    /// In a chunk with others.
+    /// In a chunk with other items.
     Small,
     /// In a block of its own.
     Block,
-    /// Its descriptor goes through the socket.
+    /// With lent bytes, whose descriptor goes through the socket.
     Lent,
 }
 
@@ -37,7 +37,7 @@ pub(crate) struct QueueOperation {
     on_death: OnDeath,
 }
 
-/// All of them.
+/// All operations on queues.
 pub(crate) const QUEUES: [QueueOperation; 11] = {
     use OnDeath::{CountAsDone, Nothing, PutBack};
     const fn of(what: What, size: Size, on_death: OnDeath) -> QueueOperation {
@@ -94,7 +94,8 @@ impl Item {
 
 type Queue = JoinableQueue<Item>;
 
-// The numbers of the items. What was there before, what the victim puts, the second one's, the checker's.
+// The numbers of the items: in the queue before the operation, put by the victim, by the second process, by the checker while
+// the victim is stopped, by the checker at the end.
 const FIRST: u64 = 1;
 const NEXT: u64 = 2;
 const SECOND: u64 = 60;
@@ -196,7 +197,7 @@ impl Operation for QueueOperation {
             Err(GetError::Empty) => said.seen.push("get timed out".to_owned()),
             Err(error) => said.complain(format!("get: {error}")),
         }
-        // Not all is done, so this takes as long as its limit.
+        // Not all items are done, so this takes its whole limit.
         let _ = said.in_time("join", LIMIT / 10, || checker.queue.join_timeout(LIMIT / 10));
         let _ = said.in_time("len", LIMIT, || checker.queue.len());
     }
@@ -242,7 +243,7 @@ impl Checker {
             if self.operation.on_death == OnDeath::CountAsDone || self.queue.join_timeout(std::time::Duration::ZERO) {
                 break;
             }
-            // What a dead consumer had comes back.
+            // The items of a dead consumer are put back.
             match self.queue.get_timeout(PATIENCE) {
                 Ok(item) => self.take(&item, said),
                 Err(error) => return said.complain(format!("not all is done, but nothing comes back: {error}")),
@@ -252,14 +253,14 @@ impl Checker {
         said.check(joined, || "join waits, though all is done that was taken".to_owned());
     }
 
-    /// Nothing acknowledged is lost, nothing comes twice, nothing unknown comes.
+    /// Checks that no acknowledged item is lost, no item arrives twice, and no unknown item arrives.
     fn compare(&self, situation: Situation, said: &mut Said) {
         let Situation { acknowledged, second, .. } = situation;
         let puts_back = self.operation.on_death == OnDeath::PutBack;
         let (mut must, mut may) = match self.operation.what {
             What::Put if acknowledged => (vec![FIRST, NEXT], vec![]),
             What::Put => (vec![FIRST], vec![NEXT]),
-            // It came back from a dead consumer; a consumer that goes on ends without `task_done`, and dies as well.
+            // A dead consumer's item is put back. A victim that continues is killed before `task_done`, so its item is, too.
             What::Get if puts_back => (vec![FIRST, NEXT], vec![]),
             What::Get if acknowledged => (vec![NEXT], vec![]),
             What::Get => (vec![NEXT], vec![FIRST]),
@@ -268,7 +269,7 @@ impl Checker {
         };
         must.extend(&self.limited);
         may.extend(second.then_some(SECOND));
-        // While it stood still, the checker took one, perhaps the one that the victim took next then.
+        // The checker took an item while the victim was stopped, so the victim may then have taken either of the two.
         if self.operation.what == What::Get && !self.taken.is_empty() && !puts_back && !situation.killed {
             (must, may) = (self.limited.clone(), vec![FIRST, NEXT]);
             let known = self.taken.iter().filter(|number| may.contains(number)).count();
@@ -281,7 +282,7 @@ impl Checker {
             said.check(known, || format!("item {number} came, of which nobody knows"));
         }
         let lost: Vec<_> = must.iter().filter(|number| !self.taken.contains(number)).collect();
-        // The second one may have taken one.
+        // The second process may have taken one.
         said.check(lost.len() <= usize::from(second), || format!("the items {lost:?} are lost"));
         said.happened = match self.operation.what {
             What::Put => Some(self.taken.contains(&NEXT)),
@@ -311,7 +312,7 @@ impl Checker {
         }
     }
 
-    /// As many are done as were put, and not more.
+    /// Checks that as many items can be marked as done as were put, and no more.
     fn is_done(&self, situation: Situation, said: &mut Said) {
         let mut times = 0;
         while self.queue.task_done().is_ok() && times < 50 {
@@ -320,7 +321,7 @@ impl Checker {
         if self.operation.death_matters() {
             said.check(times == 4, || format!("4 items were taken, task_done worked {times} times"));
         } else if !situation.second {
-            // Of the first two items; the victim's may be done.
+            // How many of the first two items were put. The victim may have marked one as done.
             let there = usize::from(self.operation.what != What::Put || self.taken.contains(&NEXT)) + 1;
             let put = there + 4 + self.limited.len();
             let (most, least) = match self.operation.what {

@@ -12,25 +12,25 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-/// What `WaitStatus::PtraceEvent` carries for a stop that `PTRACE_INTERRUPT` asked for (`PTRACE_EVENT_STOP`).
+/// The event in `WaitStatus::PtraceEvent` after a stop by `PTRACE_INTERRUPT` (`PTRACE_EVENT_STOP`).
 const EVENT_STOP: i32 = 128;
 /// `int3`.
 const BREAKPOINT: i64 = 0xCC;
 /// `syscall`, little-endian.
 const SYSCALL: i64 = 0x050F;
-/// An instruction that is no system call ends at once.
+/// Time limit for stops that need no system call to return.
 const AT_ONCE: Duration = Duration::from_secs(10);
 
-/// Why a traced process stands still.
+/// Why a traced process stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stop {
     /// One instruction was executed, or a breakpoint was met.
     Trap,
     /// A signal is about to be delivered.
     Signal(Signal),
-    /// `interrupt` had it stop.
+    /// `PTRACE_INTERRUPT` stopped it.
     Interrupted,
-    /// It does not: it runs, or sleeps in a system call.
+    /// It did not stop: it runs, or sleeps in a system call.
     Running,
     /// It has ended.
     Gone,
@@ -41,18 +41,18 @@ pub(crate) enum Stop {
 pub(crate) enum Reached {
     /// The instruction is the next to be executed.
     Target,
-    /// The operation ended before: the process raised the signal that marks its end, or fell asleep.
+    /// The operation ended first: the process raised the signal that marks its end, or fell asleep.
     End(Stop),
 }
 
-/// An instruction in a file that a process maps, whatever the addresses.
+/// An instruction by file and offset, independent of the address at which the file is mapped.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Place {
     pub(crate) file: String,
     pub(crate) offset: u64,
 }
 
-/// Where a process maps its files.
+/// The address ranges at which a process maps its files.
 #[derive(Debug)]
 pub(crate) struct Maps(Vec<(String, u64, u64)>);
 
@@ -80,7 +80,7 @@ impl Maps {
         })
     }
 
-    /// Whether the address is in the test program itself, and not in a library.
+    /// Returns whether the address is in the test program itself, and not in a library.
     pub(crate) fn is_own(&self, address: u64) -> bool {
         self.0.first().is_some_and(|(_, from, to)| (*from..*to).contains(&address))
     }
@@ -94,7 +94,7 @@ pub(crate) struct Tracee {
 }
 
 impl Tracee {
-    /// Traces a process, which runs on.
+    /// Traces a process, which continues to run.
     pub(crate) fn seize(pid: u32) -> io::Result<Self> {
         let pid = Pid::from_raw(pid.cast_signed());
         ptrace::seize(pid, Options::PTRACE_O_EXITKILL)?;
@@ -111,7 +111,7 @@ impl Tracee {
         }
     }
 
-    /// The next stop. The end of the process is left to be reaped by its parent.
+    /// Waits for the next stop. Does not reap the process, which its parent does.
     pub(crate) fn wait(&self, limit: Duration) -> Stop {
         let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
         let since = Instant::now();
@@ -128,7 +128,7 @@ impl Tracee {
         Stop::Running
     }
 
-    /// As `wait`, for what is bound to come: without looking again and again.
+    /// As `wait`, for a stop that is certain to come: blocks instead of polling.
     fn wait_asleep(&self) -> Stop {
         let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
         loop {
@@ -149,12 +149,12 @@ impl Tracee {
         }
     }
 
-    /// The address of the next instruction.
+    /// Returns the address of the next instruction.
     pub(crate) fn at(&self) -> io::Result<u64> {
         Ok(ptrace::getregs(self.pid)?.rip)
     }
 
-    /// The number of the system call that the next instruction makes, if it makes one.
+    /// Returns the number of the system call that the next instruction makes, if it makes one.
     pub(crate) fn system_call(&mut self) -> io::Result<Option<u64>> {
         let registers = ptrace::getregs(self.pid)?;
         Ok(self.is_syscall(registers.rip)?.then_some(registers.rax))
@@ -186,14 +186,14 @@ impl Tracee {
         Ok(if may_block { self.wait(limit) } else { self.wait_asleep() })
     }
 
-    /// Runs until the next stop.
+    /// Runs until the next stop, for at most `limit`.
     pub(crate) fn resume(&self, limit: Duration) -> io::Result<Stop> {
         ptrace::cont(self.pid, None)?;
         Ok(self.wait(limit))
     }
 
-    /// Runs until it comes to `address` for the `pass`th time, counted from now, and stops before that instruction.
-    /// A breakpoint and not single steps: what a kill there leaves is the same, and the way there is shorter.
+    /// Runs until the `pass`th execution of `address`, counted from now, and stops before that instruction. Uses a breakpoint
+    /// instead of single steps: it is faster, and a kill there leaves the same state.
     pub(crate) fn run_to(&mut self, address: u64, pass: u32, limit: Duration) -> io::Result<Reached> {
         let mut left = pass - u32::from(self.at()? == address);
         let word = self.peek(address)?;
@@ -233,12 +233,12 @@ impl Tracee {
         Ok(self.wait(AT_ONCE))
     }
 
-    /// Lets it go.
+    /// Detaches from the process, which continues to run.
     pub(crate) fn release(self) {
         let _ = ptrace::detach(self.pid, None); // it may have been killed
     }
 
-    /// Kills it where it stands, and waits until it is dead.
+    /// Kills the process where it stopped, and waits until it is dead.
     pub(crate) fn kill(self) {
         let _ = kill(self.pid, Signal::SIGKILL); // it may be dead already
         while !matches!(self.wait(AT_ONCE), Stop::Gone) {}

@@ -1,11 +1,11 @@
-//! One operation on shared objects, by a victim, with other processes that look at what it leaves.
+//! One operation on shared objects, by a victim, with other processes that check the state that it leaves.
 //!
-//! | process | what it does |
+//! | process | role |
 //! |---|---|
-//! | this one | makes the objects, traces the victim; at every other target it gives its own handles away, so that nobody who reaps has any |
-//! | victim | gets ready, stops, operates under the tracer, stops |
-//! | second | in `Mode::Double`: the same with an operation that meets what the victim left |
-//! | checker | calls with limits while the victim stands still, and checks everything after its end |
+//! | this one | creates the objects, traces the victim; at every other target it drops its own handles, so that no process that reaps has any |
+//! | victim | prepares, stops, performs the operation under the tracer, stops |
+//! | second | in `Mode::Double`: the same, with an operation that recovers the state that the victim left |
+//! | checker | makes calls with limits while the victim is stopped, and checks everything after its end |
 
 use std::time::{Duration, Instant};
 
@@ -17,26 +17,26 @@ use super::plan::{Mode, Random, Row, Scale, Target, targets, trim};
 use super::support;
 use super::trace::{Maps, Reached, Stop, Tracee};
 
-/// How late a call may come back on a machine that is busy with other things.
+/// How late a call may return on a loaded machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
-/// The limit that calls get while the victim stands still.
+/// The limit of calls while the victim is stopped.
 pub(crate) const LIMIT: Duration = Duration::from_millis(50);
-/// After so many hangs the others are waited for more briefly, as each costs [`PATIENCE`].
+/// Number of hangs after which waits are shortened to [`LESS_PATIENCE`], as each hang costs [`PATIENCE`].
 pub(crate) const HANGS: usize = 3;
 pub(crate) const LESS_PATIENCE: Duration = Duration::from_millis(800);
-/// A recovery of more steps is stopped by a breakpoint at every other target.
+/// A recovery of more instructions is stopped by a breakpoint in half of the trials.
 const LONG_RECOVERY: usize = 3000;
-/// An operation that nobody disturbs takes microseconds; under single steps, of a debug build, seconds.
+/// Time limit of an undisturbed operation: it takes microseconds, but seconds under single steps in a debug build.
 const OPERATION: Duration = Duration::from_secs(60);
 
 pub(crate) type Error = Box<dyn std::error::Error>;
 
-/// What the checker is told about the victims.
+/// The state of the victims, as reported to the checker.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Situation {
-    /// The victim's operation came to its end.
+    /// The victim completed its operation.
     pub(crate) acknowledged: bool,
-    /// The victim was killed, and not only at its own end.
+    /// False if the victim was stopped and then completed its operation.
     pub(crate) killed: bool,
     /// A second process was killed while it recovered.
     pub(crate) second: bool,
@@ -48,12 +48,12 @@ enum Order {
     Check(Situation),
 }
 
-/// What a checker says: what must not be, and what it saw.
+/// The report of a checker: violations and observations.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Said {
     pub(crate) complaints: Vec<String>,
     pub(crate) seen: Vec<String>,
-    /// Whether the operation has happened, where that can be told.
+    /// Whether the operation took effect, if that can be determined.
     pub(crate) happened: Option<bool>,
 }
 
@@ -68,7 +68,7 @@ impl Said {
         }
     }
 
-    /// Calls something that has a limit, and complains when it came back late.
+    /// Makes a call that has a limit, and records a violation if it returns late.
     pub(crate) fn in_time<T>(&mut self, what: &str, limit: Duration, call: impl FnOnce() -> T) -> T {
         let since = Instant::now();
         let result = call();
@@ -78,10 +78,10 @@ impl Said {
     }
 }
 
-/// An operation, and what must hold whenever its process dies in it.
+/// An operation, and the checks that must hold wherever in it its process dies.
 pub(crate) trait Operation: Copy + Serialize + serde::de::DeserializeOwned + 'static {
     type Objects: Clone + Serialize + serde::de::DeserializeOwned + 'static;
-    /// What the victim has prepared.
+    /// The result of [`get_ready`](Self::get_ready), for [`operate`](Self::operate).
     type Ready;
     type Checker;
 
@@ -89,13 +89,13 @@ pub(crate) trait Operation: Copy + Serialize + serde::de::DeserializeOwned + 'st
     fn objects(self) -> std::io::Result<Self::Objects>;
     fn get_ready(self, objects: &Self::Objects) -> Self::Ready;
     fn operate(self, objects: &Self::Objects, ready: Self::Ready);
-    /// What another process does that meets what a dead one left.
+    /// Performs an operation that recovers the state that a dead process left.
     fn recover(self, objects: &Self::Objects);
-    /// Before the victim operates.
+    /// Creates the checker before the victim operates.
     fn checker(self, objects: Self::Objects) -> Self::Checker;
     fn call_with_limits(checker: &mut Self::Checker, said: &mut Said);
     fn check(checker: Self::Checker, situation: Situation, said: &mut Said);
-    /// In a process that reaped the dead, after all: what is left over.
+    /// Describes leftovers at the end, in the process that reaped the victim.
     fn left_over(self, _: &Self::Objects) -> Option<String> {
         None
     }
@@ -142,7 +142,7 @@ fn checker<O: Operation>((operation, objects, (said, orders)): (O, O::Objects, L
     }
 }
 
-/// A process that stands at the start of its operation.
+/// A process that is stopped at the start of its operation.
 struct Victim {
     child: Child<()>,
     tracee: Tracee,
@@ -163,7 +163,7 @@ impl Victim {
 
     fn kill(self) -> Result<(), Error> {
         self.tracee.kill();
-        // Reaps it, and takes back what it held in the objects of this process.
+        // Reaps it, and recovers the objects of this process that it used.
         match self.child.join_timeout(PATIENCE) {
             Ok(_) => Ok(()),
             Err(_) => Err("a killed process cannot be joined".into()),
@@ -171,7 +171,8 @@ impl Victim {
     }
 }
 
-/// Every instruction of the operation, from the first mark to the second.
+/// Records every instruction of the operation, from the first mark to the second. Returns the trimmed recording, the number of
+/// instructions trimmed at its start, and the mappings.
 fn record<O: Operation>(operation: O, run: fn((O, O::Objects, Gate))) -> Result<(Vec<u64>, usize, Maps), Error> {
     let objects = operation.objects()?;
     let mut victim = Victim::start(run, operation, &objects)?;
@@ -192,7 +193,7 @@ fn record<O: Operation>(operation: O, run: fn((O, O::Objects, Gate))) -> Result<
     Ok((own.to_vec(), skipped, maps))
 }
 
-/// Goes through the targets of one operation in one mode.
+/// Tries the targets of one operation in one mode.
 pub(crate) fn run<O: Operation>(operation: O, mode: Mode, scale: Scale) -> Result<Row, Error> {
     let since = Instant::now();
     let mut row = Row::new(operation.name(), mode);
@@ -227,7 +228,7 @@ pub(crate) fn run<O: Operation>(operation: O, mode: Mode, scale: Scale) -> Resul
         said.seen.into_iter().for_each(|seen| row.see(seen));
         row.complain(target.step, &maps.place(target.address), said.complaints);
     }
-    // One instruction decides: from there on it has happened, and before it has not.
+    // One instruction decides: a death after it leaves the operation done, and a death before it does not.
     happened.sort_by_key(|(target, _)| target.step);
     if let Some(first) = happened.iter().position(|(_, is)| *is) {
         for (target, _) in happened[first..].iter().filter(|(_, is)| !is) {
@@ -255,7 +256,7 @@ struct Trial<'a, O> {
     skipped: usize,
 }
 
-/// The other end of a checker.
+/// A running checker, as seen by the tracer.
 struct Checker {
     child: Child<()>,
     said: Receiver<Said>,
@@ -275,7 +276,7 @@ impl Checker {
         Ok(self.orders.send(order)?)
     }
 
-    /// What it says; false when it says nothing in time.
+    /// Adds the checker's next report to `said`. Returns false if none arrives within `patience`.
     fn hear(&self, patience: Duration, what: &str, said: &mut Said) -> Result<bool, Error> {
         if !self.said.poll(patience)? {
             let wait = std::fs::read_to_string(format!("/proc/{}/wchan", self.child.pid())).unwrap_or_default();
@@ -295,19 +296,19 @@ impl Checker {
 }
 
 impl<O: Operation> Trial<'_, O> {
-    /// False when the victim did not come to the target.
+    /// Runs the trial. Returns false if the victim did not reach the target.
     fn run(&self, second_end: SecondEnd, hangs: &mut usize, said: &mut Said) -> Result<bool, Error> {
         let objects = self.operation.objects()?;
         let mut victim = Victim::start(victim::<O>, self.operation, &objects)?;
         let other =
             if self.mode == Mode::Double { Some(Victim::start(second::<O>, self.operation, &objects)?) } else { None };
         let checker = Checker::start(self.operation, &objects)?;
-        // Whoever reaps takes back what the dead held in objects that it has: at every other target, nobody does.
+        // A process that reaps recovers the objects that it has; at every other target, this one has none.
         let objects = self.number.is_multiple_of(2).then_some(objects);
 
         let mut reached =
             if self.skipped == 0 { Reached::Target } else { victim.tracee.run_to(self.first, 1, OPERATION)? };
-        // The first instruction is where it stands now.
+        // The victim is stopped at the first instruction.
         if reached == Reached::Target {
             reached = victim.tracee.run_to(self.target.address, self.target.pass, OPERATION)?;
         }
@@ -331,7 +332,7 @@ impl<O: Operation> Trial<'_, O> {
             victim.kill()?;
             if !in_time {
                 *hangs += 1;
-                // What it complains of is the same hang.
+                // Complaints in a late report are about the same hang.
                 let mut late = Said::default();
                 let came = checker.hear(PATIENCE, "calls with limits, after the victim's end", &mut late)?;
                 if !came {
@@ -377,7 +378,7 @@ impl<O: Operation> Trial<'_, O> {
             said.complain("the checker does not end");
         }
         if let Some(objects) = objects {
-            // The supervisor reaps, and takes back, in its own time.
+            // The supervisor reaps and recovers asynchronously.
             let since = Instant::now();
             while let Some(left) = self.operation.left_over(&objects) {
                 if since.elapsed() > PATIENCE {
@@ -391,7 +392,7 @@ impl<O: Operation> Trial<'_, O> {
     }
 }
 
-/// What a subject leaves in this process: processes, descriptors.
+/// The descriptors of this process before a subject runs, to find what the subject leaves.
 pub(crate) struct Before(std::collections::BTreeMap<String, usize>);
 
 impl Before {
@@ -399,12 +400,12 @@ impl Before {
         for _ in 0..3 {
             Process::new(|()| (), ()).daemon(true).start()?.join()?;
         }
-        drop(polyproc::Lock::new()?); // the file in which locks are stays
+        drop(polyproc::Lock::new()?); // the file that holds locks stays open
         support::wait_until(|| support::process_descriptors() == support::processes_ahead());
         Ok(Self(support::descriptors()))
     }
 
-    /// What is there that was not, in time.
+    /// Returns the processes and descriptors that were not there before and stay for [`PATIENCE`].
     pub(crate) fn left_over(&self) -> Vec<String> {
         let since = Instant::now();
         loop {

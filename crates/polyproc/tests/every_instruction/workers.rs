@@ -1,6 +1,6 @@
-//! A worker of a pool, from its wake-up over claim, begin, run and answer to its sleep.
+//! A worker of a pool, from its wake-up through claim, begin, run and answer to its next sleep.
 //!
-//! The other worker stands still until the victim has come to its target, so that the victim takes the task.
+//! The other worker is stopped until the victim has reached its target, so that the victim claims the task.
 
 use std::time::{Duration, Instant};
 
@@ -10,18 +10,18 @@ use super::plan::{Mode, Random, Row, Scale, Target, targets};
 use super::trace::{Maps, Reached, Stop, Tracee};
 use super::trial::{Error, HANGS, LESS_PATIENCE, PATIENCE, Said};
 
-/// The limit of a task whose worker stands still.
+/// The limit of a task whose worker is stopped.
 const LIMIT: Duration = Duration::from_millis(60);
-/// The task takes microseconds; under single steps longer.
+/// Time limit of a task: it takes microseconds, but longer under a tracer.
 const TASK: Duration = Duration::from_secs(20);
 /// How long a worker may sleep in a system call before that counts as the end of the operation.
 const ASLEEP: Duration = Duration::from_millis(100);
 const SLOTS: usize = 1 << 17;
 const FUTEX: u64 = 202;
-/// Tasks above this number keep their worker busy.
+/// Tasks from this number on keep their worker busy for 2 ms.
 const WARM_UP: usize = SLOTS - 64;
 
-/// Counts how often each task has run.
+/// Counts the runs of each task.
 fn task(runs: &mut SharedMemory, number: usize) -> usize {
     let count = runs.read_at(number, 1).expect("a slot")[0];
     runs.write_at(number, &[count.saturating_add(1)]).expect("a slot");
@@ -46,13 +46,13 @@ impl Subject {
         Ok(Self { pool, runs, next: 0 })
     }
 
-    /// Two workers that know the task, stopped in their sleep.
+    /// Returns two workers that have run the task before, stopped in their sleep.
     fn workers(&self) -> Result<[(u32, Tracee); 2], Error> {
         let since = Instant::now();
         loop {
             let stats = self.pool.stats().workers;
             if stats.len() == 2 && stats.iter().all(|worker| worker.tasks > 0) {
-                // Once both sleep, nothing of the warm-up is left to be done.
+                // Once both sleep, the warm-up is complete.
                 if stats.iter().all(|worker| sleeps_in_futex(worker.pid)) {
                     let [one, other] = [stats[0].pid, stats[1].pid];
                     return Ok([(one, Tracee::stop(one)?), (other, Tracee::stop(other)?)]);
@@ -102,7 +102,7 @@ fn sleeps_in_futex(pid: u32) -> bool {
     call.split_whitespace().next().and_then(|number| number.parse().ok()) == Some(FUTEX)
 }
 
-/// Somebody who waits for the result, as most callers do; at every other target, nobody does.
+/// A thread that waits for the result, as in most programs; at every other target, no thread waits.
 enum Waiter {
     Thread(std::thread::JoinHandle<Answer>),
     Later(AsyncResult<usize>),
@@ -126,7 +126,7 @@ impl Waiter {
     }
 }
 
-/// Every instruction of a worker from its wake-up with a task to its next sleep.
+/// Records every instruction of a worker from its wake-up with a task to its next sleep.
 fn record(subject: &mut Subject) -> Result<(Vec<u64>, Maps), Error> {
     let [(pid, mut victim), (_, other)] = subject.workers()?;
     let maps = Maps::of(pid)?;
@@ -136,7 +136,7 @@ fn record(subject: &mut Subject) -> Result<(Vec<u64>, Maps), Error> {
     loop {
         let at = victim.at()?;
         addresses.push(at);
-        // The first is the sleep that the task ends.
+        // The first call is the sleep that the task ends.
         if victim.system_call()?.is_some_and(|number| number == FUTEX) && addresses.len() > 1 {
             sleeps += usize::from(pending.ready());
         }
@@ -154,7 +154,7 @@ fn record(subject: &mut Subject) -> Result<(Vec<u64>, Maps), Error> {
     Ok((addresses, maps))
 }
 
-/// Goes through the targets of a worker in one mode.
+/// Tries the targets of a worker in one mode.
 pub(crate) fn run(mode: Mode, scale: Scale) -> Result<Row, Error> {
     let since = Instant::now();
     let mut row = Row::new("pool worker, one task".to_owned(), mode);
@@ -229,7 +229,7 @@ fn trial(
         Mode::Double => {
             victim.kill();
             for _ in 0..steps {
-                // Where the victim left nothing to do, it sleeps.
+                // This worker sleeps if the victim left it no work.
                 if other.step(Duration::from_millis(5))? != Stop::Trap {
                     break;
                 }
@@ -244,7 +244,7 @@ fn trial(
     }
     let mut answer = waiter.answer(patience);
     if let Some(victim) = stood_still {
-        // The other worker goes on.
+        // The other worker must still serve tasks.
         let (_, more) = subject.submit(0, None);
         said.check(matches!(more.get_timeout(PATIENCE), Ok(Ok(_))), || "the other worker does not answer".to_owned());
         if answer.is_none() {

@@ -1,4 +1,4 @@
-//! What several test files need: a check that nothing is left over, and tests that are programs of their own.
+//! Shared by the test files: a check for leftovers, and tests that are programs of their own.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub(crate) mod sandbox;
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::{ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-/// What a test returns.
+/// The result of a test.
 pub(crate) type TestResult = Result<(), Box<dyn Error>>;
 
 /// Waits for `condition`, which another process makes true. The test runner bounds the wait.
@@ -20,46 +20,46 @@ pub(crate) fn wait_until(condition: impl Fn() -> bool) {
     }
 }
 
-/// State and parent of a process, from `/proc/PID/stat`; `None` when there is none.
+/// Returns the state and parent of a process, from `/proc/PID/stat`; `None` if there is no such process.
 pub(crate) fn state_and_parent(pid: u32) -> Option<(char, u32)> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
-/// Whether the process is gone: reaped, or (when its parent cannot reap it) a zombie.
+/// Returns whether the process has exited: it is reaped or, while its parent does not reap it, a zombie.
 pub(crate) fn is_gone(pid: u32) -> bool {
     state_and_parent(pid).is_none_or(|(state, _)| state == 'Z')
 }
 
-/// The processes whose parent is `parent`, zombies included.
+/// Returns the processes whose parent is `parent`, zombies included.
 pub(crate) fn children_of(parent: u32) -> BTreeSet<u32> {
     let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter(|pid| state_and_parent(*pid).is_some_and(|(_, of)| of == parent)).collect()
 }
 
-/// What `ps` calls the process.
+/// Returns the name of a process, as `ps` shows it.
 fn comm(pid: u32) -> String {
     std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
 }
 
-/// The fork server of this process.
+/// Returns the process id of this process's fork server.
 pub(crate) fn forkserver() -> Option<u32> {
     children_of(std::process::id()).into_iter().find(|pid| comm(*pid) == "forkserver")
 }
 
-/// Whether this process has no child but the living fork server and the process that it made ahead.
+/// Returns whether this process has no children except the running fork server and its spare.
 pub(crate) fn is_childless() -> bool {
     let own = |pid: u32| !is_gone(pid) && ["forkserver", "spare"].contains(&comm(pid).as_str());
     let children = children_of(std::process::id());
     children.len() <= 2 && children.into_iter().all(own)
 }
 
-/// The user that tests become.
+/// The user id that tests change to.
 pub(crate) const OTHER_USER: u32 = 12_345;
 
-/// Whether this process may become another user; says so where it may not.
+/// Returns whether this process may change its user; prints a note if it may not.
 pub(crate) fn may_change_user() -> bool {
     let may = nix::unistd::geteuid().is_root();
     if !may {
@@ -73,7 +73,7 @@ pub(crate) fn become_another_user() {
     nix::unistd::setresuid(other, other, other).expect("root may");
 }
 
-/// Sets how many descriptors this process may have; returns how many it could have before.
+/// Sets the number of descriptors that this process may have; returns the previous limit.
 #[expect(unsafe_code, reason = "setrlimit")]
 pub(crate) fn limit_descriptors(count: u64) -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
@@ -85,7 +85,7 @@ pub(crate) fn limit_descriptors(count: u64) -> u64 {
     old
 }
 
-/// The open descriptors of this process: how many of each kind or file.
+/// Returns the number of open descriptors of this process, by kind or file.
 pub(crate) fn descriptors() -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for entry in std::fs::read_dir("/proc/self/fd").expect("/proc/self/fd").flatten() {
@@ -97,7 +97,7 @@ pub(crate) fn descriptors() -> BTreeMap<String, usize> {
     counts
 }
 
-/// The open process descriptors of this process: with the fork server's and its spare's, two when there is no other child.
+/// Returns the number of open pidfds of this process. The fork server and its spare take two.
 pub(crate) fn process_descriptors() -> usize {
     let links = std::fs::read_dir("/proc/self/fd").expect("/proc/self/fd").flatten();
     let links = links.filter_map(|entry| std::fs::read_link(entry.path()).ok());
@@ -106,12 +106,12 @@ pub(crate) fn process_descriptors() -> usize {
         .count()
 }
 
-/// The fork server and the process that it makes ahead, where there is one.
+/// Returns the number of processes of the fork server: itself and its spare, or none where it is refused.
 pub(crate) fn processes_ahead() -> usize {
     if polyproc_core::process::is_forkserver_refused() { 0 } else { 2 }
 }
 
-/// Checks at its end that the test left no child but the fork server and its spare, and no descriptor.
+/// Checks on drop that the test left no child except the fork server and its spare, and no descriptor.
 pub(crate) struct Clean(BTreeMap<String, usize>);
 
 impl Clean {
@@ -120,9 +120,9 @@ impl Clean {
             let warm_up = polyproc::Process::new(|()| (), ()).daemon(true).start().expect("a process can be started");
             warm_up.join().expect("it returns");
         }
-        drop(polyproc::Lock::new().expect("memory")); // the file in which locks are stays, for the next ones
+        drop(polyproc::Lock::new().expect("memory")); // the file that holds locks stays open, for later locks
         wait_until(is_childless);
-        // The supervisor takes the descriptor of the process that the fork server made ahead a moment later.
+        // The supervisor receives the pidfd of the spare a moment later.
         wait_until(|| process_descriptors() == processes_ahead());
         Self(descriptors())
     }
@@ -140,7 +140,7 @@ impl Drop for Clean {
     }
 }
 
-/// The ignored test `name` of this test binary, to be run as a program of its own with one thread.
+/// Returns a command that runs the ignored test `name` of this binary as a program of its own, with one thread.
 pub(crate) fn program(name: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("the test binary"));
     command.args(["--exact", name, "--ignored", "--nocapture", "--test-threads=1", "-q"]);
@@ -148,37 +148,37 @@ pub(crate) fn program(name: &str) -> Command {
     command
 }
 
-/// Whether this is such a program. A plain run of all ignored tests must not start them.
+/// Returns whether this process is such a program. A plain run of all ignored tests must not start them.
 pub(crate) fn is_program() -> bool {
     std::env::var_os("POLYPROC_TEST_PROGRAM").is_some()
 }
 
-/// Runs a program to its end: what it printed to its output, test runner's lines left out.
+/// Runs a program to its end, and returns its output.
 pub(crate) fn run_program(name: &str) -> std::process::Output {
     program(name).env("POLYPROC_TEST_PROGRAM", "1").output().expect("the test binary runs")
 }
 
-/// Starts a program; its lines can be read.
+/// Starts a program, and returns it with the lines of its standard output.
 pub(crate) fn start_program(name: &str) -> (std::process::Child, std::io::Lines<BufReader<ChildStdout>>) {
     let mut child = program(name).env("POLYPROC_TEST_PROGRAM", "1").spawn().expect("the test binary runs");
     let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
     (child, lines)
 }
 
-/// The rest of the next line that starts with `prefix`.
+/// Returns the text after `prefix` in the next line that contains it.
 pub(crate) fn line_after(lines: &mut impl Iterator<Item = std::io::Result<String>>, prefix: &str) -> String {
     let found = lines.find_map(|line| line.ok()?.split_once(prefix).map(|(_, rest)| rest.to_owned()));
     found.unwrap_or_else(|| panic!("the program ended before it printed {prefix:?}"))
 }
 
-/// A path for a file of a test's own.
+/// Returns a path for a file of the test's own, without such a file.
 pub(crate) fn scratch(name: &str) -> PathBuf {
     let path = std::env::temp_dir().join(format!("polyproc-{name}-{}", std::process::id()));
     let _ = std::fs::remove_file(&path);
     path
 }
 
-/// Needs more stack than there is.
+/// Overflows the stack.
 pub(crate) fn overflow(depth: u64) -> u64 {
     let frame = std::hint::black_box([depth; 64]);
     if frame[0] == u64::MAX {

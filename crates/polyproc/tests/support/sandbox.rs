@@ -1,6 +1,6 @@
-//! Sandboxes of this process: system calls that are refused, as by container profiles.
+//! A sandbox for this process: system calls are refused, as by container profiles.
 
-/// From now on these system calls fail with these errors, in this process and all that it starts (`seccomp(2)`).
+/// Makes these system calls fail with these errors from now on, in this process and all its descendants (`seccomp(2)`).
 #[expect(unsafe_code, reason = "a filter has to be installed")]
 pub(crate) fn refuse(calls: &[(libc::c_long, i32)]) {
     let instruction =
@@ -15,7 +15,7 @@ pub(crate) fn refuse(calls: &[(libc::c_long, i32)]) {
     filter.push(instruction(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0, 0));
     let len = u16::try_from(filter.len()).expect("a short program");
     let program = libc::sock_fprog { len, filter: filter.as_mut_ptr() };
-    // SAFETY: the call takes numbers.
+    // SAFETY: the call takes only numbers.
     let allowed = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } == 0;
     let (mode, all_threads) = (libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_TSYNC);
     // SAFETY: the call reads a filter that outlives it.

@@ -1,4 +1,4 @@
-//! Says `init()` first, as production programs may.
+//! Calls `init()` first, as production programs may.
 
 use polyproc::{Failure, JoinError, Pool, Process, StartMethod};
 

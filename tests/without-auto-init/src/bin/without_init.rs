@@ -1,4 +1,4 @@
-//! Forgets `init()`: starting a process must be an error, not a second run of `main`.
+//! Does not call `init()`: starting a process must be an error, not a second run of `main`.
 
 use polyproc::{Pool, PoolError, Process, StartError, StartMethod};
 
