@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
 
-/// The moment at which a wait gives up. Made once at the edge, then handed down, so that retries do not start it anew.
+/// The time at which a wait gives up. Created once at the public edge and then passed down, so that retries do not extend it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadline(When);
 
@@ -16,19 +16,19 @@ enum When {
 }
 
 impl Deadline {
-    /// Never gives up.
+    /// The wait never gives up.
     pub const NEVER: Self = Self(When::Never);
 
-    /// Passed already: look once and do not wait.
+    /// Has passed already: the condition is checked once, without blocking.
     pub const PASSED: Self = Self(When::Passed);
 
-    /// Gives up `timeout` from now; a time too far away to count is [`Deadline::NEVER`].
+    /// Returns the deadline `timeout` from now; [`Deadline::NEVER`] if the clock cannot represent it.
     #[must_use]
     pub fn after(timeout: Duration) -> Self {
         Self(Instant::now().checked_add(timeout).map_or(When::Never, When::At))
     }
 
-    /// The sooner of this and `timeout` from now.
+    /// Returns the earlier of this deadline and `timeout` from now.
     pub(crate) fn or_sooner(self, timeout: Duration) -> Self {
         match self.remaining() {
             Some(left) if left <= timeout => self,
@@ -36,7 +36,7 @@ impl Deadline {
         }
     }
 
-    /// The later of this and `timeout` from now.
+    /// Returns the later of this deadline and `timeout` from now.
     pub(crate) fn or_after(self, timeout: Duration) -> Self {
         match self.remaining() {
             Some(left) if left < timeout => Self::after(timeout),
@@ -44,13 +44,13 @@ impl Deadline {
         }
     }
 
-    /// Whether the moment has come.
+    /// Returns whether the deadline has passed.
     #[must_use]
     pub fn has_passed(self) -> bool {
         self.remaining() == Some(Duration::ZERO)
     }
 
-    /// What is left of the wait, `None` when it has no end.
+    /// Returns the remaining time; `None` for [`Deadline::NEVER`].
     #[must_use]
     pub fn remaining(self) -> Option<Duration> {
         match self.0 {
@@ -60,7 +60,7 @@ impl Deadline {
         }
     }
 
-    /// [`Deadline::remaining`] in the form that `poll(2)` and `epoll_wait(2)` take.
+    /// Returns [`Deadline::remaining`] in the form that `poll(2)` and `epoll_wait(2)` take.
     pub(crate) fn timespec(self) -> Option<Timespec> {
         self.remaining().and_then(|left| Timespec::try_from(left).ok())
     }

@@ -5,12 +5,13 @@
 //! over channels that only our own processes hold, and are used together by [`Resolved::call`]: so the trampoline always
 //! gets a function of the type that it was compiled for. `fn` pointers and not zero-sized `F: Fn` types, because a closure
 //! that captured a zero-sized proof token would be conjured up in a process that never earned the token.
+#![expect(unsafe_code, reason = "an address becomes a function pointer again in another process")]
 
 use std::ffi::CString;
 
-use super::image::{self, FunctionError, Location};
 use crate::frame::wire::{Reader, WireError, Writer};
 use crate::frame::{Context, Input, Payload, Verdict};
+use crate::sys::image::{self, FunctionError, Location};
 
 mod sealed {
     #[expect(unnameable_types, reason = "sealing a trait takes a name that nobody else can write")]

@@ -1,6 +1,7 @@
-//! What a peer may write, read from any bytes: entry points for the fuzz targets, and the same with random bytes as tests.
+//! Entry points for the fuzz targets, which decode arbitrary bytes of a peer; the tests run them on random bytes.
 //!
-//! None may panic, or touch what is not its own. Memory that a peer has overwritten gives errors, or wrong messages.
+//! They must not panic or access memory outside the objects. Shared memory that a peer has overwritten may cause errors or
+//! wrong messages.
 
 use crate::conn::channel;
 use crate::deadline::Deadline;
@@ -10,7 +11,7 @@ use crate::process::{Outcome, StartRequest};
 use crate::queue::{OnConsumerDeath, Queue, QueueSettings};
 use crate::sync::{Barrier, Condition, Event, Lock, Owner, Semaphore};
 
-/// A message on a channel, and what each protocol reads from it.
+/// Decodes `bytes` as a message on a channel, and as the messages of each protocol.
 pub fn message(bytes: &[u8]) {
     let decoded = || channel::decode((bytes.to_vec(), Vec::new())).ok().flatten();
     if let Some(message) = decoded() {
@@ -22,8 +23,8 @@ pub fn message(bytes: &[u8]) {
     decode_any(bytes);
 }
 
-/// Overwrites words of a memory file: each twelve bytes are an offset and what to write there. Words of locks are left out:
-/// who writes these can keep everybody waiting.
+/// Overwrites words of a memory file: of each 12 bytes of `words`, 4 are the offset and 8 the new value. Skips the words of
+/// locks: a peer that writes these can block all others.
 fn scribble((memfd, start): (std::os::fd::BorrowedFd<'_>, u64), words: &[u8], len: u64, locks: &[u64]) {
     for word in words.chunks_exact(12) {
         let (offset, value) = word.split_at(4);
@@ -34,10 +35,10 @@ fn scribble((memfd, start): (std::os::fd::BorrowedFd<'_>, u64), words: &[u8], le
     }
 }
 
-/// A queue whose memory somebody has written over.
+/// Uses a queue whose memory a peer has overwritten.
 ///
 /// # Panics
-/// When the system gives no memory; else never, which is what is tested.
+/// If the system has no memory. Any other panic is a bug.
 pub fn queue(words: &[u8]) {
     let (choice, words) = words.split_first().unwrap_or((&0, words));
     let on_consumer_death =
@@ -62,12 +63,12 @@ pub fn queue(words: &[u8]) {
     let _ = (queue.len(), queue.join(Deadline::PASSED), queue.close());
 }
 
-/// Locks and the like whose memory somebody has written over.
+/// Uses locks and other synchronisation objects whose memory a peer has overwritten.
 ///
 /// # Panics
-/// When the system gives no memory; else never, which is what is tested.
+/// If the system has no memory. Any other panic is a bug.
 pub fn sync(words: &[u8]) {
-    /// Of an object, and of one with a table of who waits.
+    /// The length in bytes of an object, and of one with a table of waiters.
     const LENS: [u64; 2] = [0x100, 0x1200];
     let (lock, semaphore) = (Lock::new().expect("memory"), Semaphore::new(1, 2).expect("memory"));
     let (event, condition) = (Event::new().expect("memory"), Condition::new().expect("memory"));
@@ -103,7 +104,7 @@ mod tests {
         #[test]
         fn any_message_is_read_or_refused(bytes: Vec<u8>) {
             super::message(&bytes);
-            // With a header that is in order, to get further.
+            // With a valid header, to reach the decoders behind it.
             let mut framed = vec![bytes.first().copied().unwrap_or(0) % 16, 0];
             framed.extend(&(bytes.len() as u64).to_le_bytes()[..6]);
             framed.extend(&bytes);
@@ -121,7 +122,7 @@ mod tests {
         }
     }
 
-    /// An offset, the header's more often, and a value, a small one more often.
+    /// Generates an offset, mostly in the header, and a value, often a small one.
     fn word(len: u32) -> impl Strategy<Value = Vec<u8>> {
         let offset = prop_oneof![0u32..0x900, 0x1000u32..0x1200, 0u32..len];
         let value = prop_oneof![0u64..4, any::<u64>(), Just(u64::MAX), (0u64..0x7000).prop_map(|value| value << 8 | 2)];

@@ -6,8 +6,9 @@
 //! | room | what it holds |
 //! |---|---|
 //! | `prim`, [`Deadline`], `retry` | atomics; the only timeout type; interrupted waits |
-//! | `sys` | every system call and every `unsafe` block |
+//! | `sys` | every system call, and `unsafe` code |
 //! | `frame` | payloads and their encoding |
+//! | `function` | functions by names that another process of the same build can resolve |
 //! | `shm` | memory files, blocks in them, the shared objects of this process |
 //! | `robust` | the locks and waits that all else in shared memory is made of |
 //! | [`conn`] | messages with descriptors between two processes, and connections by address |
@@ -25,6 +26,7 @@ compile_error!("polyproc runs on 64-bit Linux (5.9 or newer) only");
 pub mod conn;
 mod deadline;
 mod frame;
+mod function;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;

@@ -1,4 +1,5 @@
-//! [`readable`]: a future that is ready when a descriptor is readable. For any executor; one thread for all of a process.
+//! [`readable`]: a future that is ready when a descriptor is readable. It works with any executor; one thread of the process
+//! polls the descriptors of all futures.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -10,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 
 use crate::deadline::Deadline;
 use crate::prim::{AtomicU64, Ordering};
-use crate::process::{ProcessState, call_user, lock};
+use crate::process::{call_user, lock, own_threads};
 use crate::shm::registry;
 use crate::sys::per_process::PerProcess;
 use crate::sys::watch::{EventFd, Poller};
@@ -19,14 +20,14 @@ const BELL: u64 = 0;
 
 struct Reactor {
     watch: Poller,
-    /// Rung when the first of several futures begins to wait.
+    /// Rung when a future begins to wait while no other does.
     bell: EventFd,
     next_key: AtomicU64,
-    /// Who waits; `None` once it is ready.
+    /// The waker of each waiting future by its key; `None` once the future is ready.
     waiting: Mutex<HashMap<u64, Option<Waker>>>,
 }
 
-/// `None` until it is needed.
+/// `None` until the first future is polled.
 static REACTOR: PerProcess<Mutex<Option<&'static Reactor>>> = PerProcess::new(|_| Mutex::default());
 
 impl Reactor {
@@ -43,7 +44,7 @@ impl Reactor {
         };
         reactor.watch.add(&reactor.bell, BELL)?;
         let reactor: &'static Self = Box::leak(Box::new(reactor));
-        ProcessState::current().own_threads.spawn("polyproc-async", move || reactor.run())?;
+        own_threads().spawn("polyproc-async", move || reactor.run())?;
         Ok(started.insert(reactor))
     }
 
@@ -53,7 +54,7 @@ impl Reactor {
             let idle = lock(&self.waiting).is_empty();
             let until = if idle { Deadline::NEVER } else { Deadline::after(interval.next()) };
             if self.watch.wait(&mut keys, until).is_err() {
-                return; // the program closed all descriptors
+                return; // the program has closed all descriptors
             }
             match keys.is_empty() {
                 true if !idle => {
@@ -67,7 +68,7 @@ impl Reactor {
                     self.bell.answer();
                     continue;
                 }
-                // Not under the lock: what is woken, or dropped by that, may come here itself.
+                // Woken without the lock: the waker may poll or drop a future, which locks `waiting`.
                 let waker = lock(&self.waiting).get_mut(key).and_then(Option::take);
                 if let Some(waker) = waker {
                     call_user(|| waker.wake());
@@ -77,17 +78,18 @@ impl Reactor {
     }
 }
 
-/// Ready when `fd` is readable, or closed by its peer. It may be readable no more by then: look, and wait again.
+/// Returns a future that is ready when `fd` is readable or closed by its peer. Another reader may have been first: read without
+/// blocking, and wait again if there is nothing.
 #[must_use = "futures do nothing unless polled"]
 pub fn readable(fd: BorrowedFd<'_>) -> Readable<'_> {
     Readable { fd, registered: None }
 }
 
-/// See [`readable`].
+/// The future of [`readable`].
 #[derive(Debug)]
 pub struct Readable<'a> {
     fd: BorrowedFd<'a>,
-    /// A descriptor of its own, as several may wait for one, and the key of its waker.
+    /// A duplicate of `fd`, since several futures may wait for one descriptor, and the key of the waker.
     registered: Option<(OwnedFd, u64)>,
 }
 
@@ -98,7 +100,7 @@ impl Future for Readable<'_> {
         let reactor = Reactor::current()?;
         if let Some((_, key)) = &self.registered {
             let new = context.waker().clone();
-            // The old one is dropped after the lock was released.
+            // The old waker is dropped after the lock is released.
             let old = match lock(&reactor.waiting).get_mut(key) {
                 Some(Some(waker)) => Some(std::mem::replace(waker, new)),
                 _ => None,

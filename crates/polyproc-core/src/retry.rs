@@ -2,9 +2,9 @@
 
 use std::io;
 
-/// An error of a wait, which may mean that a signal handler ran.
+/// An error of a wait that a signal handler may have interrupted.
 pub trait Interrupt {
-    /// Returns whether a signal handler ran during the wait, which may be repeated.
+    /// Returns whether a signal handler interrupted the wait, which may then be repeated.
     fn is_interrupted(&self) -> bool;
 }
 
@@ -17,7 +17,7 @@ impl Interrupt for io::Error {
 /// Repeats `wait` as long as signal handlers interrupt it, as std's blocking calls do.
 ///
 /// # Errors
-/// The first error of `wait` that is not [`Interrupt::is_interrupted`].
+/// The first error of `wait` for which [`Interrupt::is_interrupted`] returns false.
 pub fn retry_interrupted<T, E: Interrupt>(mut wait: impl FnMut() -> Result<T, E>) -> Result<T, E> {
     loop {
         match wait() {

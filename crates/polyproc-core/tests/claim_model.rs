@@ -1,5 +1,5 @@
-//! The sources of `claim` on a table of four slots, beside a model of it: any mix of publishing, claiming, taking back and
-//! moving leaves every task that was published and not taken back to be claimed once, in the order of publication.
+//! Runs the sources of `claim` on a table of four slots and compares them with a model: after any sequence of publications,
+//! claims and withdrawals, every published task that was not withdrawn is claimed once, in the order of publication.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -54,9 +54,9 @@ impl<'a> Table<'a> {
 enum Op {
     Publish,
     Claim,
-    /// Take back the nth of those that wait.
+    /// Withdraw the nth waiting task.
     Withdraw(usize),
-    /// Let the nth claimed task end.
+    /// End the nth claimed task.
     End(usize),
 }
 
@@ -69,7 +69,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Slot, position and a number of each task.
+/// Slot, position and number of each task.
 type Tasks = VecDeque<(u32, u64, u32)>;
 
 fn publish(table: &Table<'_>, slot: u32, number: u32, tail: &mut u64, waiting: &mut Tasks) {
@@ -80,7 +80,7 @@ fn publish(table: &Table<'_>, slot: u32, number: u32, tail: &mut u64, waiting: &
         is_published.then_some(position)
     };
     let position = publish(slot).unwrap_or_else(|| {
-        // As `Driver::make_places` does.
+        // The ring is full: moves the waiting tasks, as `Driver::make_places` does.
         for (slot, position, _) in waiting.iter().rev() {
             assert!(table.withdraw(*slot, *position), "it waits");
         }

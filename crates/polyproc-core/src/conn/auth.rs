@@ -4,12 +4,12 @@
 //! |---|---|---|
 //! | challenge | the listener | random `L` |
 //! | response | the connecting side | random `C`, HMAC of *connect*, `L`, `C` under the key |
-//! | proof | the listener | HMAC of *listen*, `C`, `L` under the key; empty when the response was wrong |
+//! | proof | the listener | HMAC of *listen*, `C`, `L` under the key; empty if the response was wrong |
 //!
-//! Each side chooses a random number, both are under each HMAC, and so is the role: what one side says is of no use in another
-//! exchange, nor to prove the other role. HMAC-SHA256: RFC 2104. The scheme is the mutual authentication of ISO/IEC 9798-4.
+//! Each side chooses a random number. Each HMAC covers both numbers and the role, so a message proves nothing in another
+//! exchange or for the other role. HMAC-SHA256: RFC 2104. The scheme is the mutual authentication of ISO/IEC 9798-4.
 //!
-//! Before the peer is trusted, no more than [`LONGEST`] bytes of it are read, and no descriptor.
+//! Until the peer is authenticated, no message longer than [`LONGEST`] is accepted from it, and no descriptor.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -23,7 +23,7 @@ use crate::sys::{socket, watch};
 
 const RANDOM_LEN: usize = 32;
 const MAC_LEN: usize = 32;
-/// No message of the exchange is longer; what is, is not read.
+/// The length of the longest message of the exchange, in bytes. A longer message is rejected.
 const LONGEST: usize = RANDOM_LEN + MAC_LEN;
 const LISTEN: &[u8] = b"polyproc listen";
 const CONNECT: &[u8] = b"polyproc connect";
@@ -34,31 +34,31 @@ type Random = [u8; RANDOM_LEN];
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuthError {
-    /// It answered the challenge wrong: it has another key.
+    /// Its proof was wrong: it has another key.
     #[error("the other side has another key")]
     WrongKey,
-    /// It refused our answer: it has another key.
+    /// It refused the proof of this side: it has another key.
     #[error("the other side refused our key")]
     Refused,
-    /// It did not say what belongs here.
+    /// Its message does not follow the protocol.
     #[error("the other side does not speak the protocol of authentication")]
     Protocol,
-    /// It said nothing in time, or went.
+    /// It did not answer in time, or closed the connection.
     #[error("the other side did not answer: {0}")]
     Silent(#[from] io::Error),
 }
 
-/// The next message, if it is there.
+/// Returns the next message.
 ///
 /// # Errors
-/// [`AuthError::Silent`] with [`io::ErrorKind::WouldBlock`] when it is not.
+/// [`AuthError::Silent`] with [`io::ErrorKind::WouldBlock`] when no message has arrived.
 fn try_receive(connection: &Connection) -> Result<Vec<u8>, AuthError> {
     let mut bytes = [0; 8 + LONGEST + 1];
     let len = socket::receive_bytes(connection.as_fd(), &mut bytes).map_err(io::Error::from)?;
     match bytes.get(..len) {
         Some([]) => Err(AuthError::Silent(io::ErrorKind::UnexpectedEof.into())),
         Some(message) => bare_bytes(message).map(<[u8]>::to_vec).ok_or(AuthError::Protocol),
-        None => Err(AuthError::Protocol), // longer than any of ours
+        None => Err(AuthError::Protocol), // longer than `LONGEST`
     }
 }
 
@@ -76,7 +76,7 @@ fn receive(connection: &Connection, deadline: Deadline) -> Result<Vec<u8>, AuthE
     }
 }
 
-/// Sends without waiting: a peer that does not read so little is of no use.
+/// Sends without blocking: a peer that leaves even these short messages unread is given up.
 fn send(connection: &Connection, parts: &[&[u8]]) -> Result<(), AuthError> {
     Ok(connection.send(&parts.concat(), &[], Deadline::PASSED)?)
 }
@@ -87,7 +87,7 @@ fn random() -> Result<Random, AuthError> {
     Ok(random)
 }
 
-/// Whether two proofs are the same. In constant time.
+/// Returns whether two proofs are equal, in constant time.
 fn is_same(a: &[u8], b: &[u8; MAC_LEN]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
 }
@@ -96,7 +96,7 @@ fn mac(key: &[u8], role: &[u8], first: &[u8], second: &[u8]) -> [u8; MAC_LEN] {
     HMAC::mac([role, first, second].concat(), key)
 }
 
-/// The listener's side of an exchange, between its challenge and the response.
+/// The listener's side of an exchange, after the challenge and before the response.
 #[derive(Debug)]
 pub(super) struct Challenged {
     random: Random,
@@ -110,7 +110,7 @@ impl Challenged {
         Ok(Self { random })
     }
 
-    /// Takes the response, if it is there, and proves that we know the key. False when it is not there yet.
+    /// Receives the response and sends the listener's proof. Returns false if no response has arrived yet.
     pub(super) fn take(&self, connection: &Connection, key: &[u8]) -> Result<bool, AuthError> {
         let response = match try_receive(connection) {
             Err(AuthError::Silent(error)) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
@@ -118,7 +118,7 @@ impl Challenged {
         };
         let (theirs, proof) = response.split_first_chunk::<RANDOM_LEN>().ok_or(AuthError::Protocol)?;
         if !is_same(proof, &mac(key, CONNECT, &self.random, theirs)) {
-            // The other side may have gone; that its key is wrong is what matters.
+            // The other side may have closed the connection; the wrong key is the error to report.
             let _ = send(connection, &[]);
             return Err(AuthError::WrongKey);
         }
@@ -127,7 +127,7 @@ impl Challenged {
     }
 }
 
-/// The connecting side: proves that we know the key, and has the listener prove it.
+/// The connecting side of an exchange: proves that it knows the key, and checks the listener's proof.
 pub(super) fn answer(connection: &Connection, key: &[u8], deadline: Deadline) -> Result<(), AuthError> {
     let challenge = receive(connection, deadline)?;
     let theirs: Random = challenge.try_into().map_err(|_| AuthError::Protocol)?;
@@ -152,7 +152,7 @@ mod tests {
         Ok(())
     }
 
-    /// Both sides of an exchange with these keys.
+    /// Runs an exchange with these keys. Returns the results of both sides.
     fn exchange(ours: &[u8], theirs: &[u8]) -> (Result<(), AuthError>, Result<(), AuthError>) {
         let (one, other) = Connection::pair().expect("a socket pair");
         std::thread::scope(|scope| {
@@ -171,7 +171,7 @@ mod tests {
         ));
     }
 
-    /// A false listener passes the challenge of a true one on, and what comes back: it is not trusted by the client.
+    /// A false listener that does not know the key returns the client's own proof. The client rejects it.
     #[test]
     fn what_one_side_says_proves_nothing_to_another() {
         let key = b"open sesame";
@@ -200,7 +200,7 @@ mod tests {
         assert!(matches!(listen(&one, b"key"), Err(AuthError::Silent(_))));
     }
 
-    /// A message whose head lies in a memory file, as large as it likes: nothing of it is read, and it is no descriptor of ours.
+    /// The head of the message is in a large memory file: it is not read, and no descriptor is installed in this process.
     #[test]
     fn no_memory_and_no_descriptor_is_taken_from_a_stranger() {
         let (one, other) = Connection::pair().expect("a socket pair");

@@ -1,16 +1,17 @@
-//! [`Channel`]: tagged messages with descriptors between two of our processes.
+//! [`Channel`]: tagged messages with descriptors between two processes of a program.
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
-//! | 0 | 1 | tag: what the message is, given by the protocol that uses the channel |
-//! | 1 | 1 | 1 when the head lies in a memory file, the first descriptor of the message; else 0 |
+//! | 0 | 1 | tag: the kind of message, defined by the protocol that uses the channel |
+//! | 1 | 1 | 1 if the head is in a memory file, the first descriptor of the message; else 0 |
 //! | 2 | 6 | length of the head in bytes, little-endian |
-//! | 8 | | the head, unless it lies in a memory file |
-//! | | | padding, which means nothing |
+//! | 8 | | the head, unless it is in a memory file |
+//! | | | padding, ignored |
 //!
-//! **What is unread has a bound.** Of the bytes in a memory file the kernel knows nothing: some two hundred messages would fit in
-//! the socket's buffer, however large they are. So a message is padded in proportion to what goes beside it, such that
-//! [`WINDOW_BYTES`] fill the buffer: the kernel does the rest, for any number of senders and receivers, whoever dies.
+//! **Unread data is bounded.** The kernel does not count the bytes in memory files: the socket's buffer would hold about two
+//! hundred messages, however large their files are. So a message is padded in proportion to the data outside the socket, such
+//! that [`WINDOW_BYTES`] fill the buffer. The kernel then enforces the bound, for any number of senders and receivers,
+//! whichever of them dies.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,15 +22,15 @@ use rustix::io::Errno;
 use crate::deadline::Deadline;
 use crate::frame::Payload;
 use crate::robust::HAS_SPARE_PROCESSOR;
-use crate::sys::{fd, socket};
+use crate::sys::{memory, socket};
 
 const HEADER_LEN: usize = 8;
-/// Heads above this go by memory file. Two such messages fit in the default socket buffer (212,992 bytes).
+/// Longer heads travel in a memory file. Two messages of this length fit in the default socket buffer (212,992 bytes).
 const INLINE_LEN_BYTES: usize = 32 * 1024;
 
-/// So many bytes, with the message that goes beyond it, may be unread by the other end.
+/// How many bytes the peer may leave unread, in addition to the message that exceeds this limit.
 const WINDOW_BYTES: usize = 16 << 20;
-/// What a message is padded with, at most: the buffer of a socket can be made larger.
+/// The source of padding, and its limit: a socket's buffer can be made larger than this.
 static PADDING: [u8; 1 << 20] = [0; 1 << 20];
 
 /// A message that is about to be sent.
@@ -37,7 +38,7 @@ static PADDING: [u8; 1 << 20] = [0; 1 << 20];
 pub(super) struct Outgoing<'a> {
     tag: u8,
     head: &'a [u8],
-    /// Where the head lies, if it is large.
+    /// The memory file that holds a large head.
     spilled: Option<OwnedFd>,
     fds: &'a [BorrowedFd<'a>],
     padding: usize,
@@ -50,39 +51,39 @@ fn header(tag: u8, spilled: bool, len_bytes: usize) -> [u8; HEADER_LEN] {
     header
 }
 
-/// Whether sending or receiving failed because the peer has closed its end or died.
+/// Returns whether sending or receiving failed because the peer has closed its end or died.
 pub(crate) fn is_peer_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET))
 }
 
-/// A whole message with an empty head.
+/// Returns a whole message with an empty head.
 pub(crate) const fn bare_message(tag: u8) -> [u8; HEADER_LEN] {
     [tag, 0, 0, 0, 0, 0, 0, 0]
 }
 
-/// One message.
+/// A received message.
 #[derive(Debug)]
 pub(crate) struct Message {
     pub(crate) tag: u8,
     pub(crate) payload: Payload,
 }
 
-/// The head of a whole message that lies in no memory file and has a stranger's word for its length.
+/// Returns the head of an untrusted message; `None` unless the head is inline and has exactly the stated length.
 pub(super) fn bare_bytes(message: &[u8]) -> Option<&[u8]> {
     let (header, head) = message.split_first_chunk::<HEADER_LEN>()?;
     let len_bytes = usize::try_from(u64::from_le_bytes(*header) >> 16).ok()?;
     (header[1] == 0 && head.len() == len_bytes).then_some(head)
 }
 
-/// What [`Channel::try_receive_any`] takes off a channel.
+/// The result of [`Channel::try_receive_any`].
 #[derive(Debug)]
 pub(crate) enum Arrival {
     Whole(Message),
-    /// A message of this tag whose descriptors found no room in this process's table.
+    /// A message with this tag, whose descriptors did not fit in this process's table and were dropped.
     FdsLost(u8),
 }
 
-/// One end of a socket pair. Messages arrive whole, in order, or not at all.
+/// One end of a socket pair. Messages arrive whole and in order, or not at all.
 #[derive(Debug)]
 pub(crate) struct Channel {
     socket: OwnedFd,
@@ -94,13 +95,15 @@ impl Channel {
         Ok((Self { socket: ours }, theirs))
     }
 
+    /// Sends a message. Blocks while the peer's buffer is full.
+    ///
     /// # Errors
-    /// `EPIPE` or `ECONNRESET` when the peer is gone; `EMFILE`, `ENOMEM` when a large head found no room.
+    /// `EPIPE` or `ECONNRESET` when the peer has closed its end; `EMFILE` or `ENOMEM` when a large head got no memory file.
     pub(crate) fn send(&self, tag: u8, head: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         self.send_with(tag, head, fds, true)
     }
 
-    /// As [`Channel::send`], without waiting.
+    /// As [`Channel::send`], without blocking.
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] when the peer's buffer is full.
@@ -112,8 +115,8 @@ impl Channel {
         self.transmit(&mut self.outgoing(tag, head, fds, 0)?, wait)
     }
 
-    /// Prepares a message for [`Channel::transmit`]. `lent_bytes` is the size of the data behind `fds`, in bytes; it counts against
-    /// [`WINDOW_BYTES`].
+    /// Prepares a message for [`Channel::transmit`]. `lent_bytes` is the size of the data behind `fds`, in bytes; it counts
+    /// against [`WINDOW_BYTES`].
     pub(super) fn outgoing<'a>(
         &self,
         tag: u8,
@@ -129,7 +132,7 @@ impl Channel {
         }
         let mut message = Outgoing { tag, head, spilled: None, fds, padding: 0 };
         if head.len() > INLINE_LEN_BYTES {
-            message.spilled = Some(fd::memfd_with(head)?);
+            message.spilled = Some(memory::create_with(head)?);
         }
         let (inline, spilled) = if message.spilled.is_some() { (0, head.len()) } else { (head.len(), 0) };
         let beside = lent_bytes.saturating_add(spilled);
@@ -142,7 +145,7 @@ impl Channel {
     /// Returns the padding, in bytes, for a message of `len` bytes with `beside` bytes of data outside the socket.
     fn padding(&self, beside: usize, len: usize) -> usize {
         let Ok(buffer) = socket::send_buffer_len(self.as_fd()) else { return 0 };
-        // The kernel takes no message that is as long as the buffer.
+        // The kernel rejects a message as long as the buffer.
         let most = buffer.saturating_sub(len + 256).min(PADDING.len());
         (beside.min(WINDOW_BYTES) as u128 * buffer as u128 / WINDOW_BYTES as u128).try_into().unwrap_or(most).min(most)
     }
@@ -154,21 +157,21 @@ impl Channel {
         if message.spilled.is_none() {
             let header = header(tag, false, head.len());
             match socket::send(self.as_fd(), &[IoSlice::new(&header), IoSlice::new(head), padding], fds, wait) {
-                Err(Errno::MSGSIZE) => {} // this system's socket buffers are smaller than the usual
+                Err(Errno::MSGSIZE) => {} // the socket's buffer is smaller than the default
                 sent => return Ok(sent?),
             }
-            message.spilled = Some(fd::memfd_with(head)?);
+            message.spilled = Some(memory::create_with(head)?);
         }
         let all: Vec<_> = message.spilled.iter().map(AsFd::as_fd).chain(fds.iter().copied()).collect();
         Ok(socket::send(self.as_fd(), &[IoSlice::new(&header(tag, true, head.len())), padding], &all, wait)?)
     }
 
-    /// Ends the connection: the peer sees the end of file.
+    /// Ends the connection in both directions: the peer reads the end of file.
     pub(crate) fn shut_down(&self) {
         socket::shut_down(self.as_fd());
     }
 
-    /// The next message; `None` when the peer is gone and all is read.
+    /// Returns the next message; `None` when the peer has closed its end and all messages have been read.
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] for a malformed message.
@@ -176,19 +179,18 @@ impl Channel {
         decode(rustix::io::retry_on_intr(|| socket::receive(self.as_fd(), true))?)
     }
 
-    /// As [`Channel::receive`], but a signal handler that runs ends the wait.
+    /// As [`Channel::receive`], but a signal handler ends the wait.
     ///
     /// # Errors
-    /// [`io::ErrorKind::Interrupted`], too.
+    /// As [`Channel::receive`]; [`io::ErrorKind::Interrupted`] when a signal handler ran.
     pub(super) fn receive_unless_interrupted(&self) -> io::Result<Option<Message>> {
         decode(socket::receive(self.as_fd(), true)?)
     }
 
-    /// As [`Channel::try_receive`], for an answer that comes within about `spin`: looks again for so long, unless the
-    /// answering process needs this one's processor.
+    /// As [`Channel::try_receive`], but polls for up to `spin`, unless the answering process needs this processor.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] when nothing came.
+    /// [`io::ErrorKind::WouldBlock`] when no message arrived.
     pub(crate) fn try_receive_for(&self, spin: Duration) -> io::Result<Option<Message>> {
         let deadline = Deadline::after(if *HAS_SPARE_PROCESSOR { spin } else { Duration::ZERO });
         loop {
@@ -199,15 +201,16 @@ impl Channel {
         }
     }
 
-    /// As [`Channel::receive`], without waiting.
+    /// As [`Channel::receive`], without blocking.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] when nothing is there.
+    /// [`io::ErrorKind::WouldBlock`] when no message has arrived.
     pub(crate) fn try_receive(&self) -> io::Result<Option<Message>> {
         decode(rustix::io::retry_on_intr(|| socket::receive(self.as_fd(), false))?)
     }
 
-    /// As [`Channel::try_receive`]; says which message it was whose descriptors found no room.
+    /// As [`Channel::try_receive`], but also returns the tag of a message whose descriptors did not fit in this process's
+    /// table.
     ///
     /// # Errors
     /// As [`Channel::try_receive`].
@@ -220,7 +223,7 @@ impl Channel {
     }
 }
 
-/// The message of these bytes and descriptors, which a peer may have made up; `None` for none.
+/// Decodes bytes and descriptors that a peer may have forged; `None` for the end of file.
 pub(crate) fn decode((mut bytes, mut fds): (Vec<u8>, Vec<OwnedFd>)) -> io::Result<Option<Message>> {
     if bytes.is_empty() {
         return Ok(None);
@@ -233,7 +236,7 @@ pub(crate) fn decode((mut bytes, mut fds): (Vec<u8>, Vec<OwnedFd>)) -> io::Resul
             bytes.truncate(HEADER_LEN + len_bytes);
             bytes.split_off(HEADER_LEN)
         }
-        1 if !fds.is_empty() => fd::read_memfd(fds.remove(0), len_bytes)?,
+        1 if !fds.is_empty() => memory::read(fds.remove(0), len_bytes)?,
         _ => return Err(malformed()),
     };
     Ok(Some(Message { tag: header[0], payload: Payload { head, fds } }))
@@ -267,7 +270,7 @@ mod tests {
         let theirs = Channel::from(theirs);
         for len in [0, 1, INLINE_LEN_BYTES, INLINE_LEN_BYTES + 1, 3_000_000] {
             let head: Vec<u8> = (0..=250).cycle().take(len).collect();
-            let null = fd::dev_null().expect("/dev/null");
+            let null = crate::sys::fd::dev_null().expect("/dev/null");
             ours.send(7, &head, &[null.as_fd()]).expect("the peer is there");
             let message = theirs.receive().expect("a good message").expect("not the end");
             assert_eq!((message.tag, message.payload.head == head, message.payload.fds.len()), (7, true, 1));
@@ -291,7 +294,7 @@ mod tests {
         assert!(decode((spilled(1 << 30), vec![sparse])).is_err(), "it costs the peer nothing");
         let executable = std::fs::File::open("/proc/self/exe").expect("this program");
         assert!(decode((spilled(4), vec![executable.into()])).is_err(), "a read of another file may wait for ever");
-        let whole = fd::memfd_with(b"four").expect("a memory file");
+        let whole = memory::create_with(b"four").expect("a memory file");
         let message = decode((spilled(4), vec![whole])).expect("a good message").expect("not the end");
         assert_eq!(message.payload.head, b"four");
     }

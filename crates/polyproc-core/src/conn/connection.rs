@@ -9,35 +9,35 @@ use crate::frame::Payload;
 use crate::robust::AdaptiveSpin;
 use crate::sys::{signal, socket, watch};
 
-/// One end of a pipe for messages. A message arrives whole or not at all, whoever else sends or receives on the same end.
+/// One end of a pipe for messages. A message arrives whole or not at all, even if several processes use the same end.
 #[derive(Debug)]
 pub struct Connection(Channel);
 
-/// Whether answers come at once.
+/// Spins before a receive sleeps, while answers arrive at once.
 static SPIN: AdaptiveSpin = AdaptiveSpin::new();
 
 /// The tag of a user's message.
 const MESSAGE: u8 = 0;
 
 impl Connection {
-    /// Both ends of a new pipe.
+    /// Returns both ends of a new pipe.
     ///
     /// # Errors
-    /// When the system gives no descriptors.
+    /// When no descriptors are available.
     pub fn pair() -> io::Result<(Self, Self)> {
         let (ours, theirs) = Channel::pair()?;
         Ok((Self(ours), Self(Channel::from(theirs))))
     }
 
-    /// No more sending (`true`) or receiving (`false`) on this end.
+    /// Shuts down sending (`true`) or receiving (`false`) on this end, for all processes that share it.
     ///
     /// # Errors
-    /// When it is no connection.
+    /// When the descriptor is not a connected socket.
     pub fn shut(&self, sending: bool) -> io::Result<()> {
         socket::shut_half(self.as_fd(), sending)
     }
 
-    /// Sends a message; waits until the deadline while the peer has too much unread: 16 MiB and one message more.
+    /// Sends a message. Blocks until the deadline while the peer has too much unread data: 16 MiB and one more message.
     ///
     /// # Errors
     /// [`io::ErrorKind::BrokenPipe`] or [`io::ErrorKind::ConnectionReset`] when the other end is closed;
@@ -46,8 +46,8 @@ impl Connection {
         self.send_tagged(MESSAGE, bytes, fds, 0, deadline)
     }
 
-    /// Sends a message as [`Connection::send`] does. `lent_bytes` is the size of the data behind `fds`, in bytes; it counts against
-    /// the 16 MiB that may be unread.
+    /// As [`Connection::send`], with a tag. `lent_bytes` is the size of the data behind `fds`, in bytes; it counts against the
+    /// 16 MiB that may be unread.
     ///
     /// # Errors
     /// As [`Connection::send`].
@@ -71,16 +71,16 @@ impl Connection {
         }
     }
 
-    /// The next message; `None` when the other end is closed and all is read.
+    /// Returns the next message; `None` when the other end is closed and all messages have been read.
     ///
     /// # Errors
     /// [`io::ErrorKind::TimedOut`]; [`io::ErrorKind::Interrupted`] when a signal handler ran;
-    /// [`io::ErrorKind::InvalidData`] for what is no message of ours.
+    /// [`io::ErrorKind::InvalidData`] for a malformed message.
     pub fn receive(&self, deadline: Deadline) -> io::Result<Option<Payload>> {
         Ok(self.receive_tagged(deadline)?.map(|(_, payload)| payload))
     }
 
-    /// As [`Connection::receive`], with the tag that it was sent with; that of [`Connection::send`] is 0.
+    /// As [`Connection::receive`], but also returns the message's tag, which is 0 for [`Connection::send`].
     ///
     /// # Errors
     /// As [`Connection::receive`].
@@ -114,7 +114,7 @@ impl Connection {
         }
     }
 
-    /// Whether there is a message, or the other end is closed, before the deadline.
+    /// Blocks until a message has arrived or the other end is closed. Returns false if the deadline passed first.
     ///
     /// # Errors
     /// [`io::ErrorKind::Interrupted`] when a signal handler ran.

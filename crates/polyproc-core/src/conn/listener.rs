@@ -16,15 +16,15 @@ use crate::sys::own_user;
 use crate::sys::socket::{self, UnixAddress};
 use crate::sys::watch::{self, EventFd};
 
-/// How long a peer has to prove that it knows the key. One that is silent must not keep others waiting for ever.
+/// How long a peer has to prove that it knows the key. A silent peer must not occupy a place permanently.
 const AUTH_TIME: Duration = Duration::from_secs(10);
 
-/// Where a listener is found.
+/// The address of a listener.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Address {
-    /// A file, which the listener makes, and removes when it is dropped.
+    /// A file, which the listener creates, and removes when it is dropped.
     Path(PathBuf),
-    /// A name without a file (`unix(7)`, "abstract"): it goes with the listener, whatever ends that.
+    /// A name without a file (`unix(7)`, "abstract"): it disappears with the listener, however that ends.
     Abstract(Vec<u8>),
 }
 
@@ -46,27 +46,27 @@ impl Address {
     }
 }
 
-/// There is no connection.
+/// Why a connection was not made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The system made none.
+    /// A system call failed, or the deadline passed.
     #[error("no connection at {address}: {source}")]
     Os {
-        /// Where it was tried.
+        /// The listener's address.
         address: Address,
-        /// Why there is none.
+        /// The system's error.
         source: io::Error,
     },
-    /// A signal handler ran. Call again, or not.
+    /// A signal handler ran. The call may be repeated.
     #[error("a signal handler ran during the wait")]
     Interrupted,
-    /// The two sides do not know the same key.
+    /// The two sides did not prove to each other that they know the same key.
     #[error("no connection at {address}: {source}")]
     Auth {
-        /// Where it was tried.
+        /// The listener's address.
         address: Address,
-        /// What went wrong.
+        /// The reason.
         source: AuthError,
     },
 }
@@ -77,7 +77,7 @@ impl Interrupt for ConnectError {
     }
 }
 
-/// A peer that has not proved yet that it knows the key.
+/// A peer that has not yet proved that it knows the key.
 #[derive(Debug)]
 struct Stranger {
     connection: Connection,
@@ -85,31 +85,31 @@ struct Stranger {
     until: Deadline,
 }
 
-/// So many strangers have their time at once. Who comes then takes the place of the one that came first.
+/// How many strangers are served at once. A further one replaces the oldest.
 const STRANGERS: usize = 64;
 
-/// Waits for connections.
+/// Accepts connections at an address.
 #[derive(Debug)]
 pub struct Listener {
     socket: OwnedFd,
     address: Address,
     key: Option<Vec<u8>>,
-    /// Processes of other users may connect, too.
+    /// True if processes of other users may connect, too.
     is_public: bool,
     strangers: Mutex<Vec<Stranger>>,
-    /// Rings while there are strangers that no thread looks after; none without a key.
+    /// Rings while there are strangers that no thread serves; `None` without a key.
     left_behind: Option<EventFd>,
-    /// The process that made it: a copy of that removes no file.
+    /// The process that created the listener: a copy of that process does not remove the file.
     pid: u32,
 }
 
 impl Listener {
-    /// Listens at `address`; without one, at an abstract name that the system makes up. With a key, whoever connects has to
-    /// know it. Processes of other users are turned away, unless [`Listener::for_all_users`].
+    /// Listens at `address`; without one, at an abstract name that the system chooses. With a key, peers must prove that they
+    /// know it. Processes of other users are rejected, unless [`Listener::for_all_users`] is called.
     ///
     /// # Errors
-    /// [`io::ErrorKind::AddrInUse`] when somebody, or a file, is there already; [`io::ErrorKind::InvalidInput`] for an
-    /// address of more than some hundred bytes.
+    /// [`io::ErrorKind::AddrInUse`] when there is a listener or a file already; [`io::ErrorKind::InvalidInput`] for an
+    /// address longer than about 100 bytes.
     pub fn bind(address: Option<Address>, backlog: i32, key: Option<Vec<u8>>) -> io::Result<Self> {
         let (socket, address) = match address {
             Some(address) => (socket::listen(&address.to_unix()?, backlog)?, address),
@@ -123,24 +123,24 @@ impl Listener {
         Ok(Self { socket, address, key, is_public: false, strangers: Mutex::default(), left_behind, pid: process_id() })
     }
 
-    /// Lets processes of all users connect, who should have to know a key then.
+    /// Lets processes of all users connect. Such a listener should have a key.
     #[must_use]
     pub fn for_all_users(mut self) -> Self {
         self.is_public = true;
         self
     }
 
-    /// Where it listens.
+    /// Returns the address at which this listens.
     #[must_use]
     pub fn address(&self) -> &Address {
         &self.address
     }
 
-    /// Waits until the deadline for the next connection that is let in. Where there is a key, peers have ten seconds to prove that
-    /// they know it, many at a time: one that is silent keeps nobody waiting.
+    /// Blocks until the deadline for the next connection. With a key, peers have 10 s to prove that they know it. Several are
+    /// served at a time, so that a silent peer does not delay the others.
     ///
     /// # Errors
-    /// [`ConnectError`]. After [`ConnectError::Auth`] the next one may be accepted.
+    /// [`ConnectError`]. After [`ConnectError::Auth`] the next connection may be accepted.
     pub fn accept(&self, deadline: Deadline) -> Result<Connection, ConnectError> {
         let mut strangers = Strangers { all: Vec::new(), listener: self };
         loop {
@@ -163,7 +163,7 @@ impl Listener {
         }
     }
 
-    /// The strangers that no thread looks after. A list stays whole when a thread panics.
+    /// Returns the strangers that no thread serves. Ignores poisoning, since a panic leaves the list consistent.
     fn left(&self) -> MutexGuard<'_, Vec<Stranger>> {
         self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -175,7 +175,7 @@ impl Listener {
         }
     }
 
-    /// Takes what has come: a connection that is let in, if there is one.
+    /// Serves the strangers and accepts new connections, without blocking. Returns a connection that passed, if there is one.
     fn look(&self, strangers: &mut Vec<Stranger>) -> Result<Option<Connection>, ConnectError> {
         let auth = |source| ConnectError::Auth { address: self.address.clone(), source };
         strangers.retain(|stranger| !stranger.until.has_passed());
@@ -204,7 +204,7 @@ impl Listener {
             if self.key.is_none() {
                 return Ok(Some(connection));
             }
-            // One that goes at once is none.
+            // A peer that disconnects at once is ignored.
             let Ok(challenged) = Challenged::send(&connection) else { continue };
             if strangers.len() >= STRANGERS {
                 strangers.remove(0);
@@ -214,7 +214,7 @@ impl Listener {
     }
 }
 
-/// The strangers that a thread looks after, for the next one when it is done.
+/// The strangers that a thread serves. Dropping this leaves them to the next thread.
 struct Strangers<'a> {
     all: Vec<Stranger>,
     listener: &'a Listener,
@@ -232,7 +232,7 @@ impl Drop for Strangers<'_> {
     }
 }
 
-/// Readable when somebody wants to connect.
+/// Readable when a peer waits to be accepted.
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
@@ -244,17 +244,17 @@ impl Drop for Listener {
         if let Address::Path(path) = &self.address
             && self.pid == process_id()
         {
-            // Gone already when the user has removed it.
+            // Fails if the user has removed the file.
             let _ = std::fs::remove_file(path);
         }
     }
 }
 
-/// Connects to the listener at `address`. With a key, both sides prove that they know it, within ten seconds. Without one, whoever
-/// listens at an abstract name has to be of the same user, or root: anybody may take a name that is free.
+/// Connects to the listener at `address`. With a key, both sides must prove within 10 s that they know it. Without one, the
+/// listener at an abstract name must run as the same user or as root, since any process may take a free name.
 ///
 /// # Errors
-/// [`ConnectError`]; [`ConnectError::Os`] with [`io::ErrorKind::PermissionDenied`] when somebody else listens there.
+/// [`ConnectError`]; [`ConnectError::Os`] with [`io::ErrorKind::PermissionDenied`] when another user listens there.
 pub fn connect(address: &Address, key: Option<&[u8]>) -> Result<Connection, ConnectError> {
     let os = |source| ConnectError::Os { address: address.clone(), source };
     let socket = address.to_unix().and_then(|unix| socket::connect(&unix)).map_err(os)?;

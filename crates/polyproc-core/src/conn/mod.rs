@@ -1,11 +1,11 @@
 //! Messages with descriptors between two processes.
 //!
-//! | file | what it holds |
+//! | file | contents |
 //! |---|---|
 //! | `channel` | tagged messages, for the engine's own protocols |
-//! | `connection` | [`Connection`]: messages of the user's |
-//! | `listener` | [`Listener`] and [`connect`]: connections between processes that have nothing in common but an address |
-//! | `auth` | how both sides of these prove that they know a key |
+//! | `connection` | [`Connection`]: the user's messages |
+//! | `listener` | [`Listener`] and [`connect`]: connections by address between unrelated processes |
+//! | `auth` | mutual proof that both sides of such a connection know a key |
 
 mod auth;
 pub(crate) mod channel;

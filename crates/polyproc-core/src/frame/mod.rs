@@ -1,4 +1,4 @@
-//! [`Payload`], what travels between processes, and its pure encoding.
+//! [`Payload`], the unit of data that one process sends to another, and the encoding of the engine's own messages.
 
 mod payload;
 pub(crate) mod wire;

@@ -1,16 +1,16 @@
-//! [`Payload`]: bytes and descriptors that go together; and what a function gets of them.
+//! [`Payload`]: bytes and descriptors that travel together. [`Input`]: the input of a function call in another process.
 
 use std::any::Any;
 use std::cell::OnceCell;
 use std::fmt;
 use std::os::fd::OwnedFd;
 
-/// What one process hands to another: bytes in the encoding of a face, and the descriptors that they speak of.
+/// Data that one process sends to another: bytes in the encoding of a face, and the descriptors that the bytes refer to.
 #[derive(Debug, Default)]
 pub struct Payload {
     /// The encoded value.
     pub head: Vec<u8>,
-    /// Descriptors that travel with it, at most 240; the receiver gets its own copies, close-on-exec.
+    /// Descriptors that travel with the value, at most 240. The receiver gets its own copies, close-on-exec.
     pub fds: Vec<OwnedFd>,
 }
 
@@ -20,18 +20,18 @@ impl From<Vec<u8>> for Payload {
     }
 }
 
-/// What a function is called with in another process.
+/// The input of a function call in another process.
 #[derive(Debug)]
 pub struct Input<'a> {
     /// The encoded argument.
     pub bytes: &'a [u8],
-    /// The descriptors that it speaks of.
+    /// The descriptors that the argument refers to.
     pub fds: Vec<OwnedFd>,
-    /// What all calls of one kind have in common.
+    /// The data that related calls share.
     pub context: &'a Context,
 }
 
-/// What many calls have in common: sent to each process once, and decoded there once.
+/// Data that many calls share: sent to each process once, and decoded there once.
 #[derive(Default)]
 pub struct Context {
     bytes: Vec<u8>,
@@ -43,14 +43,14 @@ impl Context {
         Self { bytes, decoded: OnceCell::new() }
     }
 
-    /// The decoded value; `None` when it was decoded as another type before.
+    /// Returns the decoded value, calling `decode` at first use; `None` if it was decoded as another type before.
     ///
     /// # Errors
-    /// What `decode` fails with; it is tried again the next time then.
+    /// The error of `decode`. The next call tries again.
     pub fn get_or_decode<T: 'static, E>(&self, decode: impl FnOnce(&[u8]) -> Result<T, E>) -> Result<Option<&T>, E> {
         if self.decoded.get().is_none() {
             let value = decode(&self.bytes)?;
-            // `decode` cannot have come here itself and set it: it has no way to this context.
+            // `decode` cannot have set the value itself, as it cannot reach this context.
             let _ = self.decoded.set(Box::new(value));
         }
         Ok(self.decoded.get().and_then(|value| value.downcast_ref()))
@@ -68,6 +68,6 @@ impl fmt::Debug for Context {
 pub enum Verdict {
     /// The function returned; its result was encoded.
     Returned,
-    /// An error in the face's own encoding stands in the place of the result.
+    /// The function failed; the result is an error in the face's own encoding.
     Raised,
 }

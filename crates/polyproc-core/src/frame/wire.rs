@@ -1,13 +1,13 @@
-//! The encoding of the engine's own messages: little-endian integers and length-prefixed bytes, one after the other.
+//! The encoding of the engine's own messages: a sequence of little-endian integers and length-prefixed bytes.
 //!
 //! | item | bytes |
 //! |---|---|
 //! | `u8`, `u32`, `u64` | 1, 4, 8, little-endian |
-//! | `bytes`, `text` | a `u32` length, then that many bytes |
+//! | `bytes`, `text` | a `u32` length in bytes, then the bytes |
 //!
-//! Reading never panics: whatever is cut short or left over is a [`WireError`].
+//! Reading never panics: a truncated or malformed message is a [`WireError`].
 
-/// A message is shorter than what it should hold, or holds something else.
+/// A message is truncated, or a field has an invalid value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a message between polyproc's processes is cut short or malformed")]
 pub(crate) struct WireError;
@@ -35,14 +35,16 @@ impl Writer {
         self.0.extend(value.to_le_bytes());
     }
 
+    /// Writes a length and `bytes`.
+    ///
     /// # Panics
-    /// When `bytes` are 4 GiB or more: the engine's own fields are names, paths and variables; values go in the rest.
+    /// If `bytes` has 4 GiB or more: the engine's own fields are names, paths and variables, and values go in [`Writer::rest`].
     pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         self.u32(u32::try_from(bytes.len()).expect("a field below 4 GiB"));
         self.0.extend(bytes);
     }
 
-    /// The last field: all that remains of the message.
+    /// Writes the last field, which has no length: it extends to the end of the message.
     pub(crate) fn rest(&mut self, bytes: &[u8]) {
         self.0.extend(bytes);
     }
@@ -52,7 +54,7 @@ impl Writer {
     }
 }
 
-/// Reads a message in the order it was written.
+/// Reads a message in the order in which it was written.
 #[derive(Debug)]
 pub(crate) struct Reader<'a>(&'a [u8]);
 
@@ -100,7 +102,7 @@ impl<'a> Reader<'a> {
         String::from_utf8(self.bytes()?.to_vec()).map_err(|_| WireError)
     }
 
-    /// As many items as the count in front says.
+    /// Reads a `u32` count, then that number of items.
     pub(crate) fn list<T>(
         &mut self,
         mut item: impl FnMut(&mut Self) -> Result<T, WireError>,
@@ -108,7 +110,7 @@ impl<'a> Reader<'a> {
         (0..self.u32()?).map(|_| item(self)).collect()
     }
 
-    /// All that remains.
+    /// Takes all remaining bytes.
     pub(crate) fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.0)
     }

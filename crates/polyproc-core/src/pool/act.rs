@@ -1,4 +1,4 @@
-//! What the scheduler decides, done: tasks onto the table and off it, workers told.
+//! Carries out the scheduler's actions: puts tasks on the table, takes them off, retires and kills workers.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -19,7 +19,7 @@ use crate::shm::budget::Share;
 use crate::shm::{self, MemoryError};
 
 impl Driver {
-    /// Lets the scheduler decide, and does it.
+    /// Passes `event` to the scheduler, and carries out the actions.
     pub(super) fn handle(&self, inner: &mut Inner, event: SchedulerEvent) {
         let mut actions = std::mem::take(&mut inner.actions);
         let mut events = VecDeque::new();
@@ -31,12 +31,12 @@ impl Driver {
             let Some(event) = events.pop_front() else { break };
             inner.scheduler.on(event, &mut actions);
         }
-        inner.actions = actions; // its memory is used again
+        inner.actions = actions; // keeps the allocation
     }
 
     fn act(&self, inner: &mut Inner, action: Action, events: &mut VecDeque<SchedulerEvent>) {
         match action {
-            // Behind one for which there is no room.
+            // A task ahead of this one found no memory.
             Action::Publish(id) if matches!(events.front(), Some(SchedulerEvent::Full(_))) => {
                 events.push_front(SchedulerEvent::Full(id))
             }
@@ -102,10 +102,10 @@ impl Driver {
         }
     }
 
-    /// Retires or kills.
+    /// Retires or terminates a worker.
     pub(super) fn end_worker(&self, worker: &WorkerHandle, action: Action) {
         if matches!(action, Action::Kill(_)) {
-            // A worker that may not be signalled any more sees the end of its channel.
+            // A worker that this process may not signal (it changed its user) detects that its channel is closed.
             if worker.child.signal(Signal::TERMINATE).is_err() {
                 worker.child.channel().shut_down();
             }
@@ -115,7 +115,7 @@ impl Driver {
         }
     }
 
-    /// Lays a task on the table.
+    /// Puts a task on the table.
     fn publish(&self, inner: &mut Inner, id: TaskId) -> Result<(), MemoryError> {
         if !self.board.table().has_place(inner.tail) {
             self.make_places(inner);
@@ -129,7 +129,7 @@ impl Driver {
         let order = TaskDescriptor::new(call.function.0, task.count - task.done, flags);
         let slot = inner.free_slots.pop().ok_or(MemoryError::Corrupt)?;
         let position = inner.tail;
-        // Where tasks are out already, it leaves their results half of the budget.
+        // While other tasks are out, half of the budget is left for their results.
         let share = if inner.out_bytes == 0 { Share::All } else { Share::Half };
         let written = self.orders.write(&mut inner.blocks, slot, order, bytes, share);
         let laid = written.and_then(|block| match self.board.table().publish(slot, position) {
@@ -170,13 +170,12 @@ impl Driver {
         Ok(())
     }
 
-    /// Moves the tasks that wait on the table to the end of its ring, in their order: the places of tasks that were taken back
-    /// become free.
+    /// Moves the queued tasks to the end of the table's ring, in their order, which frees the places of withdrawn tasks.
     fn make_places(&self, inner: &mut Inner) {
         let table = self.board.table();
         let mut waiting = inner.out();
         waiting.sort_unstable();
-        // The newest first: meanwhile workers take the oldest.
+        // The newest first, since workers claim the oldest in the meantime.
         let taken_back = waiting.into_iter().rev().filter(|(position, slot, _)| table.withdraw(*slot, *position));
         let taken_back: Vec<_> = taken_back.collect();
         self.repair_counts(inner);
@@ -185,7 +184,7 @@ impl Driver {
         }
     }
 
-    /// Gives a task that lies in a slot, and that nobody can take there, the next position.
+    /// Queues a task again at the next position. It keeps its slot, where no worker can claim it now.
     pub(super) fn lay_again(&self, inner: &mut Inner, id: TaskId, slot: u32) {
         let (table, tail) = (self.board.table(), inner.tail);
         let Some(task) = inner.tasks.get_mut(id.0) else { return };
@@ -199,13 +198,13 @@ impl Driver {
         }
     }
 
-    /// Takes a task that no worker has off the board; `skip` of its items that have not ended are left behind.
+    /// Takes a task that no worker holds off the board, without the items that have ended and `skip` further ones.
     pub(super) fn take_off(&self, inner: &mut Inner, id: TaskId, skip: u32) {
         let Some(task) = inner.tasks.get_mut(id.0) else { return };
         let TaskPlace::Out { slot, block, len, from, .. } = task.at else { return };
         let mut bytes = Vec::new();
         if let Ok(order) = self.orders.read(slot) {
-            let _ = self.orders.read_argument(slot, &order, &mut bytes); // only for want of memory: the items fail then
+            let _ = self.orders.read_argument(slot, &order, &mut bytes); // fails only for lack of memory: the items fail then
             let mut rest = &bytes[..];
             for _ in from..task.done + skip {
                 let _ = next_item(&mut rest);
@@ -217,7 +216,7 @@ impl Driver {
         inner.free(&self.orders, slot, block, len);
     }
 
-    /// The item that ran is lost.
+    /// Fails the item that ran. Returns the event that follows.
     fn lose(&self, inner: &mut Inner, id: TaskId) -> SchedulerEvent {
         let Some(task) = inner.tasks.get_mut(id.0) else { return SchedulerEvent::Ended(id) };
         let end = task.lost.take().map_or(TaskEnd::Terminated, |lost| lost.1);
@@ -239,11 +238,11 @@ impl Driver {
         SchedulerEvent::Requeued(id)
     }
 
-    /// All items of a task that have not ended end so, and it is no more.
+    /// Removes a task. Its remaining items end with `end`.
     pub(super) fn remove(&self, inner: &mut Inner, id: TaskId, end: &TaskEnd) {
         let Some(task) = inner.remove_task(id) else { return };
         if let TaskPlace::Out { slot, position, block, len, .. } = task.at {
-            // A worker that has it goes on with it, unread, until it is killed.
+            // A worker that holds it continues until it is killed; its results are ignored.
             self.board.table().withdraw(slot, position);
             inner.free(&self.orders, slot, block, len);
         }

@@ -1,8 +1,8 @@
-//! Tasks that are lost on the table. All workers may write there; one that went wild may have written over its words. What the
-//! parent knows of its own, and what each worker says in its own stream, is what counts: a task that is out, and that by these
-//! nobody runs and nobody can take, is laid down again.
+//! Finds tasks that are lost on the table. All workers can write to it, and a faulty one may have overwritten its words. The
+//! parent's private state, and what each worker reports in its own stream, are authoritative: a task that is out, but that no
+//! worker runs and no worker can claim, is put on the table again.
 //!
-//! Also a worker that took a task and stands still before it begins it is found here.
+//! The audit also finds workers that were stopped between claiming a task and beginning it.
 
 use std::time::{Duration, Instant};
 
@@ -15,11 +15,11 @@ use super::timers::Timer;
 use crate::prim::Ordering;
 use crate::shm;
 
-/// How often it is looked, while tasks are out.
+/// How often the audit runs while tasks are out.
 pub(super) const AUDIT_PERIOD: Duration = Duration::from_secs(1);
 
 impl Driver {
-    /// See the module.
+    /// Runs the audit, and sets the timer of the next one. See the module.
     pub(super) fn audit(&self, inner: &mut Inner) {
         inner.is_auditing = inner.out_tasks() > 0;
         if !inner.is_auditing {
@@ -40,7 +40,7 @@ impl Driver {
         }
     }
 
-    /// The counts of the table are what the parent knows.
+    /// Restores the counts of the table from the parent's state.
     pub(super) fn repair_counts(&self, inner: &Inner) {
         let table = self.board.table();
         let is_queued = |(position, slot, _): &(u64, u32, TaskId)| {
@@ -50,7 +50,7 @@ impl Driver {
         table.repair(first.unwrap_or(inner.tail), inner.tail);
     }
 
-    /// Whether a worker says in its own stream that it runs the task.
+    /// Returns whether a worker reports in its own stream that it runs the task.
     fn is_run_by_anybody(&self, inner: &Inner, id: TaskId, position: u64) -> bool {
         inner.workers.iter().flatten().any(|worker| {
             let current = worker.stream.cell().current.load(Ordering::Acquire);
@@ -58,7 +58,7 @@ impl Driver {
         })
     }
 
-    /// Whether a task that nobody runs is one that nobody can take either.
+    /// Returns whether a task that no worker runs is one that no worker can claim, either.
     fn is_lost(&self, inner: &mut Inner, id: TaskId, slot: u32, position: u64) -> bool {
         let table = self.board.table();
         match table.slot_state(slot) {
@@ -72,24 +72,24 @@ impl Driver {
                     return false;
                 }
                 let current = worker.stream.cell().current.load(Ordering::Acquire);
-                // Looked at after that: what it answered before it went on to another task is seen.
+                // Checked after the load: results that it wrote before it began another task are visible.
                 if worker.stream.is_anything_unread() || running_position(current) == Some(position) {
                     return false;
                 }
                 if current == IDLE {
-                    // It stands still, and its death gives the task back; or it begins the task just now.
+                    // The worker is stopped, and its death returns the task; or it begins the task just now, and this fails.
                     let _ = worker.doom_at(Cause::Frozen, IDLE);
                     return false;
                 }
-                current != DOOMED // it runs another one, and never took this
+                current != DOOMED // it runs another task, and never claimed this one
             }
             _ => matches!(inner.tasks.get(id.0).map(|task| &task.at), Some(TaskPlace::Out { .. })),
         }
     }
 }
 
-/// A worker that wrote over its own stream may wait for room that is there, or say of itself that it runs nothing while it has a task
-/// to answer. Its counts are what the parent knows; if it goes on in contradiction with itself, it is of no use.
+/// Checks a worker that may have overwritten its own stream: it may wait for room that exists, or report that it is idle while
+/// it has a task to answer. Restores the shared counts of its stream, and discards it if its state stays contradictory.
 fn audit_worker(inner: &mut Inner, at: usize) {
     let Some(worker) = &inner.workers[at] else { return };
     worker.stream.repair_counts();

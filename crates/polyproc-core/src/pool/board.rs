@@ -1,15 +1,15 @@
-//! [`Board`]: the words that a pool and all its workers write: which tasks are to be taken, and by whom they were. What tasks
-//! consist of stands in [`Orders`](super::orders::Orders).
+//! [`Board`]: the words that a pool and all its workers write: which tasks can be claimed, and which worker has claimed which.
+//! The contents of tasks are in [`Orders`](super::orders::Orders).
 //!
-//! | offset | bytes | what | who writes it, when |
+//! | offset | bytes | content | writer |
 //! |---|---|---|---|
 //! | 0 | 64 | [`Doorbell`] | see `doorbell` |
-//! | 64 | 64 | low water: how many tasks on the table are few | the parent |
-//! | 128 | 64 | head: how many tasks were taken | see `claim` |
-//! | 192 | 64 | tail: how many tasks were laid down | see `claim` |
+//! | 64 | 64 | low water: up to this many tasks on the table are few | the parent |
+//! | 128 | 64 | head: the position of the next task to claim | see `claim` |
+//! | 192 | 64 | tail: the position of the next task to publish | see `claim` |
 //! | 256 | 64 | [`EventCount`]: workers without a task | see there |
-//! | 320 | 64 | [`Lookers`]: workers without a task that look again and again | a worker, from 0 and back; the parent, when that one died |
-//! | 4096 | 8192 | the ring of slot numbers | the parent, before `tail` counts them |
+//! | 320 | 64 | [`Lookers`]: workers that poll for tasks | a worker, from 0 and back; the parent, after a death |
+//! | 4096 | 8192 | the ring of slot numbers | the parent, before it advances `tail` |
 //! | 12288 | 65536 | the state of each slot, in a cache line of its own | see `claim` |
 
 use std::io;
@@ -21,36 +21,36 @@ use crate::robust::EventCount;
 use crate::sys::memory::{self, Mapping, PAGE};
 use crate::sys::shared::{Shared, shared};
 
-/// How many tasks can be with the workers or ahead of them.
+/// Maximum number of tasks that are out.
 pub(super) const SLOTS: u32 = 1024;
-/// Places in the ring of slot numbers. With as many spare places as slots, tasks are moved to new places at most once for
-/// each that is published.
+/// Places in the ring of slot numbers. With as many spare places as slots, at most one task is moved to a new place for each
+/// one that is published, on average.
 const PLACES: u32 = 2 * SLOTS;
 const RING: u64 = 4096;
 const STATES: u64 = RING + size_of::<TaskRing>() as u64;
 const STATE_LEN: u64 = size_of::<Count>() as u64;
 const LEN_BYTES: u64 = (STATES + SLOTS as u64 * STATE_LEN).next_multiple_of(PAGE);
 
-/// So many workers look for tasks at a time; the others sleep.
+/// Maximum number of workers that poll for tasks at a time; the others sleep.
 const LOOKERS: usize = 4;
 
 shared! {
-    /// Workers that look for tasks again and again, before they sleep: who lays down a task need not wake another one.
+    /// Workers that poll for tasks before they sleep. They find a new task without a wake-up.
     ///
-    /// | offset | bytes | field | who writes it, when |
+    /// | offset | bytes | field | writer |
     /// |---|---|---|---|
-    /// | 0 | 8 each | 1 + the number of such a worker, 0 for none | the worker, when it begins to look and when it ends; the parent, when it died |
+    /// | 0 | 8 each | 1 + the number of a polling worker, or 0 | that worker, at begin and end; the parent, after its death |
     pub(super) struct Lookers { numbers: [AtomicU64; LOOKERS], }
 }
 
 impl Lookers {
-    /// A worker begins to look: as which of them; `None` when there are enough.
+    /// Enters a worker that begins to poll. Returns its place, or `None` if there are enough.
     pub(super) fn enter(&self, worker: u32) -> Option<usize> {
         let me = u64::from(worker) + 1;
         self.numbers.iter().position(|place| place.compare_exchange(0, me, Ordering::SeqCst, Ordering::Relaxed).is_ok())
     }
 
-    /// It looks no more, or died. It looks a last time after this.
+    /// Removes a worker that ends polling, or has died. A living one must check the table once more after this.
     pub(super) fn leave(&self, worker: u32) {
         let me = u64::from(worker) + 1;
         for place in &self.numbers {
@@ -58,7 +58,7 @@ impl Lookers {
         }
     }
 
-    /// Takes those out, by one more than their numbers, that are none.
+    /// Removes the entries for which `is_one`, called with 1 + the worker's number, returns false.
     pub(super) fn retain(&self, is_one: impl Fn(u64) -> bool) {
         for place in &self.numbers {
             let number = place.load(Ordering::Relaxed);
@@ -68,7 +68,7 @@ impl Lookers {
         }
     }
 
-    /// How many there are. To be called after a full barrier that comes after a task was laid down.
+    /// Returns how many workers poll. The caller has put a task on the table, followed by a full barrier.
     pub(super) fn count(&self) -> u64 {
         self.numbers.iter().filter(|place| place.load(Ordering::Relaxed) != 0).count() as u64
     }
@@ -105,7 +105,7 @@ impl Board {
         self.at(0)
     }
 
-    /// So many tasks on the table are few.
+    /// Up to this many tasks on the table are few: see [`Doorbell::ring`].
     pub(super) fn low_water(&self) -> &AtomicU64 {
         &self.at::<Count>(64).count
     }
@@ -136,7 +136,7 @@ impl<'a> Table<'a> {
         PLACES.into()
     }
 
-    /// The slot number at the place of a position.
+    /// Returns the entry of the ring for a position: the number of a slot.
     #[expect(clippy::cast_possible_truncation, reason = "a remainder")]
     pub(super) fn number(&self, position: u64) -> &'a AtomicU32 {
         &self.board.at::<TaskRing>(RING).numbers[(position % u64::from(PLACES)) as usize]

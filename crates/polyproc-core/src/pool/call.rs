@@ -1,4 +1,4 @@
-//! [`Call`]: the tasks of one call of the user's, and how they ended.
+//! [`Call`]: the tasks of one call, and their results.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -19,28 +19,28 @@ use crate::process::Signal;
 use crate::robust::WaitError;
 use crate::sys::futex;
 
-/// How the tasks of a call are to be run.
+/// How the tasks of a call run.
 #[derive(Clone, Default)]
 pub struct CallSettings {
-    /// How many times an item is tried again whose worker was lost.
+    /// How many times an item is retried after its worker was lost.
     pub retries: u32,
-    /// How long to wait before the first further attempt; twice as long before each one after that.
+    /// Delay before the first retry of an item, doubled for each further one.
     pub backoff: Duration,
-    /// Items that panic are tried again too.
+    /// Items that panic are retried, too.
     pub retries_panics: bool,
     /// How long an item may run before its worker is killed.
     pub limit: Option<Duration>,
-    /// With `limit`: the signal that is sent when the time is over, and how long the worker has then.
+    /// With `limit`: the signal sent to the worker when the time is over, and how long until it is killed after that.
     pub soft_signal: Option<(Signal, Duration)>,
-    /// How long the whole call may take before what has not ended is cancelled.
+    /// How long the whole call may take before its remaining items end with [`TaskEnd::TimedOut`].
     pub call_limit: Option<Duration>,
-    /// Tasks with larger ones go first.
+    /// Tasks of higher priority go first.
     pub priority: Priority,
-    /// Who submits the one task waits for it right away.
+    /// The submitter blocks on this task at once, so no wake-up of the pool thread is needed.
     pub is_awaited: bool,
-    /// Somebody waits for all results together, and need not be woken for each.
+    /// A thread waits for all results together, so it need not be woken for each.
     pub is_bulk: bool,
-    /// Called with what the call's tasks log, in the place of the pool's.
+    /// Called with the log records of the call's tasks, instead of the pool's callback.
     pub on_log: Option<OnLog>,
 }
 
@@ -55,7 +55,7 @@ impl fmt::Debug for CallSettings {
     }
 }
 
-/// Results that have come, each with the number of its item.
+/// Results that have arrived, each with the index of its item.
 #[derive(Debug, Default)]
 pub struct Ends {
     bytes: Vec<u8>,
@@ -64,22 +64,22 @@ pub struct Ends {
 
 #[derive(Debug)]
 pub(super) enum End {
-    /// So many results from this one on, in the bytes of [`Ends`], as records.
+    /// `count` results of consecutive items, as records in the bytes of [`Ends`].
     Returned {
         count: u32,
         start: usize,
         len: usize,
     },
-    /// A large one, or one with descriptors, which count as long as they wait here.
+    /// A large result, or one with descriptors, which count as held by the parent until the result is taken.
     Payload(Box<(Payload, Option<ReceivedBlocks>)>),
     Failed(Box<TaskEnd>),
 }
 
-/// An item's result, encoded, or why there is none.
+/// The encoded result of an item, or the reason why there is none.
 pub type ItemEnd<'a> = Result<(&'a [u8], Vec<OwnedFd>), TaskEnd>;
 
 impl Ends {
-    /// Plain results, as [`take_results`](super::stream::take_results) gives them.
+    /// Adds plain results, as [`take_results`](super::stream::take_results) returns them.
     pub(super) fn push_returned(&mut self, index: u64, count: u32, results: &[u8]) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(results);
@@ -90,13 +90,13 @@ impl Ends {
         self.list.push((index, end));
     }
 
-    /// Whether there is none.
+    /// Returns whether there are no results.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
 
-    /// Calls `see` for each, in the order of their coming, and takes them out; the memory is used again.
+    /// Removes all results, and calls `see` with each, in order of arrival. Keeps the allocated memory.
     pub fn drain(&mut self, mut see: impl FnMut(u64, ItemEnd<'_>)) {
         for (index, end) in self.list.drain(..) {
             match end {
@@ -109,7 +109,7 @@ impl Ends {
                 End::Payload(payload) => {
                     let (Payload { head, fds }, received) = *payload;
                     see(index, Ok((&head, fds)));
-                    drop(received); // what was to be kept open is mapped
+                    drop(received); // `see` has mapped or closed the descriptors
                 }
                 End::Failed(end) => see(index, Err(*end)),
             }
@@ -118,42 +118,42 @@ impl Ends {
     }
 }
 
-/// A function, with its context, as tasks speak of it. Never used again for another.
+/// The number by which tasks refer to a function with its context. Never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct FunctionId(pub(super) u64);
 
-/// Why a call is ended before its time.
+/// Why a call is stopped early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stop {
-    /// What runs may run on.
+    /// Tasks that a worker has claimed may continue.
     GivenUp,
     Cancelled,
     TimedOut,
 }
 
-/// A call as the pool knows it.
+/// A call in the state of the pool.
 pub(super) struct CallState {
-    /// Never used again.
+    /// Distinguishes it from a later call with the same key.
     pub(super) serial: u64,
     pub(super) settings: CallSettings,
     pub(super) function: FunctionId,
-    /// The function goes when the call does.
+    /// The function is removed with the call.
     pub(super) has_context: bool,
     pub(super) ends: Ends,
-    /// Items that were submitted and have not ended.
+    /// Number of items that were submitted and have not ended.
     pub(super) left: u64,
-    /// All have been submitted.
+    /// All items have been submitted.
     pub(super) is_sealed: bool,
-    /// Nobody wants the results any more.
+    /// The [`Call`] was dropped: results are discarded.
     pub(super) is_abandoned: bool,
-    /// It counts among those that want to be told of each result.
+    /// Counted in `eager` of the pool's state.
     pub(super) is_eager: bool,
     pub(super) stop: Option<Stop>,
-    /// The last one of its tasks, which knows the one before it, and so on.
+    /// The key of its last task. The tasks form a linked list.
     pub(super) last_task: Option<usize>,
-    /// Its [`Limited`](super::timers::Limited) stands so.
+    /// The time of its entry in [`Limits`](super::timers::Limits).
     pub(super) limit_at: Option<Instant>,
-    /// Threads that sleep on `parker`, by their serials.
+    /// The serials of the threads that sleep on `parker`.
     pub(super) followers: Vec<u64>,
     pub(super) parker: Arc<Parker>,
     pub(super) waker: Option<Waker>,
@@ -166,7 +166,8 @@ impl CallState {
     }
 }
 
-/// Where a thread sleeps that waits for its own call while another one looks for results.
+/// Blocks threads until they are unparked: followers, which wait for their call while another thread is the leader, and threads
+/// that wait to submit.
 #[derive(Debug, Default)]
 pub(super) struct Parker {
     word: AtomicU32,
@@ -177,7 +178,7 @@ impl Parker {
         self.word.load(Ordering::Acquire)
     }
 
-    /// Sleeps unless somebody unparked since the ticket.
+    /// Sleeps, unless [`Parker::unpark`] was called since the ticket was taken.
     pub(super) fn park(&self, ticket: u32, timeout: Duration) -> futex::Wait {
         futex::wait(&self.word, ticket, timeout)
     }
@@ -188,7 +189,7 @@ impl Parker {
     }
 }
 
-/// What a wait is for.
+/// What a thread waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Want {
     /// A result, or the end of the call.
@@ -199,7 +200,7 @@ pub enum Want {
     All,
 }
 
-/// One call of the user's: a function, and the tasks that run it. Dropping it lets them run on, unseen.
+/// One call: a function, and the tasks that run it. Dropping it discards the results; the tasks still run.
 #[derive(Debug)]
 pub struct Call {
     pub(super) driver: Arc<Driver>,
@@ -208,60 +209,60 @@ pub struct Call {
 }
 
 impl Call {
-    /// Has workers run the function on items, numbered from `first` on, as one task; takes them out of `items`. Descriptors belong to the first item.
-    /// When `is_loose`, items that have not begun after a moment may go to another worker.
+    /// Submits `items` as one task, and empties `items`. The indices of the items begin at `first`. The descriptors belong to
+    /// the first item. If `is_loose`, items that have not begun after about 1 ms may go to another worker.
     pub fn submit(&self, first: u64, items: &mut Items, fds: Vec<OwnedFd>, is_loose: bool) {
         self.driver.submit(self.key, first, items, fds, is_loose);
     }
 
-    /// An item, of this number, that is not run: its end comes in the order of the others' as [`TaskEnd::Refused`], for whoever waits.
+    /// Adds an item that is not run, with this index. It ends with [`TaskEnd::Refused`], like any other item.
     pub fn refuse(&self, index: u64) {
         self.driver.with(|inner| inner.refuse(self.key, index));
     }
 
-    /// All has been submitted.
+    /// Declares that all items have been submitted.
     pub fn seal(&self) {
         self.driver.with(|inner| inner.seal(self.key));
     }
 
-    /// Whether more tasks would go out at once.
+    /// Returns whether a further task would go out at once. Also true if the pool is closed.
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.driver.with(|inner| inner.has_room())
     }
 
-    /// Waits for what is wanted; false when the deadline passed first.
+    /// Blocks until the wanted condition holds. Returns false if the deadline passed first.
     ///
     /// # Errors
-    /// [`WaitError::Interrupted`] when a signal handler ran: wait again, or do what the signal asks.
+    /// [`WaitError::Interrupted`] if a signal handler ran. The wait may be repeated.
     pub fn wait(&self, want: Want, deadline: Deadline) -> Result<bool, WaitError> {
         self.driver.wait(self, want, deadline)
     }
 
-    /// Takes the results that have come; `ends` is empty before. Gives the number of items that have not ended.
+    /// Moves the results that have arrived to `ends`, which must be empty. Returns the number of items that have not ended.
     pub fn take(&self, ends: &mut Ends) -> u64 {
         let left = self.driver.with(|inner| {
             let Some(state) = inner.calls.get_mut(self.key) else { return 0 };
             std::mem::swap(&mut state.ends, ends);
             state.left
         });
-        self.driver.deliver_logs(); // another thread may be about to
+        self.driver.deliver_logs(); // the thread that read the results may not have delivered them yet
         left
     }
 
-    /// Whether all was submitted and has ended.
+    /// Returns whether all items have been submitted and have ended.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.driver.with(|inner| inner.is_over(self.key))
     }
 
-    /// Whether a worker has taken one of its tasks, which has not ended.
+    /// Returns whether a worker has claimed one of its tasks, which has not ended.
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.driver.is_running(self.key)
     }
 
-    /// Whether all was submitted and has ended, or there are results to take; else `waker` is woken when that changes.
+    /// Returns whether there are results to take or the call is over. If not, `waker` is woken when that changes.
     pub fn poll(&self, waker: &Waker) -> bool {
         self.driver.with(|inner| {
             let Some(state) = inner.calls.get_mut(self.key) else { return true };
@@ -271,17 +272,17 @@ impl Call {
         })
     }
 
-    /// What has not ended is taken back, or its worker killed.
+    /// Cancels the items that have not ended. Kills the workers that run them.
     pub fn cancel(&self) {
         self.driver.cancel(self.key);
     }
 
-    /// What no worker has taken is taken back; the rest runs on.
+    /// Cancels the tasks that no worker has claimed. The others continue.
     pub fn give_up(&self) {
         self.driver.give_up(self.key);
     }
 
-    /// Has the pool's thread for callbacks run `then` once all has ended.
+    /// Runs `then` on the pool's callback thread once the call is over.
     pub fn then(&self, then: impl FnOnce() + Send + 'static) {
         self.driver.then(self.key, Box::new(then));
     }
@@ -289,7 +290,7 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        // In a copy of the process nobody may ever release the lock.
+        // In a forked copy of the process the lock may be held permanently.
         if self.driver.is_ours() {
             self.driver.abandon(self.key);
         }

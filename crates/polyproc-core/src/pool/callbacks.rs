@@ -1,4 +1,4 @@
-//! The thread on which callbacks run, one after the other: made when it is first needed.
+//! The thread that runs callbacks, one after the other. It is started when it is first needed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Sender, channel};
@@ -25,12 +25,12 @@ enum CallbackQueue {
     #[default]
     Fresh,
     Running(Sender<Callback>, JoinHandle<()>),
-    /// No more callbacks will come; the thread, until it is joined.
+    /// [`Callbacks::join`] was called. Holds the thread until it is joined.
     Over(Option<JoinHandle<()>>),
 }
 
 impl Callbacks {
-    /// Runs `callback` there. One that panics has been reported by the panic hook, and the next is run.
+    /// Runs `callback` on the thread. If it panics, the panic hook reports that, and the next callback runs.
     pub(super) fn run(&self, callback: Callback) {
         let mut state = lock(&self.state);
         if matches!(*state, CallbackQueue::Fresh) {
@@ -38,13 +38,13 @@ impl Callbacks {
             let end = Arc::clone(&self.end);
             let run = move || {
                 for callback in receiver {
-                    // Unwind safety: what it worked on is dropped with it.
+                    // Unwind safety: the data of the callback is dropped with it.
                     let _ = catch_unwind(AssertUnwindSafe(callback));
                 }
                 end.set();
             };
             let spawned = std::thread::Builder::new().name("polyproc-callbacks".to_owned()).spawn(run);
-            // Where there is no thread to be had: better here than never.
+            // If no thread can be started, the callback runs on this one.
             if let Ok(thread) = spawned {
                 *state = CallbackQueue::Running(sender, thread);
             }
@@ -58,15 +58,16 @@ impl Callbacks {
         }
     }
 
-    /// Waits until all callbacks so far have run, unless one of them asks for it; false when the deadline passed first.
+    /// Blocks until all callbacks so far have run; returns at once if a callback calls it. Returns false if the deadline passed
+    /// first.
     ///
     /// # Errors
-    /// [`WaitError::Interrupted`] when a signal handler ran.
+    /// [`WaitError::Interrupted`] if a signal handler ran.
     pub(super) fn join(&self, deadline: Deadline) -> Result<bool, WaitError> {
         let mut state = lock(&self.state);
         *state = match std::mem::replace(&mut *state, CallbackQueue::Over(None)) {
             CallbackQueue::Running(sender, thread) => {
-                drop(sender); // no more will come: the thread ends when it has run those that are there
+                drop(sender); // the thread ends when it has run the pending callbacks
                 CallbackQueue::Over(Some(thread))
             }
             CallbackQueue::Fresh => CallbackQueue::Over(None),

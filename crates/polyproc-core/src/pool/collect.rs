@@ -1,8 +1,8 @@
 //! Results, and the threads that wait for them.
 //!
-//! A thread that waits for results looks for them itself, for all calls, as the *leader*; so a result needs no further
-//! thread on its way. There is one leader at a time; others sleep until their own call has something, or until the leader
-//! leaves and one of them follows it. While there is none, workers wake the pool's thread.
+//! A thread that waits for results reads them itself, for all calls, as the *leader*; so a result passes through no further
+//! thread. There is one leader at a time. The other waiting threads, the *followers*, sleep until their own call has a
+//! result, or until the leader leaves and one of them takes its place. Without a leader, workers wake the pool's thread.
 
 use std::time::Duration;
 
@@ -22,22 +22,22 @@ use crate::shm::MemoryError;
 use crate::shm::budget;
 use crate::sys::futex::{self, Wait};
 
-/// How long a thread sleeps at first before it looks for itself. A worker that dies while it wakes somebody is seen to die by the
-/// pool's thread: this is for the case that it is not.
+/// How long a thread sleeps at first before it re-checks. The pool's thread detects a worker that dies before it wakes a
+/// thread; this is for the case that it does not.
 const RECHECK_AFTER: Duration = Duration::from_secs(1);
 
-/// So often results are looked for before the lock is given to others for a moment: workers may answer as fast as they are read.
+/// How often results are read before other threads can acquire the lock: workers may answer as fast as results are read.
 const ROUNDS: usize = 64;
 
-/// How a waiting thread goes on.
+/// The next step of a waiting thread.
 enum WaitStep {
     Done,
     TimedOut,
-    /// Look again, after others had the lock.
+    /// Repeat, after other threads had the lock.
     Again,
-    /// Sleep so on the doorbell.
+    /// Sleep while the doorbell has this value.
     Lead(u32),
-    /// Sleep until unparked after this.
+    /// Sleep until unparked after this ticket.
     Follow(u32),
 }
 
@@ -45,7 +45,7 @@ enum WaitStep {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ResultWaiter {
     pub(super) call: usize,
-    /// Tells threads apart that wait for the same call.
+    /// Distinguishes threads that wait for the same call.
     serial: u64,
 }
 
@@ -125,7 +125,7 @@ impl Driver {
             let low = if inner.scheduler.waiting() > 0 || want == Want::Room { inner.out_tasks() / 2 } else { 0 };
             self.board.low_water().store(low, Ordering::Relaxed);
             doorbell.set(how);
-            inner.told.leader = false; // that is this thread itself
+            inner.told.leader = false; // this thread is the leader
             if !inner.is_anything_unread() {
                 *may_spin = false;
                 return WaitStep::Lead(how);
@@ -139,20 +139,20 @@ impl Driver {
     fn sleep_as_leader(&self, how: u32, deadline: Deadline) -> Wait {
         let doorbell = self.board.doorbell();
         if how == SPINNING {
-            // Where nothing came, it goes on with sleeping.
+            // If there is no result, the next step sleeps.
             spin_until(false, || doorbell.has_rung(SPINNING));
             return Wait::Again;
         }
         if self.board.table().waiting() > 0 {
-            self.board.waiters().wake_one(); // workers that were looking may have been stopped
+            self.board.waiters().wake_one(); // polling workers may have been stopped
         }
         futex::wait(&doorbell.word, how, deadline.remaining().unwrap_or(RECHECK_AFTER))
     }
 
-    /// The waiting thread goes. If it was the leader, another follows, or the pool's thread does it.
+    /// Ends the wait of a thread. If there is no other leader, a follower or the pool's thread takes its place.
     fn leave(&self, inner: &mut Inner, me: ResultWaiter) {
         inner.follow_no_more(me);
-        // One that was woken to lead, and is done itself, passes that on.
+        // A follower that was woken to lead, but whose own wait is over, wakes the next one below.
         if inner.leader.is_some_and(|leader| leader != me) {
             return;
         }
@@ -164,7 +164,7 @@ impl Driver {
         }
     }
 
-    /// Has workers wake the pool's thread, unless somebody leads, or all who want results will come for them.
+    /// Without a leader, reads the results and has workers wake the pool's thread from then on, unless no call needs that.
     pub(super) fn hand_over(&self, inner: &mut Inner) {
         if inner.leader.is_none() && inner.eager == 0 {
             self.board.doorbell().set(AWAKE);
@@ -179,10 +179,10 @@ impl Driver {
             }
             self.collect(inner);
         }
-        inner.told.driver = true; // it comes back here, after others had the lock
+        inner.told.driver = true; // it continues here, after other threads had the lock
     }
 
-    /// Takes all results that there are.
+    /// Reads the results of all workers.
     pub(super) fn collect(&self, inner: &mut Inner) {
         for at in 0..inner.workers.len() {
             if inner.workers[at].as_ref().is_some_and(|worker| worker.stream.is_anything_unread()) {
@@ -191,7 +191,7 @@ impl Driver {
         }
     }
 
-    /// Takes what a worker wrote.
+    /// Reads the results of a worker.
     pub(super) fn read_worker(&self, inner: &mut Inner, at: usize) {
         let mut bytes = std::mem::take(&mut inner.scratch);
         let Some(worker) = &mut inner.workers[at] else { return };
@@ -209,7 +209,7 @@ impl Driver {
         inner.scratch = bytes;
     }
 
-    /// Takes the plain results off `bytes` that belong to the task that a worker is answering.
+    /// Splits the plain results of the worker's current task off `bytes`, and adds them to the call.
     fn take_results(&self, inner: &mut Inner, at: usize, bytes: &mut &[u8]) {
         let Some(id) = inner.workers[at].as_ref().and_then(|worker| worker.reading) else { return };
         let Some(task) = inner.tasks.get_mut(id.0) else { return };
@@ -229,7 +229,7 @@ impl Driver {
         }
     }
 
-    /// All items of a task have been answered.
+    /// Removes a task whose items have all been answered.
     pub(super) fn finish(&self, inner: &mut Inner, at: usize, id: TaskId) {
         if let Some(TaskPlace::Out { slot, block, len, .. }) = inner.remove_task(id).map(|task| task.at) {
             inner.free(&self.orders, slot, block, len);
@@ -248,7 +248,7 @@ impl Driver {
             let task = inner.tasks.get(id.0).ok_or(MemoryError::Corrupt)?;
             let is_there = matches!(task.at, TaskPlace::Out { position: at, .. } if at == position);
             let holder = u32::try_from(slot).ok().and_then(|slot| self.board.table().holder(slot, position));
-            // A worker answers for what it has taken, and nothing else; and no two for the same.
+            // A worker may answer only for a task that it has claimed, and no two workers for the same task.
             let is_its_own = is_there && holder == Some(worker.number) && worker.reading.is_none();
             if !is_its_own || inner.workers.iter().flatten().any(|other| other.reading == Some(id)) {
                 return Err(MemoryError::Corrupt);
@@ -276,7 +276,7 @@ impl Driver {
         Ok(())
     }
 
-    /// What a record says, with all that belongs to it.
+    /// Returns how an item ended: the contents of a record, with the bytes and descriptors that belong to it.
     fn end_of(&self, inner: &mut Inner, at: usize, record: ResultRecord<'_>) -> Result<End, MemoryError> {
         let has_fds = inner.workers[at].as_ref().is_some_and(|worker| !worker.fds.is_empty());
         if record.flags & LOGGED != 0 || record.flags & WITH_FDS != 0 && !has_fds {
@@ -293,7 +293,7 @@ impl Driver {
                 worker.stream.segment().copy_out(offset, len, &mut head)?;
                 worker.give_back(offset);
                 if budget::is_room_awaited() {
-                    self.board.waiters().wake_all(); // this worker, if it is idle: only it can free the block
+                    self.board.waiters().wake_all(); // this worker may be idle, and only it can free the block
                 }
                 head
             }
@@ -310,7 +310,7 @@ impl Driver {
         })
     }
 
-    /// An item panicked: runs it again, as a task of its own, if it may be.
+    /// Retries the current item of a task, which panicked, as a task of its own. Returns false if it may not be retried.
     fn try_again(&self, inner: &mut Inner, id: TaskId) -> bool {
         let serial = inner.serial();
         let Some(task) = inner.tasks.get(id.0) else { return false };
@@ -346,14 +346,14 @@ impl Driver {
 }
 
 impl Inner {
-    /// The thread does not sleep on its call's parker any more, or never did.
+    /// Removes a thread from the followers of its call, if it is one.
     fn follow_no_more(&mut self, me: ResultWaiter) {
         if let Some(state) = self.calls.get_mut(me.call).filter(|state| !state.followers.is_empty()) {
             state.followers.retain(|serial| *serial != me.serial);
         }
     }
 
-    /// A worker wrote nonsense: it is of no use any more, and its death is next.
+    /// Kills a worker that wrote invalid data, and reads no more of its results.
     pub(super) fn discard(&mut self, at: usize) {
         if let Some(worker) = &mut self.workers[at] {
             worker.stream.break_off();

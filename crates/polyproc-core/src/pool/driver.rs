@@ -1,13 +1,13 @@
-//! Acts for the scheduler. Everything that the parent knows of a pool is under one lock ([`Inner`]); who brings an event
-//! holds it, lets the scheduler decide, and carries the actions out. What calls into code of the user's is collected
-//! ([`Told`]) and done after the lock is released.
+//! The parent's side of a pool. One lock guards its state ([`Inner`]). A thread with an event acquires the lock, lets the
+//! scheduler decide, and carries the actions out. Calls into user code are collected ([`Told`]) and made after the lock is
+//! released.
 //!
-//! | file | what of it |
+//! | file | part |
 //! |---|---|
 //! | `driver` | the state; calls |
-//! | `act` | what the scheduler decides, done |
+//! | `act` | the scheduler's actions |
 //! | `collect` | results, and the threads that wait for them |
-//! | `watch` | the pool's thread: deaths, times, starts |
+//! | `watch` | the pool's thread: deaths, timers, starts |
 
 use std::cell::Cell;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -40,24 +40,24 @@ use crate::sys::futex::Wait;
 use crate::sys::identity::process_id;
 use crate::sys::watch::{EventFd, Poller};
 
-/// Of these there is room for more, as long as there are enough for all workers.
+/// Soft limit on bytes of arguments that are out; ignored while fewer than four tasks per worker are out.
 const AHEAD_BYTES: u64 = 1 << 20;
-/// No more are woken for one event.
+/// Maximum number of workers that are woken for one event.
 const WOKEN_AT_ONCE: u32 = 256;
 
-/// From taking a task to beginning it a worker needs some hundred nanoseconds, or as long as it is without a processor. One that
-/// needs longer than this is stopped (`SIGSTOP`, a debugger, a freezer).
+/// From its claim of a task to the beginning a worker takes some hundred nanoseconds, or as long as it is preempted. A worker
+/// that takes longer than this is stopped (`SIGSTOP`, a debugger, a freezer).
 const UNBEGUN_LIMIT: Duration = Duration::from_millis(200);
 
 /// Where a task's argument is.
 pub(super) enum TaskPlace {
-    /// Here.
+    /// In the parent's private memory.
     Waiting(Vec<u8>),
-    /// On the board, from the item on that was the first one left.
+    /// On the board. The argument begins with item `from` of the task.
     Out { slot: u32, position: u64, block: Option<Extent>, len: u64, from: u32 },
 }
 
-/// The key of no task.
+/// A key that no task has.
 const NO_TASK: usize = usize::MAX;
 
 /// Some items of a call that go to a worker together.
@@ -65,44 +65,44 @@ pub(super) struct Task {
     pub(super) call: usize,
     /// The tasks of the same call that were added just before and after it, or [`NO_TASK`].
     pub(super) neighbours: [usize; 2],
-    /// Never used again.
+    /// Distinguishes it from a later task with the same key.
     pub(super) serial: u64,
-    /// The number of the first item.
+    /// The index of the first item in the call.
     pub(super) first: u64,
-    /// How many items.
+    /// Number of items.
     pub(super) count: u32,
-    /// How many of them have ended.
+    /// Number of items that have ended.
     pub(super) done: u32,
     pub(super) at: TaskPlace,
-    /// Of the first item.
+    /// Descriptors of the first item.
     pub(super) fds: Vec<OwnedFd>,
-    /// How many items had ended when its worker was lost, and how the next one was. In a box: most tasks have none, and a call
-    /// may have millions.
+    /// The number of items that had ended when its worker was lost, and how the next item ends if it is not retried. Boxed,
+    /// since few tasks have it and a call may have millions of tasks.
     pub(super) lost: Option<Box<(u32, TaskEnd)>>,
-    /// Attempts at its one item that ended in a panic.
+    /// Number of attempts at its one item that ended in a panic.
     pub(super) panics: u32,
     /// Items that have not begun may go to another worker.
     pub(super) is_loose: bool,
-    /// Its [`Limited`] stands so.
+    /// The time of its entry in [`Limits`].
     pub(super) limit_at: Option<Instant>,
-    /// How many workers died that had taken it and not begun it.
+    /// Number of workers in a row that died after they claimed it and before they began it.
     pub(super) unbegun_deaths: u32,
-    /// Since when the worker that has taken it is seen not to begin it.
+    /// When the worker that claimed it was first seen not to have begun it.
     pub(super) unbegun_since: Option<Instant>,
 }
 
 impl Task {
-    /// The worker that has taken it is seen not to have begun it; true when it was seen so for [`UNBEGUN_LIMIT`].
+    /// Notes that a worker has claimed the task and not begun it. Returns whether this has lasted for [`UNBEGUN_LIMIT`].
     pub(super) fn is_stuck_before_beginning(&mut self) -> bool {
         self.unbegun_since.get_or_insert_with(Instant::now).elapsed() >= UNBEGUN_LIMIT
     }
 
-    /// Of its argument, as long as that is here.
+    /// Returns the length of its argument in bytes while that is in private memory, else 0.
     pub(super) fn waiting_bytes(&self) -> u64 {
         if let TaskPlace::Waiting(bytes) = &self.at { bytes.len() as u64 } else { 0 }
     }
 
-    /// One item, to be run for the first time.
+    /// Creates a task of one item.
     pub(super) fn single(call: usize, serial: u64, index: u64, bytes: Vec<u8>) -> Self {
         Self {
             call,
@@ -123,36 +123,36 @@ impl Task {
     }
 }
 
-/// What a worker logged.
+/// A log record of a worker.
 pub(super) struct Logged {
     pub(super) pid: u32,
     pub(super) record: Vec<u8>,
-    /// That of the call whose task logged it.
+    /// The callback of the call whose task logged it.
     pub(super) on_log: Option<OnLog>,
 }
 
-/// Whom to tell what, once the lock is released.
+/// Notifications to send once the lock is released.
 #[derive(Default)]
 pub(super) struct Told {
     parkers: Vec<Arc<Parker>>,
     wakers: Vec<Waker>,
     thens: Vec<Box<dyn FnOnce() + Send>>,
-    /// What happened to workers.
+    /// Events for `on_event`.
     pub(super) events: Vec<PoolEvent>,
-    /// Workers have logged something.
+    /// There are log records to deliver.
     pub(super) logs: bool,
-    /// Tasks that were laid on the table.
+    /// Number of tasks that were put on the table.
     pub(super) published: u32,
-    /// The thread that looks for results has some.
+    /// Wake the leader.
     pub(super) leader: bool,
-    /// The pool's thread has something to do.
+    /// Wake the pool's thread.
     pub(super) driver: bool,
 }
 
 impl Told {
-    /// The threads that sleep until their call has something.
+    /// Wakes the followers of a call.
     pub(super) fn unpark(&mut self, call: &mut call::CallState) {
-        call.followers.clear(); // a thread that goes on sleeping adds itself again
+        call.followers.clear(); // a thread that sleeps again adds itself again
         self.parkers.push(Arc::clone(&call.parker));
     }
 
@@ -167,59 +167,59 @@ impl Told {
     }
 }
 
-/// See the module.
+/// The parent's state of a pool.
 pub(super) struct Inner {
     pub(super) scheduler: Scheduler,
     pub(super) tasks: Slab<Task>,
     pub(super) calls: Slab<call::CallState>,
-    /// The tasks in the slots of the board.
+    /// The task in each slot of the board.
     pub(super) slots: Vec<Option<TaskId>>,
     pub(super) free_slots: Vec<u32>,
-    /// The position of the next task on the table: the parent's own, as workers may write over what they see of it.
+    /// The position of the next task on the table. Authoritative, since workers may overwrite the shared copy.
     pub(super) tail: u64,
-    /// A look at tasks that are lost on the table is to come.
+    /// [`Timer::Audit`] is set.
     pub(super) is_auditing: bool,
-    /// What the next was when the lock was last released.
+    /// The value of `waiting_bytes` when the lock was last released.
     seen_waiting: u64,
-    /// Bytes of the arguments of tasks that wait.
+    /// Bytes of the arguments of all tasks that are not out.
     pub(super) waiting_bytes: u64,
     /// Bytes of the arguments of tasks that are out.
     pub(super) out_bytes: u64,
     pub(super) blocks: Blocks,
-    /// Functions without a context, by what tells them apart in this process.
+    /// Functions without a context, by [`Function::key`].
     functions: HashMap<(usize, usize), FunctionId>,
-    /// What workers are told of functions, when they ask.
+    /// The encoded names and contexts of functions, for workers that ask.
     pub(super) names: HashMap<FunctionId, Vec<u8>>,
-    /// Vectors to be used again.
+    /// Empty vectors for reuse.
     pub(super) spare: Vec<Vec<u8>>,
     next_serial: u64,
     pub(super) workers: Vec<Option<WorkerHandle>>,
     pub(super) numbers: Numbers,
-    /// Places for which a worker is to be started.
+    /// Places in which workers must be started.
     pub(super) to_start: VecDeque<Place>,
-    /// What is to become of workers that are being started.
+    /// Actions for workers that are being started, carried out when they have started.
     pub(super) on_arrival: HashMap<Place, Action>,
     pub(super) timers: Timers,
     pub(super) limits: Limits,
-    /// The thread that looks for results.
+    /// The thread that reads the results.
     pub(super) leader: Option<ResultWaiter>,
-    /// Calls that want to be told of each result.
+    /// Number of calls whose results must be read as they arrive, even if no thread waits for them.
     pub(super) eager: usize,
     pub(super) told: Told,
-    /// Why there are no workers.
+    /// The reason that tasks report if the pool has no workers.
     pub(super) why: Option<Why>,
     pub(super) scratch: Vec<u8>,
     pub(super) actions: Vec<Action>,
     pub(super) lost: u64,
-    /// A look at tasks whose items may go to other workers is to come.
+    /// [`Timer::Share`] is set.
     pub(super) is_sharing: bool,
-    /// A look at the memory of workers is to come.
+    /// [`Timer::Memory`] is set.
     pub(super) is_watching_memory: bool,
-    /// A look for room for arguments is to come.
+    /// [`Timer::Room`] is set.
     pub(super) waits_for_room: bool,
-    /// A look at workers that were not woken is to come.
+    /// [`Timer::LookAfter`] is set.
     pub(super) is_looking_after: bool,
-    /// So many workers in a row ended in their initializers by the program's fault.
+    /// Number of workers in a row that ended in their initializers by the program's fault.
     pub(super) unfit: usize,
     /// The pool was terminated, and the grace period of its workers is over.
     pub(super) is_past_grace: bool,
@@ -231,22 +231,23 @@ pub(super) struct Driver {
     pub(super) board: Board,
     pub(super) orders: Orders,
     pub(super) watch: Poller,
-    /// Rung by workers, and by whoever has something for the pool's thread.
+    /// Rung by workers, and by threads that have work for the pool's thread.
     pub(super) bell: EventFd,
     pub(super) settings: PoolSettings,
     pub(super) callbacks: Callbacks,
-    /// Where threads sleep that wait to submit.
+    /// Threads in [`Driver::wait_to_submit`] sleep here.
     pub(super) submitters: Parker,
-    /// What workers logged, in order, and whose turn it is to hand it on.
+    /// Log records that were not delivered yet, in order of arrival.
     pub(super) logs: Mutex<VecDeque<Logged>>,
-    /// There ever were any.
+    /// True once a worker has logged a record.
     pub(super) has_logs: AtomicBool,
+    /// Held by the thread that delivers log records.
     log_turn: Mutex<()>,
-    /// No worker is wanted any more.
+    /// The pool was terminated: no more workers are started.
     pub(super) is_terminated: AtomicBool,
     /// Set when the pool's thread has ended.
     pub(super) end: Latch,
-    /// The process that made it: in a copy of that process there is no thread behind it.
+    /// The process that created the pool. A forked copy of that process has no pool thread.
     pid: u32,
 }
 
@@ -316,19 +317,19 @@ impl Driver {
         }))
     }
 
-    /// Whether this process has the thread behind it.
+    /// Returns whether this process created the pool, and so has its thread.
     pub(super) fn is_ours(&self) -> bool {
         self.pid == process_id()
     }
 
-    /// Runs `f` with the state, then tells whoever is to be told.
+    /// Calls `f` with the state under the lock, then sends the notifications.
     pub(super) fn with<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
         let mut inner = lock(&self.inner);
         let result = f(&mut inner);
         let published = std::mem::take(&mut inner.told.published);
         let to_wake = if published > 0 { self.to_wake(&mut inner, published) } else { 0 };
         let told = (!inner.told.is_empty()).then(|| std::mem::take(&mut inner.told));
-        // As it was when this thread had the lock: one of them that comes below the limit sees so.
+        // Under the lock, so that one thread sees the value fall below the limit.
         let now = inner.waiting_bytes;
         let before = std::mem::replace(&mut inner.seen_waiting, now);
         let may_submit = self.settings.max_waiting_bytes.is_some_and(|most| before > most && now <= most);
@@ -345,14 +346,15 @@ impl Driver {
         result
     }
 
-    /// How many workers to wake, when so many tasks were laid on the table: those that look for tasks find them by themselves.
+    /// Returns how many workers to wake after `published` tasks were put on the table. Workers that poll the table find tasks
+    /// by themselves.
     fn to_wake(&self, inner: &mut Inner, published: u32) -> u32 {
-        fence(Ordering::SeqCst); // a worker that stops looking says so first, and then looks a last time
+        fence(Ordering::SeqCst); // a worker that stops polling leaves `lookers` first, and then checks the table a last time
         let looking = self.board.lookers().count();
         if looking == 0 || self.board.table().waiting() > looking {
             return published.min(WOKEN_AT_ONCE);
         }
-        // One that was stopped does not find them. A thread that waits for results looks after that before it sleeps.
+        // A stopped worker finds nothing, so a timer checks. If a thread waits for the results, it checks before it sleeps.
         if inner.eager > 0 && !inner.is_looking_after {
             inner.is_looking_after = true;
             inner.set_timer(soon(), Timer::LookAfter);
@@ -360,13 +362,13 @@ impl Driver {
         0
     }
 
-    /// Hands on what workers logged. When this returns, all that came before is handed on, by whichever thread.
+    /// Delivers log records to their callbacks. On return, this or another thread has delivered all earlier records.
     pub(super) fn deliver_logs(&self) {
         thread_local! {
             static DELIVERS: Cell<bool> = const { Cell::new(false) };
         }
         if !self.has_logs.load(Ordering::Acquire) || DELIVERS.replace(true) {
-            return; // what it calls has come here
+            return; // called by a callback
         }
         let turn = lock(&self.log_turn);
         while let Some(Logged { pid, record, on_log }) = { lock(&self.logs).pop_front() } {
@@ -396,7 +398,7 @@ impl Driver {
         }
     }
 
-    /// A new call; its key.
+    /// Opens a call. Returns its key and its parker.
     pub(super) fn open(&self, function: FunctionId, has_context: bool, settings: CallSettings) -> (usize, Arc<Parker>) {
         self.with(|inner| {
             let parker = Arc::<Parker>::default();
@@ -427,7 +429,7 @@ impl Driver {
             }
             if is_eager {
                 self.hand_over(inner);
-                // A leader that sleeps until few tasks are left is to be woken for this one's results.
+                // A leader that sleeps until few tasks are left must now wake for the results of this call.
                 if inner.leader.is_some() && self.board.doorbell().hurry() && inner.is_anything_unread() {
                     inner.told.leader = true;
                 }
@@ -496,7 +498,7 @@ impl Driver {
         self.with(|inner| self.stop(inner, call, Stop::GivenUp));
     }
 
-    /// Ends what has not ended of a call. What a worker has taken and not begun cannot be stopped yet: a timer tries again.
+    /// Ends the remaining items of a call. A task that is claimed and not begun cannot be stopped yet: a timer retries.
     pub(super) fn stop(&self, inner: &mut Inner, call: usize, stop: Stop) {
         let Some(state) = inner.calls.get_mut(call) else { return };
         let serial = state.serial;
@@ -527,10 +529,10 @@ impl Driver {
         }
     }
 
-    /// Kills the worker that has taken a task: at once when it has begun, and when it has stood still for a while before that.
-    /// False when that is still to come, or the task is over.
+    /// Kills the worker that has claimed a task, if it has begun the task or has been stopped before that for a while. Returns
+    /// false if the caller must try again.
     fn doom_holder(&self, inner: &mut Inner, id: TaskId, cause: Cause) -> bool {
-        self.read_holder(inner, id); // what it has answered counts
+        self.read_holder(inner, id); // results that it has written count
         let Some(task) = inner.tasks.get_mut(id.0) else { return true };
         let TaskPlace::Out { slot, position, .. } = task.at else { return false };
         let holder = self.board.table().holder(slot, position);
@@ -539,7 +541,7 @@ impl Driver {
         worker.doom(cause, Some(position)) || task.is_stuck_before_beginning() && worker.doom_at(cause, IDLE)
     }
 
-    /// Nobody wants the results any more. The pool's thread collects what is still to come: no other thread waits for it.
+    /// Discards the results of a call. The pool's thread reads the remaining results, as no other thread waits for them.
     pub(super) fn abandon(&self, call: usize) {
         self.with(|inner| {
             let Some(state) = inner.calls.get_mut(call) else { return };
@@ -559,7 +561,7 @@ impl Driver {
     }
 }
 
-/// How what was stopped ends.
+/// Returns how the items of a stopped call end.
 pub(super) fn stop_end(stop: Stop) -> TaskEnd {
     match stop {
         Stop::GivenUp | Stop::Cancelled => TaskEnd::Cancelled,
@@ -573,7 +575,7 @@ impl Inner {
         self.next_serial
     }
 
-    /// A new task, the last one of its call.
+    /// Adds a task, as the last one of its call.
     pub(super) fn add_task(&mut self, mut task: Task) -> TaskId {
         let call = task.call;
         let last = self.calls.get(call).and_then(|state| state.last_task);
@@ -589,7 +591,7 @@ impl Inner {
         TaskId(id)
     }
 
-    /// The task is no more.
+    /// Removes a task from the state, its call and the limits.
     pub(super) fn remove_task(&mut self, id: TaskId) -> Option<Task> {
         let task = self.tasks.try_remove(id.0)?;
         self.waiting_bytes -= task.waiting_bytes();
@@ -608,19 +610,19 @@ impl Inner {
         Some(task)
     }
 
-    /// The tasks of a call, the last one first.
+    /// Returns the tasks of a call, the last one first.
     fn tasks_of(&self, call: usize) -> Vec<TaskId> {
         let last = self.calls.get(call).and_then(|state| state.last_task);
         let before = |id: &usize| self.tasks.get(*id).map(|task| task.neighbours[0]).filter(|id| *id != NO_TASK);
         std::iter::successors(last, before).map(TaskId).collect()
     }
 
-    /// A function that was called before, without a context.
+    /// Returns the id of a function that was called before without a context.
     pub(super) fn known_function(&self, key: (usize, usize)) -> Option<FunctionId> {
         self.functions.get(&key).copied()
     }
 
-    /// A function that was not; with a context, for one call.
+    /// Registers a function that was not called before, or one with a context, which is for one call.
     pub(super) fn new_function(&mut self, key: (usize, usize), name: &Function, context: Option<&[u8]>) -> FunctionId {
         let id = self.register(name, context.unwrap_or_default());
         if context.is_none() {
@@ -629,14 +631,14 @@ impl Inner {
         id
     }
 
-    /// A function that workers may ask for.
+    /// Registers a function that workers may ask for.
     pub(super) fn register(&mut self, name: &Function, context: &[u8]) -> FunctionId {
         let id = FunctionId(self.serial());
         self.names.insert(id, encode_function(name, context));
         id
     }
 
-    /// The slot is free, and the block.
+    /// Frees a slot, and the block of its argument.
     pub(super) fn free(&mut self, orders: &Orders, slot: u32, block: Option<Extent>, len: u64) {
         self.out_bytes -= len;
         self.slots[slot as usize] = None;
@@ -646,7 +648,7 @@ impl Inner {
         }
     }
 
-    /// A result of a call, or a failure: to be taken, and somebody may wait for it.
+    /// Adds the result or failure of an item to its call, and notifies the waiters.
     pub(super) fn end_item(&mut self, call: usize, index: u64, end: End) {
         if let Some(state) = self.calls.get_mut(call) {
             state.ends.push(index, end);
@@ -654,7 +656,7 @@ impl Inner {
         }
     }
 
-    /// Some items of a call have ended.
+    /// Counts `count` items of a call as ended, and notifies the waiters.
     pub(super) fn ended(&mut self, call: usize, count: u64) {
         let Some(state) = self.calls.get_mut(call) else { return };
         state.left -= count;
@@ -674,7 +676,7 @@ impl Inner {
         self.told.leader |= self.leader.is_some_and(|leader| leader.call == call);
     }
 
-    /// Sees to what follows when a call is over.
+    /// If a call is over, schedules its callbacks, and removes it if it was abandoned.
     fn settle(&mut self, call: usize) {
         let Some(state) = self.calls.get_mut(call).filter(|state| state.is_over()) else { return };
         self.told.thens.append(&mut state.thens);
@@ -691,7 +693,7 @@ impl Inner {
         }
     }
 
-    /// An item that is not run.
+    /// Adds an item that is not run, and fails it.
     pub(super) fn refuse(&mut self, call: usize, index: u64) {
         if let Some(state) = self.calls.get_mut(call) {
             state.left += 1;
@@ -703,7 +705,7 @@ impl Inner {
         if let Some(state) = self.calls.get_mut(call) {
             state.is_sealed = true;
             if state.is_over() {
-                self.tell_waiters(call); // for a result that will not come
+                self.tell_waiters(call); // they may wait for a further result
             }
             self.settle(call);
         }
@@ -718,7 +720,7 @@ impl Inner {
         self.scheduler.waiting() == 0 && is_small || !self.scheduler.is_open()
     }
 
-    /// Position, slot and number of each task that is out.
+    /// Returns position, slot and id of each task that is out.
     pub(super) fn out(&self) -> Vec<(u64, u32, TaskId)> {
         let out = self.slots.iter().flatten().filter_map(|id| match self.tasks.get(id.0)?.at {
             TaskPlace::Out { slot, position, .. } => Some((position, slot, *id)),
@@ -727,7 +729,7 @@ impl Inner {
         out.collect()
     }
 
-    /// How many tasks are with the workers or ahead of them.
+    /// Returns the number of tasks that are out.
     pub(super) fn out_tasks(&self) -> u64 {
         self.slots.len() as u64 - self.free_slots.len() as u64
     }

@@ -8,21 +8,21 @@ use super::call::{Call, Ends, ItemEnd};
 use super::task::Items;
 use crate::shm::memory_budget;
 
-/// Arguments of a task above this are not joined by another item.
+/// A chunk of this many bytes is full.
 const FULL_LEN_BYTES: usize = 64 << 10;
 
-/// How far a call may read ahead of who takes its results.
+/// How far a call may read its items ahead of the consumer of its results.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadAhead {
-    /// So many items at most are under way, or have ended and were not taken.
+    /// Maximum number of items that are in progress, or have ended and whose results were not taken.
     pub items: usize,
-    /// So many bytes at most these have, with their results, by what was seen of them; but enough items for all workers.
+    /// Maximum bytes of these items and their results, estimated from earlier ones; ignored below two items per worker.
     pub bytes: u64,
 }
 
-/// More bytes ahead do not make it faster.
+/// Default limit: reading further ahead does not make a call faster.
 const AHEAD_BYTES: u64 = 256 << 20;
-/// So much of the budget at most.
+/// Divisor of the memory budget for the default limit.
 const AHEAD_SHARE: u64 = 8;
 
 impl ReadAhead {
@@ -34,39 +34,39 @@ impl ReadAhead {
     }
 }
 
-/// A call that takes its items one by one, and gives chunks of them to workers.
+/// A call that takes its items one by one, and submits them in chunks.
 #[derive(Debug)]
 pub struct Feed {
     call: Arc<Call>,
     workers: usize,
-    /// Of all items so far.
+    /// Bytes of all items so far.
     argument_bytes: u64,
-    /// How many results came, and how many bytes they had.
+    /// Number of results that have arrived, and their bytes.
     ended: u64,
     result_bytes: u64,
     chunksize: usize,
-    /// Where items are tasks of their own: how many of them travel together.
+    /// If each item is a task of its own: how many items travel together.
     batching: Option<Batching>,
-    /// Items that are to go together.
+    /// Items that were not submitted yet.
     chunk: Items,
-    /// How many items there were so far.
+    /// Number of items so far.
     count: usize,
     ends: Ends,
 }
 
-/// Short tasks travel together, though each is a task of its own: so many as take about [`BATCH_TIME`].
+/// Short tasks travel together, though each is a task of its own: as many as take [`BATCH_TIME`].
 #[derive(Debug)]
 struct Batching {
     workers: usize,
     size: usize,
-    /// Since when how many have ended.
+    /// The start of the sample, and the number of tasks that have ended since.
     since: Instant,
     ended: usize,
 }
 
 const BATCH_TIME: Duration = Duration::from_micros(30);
 const LARGEST_BATCH: usize = 64;
-/// So many tell how long they take.
+/// Number of tasks that are measured together.
 const SAMPLE: usize = 256;
 
 impl Batching {
@@ -74,23 +74,24 @@ impl Batching {
         Self { workers, size: 1, since: Instant::now(), ended: 0 }
     }
 
-    /// Some more tasks have ended.
+    /// Counts tasks that have ended. Adjusts the size of batches after each sample.
     fn ended(&mut self, count: usize) {
         self.ended += count;
         if self.ended < SAMPLE {
             return;
         }
-        // Of one task, what it waited for its like included; not below a nanosecond.
+        // Nanoseconds per task, including its time in queues.
         let each = self.since.elapsed().as_nanos() * self.workers as u128 / self.ended as u128;
         let fits = usize::try_from(BATCH_TIME.as_nanos() / each.max(1)).unwrap_or(LARGEST_BATCH);
-        // Twice as many at most: it grows by what was seen, and shrinks at once.
+        // The size at most doubles with each sample, and shrinks at once.
         self.size = fits.clamp(1, LARGEST_BATCH).min(self.size * 2);
         (self.since, self.ended) = (Instant::now(), 0);
     }
 }
 
 impl Feed {
-    /// Chunks of `chunksize` items, for so many workers. Where that is 1, short tasks travel together all the same.
+    /// Creates a feed with chunks of `chunksize` items, for `workers` workers. If `chunksize` is 1, short tasks still travel
+    /// together.
     #[must_use]
     pub fn new(call: Call, chunksize: usize, workers: usize) -> Self {
         let batching = (chunksize == 1).then(|| Batching::new(workers));
@@ -108,11 +109,11 @@ impl Feed {
         }
     }
 
-    /// Adds an item, which `encode` puts at the end of the bytes that it is given, with its descriptors; it goes to a worker
-    /// with the rest of its chunk. True when that went. An item that cannot be encoded counts all the same.
+    /// Adds an item. `encode` appends it to the given bytes, and returns its descriptors. The item is submitted with the rest
+    /// of its chunk. Returns whether the chunk was submitted. An item that cannot be encoded still counts.
     ///
     /// # Errors
-    /// What `encode` fails with.
+    /// The error of `encode`.
     pub fn push<E>(&mut self, encode: impl FnOnce(&mut Vec<u8>) -> Result<Vec<OwnedFd>, E>) -> Result<bool, E> {
         let index = self.count;
         self.count += 1;
@@ -127,7 +128,7 @@ impl Feed {
                 }
                 Ok(is_full)
             }
-            // An item with handles is a task of its own.
+            // An item with descriptors is a task of its own.
             Ok(fds) => {
                 let mut item = self.chunk.split_off_last();
                 self.submit(index);
@@ -141,49 +142,49 @@ impl Feed {
         }
     }
 
-    /// Hands on the chunk, the last item of which comes before `end`.
+    /// Submits the chunk, whose last item has the index `end - 1`.
     fn submit(&mut self, end: usize) {
         let first = (end - self.chunk.count() as usize) as u64;
         self.call.submit(first, &mut self.chunk, Vec::new(), self.batching.is_some());
     }
 
-    /// Hands on what is left of the last chunk.
+    /// Submits the items that were not submitted yet.
     pub fn flush(&mut self) {
         self.submit(self.count);
     }
 
-    /// There are no more items.
+    /// Submits the remaining items, and declares that there are no more.
     pub fn seal(&mut self) {
         self.flush();
         self.call.seal();
     }
 
-    /// How many items there were so far.
+    /// Returns the number of items so far.
     #[must_use]
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// How many items wait for the rest of their chunk.
+    /// Returns the number of items that were not submitted yet.
     #[must_use]
     pub fn unsent(&self) -> usize {
         self.chunk.count() as usize
     }
 
-    /// The call.
+    /// Returns the call.
     #[must_use]
     pub fn call(&self) -> &Arc<Call> {
         &self.call
     }
 
-    /// The call, of which all is submitted.
+    /// Seals the call and returns it.
     #[must_use]
     pub fn into_call(mut self) -> Arc<Call> {
         self.seal();
         self.call
     }
 
-    /// So many bytes went beside the arguments, or came beside the results, behind descriptors.
+    /// Counts bytes that descriptors carried in addition to arguments or results.
     pub fn count_lent(&mut self, bytes: u64) {
         self.result_bytes += bytes;
     }
@@ -193,7 +194,7 @@ impl Feed {
     pub fn may_read_on(&self, taken: usize, ahead: ReadAhead) -> bool {
         let least = 2 * self.workers;
         let most = match self.ended {
-            0 => 2 * least, // until it is seen how large results are
+            0 => 2 * least, // the size of results is not known yet
             ended => {
                 let each = self.result_bytes / ended + self.argument_bytes / (self.count as u64).max(1);
                 usize::try_from(ahead.bytes / each.max(1)).unwrap_or(usize::MAX).max(least)
@@ -202,7 +203,7 @@ impl Feed {
         self.count - taken < most.min(ahead.items)
     }
 
-    /// Takes the results that have come. Gives how many of the submitted items have not ended.
+    /// Calls `see` with each result that has arrived, and its index. Returns how many of the submitted items have not ended.
     pub fn take(&mut self, mut see: impl FnMut(u64, ItemEnd<'_>)) -> u64 {
         let left = self.call.take(&mut self.ends);
         let (mut count, mut bytes) = (0, 0);

@@ -1,4 +1,4 @@
-//! [`Pool`]: what the faces use.
+//! [`Pool`]: the interface of the engine's pools for the faces.
 
 use std::fmt;
 use std::io;
@@ -19,44 +19,44 @@ use crate::process::{
 };
 use crate::robust::WaitError;
 
-/// Called with a worker's process id and what it logged.
+/// Called with a worker's process id and a record that it logged.
 pub type OnLog = Arc<dyn Fn(u32, &[u8]) + Send + Sync>;
 
-/// Called with what happens to workers, by whichever thread sees it.
+/// Called with events of workers, on the thread that detects them.
 pub type OnEvent = Arc<dyn Fn(&PoolEvent) + Send + Sync>;
 
-/// What a pool is to be.
+/// The settings of a pool.
 #[derive(Default)]
 pub struct PoolSettings {
-    /// How many workers; `None` for one per processor that this process may use.
+    /// Number of workers; `None` for one per processor that this process may use.
     pub workers: Option<usize>,
     /// How workers are started.
     pub method: StartMethod,
-    /// For [`StartMethod::Fork`]: a pool replaces its workers from a thread, while others run.
+    /// Required for [`StartMethod::Fork`], since a pool forks replacements for its workers while other threads run.
     pub fork_with_threads: Option<ForkWithThreads>,
-    /// What the names of its workers begin with; `None` for `PoolWorker`.
+    /// Prefix of the workers' names; `None` for `PoolWorker`.
     pub name: Option<String>,
     /// Changes to the environment of workers.
     pub env: Vec<EnvChange>,
-    /// What a worker runs before its first task.
+    /// A function that a worker runs before its first task.
     pub initializer: Option<(Function, Payload)>,
-    /// What a worker runs after its last task, when it ends in peace.
+    /// A function that a worker runs after its last task, if it retires.
     pub finalizer: Option<Function>,
-    /// A worker that has run so many items is replaced.
+    /// Number of items after which a worker is replaced.
     pub max_tasks_per_child: Option<NonZeroU64>,
     /// The niceness of workers (`nice(2)`).
     pub nice: Option<i32>,
-    /// The processors that each worker may use, one list for each place, and so on in turn.
+    /// The processors that each worker may use: a list for each place, used cyclically.
     pub cpus: Vec<Vec<u32>>,
-    /// How many bytes of its own a worker may have in memory.
+    /// Bytes of memory of its own that a worker may have, without its results and loans. A worker above this is killed.
     pub memory_limit: Option<u64>,
-    /// How many bytes of arguments of tasks may wait here before [`Pool::wait_to_submit`] waits; `None` for any.
+    /// Bytes of arguments that may wait in this process before [`Pool::wait_to_submit`] blocks; `None` for no limit.
     pub max_waiting_bytes: Option<u64>,
-    /// Workers end when there has been nothing to do for so long.
+    /// How long there may be nothing to do before workers retire; `None` for no limit.
     pub retire_idle: Option<Duration>,
-    /// See [`log`](super::log); for what no call has a place of its own for.
+    /// Called with the log records of tasks whose call has no callback of its own: see [`log`](super::log).
     pub on_log: Option<OnLog>,
-    /// Is told what happens to workers.
+    /// Called with events of workers.
     pub on_event: Option<OnEvent>,
 }
 
@@ -69,22 +69,22 @@ impl fmt::Debug for PoolSettings {
     }
 }
 
-/// Why there is no pool.
+/// Why a pool could not be created or resized.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoolError {
     /// A pool of no workers would never run anything.
     #[error("a pool needs at least one worker")]
     NoWorkers,
-    /// Workers are told apart by a number of 18 bits, and each takes processes and descriptors.
+    /// Workers have numbers of 18 bits, and each takes a process and descriptors.
     #[error("a pool can have at most {limit} workers: {workers} were asked for")]
     TooManyWorkers {
-        /// What was asked for.
+        /// The requested number.
         workers: usize,
-        /// What is possible.
+        /// The maximum.
         limit: usize,
     },
-    /// Workers are replaced by a thread, which must not copy the program unless somebody promised that it is sound.
+    /// A thread replaces workers, and must not fork the program unless the user promises that this is sound.
     #[error(
         "a pool does not start its workers by `fork`, as threads run beside it, its own among them: use `forkserver` or `spawn`, \
          or promise that it is sound by `fork_with_threads`"
@@ -96,13 +96,13 @@ pub enum PoolError {
     /// A worker did not start.
     #[error("could not start a worker: {0}")]
     Start(#[from] StartError),
-    /// The initializer or the finalizer has no name that a worker could find.
+    /// The initializer or the finalizer has no name by which a worker can find it.
     #[error(transparent)]
     Function(#[from] FunctionError),
     /// The face could not encode the initializer's argument.
     #[error(transparent)]
     Argument(Box<dyn std::error::Error + Send + Sync>),
-    /// The pool's thread or its descriptors could not be made.
+    /// The pool's thread or its descriptors could not be created.
     #[error("could not start the thread of a pool: {0}")]
     Os(io::Error),
 }
@@ -124,7 +124,7 @@ impl Pool {
     /// Starts the workers.
     ///
     /// # Errors
-    /// See [`PoolError`]; nothing is left running then.
+    /// See [`PoolError`]. No worker is left running in that case.
     pub fn new(settings: PoolSettings) -> Result<Self, PoolError> {
         let workers = match settings.workers {
             Some(workers) => workers,
@@ -143,13 +143,13 @@ impl Pool {
         Ok(Self { driver, thread: Mutex::new(Some(thread)) })
     }
 
-    /// How many workers it keeps.
+    /// Returns the number of workers that the pool keeps.
     #[must_use]
     pub fn workers(&self) -> usize {
         self.driver.with(|inner| inner.scheduler.wanted())
     }
 
-    /// Keeps so many workers from now on: starts more, or has some end when they have finished their tasks.
+    /// Changes the number of workers: starts more, or retires some when they have finished their tasks.
     ///
     /// # Errors
     /// [`PoolError::NoWorkers`], [`PoolError::TooManyWorkers`].
@@ -161,11 +161,11 @@ impl Pool {
         Ok(())
     }
 
-    /// Begins a call of a function. `key` tells functions apart ([`Function::key`]), `name` gives its name when it is needed;
-    /// with a context, that is sent to each worker once.
+    /// Begins a call of a function. `key` identifies the function in this process ([`Function::key`]); `name` returns its name,
+    /// and is called only if the pool does not know the function. A context is sent to each worker once.
     ///
     /// # Errors
-    /// What `name` fails with.
+    /// The error of `name`.
     pub fn call(
         &self,
         key: (usize, usize),
@@ -185,40 +185,42 @@ impl Pool {
         Ok(Call { driver: Arc::clone(&self.driver), key, parker })
     }
 
-    /// How many bytes the arguments of tasks have that wait for room on the table.
+    /// Returns how many bytes of arguments wait in this process for room on the table.
     #[must_use]
     pub fn waiting_bytes(&self) -> u64 {
         self.driver.with(|inner| inner.waiting_bytes)
     }
 
-    /// Waits while more bytes of arguments wait here than may; false when the deadline passed first. One item may then be submitted.
+    /// Blocks while more bytes of arguments wait in this process than [`PoolSettings::max_waiting_bytes`]. One item may be
+    /// submitted then. Returns false if the deadline passed first.
     ///
     /// # Errors
-    /// [`WaitError::Interrupted`] when a signal handler ran: wait again, or do what the signal asks.
+    /// [`WaitError::Interrupted`] if a signal handler ran. The wait may be repeated.
     pub fn wait_to_submit(&self, deadline: Deadline) -> Result<bool, WaitError> {
         self.driver.wait_to_submit(deadline)
     }
 
-    /// Names a function for many calls, with a context that is sent to each worker once. It is known as long as the pool is.
+    /// Registers a function for many calls, with a context that is sent to each worker once. It stays registered as long as the
+    /// pool exists.
     #[must_use]
     pub fn register(&self, function: &Function, context: &[u8]) -> Registered {
         Registered(self.driver.with(|inner| inner.register(function, context)))
     }
 
-    /// As [`Pool::call`], of a function that was registered.
+    /// As [`Pool::call`], for a registered function.
     #[must_use]
     pub fn call_registered(&self, function: Registered, settings: CallSettings) -> Call {
         let (key, parker) = self.driver.open(function.0, false, settings);
         Call { driver: Arc::clone(&self.driver), key, parker }
     }
 
-    /// Whether it takes tasks: it was neither closed nor terminated, and has workers or hopes for some.
+    /// Returns whether the pool accepts tasks: it was neither closed nor terminated, and has not given up on its workers.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.driver.with(|inner| inner.scheduler.is_open())
     }
 
-    /// Refuses new tasks; those submitted are run, then the workers end.
+    /// Refuses new tasks. Submitted tasks still run, then the workers exit.
     pub fn close(&self) {
         if self.driver.is_ours() {
             self.driver.with(|inner| {
@@ -228,18 +230,18 @@ impl Pool {
         }
     }
 
-    /// Ends the workers at once; tasks that have not ended fail.
+    /// Terminates the workers at once. Tasks that have not ended fail.
     pub fn terminate(&self) {
         if self.driver.is_ours() {
             self.driver.terminate();
         }
     }
 
-    /// Waits until all workers have ended and all callbacks have run, after [`Pool::close`] or [`Pool::terminate`]; false when
-    /// the deadline passed first.
+    /// Blocks until all workers have exited and all callbacks have run, after [`Pool::close`] or [`Pool::terminate`]. Returns
+    /// false if the deadline passed first.
     ///
     /// # Errors
-    /// [`WaitError::Interrupted`] when a signal handler ran: wait again, or do what the signal asks.
+    /// [`WaitError::Interrupted`] if a signal handler ran. The wait may be repeated.
     pub fn join(&self, deadline: Deadline) -> Result<bool, WaitError> {
         if !self.driver.is_ours() {
             return Ok(true);
@@ -248,24 +250,24 @@ impl Pool {
             return Ok(false);
         }
         if let Some(thread) = lock(&self.thread).take() {
-            // A panic there was printed; the workers die with this process at the latest.
+            // A panic of the thread was printed; the workers die with this process at the latest.
             let _ = thread.join();
         }
         self.driver.callbacks.join(deadline)
     }
 
-    /// As [`Pool::join`], waiting on when a signal handler ran.
+    /// As [`Pool::join`] without a deadline, but continues after signal handlers.
     pub fn join_through_signals(&self) {
         while self.join(Deadline::NEVER).is_err() {}
     }
 
-    /// What each living worker has done so far.
+    /// Returns the statistics of each living worker.
     #[must_use]
     pub fn stats(&self) -> Vec<WorkerStats> {
         self.driver.with(|inner| inner.workers.iter().flatten().map(super::staff::WorkerHandle::stats).collect())
     }
 
-    /// How many workers have died, other than by ending in peace.
+    /// Returns how many workers have ended other than with exit code 0.
     #[must_use]
     pub fn workers_lost(&self) -> u64 {
         self.driver.with(|inner| inner.lost)

@@ -1,4 +1,4 @@
-//! [`Latch`]: something that happens once, and that threads wait for.
+//! [`Latch`]: an event that happens once, and that threads wait for.
 
 use std::time::Duration;
 
@@ -21,10 +21,10 @@ impl Latch {
         futex::wake(&self.word, futex::ALL);
     }
 
-    /// Waits until it is set; false when the deadline passed first.
+    /// Blocks until the latch is set. Returns false if the deadline passed first.
     ///
     /// # Errors
-    /// [`WaitError::Interrupted`] when a signal handler ran.
+    /// [`WaitError::Interrupted`] if a signal handler ran.
     pub(super) fn wait(&self, deadline: Deadline) -> Result<bool, WaitError> {
         loop {
             if self.word.load(Ordering::Acquire) != 0 {

@@ -1,21 +1,21 @@
-//! Pools: workers that take tasks from a table in shared memory, and a parent that knows at every moment which worker holds
-//! which. `docs/design/pool.md` tells the protocol.
+//! Pools: workers take tasks from a table in shared memory; the parent knows at every moment which worker holds which task.
+//! `docs/design/pool.md` describes the protocol.
 //!
-//! | file | what it does |
+//! | file | purpose |
 //! |---|---|
-//! | `scheduler` | decides: events in, actions out, no clock and no descriptor |
-//! | `claim`, `board` | the table: how tasks are taken, and the words by which they are |
-//! | `orders` | what the tasks are, which workers can only read |
-//! | `stream` | one worker's memory: what it does, and how its results come back |
+//! | `scheduler` | decisions: events in, actions out; no clock, no descriptor |
+//! | `claim`, `board` | the table: the claim protocol, and the shared words |
+//! | `orders` | functions and arguments of the tasks, read-only for workers |
+//! | `stream` | the memory of one worker: its state, and the ring that returns its results |
 //! | `doorbell` | how workers wake the parent |
-//! | `worker` | the child's loop |
-//! | `driver`, `act`, `collect`, `watch`, `timers` | the parent: its state, what the scheduler decides, results, deaths, times |
-//! | `audit` | tasks that are lost on a table that was written over |
-//! | `staff` | a worker as the parent sees it |
-//! | `callbacks` | the thread for callbacks |
-//! | `latch` | what threads wait for that join a pool |
-//! | `call`, `handle` | [`Call`] and [`Pool`], what the faces use |
-//! | `task` | how a task ends, and messages |
+//! | `worker` | the worker's loop |
+//! | `driver`, `act`, `collect`, `watch`, `timers` | the parent: state, the scheduler's actions, results, deaths, timers |
+//! | `audit` | repair of a table that a worker has overwritten |
+//! | `staff` | the parent's record of a worker |
+//! | `callbacks` | the thread that runs callbacks |
+//! | `latch` | the event that threads wait for when they join a pool |
+//! | `call`, `handle`, `feed` | [`Call`], [`Pool`] and [`Feed`], the interface for the faces |
+//! | `task` | how a task ends; messages between worker and parent |
 
 mod act;
 mod audit;
@@ -46,7 +46,6 @@ pub use feed::{Feed, ReadAhead};
 pub use handle::{OnEvent, OnLog, Pool, PoolError, PoolSettings, Registered};
 pub use staff::WorkerStats;
 pub use task::{Ended, Items, PoolEvent, TaskEnd, Why};
-pub(crate) use worker::run as run_worker;
 pub use worker::{log, may_lend, serve};
 
 #[cfg(any(test, feature = "fuzzing"))]
@@ -55,7 +54,7 @@ pub(crate) use task::decode_any;
 use crate::prim::{AtomicU32, AtomicU64};
 use crate::sys::shared::shared;
 
-/// What the table and the doorbell need of the system.
+/// The system calls and atomics that the table and the doorbell use.
 mod os {
     pub(super) use crate::prim::{Ordering, fence};
     pub(super) use crate::sys::futex::wake;
@@ -68,15 +67,15 @@ struct Table<'a> {
 }
 
 shared! {
-    /// A count that several processes look at.
+    /// A word that several processes use, in a cache line of its own.
     struct Count { count: AtomicU64, }
 }
 
 shared! {
     /// How workers wake the parent: see `doorbell`.
     ///
-    /// | offset | bytes | field | who writes it, when |
+    /// | offset | bytes | field | writer |
     /// |---|---|---|---|
-    /// | 0 | 4 | word | the parent, what it is going to do; a worker, that it has rung |
+    /// | 0 | 4 | word | the parent: how it must be woken; a worker: `AWAKE`, when it rings |
     struct Doorbell { word: AtomicU32, }
 }

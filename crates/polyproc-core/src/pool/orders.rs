@@ -1,22 +1,22 @@
-//! [`Orders`]: what the tasks on the table are: functions by number, and arguments. The parent writes them; its workers read them
-//! by a descriptor and a mapping that cannot write, so that none can change what another one is to do.
+//! [`Orders`]: function and arguments of each task on the table. The parent writes them. Workers have a descriptor and a
+//! mapping that can only read, so that no worker can change the work of another.
 //!
-//! | offset | bytes | what | who writes it, when |
+//! | offset | bytes | content | writer |
 //! |---|---|---|---|
 //! | 0 | 256 | the segment's regions | see [`Segment`] |
-//! | 4096 | 262144 | [`TaskDescriptor`]s, 256 bytes each | the parent, before the slot's state says *queued* |
-//! | 266240 | | large arguments | the parent, before an order speaks of them |
+//! | 4096 | 262144 | orders ([`TaskDescriptor`]), 256 bytes each | the parent, before the slot's state says *queued* |
+//! | 266240 | | large arguments | the parent, before the order that refers to them |
 //!
 //! An order:
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
-//! | 0 | 8 | id of the function: its name goes over channels, as it says what to run |
-//! | 8 | 8 | where the argument lies, 0 for behind this |
-//! | 16 | 8 | and how long it is |
-//! | 24 | 4 | how many items |
+//! | 0 | 8 | id of the function; its name, which determines the code to run, is sent over channels |
+//! | 8 | 8 | offset of the argument, or 0 if it is inline |
+//! | 16 | 8 | length of the argument in bytes |
+//! | 24 | 4 | number of items |
 //! | 28 | 4 | [`LIMITED`], [`WITH_FDS`], [`STEPWISE`] |
-//! | 32 | 224 | an argument that fits |
+//! | 32 | 224 | an inline argument |
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -26,31 +26,31 @@ use crate::shm::budget::Share;
 use crate::shm::{Blocks, Extent, MemoryError, Segment};
 use crate::sys::memory;
 
-/// Arguments up to this length lie behind the order itself.
+/// Arguments up to this length in bytes are inline, in the order itself.
 const INLINE_LEN: usize = 224;
 const FIRST_ORDER: u64 = 4096;
 const ORDER_LEN: u64 = 256;
-/// Words of an order.
+/// Number of words of an order before the inline argument.
 const WORDS: usize = 4;
 const INLINE: u64 = (WORDS * size_of::<u64>()) as u64;
 const _: () = assert!(INLINE + INLINE_LEN as u64 == ORDER_LEN);
 const FIRST_BLOCK: u64 = FIRST_ORDER + SLOTS as u64 * ORDER_LEN;
 const FIRST_REGION: u64 = FIRST_BLOCK.next_multiple_of(memory::PAGE);
 
-/// The items have a time limit: the worker says when it begins each.
+/// The items have a time limit: the worker reports when it begins each.
 pub(super) const LIMITED: u32 = 1;
 /// Descriptors belong to the argument: the worker asks for them.
 pub(super) const WITH_FDS: u32 = 2;
-/// The worker says which item it runs, and leaves the task when it is cut.
+/// The worker reports which item it runs, and leaves the task when it is cut.
 pub(super) const STEPWISE: u32 = 4;
 
-/// What a task is. See the module.
+/// An order: the function and items of a task. See the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TaskDescriptor {
     pub(super) function: u64,
     pub(super) items: u32,
     pub(super) flags: u32,
-    /// 0 when it lies behind the order.
+    /// Offset, or 0 if the argument is inline.
     argument_at: u64,
     argument_len: u64,
 }
@@ -83,27 +83,27 @@ impl Orders {
         Ok(Self { segment })
     }
 
-    /// The orders of the parent, from what [`Orders::for_a_worker`] gave.
+    /// Opens the orders of the parent, in a worker: `memfd` is a descriptor from [`Orders::for_a_worker`].
     pub(super) fn open(memfd: OwnedFd) -> io::Result<Self> {
         Ok(Self { segment: Segment::open_read_only(memfd, FIRST_REGION, 0, FIRST_ORDER)? })
     }
 
-    /// A descriptor that reads them.
+    /// Returns a read-only descriptor of the memory.
     pub(super) fn for_a_worker(&self) -> io::Result<OwnedFd> {
         memory::reopen_read_only(self.segment.as_fd())
     }
 
-    /// The large arguments' blocks, for the parent to keep.
+    /// Returns the allocator for the blocks of large arguments, which the parent keeps.
     pub(super) fn blocks() -> Blocks {
         Blocks::new(FIRST_BLOCK)
     }
 
-    /// Gives a large argument's block back.
+    /// Frees the block of a large argument.
     pub(super) fn free(&self, blocks: &mut Blocks, extent: Extent) {
         blocks.free(&self.segment, extent);
     }
 
-    /// Gives the memory of free blocks back.
+    /// Returns the memory of free blocks to the system.
     pub(super) fn trim(&self, blocks: &mut Blocks) {
         let _ = blocks.trim(&self.segment);
     }
@@ -112,11 +112,11 @@ impl Orders {
         if slot < SLOTS { Ok(FIRST_ORDER + u64::from(slot) * ORDER_LEN) } else { Err(MemoryError::Corrupt) }
     }
 
-    /// Writes a task that is not on the table, with its argument, which may fill the budget up to `share`. Returns the block of the
-    /// argument if it is large.
+    /// Writes a task that is not on the table, with its argument, which may fill the budget up to `share`. Returns the block of
+    /// the argument if it is large.
     ///
     /// # Errors
-    /// [`MemoryError::OutOfSpace`] or [`MemoryError::System`] when there is no memory for it.
+    /// [`MemoryError::OutOfSpace`] or [`MemoryError::System`] if there is no memory for it.
     pub(super) fn write(
         &self,
         blocks: &mut Blocks,
@@ -143,12 +143,12 @@ impl Orders {
         if order.argument_at == 0 { Ok(Self::order_at(slot)? + INLINE) } else { Ok(order.argument_at) }
     }
 
-    /// What was written.
+    /// Returns the order in a slot.
     pub(super) fn read(&self, slot: u32) -> Result<TaskDescriptor, MemoryError> {
         Ok(TaskDescriptor::from_words(self.segment.copy_words(Self::order_at(slot)?)?))
     }
 
-    /// Puts the argument of a task at the end of `out`.
+    /// Appends the argument of a task to `out`.
     pub(super) fn read_argument(
         &self,
         slot: u32,

@@ -1,106 +1,107 @@
-//! Decides which tasks are out with the workers, which workers there are, and what a death means. Pure: no clock, no
-//! descriptor, no memory but its own.
+//! Decides which tasks are on the table, which workers run, and what happens after a death. Pure: no clock, no descriptor,
+//! no shared memory.
 //!
-//! A task is *waiting* (here, in the order of priority and submission), *out* (on the table, where workers take it
-//! themselves), or *delayed* (until its next attempt is due). Invariants, tested with any order of events:
+//! A task is *waiting* (here, ordered by priority, then by submission), *out* (on the table, where workers claim it), or
+//! *delayed* (until its next attempt is due). Invariants, tested with arbitrary sequences of events:
 //!
-//! - a task that was submitted ends exactly once: by `Ended`, by `Fail`, or by `Dropped`;
-//! - no more tasks are out than the table has slots, and none waits while a slot is free, unless there is no room for its
-//!   argument or the pool is over;
-//! - tasks go out in the order of their priorities, and of their submission within one;
-//! - a death costs the one item that ran, and no other, and an item is tried no more often than allowed;
-//! - there are as many workers as asked for, unless they do not start or the pool ends; then every task ends.
+//! - a submitted task ends exactly once: by `Ended`, `Fail` or `Dropped`;
+//! - no more tasks are out than the table has slots, and no task waits while a slot is free, unless there is no memory for
+//!   its argument or the pool is over;
+//! - tasks go out in the order of priority, and within a priority in the order of submission;
+//! - a death costs the one item that ran, and no other; an item is tried no more often than allowed;
+//! - there are as many workers as wanted, unless they fail to start, are retired, or the pool ends; in each case every task
+//!   ends.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 
-/// A task: the place of its record.
+/// A task: the key of its record, which is reused after the task has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct TaskId(pub(crate) usize);
 
-/// A worker's place in the pool, kept by its replacement.
+/// A worker's place in the pool. A replacement takes the place of its predecessor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Place(pub(crate) usize);
 
-/// Larger ones go out first.
+/// Tasks of higher priority go out first.
 pub(crate) type Priority = i32;
 
-/// How a task that its worker left unfinished stood.
+/// How far a worker was with its task when it died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Held {
-    /// The worker had taken it, and begun none of its items.
+    /// The worker had claimed the task, and begun none of its items.
     NotBegun,
-    /// An item ran; `is_first` if it had been tried before, or is the first of the task.
+    /// An item was running.
     Running {
-        /// No item of the task has ended since the last attempt at this one.
+        /// The previous attempt that was lost was at the same item.
         is_same: bool,
-        /// It may be tried again.
+        /// The item may be tried again.
         may_retry: bool,
     },
 }
 
-/// What happened.
+/// An event that the scheduler reacts to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SchedulerEvent {
-    /// A new task, with the number of times that an item of it may be tried again.
+    /// A new task, and how many times each of its items may be retried.
     Submitted(TaskId, Priority, u32),
-    /// A new task, which is part of one that was submitted before: it is delayed until it is `Due`.
+    /// A new task with items of an earlier one: delayed until `Due`.
     Resubmitted(TaskId, Priority, u32),
-    /// All items of a task that was out have ended; or it was taken back, and is to end.
+    /// A task that went out has ended: its last item has, or the driver removed it.
     Ended(TaskId),
-    /// It was taken back from the table to wait; more may follow, the newest first, and then `WayMade`.
+    /// The task was taken back from the table after `MakeWay`, and waits again. The newest task comes first.
     Withdrawn(TaskId),
-    /// There is no room for what it is called with, and it waits. Of several, the last one first.
+    /// There is no memory for the task's argument, so it waits again. Of several tasks, the last one to publish comes first.
     Full(TaskId),
-    /// There may be room again.
+    /// There may be memory for arguments again.
     Room,
-    /// All less urgent tasks were taken back that could be.
+    /// `MakeWay` is done: all less urgent tasks that no worker had claimed were taken back.
     WayMade,
-    /// It is not to be run: it waits or is delayed.
+    /// The driver removed a waiting or delayed task.
     Dropped(TaskId),
-    /// What is left of a task, after `Lose`, is to be run.
+    /// A task still has items after `Lose`, and waits again.
     Requeued(TaskId),
-    /// The time of a delayed task has come.
+    /// The delay of a task is over.
     Due(TaskId),
     /// The worker takes tasks from now on.
     Ready(Place),
-    /// The worker is gone, and all it sent was seen.
+    /// The worker has died, everything that it sent was read, and it held this task.
     Died(Place, Blame, Option<(TaskId, Held)>),
-    /// No worker could be started there; for ever, or perhaps only now.
+    /// No worker could be started in the place.
     NotStarted(Place, Hope),
-    /// It is time to try to start one again.
+    /// The delay before the next attempt to start a worker is over.
     StartDue(Place),
-    /// The worker has had nothing to do for long.
+    /// The worker has been idle for the time after which workers retire.
     Idle(Place),
-    /// So many workers are wanted from now on.
+    /// The wanted number of workers has changed.
     Resized(usize),
-    /// No more tasks will be submitted; those that were are run.
+    /// No more tasks will be submitted; submitted tasks still run.
     Closed,
-    /// All ends now.
+    /// All tasks and workers end now.
     Terminated,
-    /// Workers cannot be made fit to run anything.
+    /// The initializer fails in every worker.
     Broken,
 }
 
-/// How fast a time between attempts grows.
+/// How fast the delay between attempts to start a worker grows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pace {
-    /// The system was out of something.
+    /// The system lacked a resource.
     Slow,
-    /// Workers do start, and are killed: whoever does that may have done it once.
+    /// Workers start, and are killed from outside, which may not happen again.
     Fast,
 }
 
-/// What ended a worker.
+/// What caused the death of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Blame {
-    /// The program: it exited, or did something that the system ends a process for. It may do so again.
+    /// The program: it exited, or a fault ended it. It may do so again.
     Program,
-    /// Somebody else, by a signal: an operator, the kernel when it was out of memory.
+    /// A signal from outside: an operator, or the kernel when it was out of memory.
     Outside,
 }
 
-/// Whether to try again.
+/// Whether a later attempt may succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hope {
     Some,
@@ -110,31 +111,31 @@ pub(crate) enum Hope {
 /// Why a task fails without having been run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Loss {
-    /// Nobody is left to run it: workers do not start, or die before they are ready.
+    /// No worker is left to run it: workers do not start, or die before they are ready.
     NoWorkers,
     /// The pool was closed or terminated.
     Terminated,
 }
 
-/// What to do.
+/// An action that the driver carries out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Lay the task on the table.
+    /// Put the task on the table.
     Publish(TaskId),
-    /// Take those tasks back from the table that are less urgent, the newest first: `Withdrawn` for each, then `WayMade`.
+    /// Take less urgent tasks back from the table, the newest first: `Withdrawn` follows for each, then `WayMade`.
     MakeWay(Priority),
-    /// The task ends, with this for all items that have not ended.
+    /// End the task: all its remaining items fail for this reason.
     Fail(TaskId, Loss),
-    /// The item that ran is lost. `Requeued` follows, or `Ended` when it was the last one.
+    /// Fail the item that ran. `Requeued` follows, or `Ended` if it was the last item.
     Lose(TaskId),
-    /// Try the task again after a time that grows with the number of attempts. `Due` follows.
+    /// Retry the task after a delay that grows with the number of attempts. `Due` follows.
     Delay(TaskId, u32),
     Start(Place),
-    /// Try to start a worker after a time that grows with the number of failures. `StartDue` follows.
+    /// Try to start a worker after a delay that grows with the number of failures. `StartDue` follows.
     StartLater(Place, u32, Pace),
-    /// Ask the worker to end when it has finished its task.
+    /// Ask the worker to exit when it has finished its task.
     Retire(Place),
-    /// End the worker, whatever it does.
+    /// Terminate the worker, even if it runs a task.
     Kill(Place),
 }
 
@@ -151,7 +152,7 @@ struct QueuedTask {
     priority: Priority,
     retries: u32,
     attempts: u32,
-    /// The number of its last wait.
+    /// The number of its latest entry in `waiting`.
     wait: u64,
 }
 
@@ -165,9 +166,9 @@ impl QueuedTask {
 enum WorkerSlot {
     Starting,
     Ready,
-    /// Told to end.
+    /// Asked to exit, or killed.
     Ending,
-    /// Another attempt to start one is to come.
+    /// Another attempt to start a worker is pending.
     Awaited,
     Gone,
 }
@@ -179,18 +180,18 @@ enum WorkerLife {
     Over(Loss),
 }
 
-/// So many deaths by the program's fault in a row before anybody was ready, for each worker, mean that none will ever be.
+/// Deaths in a row, per worker, by the program's fault and before any worker was ready, after which the pool gives up.
 const STILLBORN_LIMIT: usize = 50;
-/// So many failures to start in a row, when nobody is there, mean the same: with the times between them, some seconds.
+/// Failed starts in a row, per worker and while no worker is ready, after which the pool gives up: with the delays, about 2 s.
 const FAILED_START_LIMIT: u32 = 8;
 
-/// The state. See the module's text.
+/// The state of the scheduler. See the module.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     slots: usize,
-    /// By number; `None` once it has ended.
+    /// By [`TaskId`]; `None` once the task has ended.
     tasks: Vec<Option<QueuedTask>>,
-    /// Those that wait, each with the number of its wait. One that does not wait any more, or not so, is passed over.
+    /// The waiting tasks, each with [`QueuedTask::wait`]. An entry with an outdated number is stale, and skipped.
     waiting: BTreeMap<Reverse<Priority>, VecDeque<(TaskId, u64)>>,
     live: usize,
     waiting_count: usize,
@@ -199,21 +200,21 @@ pub(crate) struct Scheduler {
     waits: u64,
     /// The memory budget has no room for the argument of the first waiting task.
     is_full: bool,
-    /// How many of each priority are out.
+    /// Number of tasks that are out, by priority.
     out: BTreeMap<Priority, usize>,
     out_count: usize,
     workers: Vec<WorkerSlot>,
     wanted: usize,
     phase: WorkerLife,
-    /// Deaths in a row before anybody was ready, by the program's fault.
+    /// Deaths in a row before any worker was ready, by the program's fault.
     stillborn: usize,
-    /// The same, by others.
+    /// Deaths in a row before any worker was ready, by signals from outside.
     killed_at_birth: u32,
     failed_starts: u32,
 }
 
 impl Scheduler {
-    /// For `workers` workers that are being started, and a table of `slots` tasks.
+    /// Creates a scheduler for `workers` workers that are being started, and a table of `slots` tasks.
     pub(crate) fn new(workers: usize, slots: usize) -> Self {
         Self {
             slots,
@@ -235,22 +236,22 @@ impl Scheduler {
         }
     }
 
-    /// No worker is left or to come.
+    /// Returns whether the pool has ended: no worker is left, and none will be started.
     pub(crate) fn is_over(&self) -> bool {
         self.phase != WorkerLife::Open && self.is_deserted()
     }
 
-    /// Whether it takes tasks.
+    /// Returns whether tasks can be submitted.
     pub(crate) fn is_open(&self) -> bool {
         self.phase == WorkerLife::Open
     }
 
-    /// How many tasks wait for room on the table.
+    /// Returns the number of tasks that wait to go out.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting_count
     }
 
-    /// How many workers are wanted.
+    /// Returns the wanted number of workers.
     pub(crate) fn wanted(&self) -> usize {
         self.wanted
     }
@@ -259,7 +260,7 @@ impl Scheduler {
         self.workers.iter().all(|worker| *worker == WorkerSlot::Gone)
     }
 
-    /// What follows from `event`.
+    /// Handles `event`. Appends the actions that follow from it to `actions`.
     pub(crate) fn on(&mut self, event: SchedulerEvent, actions: &mut Vec<Action>) {
         match event {
             SchedulerEvent::Submitted(task, priority, retries) => return self.submit(task, priority, retries, actions),
@@ -346,9 +347,9 @@ impl Scheduler {
         self.publish_first(priority, actions);
     }
 
-    /// A task of this priority has begun to wait.
+    /// Publishes waiting tasks after one of this priority was added.
     fn publish_first(&mut self, priority: Priority, actions: &mut Vec<Action>) {
-        // What is less urgent and on the table would be taken first.
+        // Workers would claim less urgent tasks that are on the table first.
         if self.out.range(..priority).any(|(_, count)| *count > 0) {
             actions.push(Action::MakeWay(priority));
         } else {
@@ -400,7 +401,7 @@ impl Scheduler {
         }
     }
 
-    /// The task is no more.
+    /// Removes a task.
     fn end(&mut self, task: TaskId) {
         self.not_out(task);
         if let Some(Some(state)) = self.tasks.get_mut(task.0).map(Option::take) {
@@ -413,7 +414,7 @@ impl Scheduler {
         }
     }
 
-    /// Whether the task waits, and this is the number of its wait.
+    /// Returns whether an entry of `waiting` is current: the task waits, and this is its latest entry.
     fn waits_so(tasks: &[Option<QueuedTask>], (task, wait): (TaskId, u64)) -> bool {
         matches!(tasks.get(task.0), Some(Some(state)) if state.at == TaskStage::Waiting && state.wait == wait)
     }
@@ -495,7 +496,7 @@ impl Scheduler {
         }
     }
 
-    /// Whether a worker is to be started there.
+    /// Returns whether a worker must be started in `place`.
     fn is_wanted(&self, place: Place) -> bool {
         let needed = match self.phase {
             WorkerLife::Open => true,
@@ -507,7 +508,7 @@ impl Scheduler {
         needed && staff < self.wanted && self.workers[place.0] == WorkerSlot::Gone
     }
 
-    /// Starts a worker there if one more is wanted.
+    /// Starts a worker in `place` if one is wanted there.
     fn start_at(&mut self, place: Place, actions: &mut Vec<Action>) {
         if self.is_wanted(place) {
             self.workers[place.0] = WorkerSlot::Starting;
@@ -515,7 +516,7 @@ impl Scheduler {
         }
     }
 
-    /// Starts those who were retired while there was nothing to do.
+    /// Starts workers in empty places, up to the wanted number.
     fn restaff(&mut self, actions: &mut Vec<Action>) {
         for at in 0..self.workers.len() {
             self.start_at(Place(at), actions);
@@ -565,7 +566,7 @@ impl Scheduler {
         }
     }
 
-    /// Every task fails, every worker ends.
+    /// Fails every task, and kills every worker.
     fn give_up(&mut self, loss: Loss, actions: &mut Vec<Action>) {
         if matches!(self.phase, WorkerLife::Over(_)) {
             return;

@@ -1,4 +1,4 @@
-//! The scheduler with any order of events: a model of the world around it, and what must hold at each step.
+//! Tests of the scheduler with arbitrary sequences of events, against a model of its environment with assertions at each step.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -106,7 +106,7 @@ fn the_number_of_workers_follows_what_is_wanted() {
     assert_eq!(after(&mut scheduler, SchedulerEvent::Died(Place(0), Blame::Program, None)), [Action::Start(Place(0))]);
 }
 
-/// What may happen next; numbers pick a worker or a task.
+/// A step of the test; numbers select a worker or a task.
 #[derive(Debug, Clone)]
 enum Step {
     Submit { priority: Priority, retries: u32, items: u32 },
@@ -168,11 +168,11 @@ struct Staff {
     held: Option<TaskId>,
 }
 
-/// The world around the scheduler. Tasks are numbered in the order of their submission.
+/// A model of the scheduler's environment. Tasks are numbered in the order of submission.
 struct World {
     scheduler: Scheduler,
     jobs: BTreeMap<TaskId, Job>,
-    /// What is on the table, in its order.
+    /// The tasks on the table, in order.
     table: Vec<TaskId>,
     staff: HashMap<usize, Staff>,
     awaited: Vec<usize>,
@@ -205,7 +205,7 @@ impl World {
         self.jobs.iter().filter(|(_, job)| job.status == status).map(|(task, _)| *task).collect()
     }
 
-    /// Carries out what follows; events that follow from that come after all of it, as in the driver.
+    /// Carries out the actions that follow from `event`. Events that these cause come after all of them, as in the driver.
     fn on(&mut self, event: SchedulerEvent) {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
@@ -369,7 +369,7 @@ impl World {
         }
     }
 
-    /// Everything goes well from now on.
+    /// Runs without further failures until every task has ended.
     fn run_down(&mut self) {
         for _ in 0..10 * (self.jobs.len() + 20) {
             self.due(0);
@@ -393,7 +393,7 @@ proptest! {
             world.step(step);
         }
         world.run_down();
-        // Left alone, whatever was submitted has ended, though the pool be open; and closed, it is over.
+        // Every submitted task has ended, even if the pool is still open. Once it is closed, it is over.
         prop_assert!(world.jobs.values().all(|job| job.status == Status::Ended), "{:?}", world.jobs);
         prop_assert!(world.table.is_empty());
         if world.scheduler.is_open() {

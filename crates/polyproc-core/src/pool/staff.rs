@@ -1,4 +1,4 @@
-//! A worker as its pool sees it.
+//! The parent's record of a worker.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,9 +10,10 @@ use super::handle::PoolSettings;
 use super::scheduler::{Place, TaskId};
 use super::stream::{DOOMED, IDLE, ResultRing, Results, WorkerPhase, running_position};
 use super::task::{Ended, Setup};
+use super::worker::worker_function;
 use crate::frame::Payload;
 use crate::prim::{AtomicU64, Ordering};
-use crate::process::{Child, Ending, ExitStatus, GiveUp, Settings, Signal, StartError, start_worker};
+use crate::process::{Child, Ending, ExitStatus, GiveUp, Settings, Signal, StartError, start_group};
 use crate::shm;
 use crate::sys::identity::Identity;
 use crate::sys::{self, clock, priority};
@@ -23,14 +24,14 @@ pub(super) enum Cause {
     TimedOut,
     OutOfMemory,
     Cancelled,
-    /// It took a task and stood still before it began it.
+    /// It claimed a task, and was stopped before it began the task.
     Frozen,
 }
 
-/// A worker that is about to be killed, and for which task.
+/// Why the pool kills a worker, and for which task.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Doom {
-    /// `None` when it had none.
+    /// The position of the task; `None` if it ran none.
     pub(super) position: Option<u64>,
     pub(super) cause: Cause,
 }
@@ -39,35 +40,35 @@ pub(super) struct Doom {
 #[derive(Debug)]
 pub(super) struct WorkerHandle {
     pub(super) child: Child,
-    /// What its descriptors are watched by; a replacement gets another one.
+    /// The poller's key of its descriptors. A replacement has another key.
     pub(super) key: u64,
-    /// By which it claims tasks.
+    /// The number by which it claims tasks.
     pub(super) number: u32,
     pub(super) stream: Results,
-    /// The task whose items it is answering.
+    /// The task whose results are being read from its stream.
     pub(super) reading: Option<TaskId>,
-    /// Descriptors of results whose records are to come; or why there are none.
+    /// Descriptors of results whose records were not read yet, or why they were lost.
     pub(super) fds: VecDeque<Result<Vec<OwnedFd>, String>>,
-    /// Blocks that could not be given back yet.
+    /// Offsets of blocks that could not be returned yet.
     pub(super) to_return: Vec<u64>,
-    /// What it said last: a stack overflow, or a panic where panics abort.
+    /// Its last messages: a stack overflow, or a panic where panics abort.
     pub(super) last_words: Ending,
     pub(super) doom: Option<Doom>,
-    /// Its task was warned by a signal.
+    /// The word `current` of the item for which the soft signal was sent.
     pub(super) warned: Option<u64>,
     started_nanos: u64,
     identity: OnceLock<Identity>,
 }
 
-/// Numbers for workers, by which they claim tasks. There are fewer of them than workers that a pool may start in its life, so a
-/// number is used again, but never one that a living worker has.
+/// Numbers by which workers claim tasks. A pool may start more workers in its life than there are numbers, so a number is
+/// reused, unless a living worker has it.
 #[derive(Debug, Default)]
 pub(super) struct Numbers {
     last: u32,
 }
 
 impl Numbers {
-    /// The next number below `end` that is not taken.
+    /// Returns the next number below `end` that is not taken.
     pub(super) fn next(&mut self, end: u32, is_taken: impl Fn(u32) -> bool) -> u32 {
         for _ in 0..end {
             self.last = (self.last + 1) % end;
@@ -79,47 +80,47 @@ impl Numbers {
     }
 }
 
-/// The worker that claims tasks by this number, if it is there still.
+/// Returns the worker that claims tasks by this number, if it still exists.
 pub(super) fn with_number(workers: &mut [Option<WorkerHandle>], number: u32) -> Option<&mut WorkerHandle> {
     workers.iter_mut().flatten().find(|worker| worker.number == number)
 }
 
-/// How many descriptors of results each of so many workers may have waiting here: a quarter of the table for all.
+/// Returns how many result descriptors of each worker this process may hold: for all workers a quarter of its descriptors.
 fn most_fds(workers: Option<usize>) -> u64 {
     let workers = workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)) as u64;
     (sys::fd::table_len() / 4 / workers.max(1)).clamp(1, MOST_FDS)
 }
 
-/// See [`WorkerHandle::has_many_fds`]. More than one result can have.
+/// See [`WorkerHandle::has_many_fds`]. More descriptors than one result can have.
 const MOST_FDS_WAITING: usize = 512;
 const _: () = assert!(MOST_FDS_WAITING > sys::socket::MAX_FDS);
-/// More than these do not make it faster.
+/// Maximum number of result descriptors per worker: more do not make a pool faster.
 const MOST_FDS: u64 = 64;
 
-/// What one worker has done so far.
+/// Statistics of one worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WorkerStats {
     /// Its process id.
     pub pid: u32,
-    /// How many items it has run.
+    /// Number of items that it has run.
     pub tasks: u64,
     /// How long it had tasks.
     pub busy: Duration,
-    /// How long it had none.
+    /// How long it had no task.
     pub idle: Duration,
-    /// How long it took from the order to start it until it took tasks; `None` while it is not ready.
+    /// Time from the request to start it until it was ready for tasks; `None` while it is not ready.
     pub start: Option<Duration>,
-    /// Bytes of arguments, encoded.
+    /// Bytes of encoded arguments.
     pub bytes_in: u64,
-    /// Bytes of results, encoded.
+    /// Bytes of encoded results.
     pub bytes_out: u64,
-    /// The most memory that it had, in bytes; `None` when it is gone.
+    /// Its peak memory in bytes, with shared files; `None` if it has exited.
     pub peak_memory: Option<u64>,
 }
 
 impl WorkerHandle {
-    /// Starts a worker for a place. It shares the board, the orders and the bell with all others.
+    /// Starts a worker for a place. `shared` are the descriptors of the board, the orders and the bell.
     pub(super) fn start(
         settings: &PoolSettings,
         place: Place,
@@ -154,7 +155,8 @@ impl WorkerHandle {
             fork_with_threads: settings.fork_with_threads,
             ..Settings::default()
         };
-        let child = start_worker(process, Payload { head: setup.encode(), fds }, give_up)?;
+        let child =
+            start_group("PoolWorker", process, worker_function()?, Payload { head: setup.encode(), fds }, give_up)?;
         Ok(Self {
             child,
             key,
@@ -171,8 +173,8 @@ impl WorkerHandle {
         })
     }
 
-    /// Kills it, so that what it runs now, and nothing else, is ended for this cause. When `only` is given, only if it runs
-    /// the task of that position. False when it does not.
+    /// Kills the worker, so that exactly the item that it runs now ends for this cause. With `only`, kills it only if it runs
+    /// the task of that position. Returns false if it was not killed.
     pub(super) fn doom(&mut self, cause: Cause, only: Option<u64>) -> bool {
         loop {
             let now = self.stream.cell().current.load(Ordering::Acquire);
@@ -186,10 +188,11 @@ impl WorkerHandle {
         }
     }
 
-    /// As [`WorkerHandle::doom`], but only if the worker's state word is still `current`: that item, or none for [`IDLE`].
+    /// As [`WorkerHandle::doom`], but only if the worker's word is still `current`: that item, or none for [`IDLE`].
     pub(super) fn doom_at(&mut self, cause: Cause, current: u64) -> bool {
         let cell = self.stream.cell();
-        // Acquire: what it wrote before it began this is seen. It begins and ends nothing after this.
+        // AcqRel pairs with the worker's compare-and-swap in `declare`: earlier results are visible, and it begins and ends no
+        // further item.
         if cell.current.compare_exchange(current, DOOMED, Ordering::AcqRel, Ordering::Acquire).is_err() {
             return false;
         }
@@ -198,17 +201,17 @@ impl WorkerHandle {
         true
     }
 
-    /// Whether so many descriptors of results wait for their results that no more are taken from it.
+    /// Returns whether so many descriptors wait for their results that no further messages are read from the worker.
     pub(super) fn has_many_fds(&self) -> bool {
         self.fds.iter().flatten().map(Vec::len).sum::<usize>() >= MOST_FDS_WAITING
     }
 
-    /// Kills it, whatever it does. One that has ended takes no signal, which is as good.
+    /// Kills the worker, if it has not exited.
     pub(super) fn kill(&self) {
         let _ = self.child.signal(Signal::KILL);
     }
 
-    /// For how long it has had nothing to do.
+    /// Returns for how long the worker has been idle; zero if it is not.
     pub(super) fn idle_for(&self) -> Duration {
         let cell = self.stream.cell();
         let is_idle = cell.phase.load(Ordering::Acquire) == WorkerPhase::Idle as u32;
@@ -218,12 +221,12 @@ impl WorkerHandle {
         Duration::from_nanos(clock::monotonic_nanos().saturating_sub(cell.since.load(Ordering::Relaxed)))
     }
 
-    /// Whether it got as far as its initializer, and no further.
+    /// Returns whether the worker has reached its initializer, and does not serve tasks yet.
     pub(super) fn is_initialising(&self) -> bool {
         self.stream.cell().phase.load(Ordering::Relaxed) == WorkerPhase::Initialising as u32
     }
 
-    /// How it ended, once its last words are known.
+    /// Returns how the worker ended, once its last messages were read.
     pub(super) fn ended(&self) -> Ended {
         let Ending { status, stack_overflow, .. } = self.last_words;
         Ended { pid: self.child.pid(), status, stack_overflow }
@@ -237,7 +240,7 @@ impl WorkerHandle {
         shm::wake_waiting();
     }
 
-    /// By which it is known in shared memory; `None` when it is gone.
+    /// Returns the identity by which shared memory refers to the worker; `None` if it has exited.
     pub(super) fn identity(&self) -> Option<Identity> {
         if self.identity.get().is_none() {
             let _ = self.identity.set(Identity::of(self.child.pid()).ok()?);

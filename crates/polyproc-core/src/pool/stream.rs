@@ -1,20 +1,20 @@
-//! [`ResultRing`]: the memory that a pool shares with one worker: what the worker does, and a ring of bytes by which its
-//! results come back. The worker writes, the parent reads; nobody else touches it, and there is no lock.
+//! [`ResultRing`]: the memory that a pool shares with one worker: the worker's state, and a ring of bytes that returns its
+//! results to the parent. No other process uses it, and there is no lock.
 //!
-//! | offset | bytes | what | who writes it, when |
+//! | offset | bytes | content | writer |
 //! |---|---|---|---|
 //! | 0 | 128 | [`Cell`] | see there |
-//! | 384 | 64 | tail: bytes written since the beginning | the worker, once a record is whole: the one store that makes it count |
-//! | 128 | 64 | head: bytes read; the parent goes by a copy of its own | the parent |
-//! | 192 | 64 | [`EventCount`]: the worker, when the ring is full | see there |
-//! | 256 | 64 | returned: blocks given back; the parent goes by a copy of its own | the parent, once the entry is written |
-//! | 320 | 64 | taken: of these, how many the worker has taken | the worker |
+//! | 384 | 64 | tail: bytes written so far | the worker, after a whole record: the store that commits it |
+//! | 128 | 64 | head: bytes read so far; the parent relies on its private copy | the parent |
+//! | 192 | 64 | [`EventCount`]: the worker, while the ring is full | see there |
+//! | 256 | 64 | returned: number of blocks returned; the parent relies on its private copy | the parent, after the entry |
+//! | 320 | 64 | taken: number of returned blocks that the worker has taken | the worker |
 //! | 1024 | 256 | the segment's regions | see [`Segment`] |
-//! | 4096 | 8192 | a ring of offsets of blocks given back | the parent |
+//! | 4096 | 8192 | a ring of offsets of returned blocks | the parent |
 //! | 16384 | 131072 | the ring of records | the worker |
-//! | 147456 | | large results | the worker, before a record speaks of them |
+//! | 147456 | | large results | the worker, before the record that refers to them |
 //!
-//! A record is a word and some bytes: eight bits of [`ResultKind`], 56 bits of a number; see there.
+//! A record is a word, followed by bytes. The low eight bits of the word are a [`ResultKind`] and flags, the others a number.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -28,47 +28,47 @@ use crate::sys::shared::shared;
 
 const REGION_TABLE: u64 = 1024;
 const RETURNS: u64 = 4096;
-/// So many blocks can be on their way back.
+/// Maximum number of returned blocks that the worker has not taken.
 pub(super) const RETURN_SLOTS: usize = 1024;
 const RING: u64 = 16384;
 /// Length of the ring in bytes.
 pub(super) const RING_LEN: u64 = 131_072;
 pub(super) const FIRST_BLOCK: u64 = RING + RING_LEN;
 const FIRST_REGION: u64 = 3 * 65536;
-/// Results up to this length go through the ring, larger ones through a block.
+/// Results up to this length in bytes go through the ring, larger ones through a block.
 pub(super) const INLINE_LEN: usize = 16384;
-/// Bits of the number of a slot in a [`ResultKind::Begin`].
+/// Number of bits of the slot in a [`ResultKind::Begin`].
 const SLOT_BITS: u32 = 10;
 const _: () = assert!(super::board::SLOTS == 1 << SLOT_BITS && super::claim::POSITIONS << SLOT_BITS <= 1 << 56);
-/// Length of a record's word.
+/// Length of a record's word in bytes.
 pub(super) const WORD_LEN: usize = 8;
 
-/// What a record is.
+/// The kind of a record. Except for `Begin`, the record's number is the length of its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum ResultKind {
-    /// The worker begins a task: its position, and the number of its slot in the lowest ten bits. The results of its items
-    /// follow, one for each, in order.
+    /// The worker begins a task. The number is the task's position, and its slot in the lowest ten bits. The results of the
+    /// items follow, one for each, in order.
     Begin = 1,
-    /// An item's function returned: so many bytes of result.
+    /// An item's function returned: its result.
     Returned = 2,
-    /// It failed as the face encodes: so many bytes.
+    /// An item's function failed: an error in the encoding of the face.
     Raised = 3,
-    /// It panicked: so many bytes, a [`Panic`](crate::process::Panic).
+    /// An item's function panicked: a [`Panic`](crate::process::Panic).
     Panicked = 4,
-    /// It could not be called: so many bytes of text.
+    /// An item's function could not be called: the reason as text.
     Refused = 5,
 }
 
-/// The bytes lie in a block; in their place stands its offset.
+/// The bytes are in a block; the record has the block's offset in their place.
 const IN_BLOCK: u8 = 0x80;
-/// The channel holds what the task logged.
+/// The channel holds log records of the task.
 pub(super) const LOGGED: u8 = 0x40;
 /// The channel holds the result's descriptors.
 pub(super) const WITH_FDS: u8 = 0x20;
 const FLAGS: u8 = IN_BLOCK | LOGGED | WITH_FDS;
 
-/// A record as it was read.
+/// A parsed record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ResultRecord<'a> {
     pub(super) kind: ResultKind,
@@ -77,7 +77,7 @@ pub(super) struct ResultRecord<'a> {
     pub(super) body: ResultBody<'a>,
 }
 
-/// Slot and position of the task that a [`ResultKind::Begin`] speaks of.
+/// Returns slot and position of the task from the number of a [`ResultKind::Begin`].
 pub(super) fn begun(number: u64) -> (usize, u64) {
     ((number & ((1 << SLOT_BITS) - 1)) as usize, number >> SLOT_BITS)
 }
@@ -85,7 +85,7 @@ pub(super) fn begun(number: u64) -> (usize, u64) {
 /// Where a record's bytes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ResultBody<'a> {
-    /// None: the number says it all.
+    /// A number, and no bytes.
     Number(u64),
     Bytes(&'a [u8]),
     Block {
@@ -94,7 +94,7 @@ pub(super) enum ResultBody<'a> {
     },
 }
 
-/// Takes the first records off `bytes` that are plain results, at most `most` of them, as they stand; and their number.
+/// Splits the plain results at the front of `bytes` off, at most `most` of them. Returns their records and how many they are.
 pub(super) fn take_results<'a>(bytes: &mut &'a [u8], most: u32) -> (&'a [u8], u32) {
     let (mut len, mut count) = (0usize, 0);
     while count < most
@@ -110,14 +110,14 @@ pub(super) fn take_results<'a>(bytes: &mut &'a [u8], most: u32) -> (&'a [u8], u3
     (bytes.split_off(..len).unwrap_or_default(), count)
 }
 
-/// Takes the first result off what [`take_results`] gave.
+/// Splits the first result off the records from [`take_results`].
 pub(super) fn next_result<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
     let word = bytes.split_off(..WORD_LEN)?;
     let len = usize::try_from(u64::from_le_bytes(word.try_into().ok()?) >> 8).ok()?;
     bytes.split_off(..len)
 }
 
-/// Takes the first record off `bytes`.
+/// Splits the first record off `bytes`.
 pub(super) fn parse<'a>(bytes: &mut &'a [u8]) -> Result<ResultRecord<'a>, MemoryError> {
     let word = bytes.split_off(..8).and_then(|word| word.try_into().ok()).map(u64::from_le_bytes);
     let word = word.ok_or(MemoryError::Corrupt)?;
@@ -140,22 +140,22 @@ pub(super) fn parse<'a>(bytes: &mut &'a [u8]) -> Result<ResultRecord<'a>, Memory
 }
 
 shared! {
-    /// What a worker does.
+    /// The state of a worker. Times are nanoseconds of the monotonic clock.
     ///
-    /// | offset | bytes | field | who writes it, when |
+    /// | offset | bytes | field | writer |
     /// |---|---|---|---|
-    /// | 0 | 8 | current: [`IDLE`], or the position and item that it runs, or [`DOOMED`] | the worker, from idle and back; the parent, to end it |
-    /// | 8 | 8 | started: when it began the item, where items are limited; nanoseconds of the monotonic clock | the worker |
+    /// | 0 | 8 | current: [`IDLE`], the running item ([`running`]), or [`DOOMED`] | the worker; the parent, to cut or kill |
+    /// | 8 | 8 | started: when it began the item, if items are limited | the worker |
     /// | 16 | 8 | since: when it became idle or busy | the worker |
-    /// | 24 | 8 | busy: nanoseconds that it was busy before that | the worker |
-    /// | 32 | 8 | items: how many it has run | the worker |
-    /// | 40 | 8 | bytes_in: of arguments | the worker |
-    /// | 48 | 8 | bytes_out: of results | the worker |
-    /// | 56 | 8 | ready: when it began to take tasks | the worker |
+    /// | 24 | 8 | busy: nanoseconds that it was busy before `since` | the worker |
+    /// | 32 | 8 | items: number of items that it has run | the worker |
+    /// | 40 | 8 | bytes_in: bytes of arguments | the worker |
+    /// | 48 | 8 | bytes_out: bytes of results | the worker |
+    /// | 56 | 8 | ready: when it began to claim tasks | the worker |
     /// | 64 | 4 | phase: see [`WorkerPhase`] | the worker |
-    /// | 68 | 4 | retire: not 0 when it is to end | the parent |
-    /// | 72 | 8 | sent: descriptors of results that it sent | the worker |
-    /// | 80 | 8 | received: of these, those that the parent has no more | the parent |
+    /// | 68 | 4 | retire: not 0 if it must exit | the parent |
+    /// | 72 | 8 | sent: number of result descriptors that it sent | the worker |
+    /// | 80 | 8 | received: number of sent descriptors that the parent no longer holds | the parent |
     pub(super) struct Cell {
         pub(super) current: AtomicU64,
         pub(super) started: AtomicU64,
@@ -173,43 +173,43 @@ shared! {
 }
 const _: () = assert!(size_of::<Cell>() == 128);
 
-/// It runs no task.
+/// The worker runs no task.
 pub(super) const IDLE: u64 = 0;
-/// The parent is about to kill it: it begins and ends nothing any more.
+/// The parent has marked the worker for killing: it begins and ends no item any more.
 pub(super) const DOOMED: u64 = 1;
 
-/// The parent wants the items behind the one that runs: the worker is to leave the task then.
+/// The parent has taken the items after the running one: the worker must leave the task after it.
 const CUT: u64 = 1 << 19;
 
-/// That an item of the task of a position runs.
+/// Returns the word for a running item of the task at `position`.
 pub(super) fn running(position: u64, item: u32) -> u64 {
     position << 20 | u64::from(item.min(MOST_STEPS) + 2)
 }
 
-/// Tasks whose worker says which item it runs have fewer items than this.
+/// Tasks whose worker reports which item it runs have fewer items than this.
 pub(super) const MOST_STEPS: u32 = (1 << 19) - 3;
 
-/// The position in what [`running`] gave.
+/// Returns the position in a word of [`running`]; `None` for [`IDLE`] and [`DOOMED`].
 pub(super) fn running_position(current: u64) -> Option<u64> {
     (current > DOOMED).then_some(current >> 20)
 }
 
-/// The item in what [`running`] gave.
+/// Returns the item in a word of [`running`].
 pub(super) fn running_item(current: u64) -> u32 {
     ((current & (CUT - 1)) as u32).saturating_sub(2)
 }
 
-/// What [`running`] gave, cut.
+/// Returns a word of [`running`] with the task cut.
 pub(super) fn cut(current: u64) -> u64 {
     current | CUT
 }
 
-/// Whether the parent has cut it.
+/// Returns whether the parent has cut the task.
 pub(super) fn is_cut(current: u64) -> bool {
     current > DOOMED && current & CUT != 0
 }
 
-/// What a worker is about; 0 while it is being set up.
+/// The phase of a worker's life; 0 while it is being set up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum WorkerPhase {
@@ -226,7 +226,7 @@ shared! {
 #[derive(Debug)]
 pub(super) struct ResultRing {
     segment: Segment,
-    /// The worker's own count of what it wrote, which goes to the shared one.
+    /// The worker's private count of bytes written, copied to the shared tail.
     written: AtomicU64,
 }
 
@@ -266,7 +266,7 @@ impl ResultRing {
         self.segment.fixed(192)
     }
 
-    /// Bytes that the parent has not read, as the worker sees it.
+    /// Returns the number of bytes that the parent has not read, from the shared counts.
     pub(super) fn unread(&self) -> u64 {
         self.tail().load(Ordering::Acquire).wrapping_sub(self.head().load(Ordering::Acquire))
     }
@@ -283,7 +283,7 @@ impl ResultRing {
         if second.is_empty() { Ok(()) } else { self.segment.copy_in(RING, second) }
     }
 
-    /// Writes a record, if there is room: eight bytes for the word, and no more than [`INLINE_LEN`] others.
+    /// Writes a record: space of eight bytes for the word, then up to [`INLINE_LEN`] bytes. Returns false if there is no room.
     fn write(&self, flags: u8, number: u64, record: &mut [u8]) -> Result<bool, MemoryError> {
         let tail = self.written.load(Ordering::Relaxed);
         let len = record.len() as u64;
@@ -298,17 +298,17 @@ impl ResultRing {
         Ok(true)
     }
 
-    /// The worker begins a task. False when there is no room.
+    /// Writes that the worker begins a task. Returns false if there is no room.
     pub(super) fn write_begin(&self, slot: u32, position: u64) -> Result<bool, MemoryError> {
         self.write(ResultKind::Begin as u8, position << SLOT_BITS | u64::from(slot), &mut [0; WORD_LEN])
     }
 
-    /// How an item ended: the bytes behind the first [`WORD_LEN`] of `record`. False when there is no room.
+    /// Writes how an item ended: the bytes after the first [`WORD_LEN`] of `record`. Returns false if there is no room.
     pub(super) fn write_end(&self, kind: ResultKind, flags: u8, record: &mut [u8]) -> Result<bool, MemoryError> {
         self.write(kind as u8 | flags, (record.len() - WORD_LEN) as u64, record)
     }
 
-    /// The same, with the bytes in a block.
+    /// As [`ResultRing::write_end`], with the bytes in a block.
     pub(super) fn write_end_in_block(
         &self,
         kind: ResultKind,
@@ -330,12 +330,12 @@ impl ResultRing {
         self.segment.fixed(RETURNS)
     }
 
-    /// Whether a block came back that the worker has not taken yet.
+    /// Returns whether there are returned blocks that the worker has not taken.
     pub(super) fn has_returned(&self) -> bool {
         self.count(256).load(Ordering::Acquire) != self.count(320).load(Ordering::Relaxed)
     }
 
-    /// The worker takes the next block that came back.
+    /// Takes the next returned block. Returns its offset.
     pub(super) fn take_back(&self) -> Option<u64> {
         let (returned, taken) = (self.count(256), self.count(320));
         let at = taken.load(Ordering::Relaxed);
@@ -354,8 +354,8 @@ impl AsFd for ResultRing {
     }
 }
 
-/// The parent's end of a [`ResultRing`]. What the worker may overwrite is read once and checked; the parent's own counts are kept in
-/// its private memory, so a worker that writes nonsense ends its own stream and nothing else.
+/// The parent's end of a [`ResultRing`]. Data that the worker may overwrite is read once and checked; the parent's counts are
+/// in private memory. So a worker that writes invalid data breaks its own stream only.
 #[derive(Debug)]
 pub(super) struct Results {
     stream: Arc<ResultRing>,
@@ -364,7 +364,7 @@ pub(super) struct Results {
     is_broken: bool,
 }
 
-/// Descriptors of results that are in this process's table until this is dropped.
+/// Result descriptors that this process holds until this is dropped.
 #[derive(Debug)]
 pub(super) struct ReceivedBlocks {
     stream: Arc<ResultRing>,
@@ -392,32 +392,32 @@ impl Results {
         &self.stream.segment
     }
 
-    /// So many descriptors came.
+    /// Returns a guard for `count` descriptors that this process has received.
     pub(super) fn received(&self, count: usize) -> ReceivedBlocks {
         ReceivedBlocks { stream: Arc::clone(&self.stream), count: count as u64 }
     }
 
-    /// Whether there are bytes to be read; never again once the stream is broken.
+    /// Returns whether there are unread bytes. Always false once the stream is broken.
     pub(super) fn is_anything_unread(&self) -> bool {
         !self.is_broken && self.stream.tail().load(Ordering::Acquire) != self.head
     }
 
-    /// The counts that the worker sees are the parent's.
+    /// Restores the shared counts from the parent's own, and wakes the worker.
     pub(super) fn repair_counts(&self) {
         self.stream.head().store(self.head, Ordering::Release);
         self.stream.count(256).store(self.returned, Ordering::Release);
         self.stream.space().wake_generation();
     }
 
-    /// The worker wrote nonsense: nothing more is read.
+    /// Ends the stream after invalid data: nothing more is read.
     pub(super) fn break_off(&mut self) {
         self.is_broken = true;
     }
 
-    /// Takes all records there are, into `out`, which it empties first.
+    /// Reads all records into `out`, which is cleared first.
     ///
     /// # Errors
-    /// [`MemoryError::Corrupt`] when the worker counts more bytes than the ring holds.
+    /// [`MemoryError::Corrupt`] if the tail is further ahead than the length of the ring.
     pub(super) fn read(&mut self, out: &mut Vec<u8>) -> Result<(), MemoryError> {
         out.clear();
         if self.is_broken {
@@ -437,14 +437,14 @@ impl Results {
         if len > 0 {
             self.head = tail;
             stream.head().store(tail, Ordering::Release); // pairs with the load in `unread`
-            // The worker sets its bit, then looks at the head: one of the two sees the other.
+            // The worker sets the flag of the event count, then reads the head: one of the two sees the other.
             fence(Ordering::SeqCst);
             stream.space().wake_all();
         }
         Ok(())
     }
 
-    /// Gives a block back. False when too many are on their way.
+    /// Returns a block to the worker. Returns false if [`RETURN_SLOTS`] blocks wait to be taken.
     pub(super) fn give_back(&mut self, offset: u64) -> bool {
         let (returned, taken) = (self.stream.count(256), self.stream.count(320));
         if self.returned.wrapping_sub(taken.load(Ordering::Acquire)) >= RETURN_SLOTS as u64 {
@@ -464,7 +464,7 @@ mod tests {
 
     use super::*;
 
-    /// Both ends.
+    /// Returns both ends of a ring.
     fn pair() -> (ResultRing, Results) {
         let stream = ResultRing::new().expect("memory");
         let other = stream.as_fd().try_clone_to_owned().expect("a descriptor");

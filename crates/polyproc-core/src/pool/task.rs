@@ -1,15 +1,15 @@
-//! How a task ends, and what travels beside the shared memory: over the worker's channel.
+//! How a task ends, and the messages on a worker's channel.
 //!
 //! | tag | direction | head | descriptors |
 //! |---|---|---|---|
 //! | READY | from the worker, first | empty | |
-//! | UNFIT | from the worker, in its place: the initializer failed | tag of the outcome `u8`, outcome | |
+//! | UNFIT | from the worker, instead of READY: the initializer failed | tag of the outcome `u8`, outcome | |
 //! | NEED_FDS | from the worker | position `u64` | |
 //! | FDS | to the worker | empty | the argument's |
 //! | NEED_FUNCTION | from the worker | id `u64` | |
-//! | FUNCTION | to the worker | id `u64`, its name and context; those are empty when there is none | |
+//! | FUNCTION | to the worker | id `u64`, name and context; the latter are empty if the function is unknown | |
 //! | RESULT_FDS | from the worker, before the record of the result | empty | the result's |
-//! | LOG | from the worker | the position of its task `u64`, what a face logged | |
+//! | LOG | from the worker | the position of its task `u64`, the record that a face logged | |
 
 use super::stream::ResultKind;
 use crate::frame::Payload;
@@ -30,21 +30,21 @@ pub(super) mod tag {
 /// How an item of a task ended.
 #[derive(Debug, Clone)]
 pub enum TaskEnd {
-    /// The face's own error, encoded.
+    /// Its function failed: an error in the encoding of the face.
     Raised(Vec<u8>),
     /// Its function panicked.
     Panicked(Panic),
-    /// It could not be run, and why.
+    /// It could not be run, for this reason.
     Refused(String),
     /// Its worker died.
     WorkerLost(Ended),
-    /// It took longer than it was allowed to, and its worker was killed.
+    /// It or its call exceeded its time limit.
     TimedOut,
-    /// Its worker used more memory than it was allowed to, and was killed.
+    /// Its worker exceeded its memory limit, and was killed.
     OutOfMemory,
-    /// Somebody did not want it any more.
+    /// It was cancelled.
     Cancelled,
-    /// The pool was terminated, or closed, before it was run.
+    /// The pool was terminated, or was closed before the item was submitted.
     Terminated,
     /// No worker could be started, or none lived long enough to take a task.
     NoWorkers(Why),
@@ -61,7 +61,7 @@ pub struct Ended {
     pub stack_overflow: bool,
 }
 
-/// Something that happened to a pool's workers.
+/// An event of a pool's workers.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum PoolEvent {
@@ -70,33 +70,33 @@ pub enum PoolEvent {
         /// Its process id.
         pid: u32,
     },
-    /// It takes tasks from now on.
+    /// A worker takes tasks from now on.
     WorkerReady {
         /// Its process id.
         pid: u32,
     },
-    /// It has ended: told to, or not.
+    /// A worker process has ended, whether it was asked to or not.
     WorkerEnded {
         /// Its process id.
         pid: u32,
-        /// How.
+        /// How it ended.
         ended: Ended,
     },
-    /// One could not be started.
+    /// A worker could not be started.
     WorkerNotStarted {
-        /// Why.
+        /// The reason.
         error: std::sync::Arc<StartError>,
     },
-    /// An item was lost with its worker, and is going to be tried again.
+    /// An item was lost with its worker, and will be retried.
     ItemRetried {
-        /// Its number in its call.
+        /// Its index in the call.
         index: u64,
-        /// How many attempts there were.
+        /// Number of attempts so far.
         attempts: u32,
     },
-    /// An item was lost with its worker, or its worker was killed for it.
+    /// An item was lost with its worker, or its worker was killed because of it.
     ItemLost {
-        /// Its number in its call.
+        /// Its index in the call.
         index: u64,
     },
 }
@@ -104,20 +104,20 @@ pub enum PoolEvent {
 /// Why a pool has no workers.
 #[derive(Debug, Clone)]
 pub enum Why {
-    /// They do not start.
+    /// Workers fail to start.
     Start(std::sync::Arc<StartError>),
-    /// They died before they were ready, the last one so.
+    /// Workers died before they were ready, one of them like this.
     Died(Ended),
     /// Their initializer panicked.
     InitializerPanicked(Panic),
-    /// Their initializer failed in a way that the face encodes.
+    /// Their initializer failed: an error in the encoding of the face.
     InitializerRaised(Vec<u8>),
-    /// Their initializer could not be run, and why.
+    /// Their initializer could not be run, for this reason.
     InitializerRefused(String),
 }
 
 impl TaskEnd {
-    /// What a record of an item's end says; `None` for a kind that ends nothing, or a result.
+    /// Decodes the record of an item that failed. Fails for the kinds of other records.
     pub(super) fn of_record(kind: ResultKind, bytes: Vec<u8>) -> Result<Self, WireError> {
         match kind {
             ResultKind::Raised => Ok(Self::Raised(bytes)),
@@ -128,7 +128,7 @@ impl TaskEnd {
     }
 }
 
-/// Why the initializer failed, from a message of the worker.
+/// Decodes why the initializer failed, from a worker's UNFIT message.
 pub(super) fn decode_unfit(payload: Payload) -> Result<Why, WireError> {
     let (kind, rest) = payload.head.split_first().ok_or(WireError)?;
     match Outcome::decode(*kind, Payload::from(rest.to_vec()))? {
@@ -139,11 +139,12 @@ pub(super) fn decode_unfit(payload: Payload) -> Result<Why, WireError> {
     }
 }
 
-/// What a worker is told when it starts. Its descriptors: the board, the orders, the bell, its stream, then those of the initializer.
+/// The message with which a worker starts. It carries descriptors: the board, the orders, the bell, the worker's stream, then
+/// those of the initializer.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Setup {
     pub(super) number: u32,
-    /// 0 for no end.
+    /// Number of items after which the worker exits; 0 for no limit.
     pub(super) max_tasks: u64,
     /// See [`may_lend`](super::may_lend).
     pub(super) most_fds: u64,
@@ -186,7 +187,7 @@ impl Setup {
     }
 }
 
-/// A function with its context, as a worker is told of it: its encoded name, and the context's bytes.
+/// Encodes a function with its context for a FUNCTION message: its encoded name, then the bytes of the context.
 pub(super) fn encode_function(function: &Function, context: &[u8]) -> Vec<u8> {
     let mut out = Writer::default();
     function.encode(&mut out);
@@ -199,29 +200,29 @@ pub(super) fn decode_function(bytes: &[u8]) -> Result<(Function, Vec<u8>), WireE
     Ok((Function::decode(&mut from)?, from.rest().to_vec()))
 }
 
-/// Bytes of an item's length.
+/// Length in bytes of an item's length field.
 const LEN_LEN: usize = 8;
 
-/// A task's items: each a length `u64` and so many bytes.
+/// The items of a task, each a length `u64` followed by that number of bytes.
 #[derive(Debug, Default)]
 pub struct Items {
     bytes: Vec<u8>,
     count: u32,
-    /// Where the last one begins.
+    /// Offset of the last item.
     last: usize,
 }
 
 impl Items {
-    /// None yet.
+    /// Creates an empty list.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds one: what `encode` puts at the end of the bytes that it is given.
+    /// Adds an item: the bytes that `encode` appends to the given vector.
     ///
     /// # Errors
-    /// What `encode` fails with; nothing is added then.
+    /// The error of `encode`. Nothing is added in that case.
     pub fn push<T, E>(&mut self, encode: impl FnOnce(&mut Vec<u8>) -> Result<T, E>) -> Result<T, E> {
         let start = self.bytes.len();
         self.bytes.extend([0; LEN_LEN]);
@@ -240,19 +241,19 @@ impl Items {
         }
     }
 
-    /// How many there are.
+    /// Returns the number of items.
     #[must_use]
     pub fn count(&self) -> u32 {
         self.count
     }
 
-    /// How many bytes they take.
+    /// Returns the length of all items in bytes.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Takes the last one out.
+    /// Removes the last item, and returns it.
     #[must_use]
     pub fn split_off_last(&mut self) -> Self {
         let bytes = self.bytes.split_off(self.last);
@@ -260,21 +261,21 @@ impl Items {
         Self { count: u32::from(!bytes.is_empty()), last: 0, bytes }
     }
 
-    /// Takes them all out; there is room for others in `spare`.
+    /// Removes all items, and returns their bytes. Further items go to `spare`.
     pub(super) fn take(&mut self, spare: Vec<u8>) -> Vec<u8> {
         (self.count, self.last) = (0, 0);
         std::mem::replace(&mut self.bytes, spare)
     }
 }
 
-/// Takes the first item off `bytes`.
+/// Splits the first item off `bytes`.
 pub(super) fn next_item<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8], WireError> {
     let len =
         bytes.split_off(..LEN_LEN).and_then(|len| len.try_into().ok()).map(u64::from_le_bytes).ok_or(WireError)?;
     bytes.split_off(..usize::try_from(len).map_err(|_| WireError)?).ok_or(WireError)
 }
 
-/// For the fuzz targets: none of the messages may make its reader panic.
+/// Decodes `bytes` as each message, for the fuzz targets: no decoder may panic.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn decode_any(bytes: &[u8]) {
     let _ = Setup::decode(bytes);

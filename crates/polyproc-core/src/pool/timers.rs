@@ -27,9 +27,9 @@ pub(super) enum Timer {
     Idle,
     /// Move items of long tasks to idle workers.
     Share,
-    /// Wake workers for tasks that none was woken for.
+    /// Wake workers for tasks for which no worker was woken.
     LookAfter,
-    /// Try to publish a task again for which there was no memory.
+    /// Retry to publish tasks for which there was no memory.
     Room,
     /// Find tasks that are lost in the table: see `audit`.
     Audit,
@@ -43,17 +43,17 @@ pub(super) type Timers = BinaryHeap<Reverse<(Instant, Timer)>>;
 /// What a time limit applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Limited {
-    /// The item of a task that runs.
+    /// The running item of a task.
     Task(TaskId),
     Call(usize),
 }
 
-/// The deadlines of limited tasks and calls. A single timer serves all of them. It is set for the earliest deadline; if the task
-/// of that deadline has ended, the timer fires early and is set again.
+/// The deadlines of limited tasks and calls. A single timer, set for the earliest deadline, serves all of them. If the task of
+/// that deadline has ended, the timer fires early and is set again.
 #[derive(Debug, Default)]
 pub(super) struct Limits {
     pub(super) times: BTreeSet<(Instant, Limited)>,
-    /// When the timer for them fires.
+    /// The time for which the timer is set.
     pub(super) timer: Option<Instant>,
 }
 
@@ -62,7 +62,7 @@ impl Limits {
         self.times.remove(&(at, limited));
     }
 
-    /// Removes and returns the earliest, if its deadline has passed.
+    /// Removes and returns the entry with the earliest deadline, if that has passed.
     pub(super) fn pop_due(&mut self, now: Instant) -> Option<Limited> {
         let (at, limited) = *self.times.first()?;
         if at > now {
@@ -78,12 +78,13 @@ pub(super) fn soon() -> Instant {
     Instant::now() + Duration::from_millis(1)
 }
 
-/// Returns when the next attempt is due after `attempts` of them: the first after `backoff`, doubled each time, 60 s at most.
+/// Returns when the next attempt is due after `attempts` attempts: after `backoff`, doubled for each further one, up to 60 s.
 pub(super) fn after_backoff(backoff: Duration, attempts: u32) -> Instant {
     Instant::now() + backoff.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(LONGEST_BACKOFF)
 }
 
-/// Returns when to start a worker again after `failures` in a row: from 10 ms to 640 ms later, or from 1 ms to 512 ms if `pace` is fast.
+/// Returns when to start a worker again after `failures` in a row: from 10 ms to 640 ms later, or from 1 ms to 512 ms if
+/// `pace` is fast.
 pub(super) fn after_failed_starts(failures: u32, pace: Pace) -> Instant {
     let millis = match pace {
         Pace::Slow => 10 << failures.min(6),
@@ -102,7 +103,7 @@ impl Inner {
 
     /// Starts the time limit of a task or a call.
     pub(super) fn limit_after(&mut self, time: Duration, limited: Limited) {
-        let Some(at) = Instant::now().checked_add(time) else { return }; // never
+        let Some(at) = Instant::now().checked_add(time) else { return }; // beyond the clock's range: no limit
         let place = match limited {
             Limited::Task(id) => self.tasks.get_mut(id.0).map(|task| &mut task.limit_at),
             Limited::Call(key) => self.calls.get_mut(key).map(|call| &mut call.limit_at),

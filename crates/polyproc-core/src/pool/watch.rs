@@ -1,5 +1,5 @@
-//! The pool's thread: it sees workers get ready and die, starts others in their place, and does what is to be done at a time.
-//! Results it looks for only while no other thread waits for them.
+//! The pool's thread: it detects workers that become ready or die, replaces dead workers, and fires timers. It reads results
+//! only while no other thread waits for them.
 
 use std::cmp::Reverse;
 use std::io;
@@ -18,35 +18,36 @@ use super::timers::{Limited, Timer};
 use crate::conn::{Arrival, Message};
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
-use crate::process::outcome::tag as process;
-use crate::process::{ExitStatus, GiveUp, Outcome, ProcessState, Signal, StartError, lock};
+use crate::process::tag as process;
+use crate::process::{ExitStatus, GiveUp, Outcome, Signal, StartError, lock, own_threads};
 use crate::shm;
 use crate::sys::watch::Poller;
 use crate::sys::{clock, priority};
 
-/// The key of the bell; those of workers are larger.
+/// The poller's key of the bell. The keys of workers are larger.
 pub(super) const BELL: u64 = 0;
 /// How long workers have between `SIGTERM` and `SIGKILL` when a pool is terminated.
 const GRACE: Duration = Duration::from_secs(1);
-/// How often the memory of workers is looked at, where it is limited, while tasks are out.
+/// How often the memory of workers is measured, if it is limited, while tasks are out.
 pub(super) const MEMORY_PERIOD: Duration = Duration::from_millis(20);
-/// So many workers in a row that end in their initializers by the program's fault mean that all will.
+/// Number of workers in a row that end in their initializers by the program's fault, after which the pool gives up.
 const UNFIT_LIMIT: usize = 3;
-/// So many workers that die between taking a task and beginning it are that task's own loss: the next one may die there, too.
+/// Number of workers in a row that die between claiming a task and beginning it, after which the task loses an item: otherwise
+/// workers might die of it for ever.
 const UNBEGUN_DEATHS: u32 = 3;
-/// So many messages of a worker are read at a time, while others wait for the lock.
+/// Maximum number of messages that are read from a worker at a time, so that other threads can acquire the lock in between.
 const MESSAGES_AT_ONCE: usize = 64;
-/// More than fit in a channel.
+/// More messages than fit in a channel.
 pub(super) const CHANNEL_MESSAGES: usize = 1024;
-/// How long items wait at most behind one that takes long, while other workers have nothing to do.
+/// Maximum time that items wait behind one that takes long while other workers are idle.
 pub(super) const SHARE_PERIOD: Duration = Duration::from_millis(1);
-/// How often it is tried again to lay a task down for which there is no room, while other data in flight may go.
+/// How often the pool retries to publish a task for which there was no memory, as other data in flight may free some.
 pub(super) const ROOM_PERIOD: Duration = Duration::from_millis(10);
 
 impl Driver {
     pub(super) fn spawn_thread(self: &Arc<Self>) -> io::Result<JoinHandle<()>> {
         let driver = Arc::clone(self);
-        ProcessState::current().own_threads.spawn("polyproc-pool", move || {
+        own_threads().spawn("polyproc-pool", move || {
             driver.run();
             driver.end.set();
         })
@@ -68,7 +69,7 @@ impl Driver {
             let deadline =
                 next.map_or(Deadline::NEVER, |at| Deadline::after(at.saturating_duration_since(Instant::now())));
             if self.watch.wait(&mut keys, deadline).is_err() {
-                // The program closed all descriptors: nothing can be run or seen to end any more.
+                // The program closed all descriptors: no worker can be started or watched any more.
                 return self.with(|inner| self.handle(inner, SchedulerEvent::Terminated));
             }
             self.with(|inner| {
@@ -85,7 +86,7 @@ impl Driver {
         }
     }
 
-    /// Does what is due; when the next thing is.
+    /// Fires the timers that are due. Returns when the next one is due.
     fn fire_timers(&self, inner: &mut Inner) -> Option<Instant> {
         let now = Instant::now();
         loop {
@@ -165,13 +166,13 @@ impl Driver {
                 }
             }
             Timer::Kill => {
-                inner.is_past_grace = true; // for those that are being started, too
+                inner.is_past_grace = true; // for workers that are being started
                 inner.workers.iter().flatten().for_each(WorkerHandle::kill);
             }
         }
     }
 
-    /// Where workers have nothing to do, they get what others have not begun.
+    /// If workers are idle and no task waits, takes items that have not begun from busy workers.
     fn share(&self, inner: &mut Inner) {
         inner.is_sharing =
             inner.tasks.iter().any(|(_, task)| task.is_loose && matches!(task.at, TaskPlace::Out { .. }));
@@ -189,7 +190,7 @@ impl Driver {
         }
     }
 
-    /// Takes from a worker what it has not begun of its task.
+    /// Turns the items that a worker has not begun of its task into tasks of their own.
     fn cut(&self, inner: &mut Inner, at: usize) {
         self.read_worker(inner, at);
         let Some(worker) = &inner.workers[at] else { return };
@@ -202,13 +203,13 @@ impl Driver {
         let kept = running_item(now) + 1;
         let items = task.count - from;
         let is_cuttable = running_position(now) == Some(position) && !is_cut(now) && kept < items;
-        // Release and Acquire: the worker, when it sees this, begins no further item.
+        // AcqRel pairs with the worker's compare-and-swap in `declare`: a cut task begins no further item.
         if !is_cuttable || current.compare_exchange(now, cut(now), Ordering::AcqRel, Ordering::Acquire).is_err() {
             return;
         }
         let rest = items - kept;
         let mut bytes = Vec::new();
-        let _ = self.orders.read_argument(slot, &order, &mut bytes); // only for want of memory: the items fail then
+        let _ = self.orders.read_argument(slot, &order, &mut bytes); // fails only for lack of memory
         let mut left = &bytes[..];
         for _ in 0..kept {
             let _ = next_item(&mut left);
@@ -218,7 +219,7 @@ impl Driver {
         task.count -= rest;
         let (call, end) = (task.call, task.first + u64::from(task.count));
         if task.done == task.count {
-            self.finish(inner, at, id); // the item that ran has ended meanwhile
+            self.finish(inner, at, id); // the item that ran has ended by now
         }
         let settings = inner.calls.get(call).map(|call| (call.settings.priority, call.settings.retries));
         let Some((priority, retries)) = settings else { return };
@@ -234,20 +235,20 @@ impl Driver {
         }
     }
 
-    /// Looks whether an item of the task has run for too long, and when to look again.
+    /// Checks whether the running item of the task has exceeded its limit, and sets the time of the next check.
     fn limit(&self, inner: &mut Inner, id: TaskId) {
         if let Some(task) = inner.tasks.get_mut(id.0) {
             task.limit_at = None;
         }
-        self.read_holder(inner, id); // what it has answered counts
+        self.read_holder(inner, id); // results that the worker has written count
         let Some(task) = inner.tasks.get_mut(id.0) else { return };
-        let TaskPlace::Out { slot, position, .. } = task.at else { return }; // set again when it goes out
+        let TaskPlace::Out { slot, position, .. } = task.at else { return }; // the limit is set again when it goes out
         let Some(call) = inner.calls.get(task.call) else { return };
         let (Some(limit), soft_signal) = (call.settings.limit, call.settings.soft_signal) else { return };
         let holder = self.board.table().holder(slot, position);
         let worker = holder.and_then(|number| staff::with_number(&mut inner.workers, number));
         let Some(worker) = worker else {
-            // Nobody has it yet, so it has the whole time before it.
+            // No worker has claimed the task yet, so its time has not begun.
             return inner.limit_after(limit, Limited::Task(id));
         };
         let cell = worker.stream.cell();
@@ -257,24 +258,24 @@ impl Driver {
         let a_moment = Duration::from_millis(1);
         let again = match running_position(current) {
             _ if current == DOOMED => return,
-            // About to begin, or ended.
+            // The worker is about to begin the task, or has ended it.
             None if task.is_stuck_before_beginning() && worker.doom_at(Cause::Frozen, current) => return,
             at if at != Some(position) => a_moment,
             _ if !left.is_zero() => left,
             _ => match soft_signal.filter(|_| worker.warned != Some(current)) {
                 Some((signal, grace)) => {
                     worker.warned = Some(current);
-                    let _ = worker.child.signal(signal); // one that has ended takes none
+                    let _ = worker.child.signal(signal); // without effect if the worker has exited
                     grace
                 }
                 None if worker.doom_at(Cause::TimedOut, current) => return,
-                None => a_moment, // it went on to another item
+                None => a_moment, // it has begun another item
             },
         };
         inner.limit_after(again, Limited::Task(id));
     }
 
-    /// Takes what the worker wrote that has taken a task.
+    /// Reads the results of the worker that has claimed a task.
     pub(super) fn read_holder(&self, inner: &mut Inner, id: TaskId) {
         let Some(TaskPlace::Out { slot, position, .. }) = inner.tasks.get(id.0).map(|task| &task.at) else { return };
         let holder = self.board.table().holder(*slot, *position);
@@ -285,9 +286,9 @@ impl Driver {
         }
     }
 
-    /// Starts the workers that the scheduler wants. Not under the lock: that takes a while.
+    /// Starts the workers that the scheduler wants, without the lock, since a start takes long.
     pub(super) fn start_workers(&self) {
-        // A stopped fork server must not hold up the end of the pool.
+        // A stopped fork server must not delay the end of the pool.
         while let Err(error) = self.start_next(&|| self.is_terminated.load(Ordering::Acquire)) {
             let (place, error) = error;
             self.with(|inner| {
@@ -301,10 +302,11 @@ impl Driver {
         }
     }
 
-    /// Starts all workers to be started, up to the first failure.
+    /// Starts the workers that the scheduler wants, up to the first failure.
     ///
     /// # Errors
-    /// That of the start; [`StartError::Interrupted`] when `give_up` says so while it waits for the fork server.
+    /// The error of the start, with its place; [`StartError::Interrupted`] if `give_up` returns true during a wait for the fork
+    /// server.
     pub(super) fn start_next(&self, give_up: GiveUp<'_>) -> Result<(), (Place, StartError)> {
         while let Some((place, number, key)) = self.with(|inner| {
             let place = inner.to_start.pop_front()?;
@@ -340,7 +342,7 @@ impl Driver {
             }
         });
         if let Err(source) = watched {
-            // Its death would not be seen, and it may have taken a task.
+            // Its death would not be detected, and it may have claimed a task.
             let _ = child.signal(Signal::KILL);
             let _ = child.wait_through_signals(Deadline::NEVER);
             self.with(|inner| {
@@ -348,27 +350,28 @@ impl Driver {
                 inner.told.events.push(PoolEvent::WorkerNotStarted { error: Arc::clone(&error) });
                 inner.why = Some(Why::Start(error));
                 if let Some(Some(worker)) = inner.workers.get_mut(place.0) {
-                    worker.doom = Some(Doom { position: None, cause: Cause::Frozen }); // by us, so that it is not tried for ever
+                    // Blames the program, so that the pool does not retry for ever.
+                    worker.doom = Some(Doom { position: None, cause: Cause::Frozen });
                 }
                 self.hear(inner, place.0);
             });
         }
     }
 
-    /// Reads what a worker sent and looks whether it lives.
+    /// Reads the messages of a worker, and checks whether it is alive.
     fn hear(&self, inner: &mut Inner, at: usize) {
         let Some(worker) = &inner.workers[at] else { return };
         let child = worker.child.clone();
-        // Looked at first: whatever a dead worker wrote was written before its death. Where the kernel does not answer, it lives.
+        // Checked first, so that all output of a dead worker is read below. If the check fails, the worker counts as alive.
         let status = child.try_wait().unwrap_or(None);
         let most = if status.is_some() { CHANNEL_MESSAGES } else { MESSAGES_AT_ONCE };
         let is_open = self.hear_channel(inner, at, most);
         if inner.workers[at].as_ref().is_some_and(WorkerHandle::has_many_fds) {
-            self.read_worker(inner, at); // their results, before more is heard
+            self.read_worker(inner, at); // the results of these descriptors, before further messages
         }
         let Some(status) = status else {
             if !is_open {
-                // It closed its channel: it is of no use any more, and its death is next.
+                // It has closed its channel, and is of no use any more.
                 self.watch.remove(child.channel());
                 let _ = child.signal(Signal::KILL);
             }
@@ -382,13 +385,13 @@ impl Driver {
         }
     }
 
-    /// Takes at most so many messages of a worker; false when no more will come.
+    /// Reads at most `most` messages of a worker. Returns false if no more will come.
     pub(super) fn hear_channel(&self, inner: &mut Inner, at: usize, most: usize) -> bool {
         for _ in 0..most {
             let Some(worker) = &mut inner.workers[at] else { return false };
             if worker.has_many_fds() {
-                // Their results come first; a worker that sends descriptors of no results is of no use. Without an unread
-                // result these would be of one result that is to come, which has fewer.
+                // Their results are read first. If none is unread, the descriptors belong to no result, since the next result
+                // alone cannot have that many: the worker is faulty.
                 if !worker.stream.is_anything_unread() {
                     inner.discard(at);
                 }
@@ -400,7 +403,7 @@ impl Driver {
                     let why = "the result's descriptors could not be received: too many open files".to_owned();
                     worker.fds.push_back(Err(why));
                 }
-                Ok(Some(Arrival::FdsLost(_))) => {} // a log record that lay in a memory file
+                Ok(Some(Arrival::FdsLost(_))) => {} // a log record that was sent in a memory file
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
                 Ok(None) | Err(_) => return false,
             }
@@ -434,15 +437,15 @@ impl Driver {
                 self.answer(inner, at, tag::FUNCTION, &[&id.to_le_bytes(), name].concat(), &[]);
             }
             process::RETURNED..=process::STACK_OVERFLOW => {
-                // A malformed one says nothing.
+                // A malformed message is ignored.
                 let _ = worker.last_words.hear(message);
             }
             _ => {}
         }
     }
 
-    /// Answers a question of a worker's, without waiting: a worker that asks and does not read is of no use. Where there is no
-    /// room for the answer, an empty one makes the task fail there.
+    /// Answers a question of a worker without blocking. Kills a worker that does not read its answers. If the answer cannot be
+    /// sent for another reason, sends an empty one, with which the task fails in the worker.
     fn answer(&self, inner: &Inner, at: usize, tag: u8, head: &[u8], fds: &[BorrowedFd<'_>]) {
         let Some(worker) = &inner.workers[at] else { return };
         let channel = worker.child.channel();
@@ -455,7 +458,7 @@ impl Driver {
         }
     }
 
-    /// A worker logged something: the position of its task, and what.
+    /// Queues a log record of a worker, which begins with the position of the worker's task.
     fn on_log_message(&self, inner: &mut Inner, pid: u32, mut record: Vec<u8>) {
         let Some(position) = record.split_first_chunk().map(|(position, _)| u64::from_le_bytes(*position)) else {
             return;
@@ -468,14 +471,14 @@ impl Driver {
         inner.told.logs = true;
     }
 
-    /// The task of a position.
+    /// Returns the task at a position, if it is out.
     fn task_at<'a>(&self, inner: &'a Inner, position: u64) -> Option<&'a Task> {
         let slot = self.board.table().number(position).load(Ordering::Relaxed);
         let task = inner.tasks.get((*inner.slots.get(slot as usize)?)?.0)?;
         matches!(task.at, TaskPlace::Out { position: at, .. } if at == position).then_some(task)
     }
 
-    /// The worker needs the descriptors of the argument of the task that it has.
+    /// Sends a worker the descriptors of the argument of the task that it has claimed.
     fn send_fds(&self, inner: &Inner, at: usize, position: &[u8]) {
         let Some(worker) = &inner.workers[at] else { return };
         let position = position.try_into().map(u64::from_le_bytes);
@@ -488,13 +491,13 @@ impl Driver {
         self.answer(inner, at, tag::FDS, &[], &fds);
     }
 
-    /// A worker is dead, and all that it wrote was read.
+    /// Handles the death of a worker, after its output was read.
     fn bury(&self, inner: &mut Inner, place: Place, mut worker: WorkerHandle, status: ExitStatus) {
         worker.last_words.status = status;
         let ended = worker.ended();
         inner.told.events.push(PoolEvent::WorkerEnded { pid: ended.pid, ended });
         self.board.lookers().leave(worker.number);
-        // It may have been woken for a task, and not have taken it.
+        // It may have died between being woken for a task and claiming it.
         self.board.waiters().wake_generation();
         let held = self.held(inner, &worker).and_then(|(id, position)| self.unfinished(inner, id, position, &worker));
         let is_outside = matches!(status, ExitStatus::Signaled { signal, .. } if !signal.is_fault());
@@ -511,9 +514,9 @@ impl Driver {
         }
     }
 
-    /// The task that a dead worker had taken and not finished.
+    /// Returns the task that a dead worker had claimed and not finished, with its position.
     fn held(&self, inner: &Inner, worker: &WorkerHandle) -> Option<(TaskId, u64)> {
-        // What it wrote of itself counts more than the table, which others may write over.
+        // The worker's own stream takes precedence over the table, which other workers may overwrite.
         let is_read_by = |worker: &WorkerHandle, id| worker.reading == Some(id);
         let held = inner.out().into_iter().find(|(position, slot, id)| {
             is_read_by(worker, *id)
@@ -524,7 +527,7 @@ impl Driver {
         held.map(|(position, _, id)| (id, position))
     }
 
-    /// Takes such a task off the board and says how it stood; `None` when that was its end.
+    /// Takes the task of a dead worker off the board. Returns how far it was, or `None` if the task has ended with that.
     fn unfinished(
         &self,
         inner: &mut Inner,
@@ -562,7 +565,7 @@ impl Driver {
         Some((id, Held::Running { is_same, may_retry }))
     }
 
-    /// Ends all workers; those that have not ended after a while, by force.
+    /// Terminates all workers. Kills those that have not exited after [`GRACE`].
     pub(super) fn terminate(&self) {
         self.with(|inner| {
             self.handle(inner, SchedulerEvent::Terminated);
@@ -572,7 +575,7 @@ impl Driver {
         });
     }
 
-    /// Ends all workers by force.
+    /// Kills all workers.
     pub(super) fn kill_all(&self) {
         self.is_terminated.store(true, Ordering::Release);
         self.with(|inner| self.fire(inner, Timer::Kill));
@@ -596,7 +599,7 @@ impl Inner {
     }
 }
 
-/// Whether a worker may start a little later: the system was out of something.
+/// Returns whether a later start may succeed: the system lacked a resource, or the fork server failed.
 fn is_passing(error: &StartError) -> bool {
     let StartError::Os { source, .. } = error else { return matches!(error, StartError::Forkserver { .. }) };
     matches!(source.raw_os_error(), Some(libc::EAGAIN | libc::EMFILE | libc::ENFILE | libc::ENOMEM))

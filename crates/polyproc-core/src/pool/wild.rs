@@ -1,4 +1,4 @@
-//! What a pool's worker may do that went wild, for tests. To be called in a worker.
+//! Actions of a faulty worker, for tests. To be called in a worker.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -8,15 +8,15 @@ use super::task::tag;
 use super::worker;
 use crate::shm::MemoryError;
 
-/// Sends descriptors of a result that does not come.
+/// Sends descriptors for a result that never follows.
 ///
 /// # Errors
-/// When the message cannot be sent.
+/// Fails if the message cannot be sent.
 pub fn send_fds(fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     worker::channel().ok_or(io::ErrorKind::NotConnected)?.send(tag::RESULT_FDS, &[], fds)
 }
 
-/// Asks for a function, and leaves the answer.
+/// Asks for a function, and does not read the answer.
 ///
 /// # Errors
 /// As [`send_fds`].
@@ -24,7 +24,7 @@ pub fn ask() -> io::Result<()> {
     worker::channel().ok_or(io::ErrorKind::NotConnected)?.send(tag::NEED_FUNCTION, &[0; 8], &[])
 }
 
-/// Begins the task of a slot and position, which another worker runs, and ends its only item with these bytes.
+/// Writes that this worker begins the task of a slot and position, which another worker runs, and a result for its only item.
 ///
 /// # Errors
 /// [`MemoryError`].

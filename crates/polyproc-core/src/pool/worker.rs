@@ -1,4 +1,4 @@
-//! The child's loop: take a task off the board, run its items, write how each ended; until told to retire.
+//! The worker's loop: claims a task from the board, runs its items, and writes their results, until the pool retires it.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -16,33 +16,34 @@ use crate::conn::Channel;
 use crate::deadline::Deadline;
 use crate::frame::{Context, Input, Payload, Verdict};
 use crate::prim::{AtomicBool, AtomicU64, Ordering};
-use crate::process::{self, Function, Outcome, ResolvedFunction, panic};
+use crate::process::{self, Function, FunctionError, Handler, Outcome, ResolvedFunction, panic};
 use crate::robust::{HAS_SPARE_PROCESSOR, RecheckInterval, WaitError, spin_until};
-use crate::shm::budget::{self, Share, wait_for_room};
+use crate::shm::budget::{self, Share};
+use crate::shm::wait_for_room;
 use crate::shm::{self, Blocks, Extent, MemoryError};
 use crate::sys::clock;
 use crate::sys::crash::{self, Step};
 use crate::sys::watch::EventFd;
 
-/// How long a worker without a task sleeps before it looks for itself. No wake-up is lost but by a death, which the parent
-/// sees and then wakes everybody: this is for the case that it does not.
+/// How long a worker without a task sleeps before it re-checks. Only a death loses a wake-up, and then the parent wakes all
+/// workers; this is for the case that it does not.
 const RECHECK_AFTER: Duration = Duration::from_secs(5);
-/// How long a worker waits for room for its one result, before it takes more than its share.
+/// How long a worker waits for room for its only result before it takes more than its share.
 const SOON: Duration = Duration::from_secs(1);
-/// So many contexts are kept.
+/// Maximum number of functions with a context that are cached.
 const CONTEXTS: usize = 64;
-/// Memory above this is given back after use.
+/// Buffers above this capacity in bytes are freed after use.
 const KEPT: usize = 4 << 20;
 
-/// Where [`log`] sends to.
+/// The channel to which [`log`] sends.
 static CHANNEL: OnceLock<&'static Channel> = OnceLock::new();
 /// The position of the task that runs, or ran last.
 static POSITION: AtomicU64 = AtomicU64::new(u64::MAX);
 /// Something was logged since the last item ended.
 static LOGGED: AtomicBool = AtomicBool::new(false);
 
-/// In a worker: has the parent's [`on_log`](super::PoolSettings::on_log) called with `record`, before the result of the task
-/// that runs is seen. False in any other process, or when the parent is gone.
+/// In a worker: sends `record` to the parent, which calls [`on_log`](super::PoolSettings::on_log) with it before it delivers
+/// the result of the running task. Returns false in any other process, or if the parent has exited.
 pub fn log(record: &[u8]) -> bool {
     let head = || [&POSITION.load(Ordering::Relaxed).to_le_bytes(), record].concat();
     let sent = CHANNEL.get().is_some_and(|channel| channel.send(tag::LOG, &head(), &[]).is_ok());
@@ -62,17 +63,18 @@ pub(super) fn stream() -> Option<&'static ResultRing> {
     LENDING.get().map(|(stream, _)| &**stream)
 }
 
-/// Sends a message to the parent, which may be busy for a while.
+/// Sends a message to the parent. Blocks while the channel is full.
 fn send(channel: &Channel, tag: u8, head: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut sent = Ok(());
     process::idle(|| sent = channel.send(tag, head, fds));
     sent
 }
 
-/// In a worker, how many descriptors of results the parent may have at a time, and where it counts them.
+/// In a worker: its result ring, which counts the result descriptors that the parent holds, and their maximum number.
 static LENDING: OnceLock<(Arc<ResultRing>, u64)> = OnceLock::new();
 
-/// Whether a result may take a descriptor of the parent's where a copy would do: not when many wait there to be taken.
+/// Returns whether a result may use a descriptor where a copy would do. False while the parent holds many descriptors of this
+/// worker's results that were not taken yet.
 #[must_use]
 pub fn may_lend() -> bool {
     LENDING.get().is_none_or(|(stream, most)| {
@@ -81,8 +83,21 @@ pub fn may_lend() -> bool {
     })
 }
 
-/// Runs the initializer, then serves tasks until the pool says otherwise. The outcome is for the process, not for a task.
-pub(crate) fn run(channel: &'static Channel, setup: Payload) -> Outcome {
+/// Returns the name of the function that a worker process runs.
+pub(super) fn worker_function() -> Result<Function, FunctionError> {
+    struct RunsWorker;
+    impl Handler<fn()> for RunsWorker {
+        fn handle(_: fn(), input: Input<'_>, _: &mut Payload) -> Verdict {
+            let channel = panic::parent_channel().expect("a worker has a parent");
+            let setup = Payload { head: input.bytes.to_vec(), fds: input.fds };
+            process::end(&run(channel, setup), channel)
+        }
+    }
+    Function::new::<fn(), RunsWorker>(|| ())
+}
+
+/// Runs the initializer, then serves tasks until the pool retires the worker. Returns the outcome of the process.
+fn run(channel: &'static Channel, setup: Payload) -> Outcome {
     let _ = CHANNEL.set(channel); // once per process
     let ran = Plan::open(channel, setup).and_then(|(plan, initializer)| {
         _ = REST.replace(Some(Box::new(|| WorkerLoop::new(plan)?.serve())));
@@ -103,16 +118,16 @@ pub(crate) fn run(channel: &'static Channel, setup: Payload) -> Outcome {
 type Rest = Box<dyn FnOnce() -> io::Result<()>>;
 
 thread_local! {
-    /// While the initializer runs: what is to follow.
+    /// While the initializer runs: serves the tasks.
     static REST: RefCell<Option<Rest>> = const { RefCell::new(None) };
 }
 
-/// In a pool's initializer: serves tasks until the pool says otherwise, and returns when the worker is to end. So an initializer can
-/// be around the whole life of its worker, as the main function of an interpreter is. Without it, tasks are served when the initializer
-/// has returned.
+/// In a pool's initializer: serves tasks until the pool retires the worker, then returns. An initializer that calls this
+/// encloses the whole life of its worker, as the main function of an interpreter does. Otherwise tasks are served after the
+/// initializer has returned.
 ///
 /// # Errors
-/// When no initializer runs in this thread, or tasks were served already; and when the pool's memory cannot be used.
+/// Fails if no initializer runs in this thread, if tasks were served already, or if the pool's memory cannot be used.
 pub fn serve() -> io::Result<()> {
     let rest = REST
         .take()
@@ -131,7 +146,7 @@ fn initialize((function, input): (Function, Payload)) -> Outcome {
     }
 }
 
-/// What a worker is made of.
+/// The resources that a worker received from its pool.
 struct Plan {
     channel: &'static Channel,
     board: Board,
@@ -144,7 +159,7 @@ struct Plan {
 }
 
 impl Plan {
-    /// Opens what the pool has sent; with its initializer.
+    /// Opens the descriptors that the pool has sent. Returns the initializer with its argument, too.
     fn open(channel: &'static Channel, payload: Payload) -> io::Result<(Self, Option<(Function, Payload)>)> {
         let setup = Setup::decode(&payload.head)?;
         let mut fds = payload.fds.into_iter();
@@ -163,7 +178,7 @@ impl Plan {
     }
 }
 
-/// A function that was found, and what all its calls have in common.
+/// A resolved function, and the context that all its tasks share.
 struct CachedFunction {
     function: Result<ResolvedFunction, String>,
     context: Option<Context>,
@@ -176,7 +191,7 @@ struct WorkerLoop {
     stream: Arc<ResultRing>,
     bell: EventFd,
     number: u32,
-    /// How many items are left to run, where that is limited.
+    /// Number of items that remain until the worker retires; `None` if unlimited.
     left: Option<u64>,
     finalizer: Option<ResolvedFunction>,
     known: HashMap<u64, Rc<CachedFunction>>,
@@ -184,9 +199,9 @@ struct WorkerLoop {
     /// The function of the last task.
     last: Option<(u64, Rc<CachedFunction>)>,
     blocks: Blocks,
-    /// Large results that the parent has not read, by offset.
+    /// Blocks of large results that the parent has not returned, by offset.
     lent: HashMap<u64, Extent>,
-    /// Something was written since the parent was told.
+    /// Results were written since the parent was last notified.
     untold: bool,
     busy_since: u64,
     argument: Vec<u8>,
@@ -198,7 +213,7 @@ fn count(counter: &AtomicU64, more: u64) {
 }
 
 impl WorkerLoop {
-    /// One that says that it is ready.
+    /// Prepares the worker for tasks, and reports to the parent that it is ready.
     fn new(plan: Plan) -> io::Result<Self> {
         let Plan { channel, board, orders, stream, bell, number, max_tasks, finalizer } = plan;
         let finalizer = finalizer.map(|function| function.resolve()).transpose().map_err(io::Error::other)?;
@@ -235,7 +250,7 @@ impl WorkerLoop {
             self.run_task(slot, position).map_err(io::Error::other)?;
         }
         if let Some(finalizer) = self.finalizer {
-            // A panic there is printed; nobody waits for more.
+            // A panic is printed; no process waits for the result.
             let _ = panic::catch(false, || finalizer.call_once(Payload::default()));
         }
         Ok(())
@@ -245,14 +260,14 @@ impl WorkerLoop {
         self.cell().retire.load(Ordering::Acquire) != 0 || self.left == Some(0)
     }
 
-    /// The next task, once there is one; `None` when it is time to go.
+    /// Blocks until there is a task. Returns its slot and position, or `None` if the worker must retire.
     fn next(&mut self) -> Option<(u32, u64)> {
         loop {
             if self.is_to_retire() {
                 self.tell(true);
                 return None;
             }
-            // Before the claim: a worker that stands still holds no task that it has not begun.
+            // Before the claim, so that a worker that is stopped in here holds no task that it has not begun.
             self.tell(false);
             if let Some(claimed) = self.board.table().claim(self.number) {
                 crash::point(Step::TaskClaimed);
@@ -263,7 +278,7 @@ impl WorkerLoop {
         }
     }
 
-    /// Waits until there may be something to do.
+    /// Blocks until there may be a task, or the worker must retire.
     fn idle(&mut self) {
         let something = || self.board.table().waiting() > 0 || self.is_to_retire();
         let lookers = self.board.lookers();
@@ -276,7 +291,7 @@ impl WorkerLoop {
         }
         self.begin_idle();
         process::begin_wait();
-        // Signals and the end of the slice: look again.
+        // Each sleep also ends after a signal or an interval.
         let (mut slept, interval) = (false, RecheckInterval::new(RECHECK_AFTER));
         while self.board.table().waiting() == 0 && !self.is_to_retire() {
             self.take_back();
@@ -286,7 +301,7 @@ impl WorkerLoop {
             }
             let look = || {
                 let something = self.board.table().waiting() > 0 || self.is_to_retire();
-                // Where somebody waits for room, the parent wakes whoever has blocks to free.
+                // While a process waits for room, the parent wakes workers that have blocks to free.
                 Ok::<_, WaitError>((something || self.stream.has_returned()).then_some(()))
             };
             process::idle(|| _ = self.board.waiters().wait(Deadline::after(interval.next()), &interval, look));
@@ -308,7 +323,7 @@ impl WorkerLoop {
         self.cell().phase.store(WorkerPhase::Busy as u32, Ordering::Release);
     }
 
-    /// Tells the parent that there is something to read, if it wants to know.
+    /// Notifies the parent of new results, unless it does not want to be woken yet.
     fn tell(&mut self, at_once: bool) {
         if !self.untold {
             return;
@@ -322,8 +337,8 @@ impl WorkerLoop {
         crash::point(Step::ParentTold);
     }
 
-    /// Changes what the cell says that this worker runs. False when the parent has cut the task; when it has doomed this
-    /// worker, waits for the end.
+    /// Changes the word `current` of the cell. Returns false if the parent has cut the task. Blocks permanently if the parent
+    /// has marked this worker for killing.
     fn declare(&self, from: u64, to: u64) -> bool {
         match self.cell().current.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => true,
@@ -342,7 +357,7 @@ impl WorkerLoop {
     fn run_task(&mut self, slot: u32, position: u64) -> Result<(), MemoryError> {
         let order = self.orders.read(slot)?;
         if order.flags & LIMITED != 0 {
-            // Before it is declared: the parent never sees it run since the time of an earlier item.
+            // Before `declare`, so that the parent never relates this item to the start time of an earlier one.
             self.cell().started.store(clock::monotonic_nanos(), Ordering::Relaxed);
         }
         let mut running = stream::running(position, 0);
@@ -351,7 +366,7 @@ impl WorkerLoop {
         crash::point(Step::TaskDeclared);
         self.write(|stream| stream.write_begin(slot, position))?;
         crash::point(Step::TaskBegun);
-        // Begun before the argument is copied: a death for want of memory is the task's own.
+        // After the begin record: a death for lack of memory for the argument counts against this task.
         let mut argument = std::mem::take(&mut self.argument);
         argument.clear();
         self.orders.read_argument(slot, &order, &mut argument)?;
@@ -390,7 +405,7 @@ impl WorkerLoop {
         Ok(())
     }
 
-    /// Finds the function of a task.
+    /// Returns the function of a task, from the cache or from the parent.
     fn know(&mut self, order: &TaskDescriptor) -> Rc<CachedFunction> {
         if let Some((_, known)) = self.last.as_ref().filter(|(id, _)| *id == order.function) {
             return Rc::clone(known);
@@ -398,13 +413,13 @@ impl WorkerLoop {
         let known = match self.known.get(&order.function) {
             Some(known) => Rc::clone(known),
             None => {
-                // Contexts belong to calls, which end; functions without one are as many as the program has.
+                // Contexts belong to calls, which end; the number of functions without a context is that of the program.
                 if self.known.values().filter(|known| known.context.is_some()).count() >= CONTEXTS {
                     self.known.retain(|_, known| known.context.is_none());
                 }
                 let known = Rc::new(self.find(order.function));
                 if known.function.is_err() {
-                    return known; // the next task asks again: what was short now may not be then
+                    return known; // not cached: a shortage may be over when the next task asks
                 }
                 self.known.insert(order.function, Rc::clone(&known));
                 known
@@ -414,7 +429,8 @@ impl WorkerLoop {
         known
     }
 
-    /// Asks the parent for a function. Only a channel of ours carries such names: they say what to run.
+    /// Asks the parent for a function. A name determines which code runs, so it travels over this worker's channel, where no
+    /// other worker can write.
     fn find(&self, id: u64) -> CachedFunction {
         let ask = || -> io::Result<(Function, Vec<u8>)> {
             let answer = self.ask(tag::NEED_FUNCTION, id, tag::FUNCTION)?;
@@ -459,7 +475,7 @@ impl WorkerLoop {
     ) -> Result<(), MemoryError> {
         let mut out = std::mem::take(&mut self.out);
         out.head.clear();
-        out.head.extend([0; WORD_LEN]); // of the record
+        out.head.extend([0; WORD_LEN]); // space for the record's word
         let kind = match (&known.function, fds) {
             (Err(why), _) => {
                 out.head.extend(why.as_bytes());
@@ -493,7 +509,7 @@ impl WorkerLoop {
         Ok(())
     }
 
-    /// Writes how an item ended: what is behind the room for the record's word. Waits for room.
+    /// Writes the result of an item: the bytes after the space for the record's word. Blocks until there is room.
     #[cold]
     fn answer(&mut self, kind: ResultKind, out: &mut Payload) -> Result<(), MemoryError> {
         let mut flags = if LOGGED.swap(false, Ordering::AcqRel) { stream::LOGGED } else { 0 };
@@ -515,7 +531,7 @@ impl WorkerLoop {
             Ok(offset) => {
                 self.write(|stream| stream.write_end_in_block(kind, flags, offset, len as u64))?;
                 if budget::is_room_awaited() {
-                    self.ring(); // for this very block: once it is read, there is room
+                    self.ring(); // once the parent has read this block, there is room
                 }
                 Ok(())
             }
@@ -528,7 +544,7 @@ impl WorkerLoop {
         self.write(|stream| stream.write_end(ResultKind::Refused, flags, &mut record))
     }
 
-    /// Puts bytes in a block of its own.
+    /// Copies bytes to a block of their own. Returns its offset.
     fn lend(&mut self, bytes: &[u8]) -> Result<u64, MemoryError> {
         let extent = self.room_for(bytes.len() as u64)?;
         self.lent.insert(extent.offset, extent);
@@ -552,13 +568,14 @@ impl WorkerLoop {
         }
     }
 
-    /// Has the parent read what was answered.
+    /// Wakes the parent to read the results.
     fn ring(&self) {
         self.board.doorbell().ring(|| true, || self.bell.ring());
     }
 
-    /// A block for a result. Waits while too much is in flight: the parent ends a worker that waits as any other. One that has no
-    /// other result in flight does not wait for long: what others have may depend on its answer.
+    /// Allocates a block for a result. Blocks while too much memory is in flight; the parent can kill the worker then as at any
+    /// other time. A worker with no other result in flight blocks for [`SOON`] only: other processes may hold memory until they
+    /// have its answer.
     fn room_for(&mut self, len: u64) -> Result<Extent, MemoryError> {
         let mut allocated = self.allocate(len, Share::of(self.blocks.in_use()));
         while matches!(allocated, Err(MemoryError::OutOfSpace(error)) if error.is_passing())
@@ -566,7 +583,7 @@ impl WorkerLoop {
         {
             process::idle(|| {
                 allocated = wait_for_room(Deadline::after(SOON), MemoryError::out_of_space, || {
-                    // Each time: what was answered before this worker was seen to wait takes room until the parent reads it.
+                    // Each time, since earlier results take room until the parent reads them.
                     self.allocate(len, Share::of(self.blocks.in_use())).inspect_err(|_| self.ring())
                 });
                 if matches!(allocated, Err(MemoryError::OutOfSpace(_))) && Share::of(self.blocks.in_use()) == Share::All
@@ -578,7 +595,7 @@ impl WorkerLoop {
         allocated
     }
 
-    /// Writes a record; waits for room.
+    /// Writes a record. Blocks until there is room.
     fn write(&self, mut write: impl FnMut(&ResultRing) -> Result<bool, MemoryError>) -> Result<(), MemoryError> {
         while !write(&self.stream)? {
             self.ring();

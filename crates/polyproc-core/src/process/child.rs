@@ -1,5 +1,6 @@
 //! [`Child`], the parent's handle to a process.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -7,17 +8,17 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use super::outcome::tag;
-use super::state::{ProcessState, lock};
-use super::{ExitStatus, Outcome, Signal, StartMethod};
+use super::state::lock;
+use super::{ExitStatus, Outcome, Signal, StartMethod, tag};
 use crate::conn::{Channel, Message};
 use crate::deadline::Deadline;
 use crate::frame::wire::WireError;
-use crate::prim::{AtomicBool, Ordering};
+use crate::prim::{AtomicBool, AtomicU64, Ordering};
 use crate::retry::retry_interrupted;
+use crate::sys::per_process::PerProcess;
 use crate::sys::{fd, pidfd};
 
-/// A process that this one started. Clones are handles to the same process; dropping them all lets it run on.
+/// A process that this one started. Clones are handles to the same process, which continues to run when all are dropped.
 #[derive(Debug, Clone)]
 pub struct Child {
     shared: Arc<ChildData>,
@@ -30,32 +31,32 @@ struct ChildData {
     method: StartMethod,
     pidfd: OwnedFd,
     channel: Channel,
-    /// What it is for; not known yet of a process made ahead of its need.
+    /// Unset for the zygote, and for a spare that has no order yet.
     facts: OnceLock<Facts>,
     status: Mutex<Option<ExitStatus>>,
-    /// It closed its channel before it could be told what to do.
+    /// True if it closed its channel before it received its order.
     was_gone: AtomicBool,
 }
 
-/// What a process is for.
+/// The properties of a process that has its order.
 #[derive(Debug)]
 pub(super) struct Facts {
     pub(super) name: String,
     pub(super) daemon: bool,
-    /// It leads a process group, which ends with it.
+    /// True if it leads a process group, which ends with it.
     pub(super) leads_group: bool,
-    /// What it writes to standard output and standard error, where that is captured.
+    /// The memory files of its standard output and standard error, if these are captured.
     pub(super) captured: [Option<File>; 2],
 }
 
-/// How a process ended and what it left.
+/// How a process ended, and its last messages.
 #[derive(Debug)]
 pub struct Ending {
-    /// How it ended.
+    /// The exit status.
     pub status: ExitStatus,
-    /// What it said last; `None` when it ended without a word.
+    /// The outcome that it reported; `None` if it ended without a report.
     pub outcome: Option<Outcome>,
-    /// It reported that its stack overflowed.
+    /// True if it reported that its stack overflowed.
     pub stack_overflow: bool,
 }
 
@@ -64,7 +65,7 @@ impl Ending {
         Self { status, outcome: None, stack_overflow: false }
     }
 
-    /// Takes in one of the process's last messages.
+    /// Records one of the process's last messages.
     pub(crate) fn hear(&mut self, message: Message) -> Result<(), WireError> {
         match message.tag {
             tag::STACK_OVERFLOW => self.stack_overflow = true,
@@ -75,15 +76,15 @@ impl Ending {
 }
 
 impl Child {
-    /// The process `pid` at the other end of `channel`, started by `method`.
+    /// Returns a handle to the process `pid`, which was started by `method` and has the other end of `channel`.
     pub(super) fn new(pid: u32, pidfd: OwnedFd, channel: Channel, method: StartMethod) -> Self {
-        let key = ProcessState::current().next_key();
+        let key = children().next_key();
         let (facts, status) = (OnceLock::new(), Mutex::default());
         let was_gone = AtomicBool::new(false);
         Self { shared: Arc::new(ChildData { key, pid, method, pidfd, channel, facts, status, was_gone }) }
     }
 
-    /// The process `pid`, which ended, and was reaped by other code of the program, before there was a descriptor for it.
+    /// Returns a handle to the process `pid`, which other code of the program reaped before its descriptor was opened.
     pub(super) fn ended(pid: u32, channel: Channel, method: StartMethod) -> io::Result<Self> {
         let (readable_for_ever, _) = io::pipe()?;
         let child = Self::new(pid, readable_for_ever.into(), channel, method);
@@ -91,13 +92,13 @@ impl Child {
         Ok(child)
     }
 
-    /// Gives it its task, once: from now on it is one of the user's.
+    /// Sets the properties, once. From then on the process is visible to the user.
     pub(super) fn introduce(&self, facts: Facts) {
         let first = self.shared.facts.set(facts);
         debug_assert!(first.is_ok(), "a process has one task");
     }
 
-    /// It could not be told what to do any more.
+    /// Records that the process closed its channel before it received its order.
     pub(super) fn note_gone(&self) {
         self.shared.was_gone.store(true, Ordering::Relaxed);
     }
@@ -110,39 +111,39 @@ impl Child {
         &self.shared.channel
     }
 
-    /// Whether it is one of the user's: not the zygote, nor a process made ahead of its need.
+    /// Returns whether the user started this process: false for the zygote and for a spare.
     pub(super) fn is_visible(&self) -> bool {
         self.shared.facts.get().is_some()
     }
 
-    /// Its process id, which the kernel may give to another process once this one has ended.
+    /// Returns the process id, which the kernel may assign to another process once this one has ended.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.shared.pid
     }
 
-    /// Its name.
+    /// Returns the name.
     #[must_use]
     pub fn name(&self) -> &str {
         self.shared.facts.get().map_or("forkserver", |facts| &facts.name)
     }
 
-    /// Whether it is daemonic.
+    /// Returns whether the process is daemonic.
     #[must_use]
     pub fn is_daemon(&self) -> bool {
         self.shared.facts.get().is_none_or(|facts| facts.daemon)
     }
 
-    /// How it was started: what was asked for, or [`StartMethod::Spawn`] where the system refuses the fork server.
+    /// Returns the start method: the requested one, or [`StartMethod::Spawn`] where the system refuses the fork server.
     #[must_use]
     pub fn start_method(&self) -> StartMethod {
         self.shared.method
     }
 
-    /// Waits until it has ended; `None` when the deadline passed first.
+    /// Blocks until the process has ended and returns its status; `None` when the deadline passed first.
     ///
     /// # Errors
-    /// [`io::ErrorKind::Interrupted`] when a signal handler ran: wait again, or do what the signal asks.
+    /// [`io::ErrorKind::Interrupted`] when a signal handler ran; the call may be repeated.
     pub fn wait(&self, deadline: Deadline) -> io::Result<Option<ExitStatus>> {
         loop {
             if lock(&self.shared.status).is_none() && !pidfd::wait(self, deadline)? {
@@ -152,20 +153,20 @@ impl Child {
             if status.is_some() || deadline.has_passed() {
                 return Ok(status);
             }
-            // It has ended, but a tracer (strace, gdb) is to see that first; the kernel tells nobody when it has.
+            // The process has ended, but its tracer (strace, gdb) must reap it first, which no descriptor reports.
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 
-    /// As [`Child::wait`], waiting on when a signal handler ran.
+    /// As [`Child::wait`], but continues to wait after a signal handler ran.
     pub(crate) fn wait_through_signals(&self, deadline: Deadline) -> io::Result<Option<ExitStatus>> {
         retry_interrupted(|| self.wait(deadline))
     }
 
-    /// How it ended, `None` while it runs.
+    /// Returns the exit status, or `None` while the process runs.
     ///
     /// # Errors
-    /// When the kernel does not answer for the process descriptor.
+    /// When a system call on the process descriptor failed.
     pub fn try_wait(&self) -> io::Result<Option<ExitStatus>> {
         let mut known = lock(&self.shared.status);
         if known.is_some() {
@@ -173,22 +174,23 @@ impl Child {
         }
         let leads_group = self.shared.facts.get().is_some_and(|facts| facts.leads_group);
         if leads_group && !pidfd::end_group(self.as_fd(), self.shared.pid)? {
-            return Ok(None); // not reaped if it ends just now: its group would be nobody's
+            return Ok(None); // if it ends just now, the next call kills its group before it reaps it
         }
         let status = pidfd::reap(self.as_fd())?;
         if status.is_some() {
-            ProcessState::current().forget(self.shared.key);
-            // Before anybody is told: whoever has joined it finds what it held taken back.
+            children().forget(self.shared.key);
+            // Before the status is published: when a join returns, all that the process held has been recovered.
             crate::shm::registry::recover_all();
         }
         *known = status;
         Ok(status)
     }
 
-    /// Sends a signal; no error when it has ended already.
+    /// Sends a signal. Does nothing if the process has ended.
     ///
     /// # Errors
-    /// [`io::ErrorKind::PermissionDenied`] when it runs as another user by now; [`io::ErrorKind::InvalidInput`] when there is no such signal.
+    /// [`io::ErrorKind::PermissionDenied`] when the process now runs as another user; [`io::ErrorKind::InvalidInput`] when
+    /// there is no such signal.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
         if lock(&self.shared.status).is_some() {
             return Ok(());
@@ -196,17 +198,17 @@ impl Child {
         pidfd::send_signal(self.as_fd(), signal)
     }
 
-    /// What it left, once: for a process that has ended. Each message is read by one caller only.
+    /// Reads the last messages of a process that has ended. Each message is returned to one caller only.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidData`] when it wrote nonsense over its channel.
+    /// [`io::ErrorKind::InvalidData`] when the process sent a malformed message.
     pub fn ending(&self, status: ExitStatus) -> io::Result<Ending> {
         let mut ending = Ending::new(status);
         while ending.outcome.is_none() {
             match self.shared.channel.try_receive() {
                 Ok(Some(message)) => ending.hear(message)?,
                 Ok(None) => return Ok(ending),
-                // Nothing more, though a process that it made still holds its end.
+                // No more messages, although a process that it started still holds its end of the channel.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(ending),
                 Err(error) => return Err(error),
             }
@@ -214,8 +216,9 @@ impl Child {
         Ok(ending)
     }
 
-    /// Whether it took its order, as far as that can be known once it has ended: false for a program that does not know that it is
-    /// to be a process, and went its own way. To be asked once.
+    /// Returns whether the process read its order, as far as can be known after its end. False for a program that ran as an
+    /// ordinary program because it does not call [`init`](super::init). Call this once: the kernel reports an unread order
+    /// only once.
     #[must_use]
     pub fn took_its_order(&self) -> bool {
         let is_untold =
@@ -223,10 +226,10 @@ impl Child {
         self.shared.method == StartMethod::Fork || !is_untold
     }
 
-    /// What it wrote so far to a captured stream: 1 is standard output, 2 standard error. `None` when not captured.
+    /// Returns all bytes written so far to standard output (1) or standard error (2); `None` if that stream is not captured.
     ///
     /// # Errors
-    /// When memory runs out.
+    /// When the memory file cannot be read.
     pub fn captured(&self, number: usize) -> io::Result<Option<Vec<u8>>> {
         let Some(file) = number.checked_sub(1).and_then(|at| self.shared.facts.get()?.captured.get(at)?.as_ref())
         else {
@@ -238,9 +241,63 @@ impl Child {
     }
 }
 
-/// The process descriptor (`pidfd_open(2)`): readable once the process has ended. Python's `sentinel`.
+/// The process descriptor (`pidfd_open(2)`), readable once the process has ended. Python's `sentinel`.
 impl AsFd for Child {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.shared.pidfd.as_fd()
     }
+}
+
+/// The children of this process that are not reaped yet, by their keys in the supervisor's poller.
+#[derive(Debug)]
+pub(super) struct Children {
+    by_key: Mutex<HashMap<u64, Child>>,
+    next_key: AtomicU64,
+}
+
+/// Created again in a copy of the process: the children in the copied memory are those of its parent.
+static CHILDREN: PerProcess<Children> =
+    PerProcess::new(|_| Children { by_key: Mutex::default(), next_key: AtomicU64::new(1) });
+
+/// Returns the children of this process.
+pub(super) fn children() -> &'static Children {
+    CHILDREN.get()
+}
+
+/// Returns the children of this process, if it ever had any.
+pub(super) fn existing_children() -> Option<&'static Children> {
+    CHILDREN.existing()
+}
+
+impl Children {
+    /// Returns a key, from 1, that is never used again.
+    pub(super) fn next_key(&self) -> u64 {
+        self.next_key.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn insert(&self, child: &Child) {
+        lock(&self.by_key).insert(child.key(), child.clone());
+    }
+
+    fn forget(&self, key: u64) {
+        lock(&self.by_key).remove(&key);
+    }
+
+    pub(super) fn get(&self, key: u64) -> Option<Child> {
+        lock(&self.by_key).get(&key).cloned()
+    }
+
+    pub(super) fn all(&self) -> Vec<Child> {
+        lock(&self.by_key).values().cloned().collect()
+    }
+}
+
+/// Returns the processes that this one started and that still run. Reaps the processes that have ended.
+#[must_use]
+pub fn active_children() -> Vec<Child> {
+    let Some(children) = existing_children() else { return Vec::new() };
+    let mut children = children.all();
+    children.retain(|child| child.is_visible() && matches!(child.try_wait(), Ok(None)));
+    children.sort_by_key(Child::key);
+    children
 }

@@ -1,4 +1,4 @@
-//! Who this process is.
+//! The identity of this process.
 
 use std::ptr;
 
@@ -8,24 +8,24 @@ use crate::prim::{AtomicPtr, Ordering};
 /// The process that started this one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parent {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Its process id.
+    /// The process id.
     pub pid: u32,
 }
 
-/// This process.
+/// The identity of this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Current {
-    /// `MainProcess` for the program, `Process-N` or the given name for what it started.
+    /// `MainProcess` for the program; `Process-N` or the given name for a process that it started.
     pub name: String,
-    /// The number of this process among its parent's children, after the parent's own numbers; empty for the program.
+    /// The parent's numbers, then the number of this process among the parent's children; empty for the program.
     pub identity: Vec<u32>,
-    /// Whether it is daemonic.
+    /// True if it is daemonic.
     pub daemon: bool,
-    /// Whether it dies with its parent: it is daemonic, or an ancestor is.
+    /// True if it dies with its parent: it is daemonic, or an ancestor is.
     pub bound: bool,
-    /// Who started it; `None` for the program.
+    /// The process that started it; `None` for the program.
     pub parent: Option<Parent>,
 }
 
@@ -46,7 +46,7 @@ impl Current {
         }
     }
 
-    /// Of a child, which has a parent.
+    /// Decodes the identity of a child, which always has a parent.
     pub(crate) fn decode(from: &mut Reader<'_>) -> Result<Self, WireError> {
         Ok(Self {
             name: from.text()?,
@@ -58,10 +58,10 @@ impl Current {
     }
 }
 
-/// Set once by a child as it is set up; null in the program.
+/// Set when a child is set up; null in the program.
 static CURRENT: AtomicPtr<Current> = AtomicPtr::new(ptr::null_mut());
 
-/// This process.
+/// Returns the identity of this process.
 #[must_use]
 pub fn current() -> Current {
     // Acquire pairs with the Release in `set_current`.
@@ -69,7 +69,8 @@ pub fn current() -> Current {
     crate::sys::leaked(set).cloned().unwrap_or_else(Current::main)
 }
 
-/// Makes this process what its parent said.
+/// Sets the identity that the parent assigned to this process.
 pub(crate) fn set_current(current: Current) {
+    // Release pairs with the Acquire in `current`.
     CURRENT.store(Box::leak(Box::new(current)), Ordering::Release);
 }

@@ -6,124 +6,124 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::current::set_current;
-use super::order::{EnvDelta, Inherited, StartRequest, Work};
-use super::outcome::tag;
-use super::{Current, Function, Handler, Outcome, Parent, panic};
+use super::order::{EnvDelta, Inherited, StartRequest};
+use super::{Current, Outcome, Parent, panic, tag};
 use crate::conn::{Channel, bare_message, is_peer_gone};
 use crate::frame::wire::WireError;
 use crate::frame::{Input, Payload, Verdict};
+use crate::function::{Function, Handler};
 use crate::shm::budget;
 use crate::sys::bounds::Bounds;
+use crate::sys::exit::exit_now;
 use crate::sys::life::{self, Whom};
-use crate::sys::{bootstrap, clone, fd, signal, title};
+use crate::sys::{clone, env, fd, signal, title};
 
-/// Runs this process, which was executed or cloned for it: the order comes over `channel`.
+/// Runs a process that was executed or cloned: receives its order over `channel`, carries it out, reports and exits.
 pub(crate) fn run(channel: Channel) -> io::Result<Infallible> {
     let Some(message) = channel.receive()? else {
-        clone::exit_now(0) // the parent was gone before it said what to do
+        exit_now(0) // the parent closed the channel without an order
     };
     let (order, Inherited { stdio, life, ledger }, input) = StartRequest::decode(message)?;
-    let whom = if matches!(order.work, Work::Pool) { Whom::Group } else { Whom::Process };
+    let whom = if order.leads_group { Whom::Group } else { Whom::Process };
     if whom == Whom::Group {
         life::lead_group()?;
     }
-    if order.who.bound {
-        die_with_parent(life::die_with_creator(parent_pid(&order.who), whom));
-        // Without `/proc` there is the other bond.
+    if order.process.bound {
+        die_with_parent(life::die_with_creator(parent_pid(&order.process), whom));
+        // Without `/proc` this bond fails, and the one above remains.
         die_with_parent(life.map_or(Ok(true), |life| Ok(life::die_with_writer(life.as_fd(), whom).unwrap_or(true))));
     } else {
         life::outlive_creator()?;
     }
-    if matches!(order.work, Work::Pool) {
+    if order.leads_group {
         signal::leave_sigint_to_parent()?;
     }
     title::restore();
     signal::unblock_all();
     signal::report_overflow_to(channel.as_fd(), bare_message(tag::STACK_OVERFLOW));
     let channel = panic::report_to(channel);
-    // Where standard streams are closed, what was received may have their numbers, and would be overwritten in its turn.
+    // If standard streams are closed, received descriptors may have their numbers, and `set_up` would overwrite them.
     if let Some(ledger) = ledger {
         budget::join(fd::above_standard(ledger)?);
     }
     let [stdin, stdout, stderr] = stdio.map(fd::above_standard);
     let stdio = [Some(stdin?), Some(stdout?), Some(stderr?)];
-    let set_up = set_up(order.who, &order.env, order.current_dir.as_deref(), &stdio);
+    let set_up = set_up(order.process, &order.env, order.current_dir.as_deref(), &stdio);
     drop(stdio);
     // Last: a lower descriptor limit must not make the set-up fail.
     let bound = || order.bounds.apply().map_err(|(what, error)| format!("could not take over {what}: {error}"));
     let set_up = set_up.and_then(|()| bound());
-    let outcome = match (set_up, order.work) {
-        (Err(why), _) => Outcome::Refused(why),
-        (Ok(()), Work::Call(function)) => match function.resolve() {
-            Err(error) => Outcome::Refused(error.to_string()),
-            Ok(function) => outcome_of(|| function.call_once(input)),
-        },
-        (Ok(()), Work::Pool) => crate::pool::run_worker(channel, input),
+    let function = || order.function.resolve().map_err(|error| error.to_string());
+    let outcome = match set_up.and_then(|()| function()) {
+        Err(why) => Outcome::Refused(why),
+        Ok(function) => outcome_of(|| function.call_once(input)),
     };
     end(&outcome, channel)
 }
 
-/// What a fork runs.
-pub(super) enum Forked<'a> {
-    Call(Box<dyn FnOnce() -> Result<Payload, Payload> + 'a>),
-    /// The loop of a pool's worker.
-    Worker(Payload),
+/// The work of a process made by `fork`.
+pub(super) type Closure<'a> = Box<dyn FnOnce() -> Result<Payload, Payload> + 'a>;
+
+/// The order of a process made by `fork`. It has the same settings as its parent otherwise.
+pub(super) struct ForkedOrder<'a> {
+    pub(super) process: Current,
+    pub(super) leads_group: bool,
+    pub(super) life: Option<&'a life::LifePipe>,
+    pub(super) env: EnvDelta,
+    pub(super) current_dir: Option<&'a OsStr>,
+    pub(super) stdio: [Option<OwnedFd>; 3],
+    pub(super) job: Closure<'a>,
 }
 
-/// Runs this process, which is a fork of its parent's memory, and ends it.
-pub(crate) fn run_forked(
-    who: Current,
-    life: Option<&life::LifePipe>,
-    env: &EnvDelta,
-    current_dir: Option<&OsStr>,
-    stdio: &[Option<OwnedFd>; 3],
-    channel: Channel,
-    job: Forked<'_>,
-) -> ! {
+/// Runs a process made by `fork`: carries out its order, reports over `channel` and exits.
+pub(super) fn run_forked(order: ForkedOrder<'_>, channel: Channel) -> ! {
+    let ForkedOrder { process, leads_group, life, env, current_dir, stdio, job } = order;
     signal::restore_mask();
-    let whom = if matches!(job, Forked::Worker(_)) { Whom::Group } else { Whom::Process };
+    let whom = if leads_group { Whom::Group } else { Whom::Process };
     if whom == Whom::Group {
         die_with_parent(life::lead_group().map(|()| true));
     }
     match life {
-        Some(life) if who.bound => die_with_parent(life.die_with_parent(whom)),
+        Some(life) if process.bound => die_with_parent(life.die_with_parent(whom)),
         Some(life) => life.close_copies(),
         None => {}
     }
     signal::report_overflow_to(channel.as_fd(), bare_message(tag::STACK_OVERFLOW));
     let channel = panic::report_to(channel);
     panic::install_hook(true);
-    let outcome = match (set_up(who, env, current_dir, stdio), job) {
-        (Err(why), _) => Outcome::Refused(why),
-        (Ok(()), Forked::Call(job)) => outcome_of(job),
-        (Ok(()), Forked::Worker(input)) => match signal::leave_sigint_to_parent() {
-            Ok(()) => crate::pool::run_worker(channel, input),
-            Err(error) => Outcome::Refused(format!("could not leave SIGINT to the parent: {error}")),
-        },
+    let leave_sigint = || match leads_group {
+        true => {
+            signal::leave_sigint_to_parent().map_err(|error| format!("could not leave SIGINT to the parent: {error}"))
+        }
+        false => Ok(()),
+    };
+    let outcome = match set_up(process, &env, current_dir, &stdio).and_then(|()| leave_sigint()) {
+        Err(why) => Outcome::Refused(why),
+        Ok(()) => outcome_of(job),
     };
     end(&outcome, channel)
 }
 
-/// Reports and ends, as Python's processes do: standard output is flushed, children are ended or joined, but `atexit(3)`
-/// handlers and static destructors, which a copied process shares with the one it was copied from, do not run.
-fn end(outcome: &Outcome, channel: &Channel) -> ! {
+/// Reports and exits, as Python's processes do: flushes standard output and ends or joins children. `atexit(3)` handlers and
+/// static destructors do not run, since a copied process shares them with its original.
+pub(crate) fn end(outcome: &Outcome, channel: &Channel) -> ! {
     super::exit::leave(report(outcome, channel))
 }
 
-fn parent_pid(who: &Current) -> u32 {
-    who.parent.as_ref().map_or(0, |parent| parent.pid)
+fn parent_pid(process: &Current) -> u32 {
+    process.parent.as_ref().map_or(0, |parent| parent.pid)
 }
 
-/// A process that must not outlive its parent does not begin without that bond.
+/// Exits unless this process is bound to its parent: it must not run without that bond.
 fn die_with_parent(bound: io::Result<bool>) {
     if !matches!(bound, Ok(true)) {
-        clone::exit_now(0)
+        exit_now(0)
     }
 }
 
 fn set_up(
-    who: Current,
-    env: &EnvDelta,
+    process: Current,
+    variables: &EnvDelta,
     current_dir: Option<&OsStr>,
     stdio: &[Option<OwnedFd>; 3],
 ) -> Result<(), String> {
@@ -133,21 +133,21 @@ fn set_up(
                 .map_err(|error| format!("could not set up standard stream {number}: {error}"))?;
         }
     }
-    for (name, value) in env {
-        bootstrap::set_env(name, value.as_deref());
+    for (name, value) in variables {
+        env::set(name, value.as_deref());
     }
     if let Some(path) = current_dir {
         std::env::set_current_dir(path)
             .map_err(|error| format!("could not make {} the working directory: {error}", path.display()))?;
     }
-    // What ps and top show; 15 bytes of it.
-    clone::name_thread(&who.name);
-    set_current(who);
+    // `ps` and `top` show 15 bytes of the name.
+    clone::name_thread(&process.name);
+    set_current(process);
     Ok(())
 }
 
-/// Goes once through all that [`run`] does in a child, but for what would change this process: in the zygote, so that its
-/// children find symbols bound, allocations made and code mapped.
+/// Runs the steps of [`run`] once in the zygote, except for those that would change it, so that its children find symbols
+/// bound, allocations made and code mapped.
 pub(crate) fn rehearse() -> io::Result<()> {
     struct Nothing;
     impl Handler<fn()> for Nothing {
@@ -158,22 +158,23 @@ pub(crate) fn rehearse() -> io::Result<()> {
     }
     let (parents, childs) = Channel::pair()?;
     let childs = Channel::from(childs);
-    let work = Work::Call(Function::new::<fn(), Nothing>(|| ()).map_err(io::Error::other)?);
-    let who = Current { parent: Some(Parent { name: String::new(), pid: 0 }), ..super::current() };
+    let function = Function::new::<fn(), Nothing>(|| ()).map_err(io::Error::other)?;
+    let process = Current { parent: Some(Parent { name: String::new(), pid: 0 }), ..super::current() };
     let null = fd::dev_null()?;
-    StartRequest { who, env: Vec::new(), current_dir: None, bounds: Bounds::default(), work }.send(
-        &parents,
-        &[null.as_fd(); 3],
-        None,
-        &Payload::default(),
-    )?;
+    StartRequest {
+        process,
+        env: Vec::new(),
+        current_dir: None,
+        bounds: Bounds::default(),
+        leads_group: false,
+        function,
+    }
+    .send(&parents, &[null.as_fd(); 3], None, &Payload::default())?;
     let message = childs.receive()?.ok_or(WireError)?;
     let (order, _, input) = StartRequest::decode(message)?;
-    if let Work::Call(function) = order.work {
-        let function = function.resolve().map_err(io::Error::other)?;
-        report(&outcome_of(|| function.call_once(input)), &childs);
-    }
-    set_current(order.who);
+    let function = order.function.resolve().map_err(io::Error::other)?;
+    report(&outcome_of(|| function.call_once(input)), &childs);
+    set_current(order.process);
     super::exit::end_children();
     io::stdout().flush()
 }
@@ -186,16 +187,16 @@ fn outcome_of(job: impl FnOnce() -> Result<Payload, Payload>) -> Outcome {
     }
 }
 
-/// Tells the parent, and gives the exit code that says the same.
+/// Sends the outcome to the parent and returns the exit code that corresponds to it.
 fn report(outcome: &Outcome, channel: &Channel) -> i32 {
     match outcome.send(channel) {
         Ok(()) => outcome.exit_code(),
-        // The parent is gone, and with it whoever would read more than the code.
+        // The parent has closed its end, so no process would read more than the exit code.
         Err(error) if is_peer_gone(&error) => outcome.exit_code(),
         Err(error) => {
             let why = format!("the result could not be sent to the parent: {error}");
             let refused = Outcome::Refused(why);
-            // If even that does not go through, the parent sees an end without a result.
+            // If this fails too, the parent observes an end without an outcome.
             let _ = refused.send(channel);
             refused.exit_code()
         }

@@ -1,47 +1,50 @@
-//! The end of the program: daemons are told to go, the others are waited for. (Python's `multiprocessing.util._exit_function`.)
+//! The end of the program: daemons are terminated, other children joined. (Python's `multiprocessing.util._exit_function`.)
 
 use std::io::{self, Write as _};
 use std::panic::catch_unwind;
 use std::time::Duration;
 
+use super::child::existing_children;
 use super::state::ProcessState;
 use super::{Child, Signal};
 use crate::deadline::Deadline;
 use crate::prim::{AtomicBool, AtomicU64, Ordering};
-use crate::sys::{bootstrap, clone};
+use crate::sys::exit::{at_exit, exit_now};
 
-/// Milliseconds.
+/// See [`set_daemon_grace`], in milliseconds.
 static GRACE: AtomicU64 = AtomicU64::new(5_000);
 static REGISTERED: AtomicBool = AtomicBool::new(false);
 
-/// How long a daemonic process has between `SIGTERM` and `SIGKILL` when the program ends. Five seconds if not set.
+/// Sets how long a daemonic process has between `SIGTERM` and `SIGKILL` when the program ends. The default is 5 s.
 pub fn set_daemon_grace(grace: Duration) {
     GRACE.store(u64::try_from(grace.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
 }
 
-/// Has [`end_children`] run when the program ends. Once: a process copied from this one copies the registration too.
+/// Registers [`end_children`] to run when the program ends. Registers it once: a copy of this process has the registration too.
 pub(super) fn register() -> io::Result<()> {
-    extern "C" fn at_exit() {
-        // A panic has nobody to go to here, and must not unwind into libc.
+    extern "C" fn run() {
+        // No caller could handle a panic here, and it must not unwind into libc.
         let _ = catch_unwind(end_children);
     }
     if REGISTERED.swap(true, Ordering::Relaxed) {
         return Ok(());
     }
-    bootstrap::at_exit(at_exit)
+    at_exit(run)
 }
 
-/// Tells daemons to end, joins the others, then kills what is left.
+/// Sends `SIGTERM` to daemons, joins the other children, then kills the remaining ones.
 pub(super) fn end_children() {
-    let Some(state) = ProcessState::existing() else { return };
-    state.exiting.store(true, Ordering::Relaxed);
-    let users = || state.children().into_iter().filter(Child::is_visible);
+    if let Some(state) = ProcessState::existing() {
+        state.exiting.store(true, Ordering::Relaxed);
+    }
+    let Some(children) = existing_children() else { return };
+    let users = || children.all().into_iter().filter(Child::is_visible);
     let daemons: Vec<_> = users().filter(Child::is_daemon).collect();
     for daemon in &daemons {
-        // One that cannot be signalled is killed below, or dies by its bond to this process.
+        // A daemon that cannot be signalled is killed below, or dies by its bond to this process.
         let _ = daemon.signal(Signal::TERMINATE);
     }
-    // Again, as another thread may have been in the middle of a start.
+    // Repeated, since another thread may have been starting a process.
     while let Some(other) = users().find(|child| !child.is_daemon()) {
         if !join(&other, Deadline::NEVER) {
             break;
@@ -51,24 +54,24 @@ pub(super) fn end_children() {
     for daemon in daemons {
         join(&daemon, deadline);
     }
-    for left in state.children() {
-        // A program that gave up its privileges may not signal them; they end when its channels close.
+    for left in children.all() {
+        // A program that gave up privileges may not be permitted to signal them; they end when its channels close.
         if left.signal(Signal::KILL).is_ok() {
             join(&left, Deadline::NEVER);
         }
     }
 }
 
-/// Ends this process, a child, with an exit code of its own, and without a word to its parent: as after the return of its
+/// Ends this process, a child, with the exit code `code` and without a report to its parent. As after the return of its
 /// function, its children are ended or joined, and `atexit(3)` handlers do not run.
 pub fn leave(code: i32) -> ! {
     end_children();
-    // What cannot be written any more is lost, as at any exit.
+    // Output that cannot be written is lost, as at any exit.
     let _ = io::stdout().flush();
-    clone::exit_now(code)
+    exit_now(code)
 }
 
-/// Waits for the child's end; false when that cannot be done, or not in time.
+/// Waits for the child's end. Returns false if the wait failed or the deadline passed.
 fn join(child: &Child, deadline: Deadline) -> bool {
     matches!(child.wait_through_signals(deadline), Ok(Some(_)))
 }

@@ -1,46 +1,40 @@
-//! What a new process is told, in one message over its channel.
+//! The order of a new process: one message over its channel.
 //!
-//! The message's descriptors are standard input, output and error, the read end of the [`LifePipe`](crate::sys::life::LifePipe)
-//! for a process that must not outlive its parent, the program's [ledger](crate::shm::budget), then those of the argument.
+//! The message's descriptors are standard input, output and error; the read end of the [`LifePipe`](crate::sys::life::LifePipe)
+//! for a process that must not outlive its parent; the program's [ledger](crate::shm::budget); then the argument's descriptors.
 
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use super::{Current, Function};
+use super::Current;
 use crate::conn::{Channel, Message};
 use crate::frame::Payload;
 use crate::frame::wire::{Reader, WireError, Writer};
+use crate::function::Function;
 use crate::shm::budget;
 use crate::sys::bounds::Bounds;
 
 pub(crate) const TAG: u8 = 1;
 
-/// Changes to the environment: each variable's new value, or none.
+/// Changes to the environment: each variable's new value, or `None` to remove it.
 pub(crate) type EnvDelta = Vec<(OsString, Option<OsString>)>;
 
-/// What the process is to run.
-#[derive(Debug)]
-pub(crate) enum Work {
-    /// One function.
-    Call(Function),
-    /// The loop of a pool's worker.
-    Pool,
-}
-
-/// What a new process is told.
+/// The order of a new process.
 #[derive(Debug)]
 pub(crate) struct StartRequest {
-    pub(crate) who: Current,
+    pub(crate) process: Current,
     pub(crate) env: EnvDelta,
     pub(crate) current_dir: Option<OsString>,
-    /// Those that it has not by itself.
+    /// The bounds that the process does not have already.
     pub(crate) bounds: Bounds,
-    pub(crate) work: Work,
+    /// True if the process leads a group, which ends with it, and leaves `SIGINT` to its parent: a pool's worker.
+    pub(crate) leads_group: bool,
+    pub(crate) function: Function,
 }
 
-/// Descriptors that come with an order.
+/// The descriptors of an order, without those of the argument.
 #[derive(Debug)]
 pub(crate) struct Inherited {
     pub(crate) stdio: [OwnedFd; 3],
@@ -73,7 +67,7 @@ impl StartRequest {
         input: &Payload,
     ) -> io::Result<()> {
         let mut out = Writer::default();
-        self.who.encode(&mut out);
+        self.process.encode(&mut out);
         out.u32(u32::try_from(self.env.len()).map_err(io::Error::other)?);
         for (name, value) in &self.env {
             out.bytes(name.as_bytes());
@@ -82,13 +76,8 @@ impl StartRequest {
         }
         out.bytes(self.current_dir.as_deref().unwrap_or_default().as_bytes());
         encode_bounds(&self.bounds, &mut out);
-        match &self.work {
-            Work::Pool => out.u8(0),
-            Work::Call(function) => {
-                out.u8(1);
-                function.encode(&mut out);
-            }
-        }
+        out.u8(self.leads_group.into());
+        self.function.encode(&mut out);
         let ledger = budget::existing_descriptor();
         out.u8(life.is_some().into());
         out.u8(ledger.is_some().into());
@@ -98,7 +87,7 @@ impl StartRequest {
         channel.send(TAG, &out.into_bytes(), &fds)
     }
 
-    /// The order, what comes with it, and the argument.
+    /// Returns the order, its descriptors, and the argument.
     pub(crate) fn decode(message: Message) -> Result<(Self, Inherited, Payload), WireError> {
         if message.tag != TAG {
             return Err(WireError);
@@ -108,7 +97,7 @@ impl StartRequest {
         let from = &mut Reader::new(&message.payload.head);
         let os_string = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
         let order = Self {
-            who: Current::decode(from)?,
+            process: Current::decode(from)?,
             env: from.list(|from| {
                 let (name, is_set) = (os_string(from.bytes()?), from.flag()?);
                 let value = from.bytes()?;
@@ -116,7 +105,8 @@ impl StartRequest {
             })?,
             current_dir: Some(os_string(from.bytes()?)).filter(|path| !path.is_empty()),
             bounds: decode_bounds(from)?,
-            work: if from.flag()? { Work::Call(Function::decode(from)?) } else { Work::Pool },
+            leads_group: from.flag()?,
+            function: Function::decode(from)?,
         };
         let [has_life, has_ledger] = [from.flag()?, from.flag()?];
         let mut next_if = |has| if has { fds.next().map(Some).ok_or(WireError) } else { Ok(None) };

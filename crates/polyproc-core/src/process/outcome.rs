@@ -1,38 +1,29 @@
-//! How a process says how it ended: one message over its channel before it goes.
+//! The final report of a process: one message over its channel before it exits.
 
 use std::borrow::Cow;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::Panic;
+use super::{Panic, tag};
 use crate::conn::Channel;
 use crate::frame::Payload;
 use crate::frame::wire::WireError;
 
-/// The tags of a process's messages to its parent.
-pub(crate) mod tag {
-    pub(crate) const RETURNED: u8 = 1;
-    pub(crate) const RAISED: u8 = 2;
-    pub(crate) const PANICKED: u8 = 3;
-    pub(crate) const REFUSED: u8 = 4;
-    pub(crate) const STACK_OVERFLOW: u8 = 5;
-}
-
-/// What came of the function that a process ran.
+/// The outcome of a process's work.
 #[derive(Debug)]
 pub enum Outcome {
-    /// It returned.
+    /// The function returned.
     Returned(Payload),
-    /// It failed in a way that the face encodes.
+    /// The function failed with an error that the face encodes.
     Raised(Payload),
-    /// It panicked.
+    /// The function panicked.
     Panicked(Panic),
-    /// It never ran: what was asked for cannot be done in the child, and why.
+    /// The function did not run, or its outcome could not be sent: the reason.
     Refused(String),
 }
 
 impl Outcome {
-    /// The exit code of a process that ends with it: std's for panics, Python's for errors.
+    /// Returns the exit code of a process with this outcome: std's for panics, Python's for errors.
     pub(crate) fn exit_code(&self) -> i32 {
         match self {
             Self::Returned(_) => 0,
@@ -46,7 +37,7 @@ impl Outcome {
         channel.send(tag, &bytes, &fds)
     }
 
-    /// What it is as a message: tag, bytes and descriptors.
+    /// Returns the tag, bytes and descriptors of the message.
     pub(crate) fn parts(&self) -> (u8, Cow<'_, [u8]>, Vec<BorrowedFd<'_>>) {
         let (tag, payload) = match self {
             Self::Returned(payload) => (tag::RETURNED, payload),
@@ -57,7 +48,7 @@ impl Outcome {
         (tag, payload.head.as_slice().into(), payload.fds.iter().map(AsFd::as_fd).collect())
     }
 
-    /// From what [`Outcome::parts`] gave.
+    /// Decodes a message made of [`Outcome::parts`].
     pub(crate) fn decode(tag: u8, payload: Payload) -> Result<Self, WireError> {
         Ok(match tag {
             tag::RETURNED => Self::Returned(payload),

@@ -1,4 +1,4 @@
-//! Panics as values: what std prints, caught with place and backtrace.
+//! Panics as values, with the message, location and backtrace that std prints.
 
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -15,11 +15,11 @@ use crate::prim::{AtomicPtr, Ordering};
 /// A panic that happened in another process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Panic {
-    /// What `panic!` was given.
+    /// The message passed to `panic!`.
     pub message: String,
     /// `file:line:column`, unless the program replaced the panic hook.
     pub location: Option<String>,
-    /// The stack, when `RUST_BACKTRACE` (or `RUST_LIB_BACKTRACE`) asks for it.
+    /// The backtrace, if enabled by `RUST_BACKTRACE` or `RUST_LIB_BACKTRACE`.
     pub backtrace: Option<String>,
 }
 
@@ -71,18 +71,25 @@ thread_local! {
     static PRINTS: Cell<bool> = const { Cell::new(true) };
 }
 
-/// Where the hook reports when panics abort; null for nowhere.
+/// The channel over which the hook reports if panics abort; null for none.
 static REPORT_TO: AtomicPtr<Channel> = AtomicPtr::new(ptr::null_mut());
 
-/// Where panics abort, the hook itself is the last chance to tell the parent: it does so over `channel` from now on.
+/// Sets the channel over which the panic hook reports to the parent where panics abort: there it is the last code that runs.
+/// Returns the channel.
 pub(crate) fn report_to(channel: Channel) -> &'static Channel {
     let channel = Box::leak(Box::new(channel));
+    // Release pairs with the Acquire in `install_hook`.
     REPORT_TO.store(channel, Ordering::Release);
     channel
 }
 
-/// Has panics kept for [`catch`] and printed with the name of the process, or by the hook that the program installed when
-/// `keep_previous` says that it could have.
+/// Returns the channel to the parent of this process, which runs work that its parent ordered.
+pub(crate) fn parent_channel() -> Option<&'static Channel> {
+    crate::sys::leaked(REPORT_TO.load(Ordering::Acquire))
+}
+
+/// Installs a panic hook that keeps panics for [`catch`] and prints them with the name of the process, or by the previous hook
+/// if `keep_previous`.
 pub(crate) fn install_hook(keep_previous: bool) {
     let previous = keep_previous.then(std::panic::take_hook);
     std::panic::set_hook(Box::new(move |info| {
@@ -93,9 +100,9 @@ pub(crate) fn install_hook(keep_previous: bool) {
                 None => print(&panic),
             }
         }
-        if let Some(channel) = crate::sys::leaked(REPORT_TO.load(Ordering::Acquire)).filter(|_| cfg!(panic = "abort")) {
-            // The parent may be gone; the abort follows either way.
-            let _ = channel.send(super::outcome::tag::PANICKED, &panic.encode(), &[]);
+        if let Some(channel) = parent_channel().filter(|_| cfg!(panic = "abort")) {
+            // The parent may have closed its end; the abort follows either way.
+            let _ = channel.send(super::tag::PANICKED, &panic.encode(), &[]);
         }
         LAST.set(Some(panic));
     }));
@@ -111,11 +118,11 @@ fn print(panic: &Panic) {
         Some(backtrace) => text.push_str(backtrace),
         None => text.push_str("note: run with `RUST_BACKTRACE=1` to see where the panic came from\n"),
     }
-    // One write, so that processes do not mix their lines; a closed stderr is no reason to fail.
+    // One write, so that the lines of several processes do not mix. A closed stderr is not an error.
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
-/// While it lives, panics of this thread are not printed.
+/// Suppresses the printing of this thread's panics until it is dropped.
 pub(crate) struct Quiet {
     printed: bool,
 }
@@ -133,19 +140,19 @@ impl Drop for Quiet {
     }
 }
 
-/// Runs `f` and gives its panic as a value, printed like std does unless `quietly`.
+/// Runs `f` and returns its panic as a value. The hook prints the panic unless `quietly`.
 pub(crate) fn catch<T>(quietly: bool, f: impl FnOnce() -> T) -> Result<T, Panic> {
     LAST.set(None);
     let _quiet = quietly.then(Quiet::new);
     catch_again(f)
 }
 
-/// As [`catch`], for many calls in a row, the first of which comes after [`Quiet::new`].
+/// As [`catch`], for a series of calls after one [`Quiet::new`].
 pub(crate) fn catch_again<T>(f: impl FnOnce() -> T) -> Result<T, Panic> {
-    // Unwind safety: what `f` worked on is dropped with it or reported as failed.
+    // Unwind safety: the data that `f` worked on is dropped with it or reported as failed.
     catch_unwind(AssertUnwindSafe(f)).map_err(|payload| {
         let panic = LAST.take().unwrap_or_else(|| Panic::new(payload.as_ref()));
-        // A payload whose own destructor panics must not unwind past this border.
+        // Forgotten, since its destructor may panic, which must not unwind out of this function.
         std::mem::forget(payload);
         panic
     })

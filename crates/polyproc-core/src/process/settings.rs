@@ -1,40 +1,40 @@
-//! What a process is to be.
+//! Settings of a new process.
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-/// How a process comes into being.
+/// How a process is created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum StartMethod {
-    /// A copy of a small helper process that has one thread and what `preload` left in its memory. The default: fast
-    /// whatever this process's size, and safe whatever its threads do.
+    /// A copy of a small helper process, which has one thread and the memory that `preload` initialised. The default: fast
+    /// whatever the size of this process, and safe whatever its threads do.
     #[default]
     Forkserver,
-    /// The program, executed anew: a clean state, about five times slower.
+    /// The program, executed again: a clean state, about five times slower.
     Spawn,
-    /// A copy of this process. The only one for closures that capture; refused while other threads run.
+    /// A copy of this process. The only method for closures that capture variables. Refused while other threads run.
     Fork,
 }
 
-/// Where a standard stream of a new process leads.
+/// The target of a standard stream of a new process.
 #[derive(Debug, Default)]
 pub enum Stdio {
-    /// To where this process's own stream leads.
+    /// The target of this process's own stream.
     #[default]
     Inherit,
-    /// To `/dev/null`.
+    /// `/dev/null`.
     Null,
-    /// Into memory, to be read by the parent; it never blocks the process. Only for output.
+    /// A memory file, which the parent reads. Writing never blocks the process. Only for output.
     Captured,
-    /// To this descriptor: a file, a pipe, a socket.
+    /// This descriptor: a file, a pipe, a socket.
     Fd(OwnedFd),
 }
 
-/// One change to the environment that a process gets, made in the order given.
+/// One change to the environment of a new process. Changes apply in the given order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EnvChange {
-    /// Removes all.
+    /// Removes all variables.
     Clear,
     /// Sets one variable.
     Set(OsString, OsString),
@@ -42,7 +42,7 @@ pub enum EnvChange {
     Remove(OsString),
 }
 
-/// The user's word that a copy of a threaded process is sound.
+/// The user's promise that a copy of a process with several threads is sound.
 #[derive(Debug, Clone, Copy)]
 pub struct ForkWithThreads(());
 
@@ -50,9 +50,9 @@ impl ForkWithThreads {
     /// Allows `fork` while other threads run.
     ///
     /// # Safety
-    /// In the child only the calling thread exists. Locks that other threads held at that moment stay locked for ever, and
-    /// what they guard may be half changed; so what runs in the child must touch nothing that those threads touch, other
-    /// than through async-signal-safe functions (`signal-safety(7)`). libc's own allocator and `stdio` locks are safe.
+    /// In the child only the calling thread exists. Locks that other threads held at the fork stay locked permanently, and the
+    /// data that they guard may be inconsistent. So code in the child must not touch anything that the other threads touch,
+    /// except through async-signal-safe functions (`signal-safety(7)`). libc's own allocator and `stdio` locks are safe.
     #[must_use]
     #[expect(unsafe_code, reason = "an unsafe constructor without unsafe operations: the promise itself is the point")]
     pub unsafe fn new() -> Self {
@@ -60,18 +60,18 @@ impl ForkWithThreads {
     }
 }
 
-/// What a process is to be.
+/// Settings of a new process.
 #[derive(Debug, Default)]
 pub struct Settings {
-    /// `None` for `Process-N`.
+    /// The name; `None` for `Process-N`.
     pub name: Option<String>,
-    /// Gets `SIGTERM` when the program ends, and dies with it whatever ends it.
+    /// True if the process gets `SIGTERM` when the program ends, and dies with it however it ends.
     pub daemon: bool,
-    /// How it is started.
+    /// The start method.
     pub method: StartMethod,
-    /// With [`StartMethod::Fork`]: start even though other threads run.
+    /// Permission for [`StartMethod::Fork`] while other threads run.
     pub fork_with_threads: Option<ForkWithThreads>,
-    /// Changes to the environment that this process has when it starts the new one.
+    /// Changes to the environment that this process has at the start.
     pub env: Vec<EnvChange>,
     /// The working directory, if not this process's own.
     pub current_dir: Option<PathBuf>,

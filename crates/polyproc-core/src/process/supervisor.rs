@@ -1,9 +1,9 @@
-//! The permanent thread of a process that has children: it executes programs and reaps what nobody joins.
+//! The permanent thread of a process that has children: it executes programs and reaps children that no other thread joins.
 //!
-//! It executes, because a child's parent-death signal comes when the *thread* that created it ends, and this thread ends
-//! with the process only. It reaps, so that a child that nobody waits for does not stay a zombie. It looks at a new child
-//! only after a moment: one that is joined at once should wake its joiner and nobody else (measured: two wake-ups for one
-//! exit cost a start and join a tenth of its time).
+//! It executes programs, because a child's parent-death signal is sent when the *thread* that created the child ends, and
+//! this thread ends only with the process. It reaps, so that a child that no other thread waits for does not stay a zombie. It
+//! watches a new child only after [`MOMENT`], so that a child that is joined at once wakes only its joiner (measured: the
+//! second wake-up at each exit costs a start and join a tenth of its time).
 
 use std::collections::HashMap;
 use std::io;
@@ -13,44 +13,68 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use super::state::{ProcessState, lock};
+use super::child::{Child, children};
+use super::error::{StartError, os};
+use super::state::lock;
+use super::threads::own_threads;
 use crate::deadline::Deadline;
 use crate::shm::registry;
 use crate::sys::exec;
 use crate::sys::identity::Identity;
+use crate::sys::per_process::PerProcess;
 use crate::sys::watch::{EventFd, Poller};
 
-/// The key of the bell; those of children are larger.
-pub(crate) const BELL: u64 = 0;
-/// How long a new child is left to its joiner.
+/// The key of the bell; the keys of children are larger.
+const BELL: u64 = 0;
+/// How long a new child is left to its joiner before it is watched.
 const MOMENT: Duration = Duration::from_millis(10);
-/// How often it looks after the process that the fork server makes ahead, ever later: some five seconds in all.
+/// How many times it checks for a requested spare, at intervals that double from [`MOMENT`]: about 5 s in all.
 const SPARE_LOOKS: u32 = 9;
 
 type SupervisorCommand = Box<dyn FnOnce() + Send>;
 
-/// Recovers all objects of this process when `process` dies, which need not be a child. Returns false if that cannot be watched, or
-/// it has died already.
+/// Recovers all objects of this process when `process` dies, which need not be a child. Returns false if it has died already or
+/// cannot be watched.
 pub(crate) fn watch_death(process: Identity) -> bool {
-    let state = ProcessState::current();
-    state.supervisor().is_ok_and(|supervisor| supervisor.watch_other(state, process))
+    Supervisor::get().is_ok_and(|supervisor| supervisor.watch_other(process))
 }
 
-/// The handle to the thread.
+/// Keeps `child` until it is reaped. The supervisor reaps it unless another thread does so first.
+pub(super) fn adopt(child: &Child) -> Result<(), StartError> {
+    let supervisor = Supervisor::get()?;
+    children().insert(child);
+    supervisor.watch_soon(child.key());
+    Ok(())
+}
+
+static SUPERVISOR: PerProcess<Mutex<Option<&'static Supervisor>>> = PerProcess::new(|_| Mutex::default());
+
+/// The handle to the supervisor thread.
 #[derive(Debug)]
-pub(crate) struct Supervisor {
+pub(super) struct Supervisor {
     watch: Poller,
     bell: EventFd,
     requests: Mutex<Sender<SupervisorCommand>>,
-    /// Keys of children that are not watched yet.
+    /// The keys of children that are not watched yet.
     new: Mutex<Vec<u64>>,
-    /// Others whose deaths are waited for, by the keys by which they are watched.
+    /// Watched processes that are not children, by their keys.
     others: Mutex<HashMap<u64, (Identity, OwnedFd)>>,
+    /// See [`Supervisor::look_soon`].
+    adopt_spare: Mutex<Option<fn() -> bool>>,
 }
 
 impl Supervisor {
-    /// Starts the thread of `state`.
-    pub(crate) fn start(state: &'static ProcessState) -> io::Result<&'static Self> {
+    /// Returns the supervisor of this process, which is started if there is none.
+    pub(super) fn get() -> Result<&'static Self, StartError> {
+        let mut supervisor = lock(SUPERVISOR.get());
+        if let Some(supervisor) = *supervisor {
+            return Ok(supervisor);
+        }
+        let started = Self::start().and_then(|started| super::exit::register().map(|()| started));
+        Ok(supervisor.insert(started.map_err(os("starting the supervisor thread"))?))
+    }
+
+    fn start() -> io::Result<&'static Self> {
         let (sender, receiver) = channel();
         let supervisor = Self {
             watch: Poller::new()?,
@@ -58,18 +82,19 @@ impl Supervisor {
             requests: Mutex::new(sender),
             new: Mutex::default(),
             others: Mutex::default(),
+            adopt_spare: Mutex::default(),
         };
         supervisor.watch.add(&supervisor.bell, BELL)?;
         let supervisor: &'static Self = Box::leak(Box::new(supervisor));
-        state.own_threads.spawn("polyproc", move || supervisor.run_for_ever(state, receiver))?;
+        own_threads().spawn("polyproc", move || supervisor.run_for_ever(receiver))?;
         Ok(supervisor)
     }
 
-    /// The kernel ends this process's children when this thread does, so it never does. A program that closed all descriptors
-    /// has no use for it any more: who asks it for something is told so.
-    fn run_for_ever(&self, state: &'static ProcessState, requests: Receiver<SupervisorCommand>) {
-        // A panic here would end all children without a word.
-        let ended = catch_unwind(AssertUnwindSafe(|| self.run(state, &requests)));
+    /// Never returns, since the kernel ends this process's children when this thread ends. If the program has closed the
+    /// thread's descriptors, the thread parks, and later requests fail.
+    fn run_for_ever(&self, requests: Receiver<SupervisorCommand>) {
+        // A panic that ended this thread would end all children silently.
+        let ended = catch_unwind(AssertUnwindSafe(|| self.run(&requests)));
         if ended.is_err() {
             std::process::abort();
         }
@@ -79,8 +104,8 @@ impl Supervisor {
         }
     }
 
-    /// Returns when its descriptors are gone.
-    fn run(&self, state: &'static ProcessState, requests: &Receiver<SupervisorCommand>) {
+    /// Serves requests and deaths. Returns when its descriptors are closed.
+    fn run(&self, requests: &Receiver<SupervisorCommand>) {
         let mut keys = Vec::new();
         let mut look_at_new = Deadline::NEVER;
         let mut spare_looks = 0;
@@ -90,15 +115,16 @@ impl Supervisor {
             }
             if look_at_new.has_passed() {
                 look_at_new = Deadline::NEVER;
-                // Also the process that the fork server makes ahead is reaped when somebody kills it.
-                let is_spare_known = state.forkserver.try_lock().is_ok_and(|mut server| server.adopt_spare(state));
+                // Registers a spare, so that it is reaped if it is killed.
+                let adopt_spare = *lock(&self.adopt_spare);
+                let is_spare_known = adopt_spare.is_none_or(|adopt_spare| adopt_spare());
                 spare_looks = if is_spare_known { 0 } else { spare_looks + 1 };
                 if (1..=SPARE_LOOKS).contains(&spare_looks) {
                     look_at_new = Deadline::after(MOMENT * 2u32.pow(spare_looks - 1));
                 }
                 let new = std::mem::take(&mut *lock(&self.new));
-                for child in new.into_iter().filter_map(|key| state.child(key)) {
-                    // Without memory for it, the child stays to its joiner.
+                for child in new.into_iter().filter_map(|key| children().get(key)) {
+                    // Fails without memory: then only a joiner reaps the child.
                     let _ = self.watch.add_once(&child, child.key());
                 }
             }
@@ -110,8 +136,8 @@ impl Supervisor {
                         spare_looks = 0;
                         look_at_new = Deadline::after(MOMENT);
                     }
-                } else if let Some(child) = state.child(key) {
-                    // An error is the joiner's to report, who asks again.
+                } else if let Some(child) = children().get(key) {
+                    // The joiner calls this again and reports an error.
                     let _ = child.try_wait();
                 } else if let Some((_, pidfd)) = lock(&self.others).remove(&key) {
                     self.watch.remove(&pidfd);
@@ -122,13 +148,13 @@ impl Supervisor {
     }
 
     /// See [`watch_death`].
-    fn watch_other(&self, state: &ProcessState, process: Identity) -> bool {
+    fn watch_other(&self, process: Identity) -> bool {
         let mut others = lock(&self.others);
         if process == Identity::LEFT || others.values().any(|(other, _)| *other == process) {
             return true;
         }
         let Some(pidfd) = process.pidfd() else { return false };
-        let key = state.next_key();
+        let key = children().next_key();
         let is_watched = self.watch.add_once(&pidfd, key).is_ok();
         if is_watched {
             others.insert(key, (process, pidfd));
@@ -136,8 +162,8 @@ impl Supervisor {
         is_watched
     }
 
-    /// Reaps the child of this key when it ends, unless somebody joins it first.
-    pub(crate) fn watch_soon(&self, key: u64) {
+    /// Reaps the child with this key when it ends, unless another thread joins it first.
+    fn watch_soon(&self, key: u64) {
         let mut new = lock(&self.new);
         new.push(key);
         if new.len() == 1 {
@@ -145,17 +171,18 @@ impl Supervisor {
         }
     }
 
-    /// Takes over the process that the fork server makes ahead, in a moment.
-    pub(crate) fn look_soon(&self) {
+    /// Calls `adopt_spare` after [`MOMENT`], then at longer intervals until it returns true.
+    pub(super) fn look_soon(&self, adopt_spare: fn() -> bool) {
+        *lock(&self.adopt_spare) = Some(adopt_spare);
         self.watch_soon(BELL); // the key of no child
     }
 
     /// Executes `program` from the supervisor thread and returns the new process's id.
-    pub(crate) fn exec(&self, program: exec::Program) -> io::Result<u32> {
+    pub(super) fn exec(&self, program: exec::Program) -> io::Result<u32> {
         let ended = || io::Error::other("the supervisor thread has ended");
         let (answer, answered) = channel();
         let request = Box::new(move || {
-            // Fails when nobody waits for the answer any more, which does not happen.
+            // Fails if the receiver was dropped, which does not happen while `exec` waits.
             let _ = answer.send(exec::spawn(program));
         });
         lock(&self.requests).send(request).map_err(|_| ended())?;
@@ -173,7 +200,7 @@ mod tests {
         struct Recovers(Mutex<Sender<()>>);
         impl registry::SharedObject for Recovers {
             fn recover(&self) {
-                let _ = lock(&self.0).send(()); // nobody listens when the test is over
+                let _ = lock(&self.0).send(()); // the receiver is dropped when the test ends
             }
         }
         let (sender, recovered) = channel();

@@ -1,5 +1,5 @@
-//! Threads of the engine's own. `fork` does not mind them: they hold no lock of the user's. It minds code of the user's that
-//! runs on one of them (callbacks, wakers, loggers), as on any other thread.
+//! The engine's own threads. `fork` does not count them, since they hold no lock of the user's. It is refused while user code
+//! (callbacks, wakers, loggers) runs on one of them.
 
 use std::cell::Cell;
 use std::io;
@@ -7,16 +7,23 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{PoisonError, RwLock, RwLockWriteGuard, TryLockError};
 use std::thread::JoinHandle;
 
-use super::ProcessState;
 use crate::prim::{AtomicUsize, Ordering};
+use crate::sys::per_process::PerProcess;
 use crate::sys::signal;
 
-/// Those of one process.
+/// The engine's threads of one process.
 #[derive(Debug, Default)]
 pub(crate) struct OwnThreads {
     count: AtomicUsize,
-    /// Read while code of the user's runs on one of them, written while this process is copied.
+    /// Locked for reading while user code runs on one of them, for writing while this process is copied.
     user_code: RwLock<()>,
+}
+
+static OWN: PerProcess<OwnThreads> = PerProcess::new(|_| OwnThreads::default());
+
+/// Returns the engine's threads of this process.
+pub(crate) fn own_threads() -> &'static OwnThreads {
+    OWN.get()
 }
 
 thread_local! {
@@ -24,9 +31,9 @@ thread_local! {
 }
 
 impl OwnThreads {
-    /// Starts one, with all signals blocked.
+    /// Starts a thread with all signals blocked.
     pub(crate) fn spawn(&'static self, name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
-        // Counted before it runs, so that a fork in between does not take it for the user's.
+        // Counted before it runs, so that a concurrent `fork` does not take it for a user's thread.
         self.count.fetch_add(1, Ordering::Relaxed);
         let run = move || {
             IS_OWN.set(true);
@@ -39,12 +46,12 @@ impl OwnThreads {
         })
     }
 
-    /// How many there are.
+    /// Returns the number of threads.
     pub(crate) fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// That no code of the user's runs on them, for as long as the guard lives; `None` when some does.
+    /// Returns a guard that keeps user code from running on these threads; `None` while some runs.
     pub(super) fn without_user_code(&self) -> Option<RwLockWriteGuard<'_, ()>> {
         match self.user_code.try_write() {
             Ok(guard) => Some(guard),
@@ -54,10 +61,10 @@ impl OwnThreads {
     }
 }
 
-/// Calls code of the user's, on whichever thread. The panic hook has printed a panic of it, which ends here: the engine's state
-/// and threads are whole.
+/// Calls user code, on any thread. Catches its panic, which the panic hook has printed, so that the engine's state and threads
+/// stay intact.
 pub(crate) fn call_user(call: impl FnOnce()) {
-    let own = IS_OWN.get().then(|| &ProcessState::current().own_threads);
+    let own = IS_OWN.get().then(own_threads);
     let _guard = own.map(|own| own.user_code.read().unwrap_or_else(PoisonError::into_inner));
     let _ = catch_unwind(AssertUnwindSafe(call));
 }

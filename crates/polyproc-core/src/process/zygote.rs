@@ -1,22 +1,22 @@
 //! The zygote: a helper program, one per process that starts others, which clones itself on request. `forkserver` is the
 //! other side.
 //!
-//! The zygote is this program, executed anew and taken over before `main`. It has one thread and runs no user code but
-//! `preload`. A request is one message with the new process's end of a channel; the zygote answers with the id and
-//! descriptor of a new process, which is a child of the *requester* (`CLONE_PARENT`). What the process is to do comes over
-//! its own channel: the zygote never sees it.
+//! The zygote is this program, executed again; the engine takes control before `main`. It has one thread and runs no user
+//! code except `preload`. A request is one message with the new process's end of a channel. The zygote answers with the id
+//! and descriptor of the new process, which is a child of the *requester* (`CLONE_PARENT`). The process receives its order
+//! over its own channel, which the zygote does not read.
 //!
 //! | tag | direction | head | descriptors |
 //! |---|---|---|---|
 //! | PRELOAD | to the zygote, first | empty, or a function and its argument | the argument's |
-//! | READY | back | empty | |
+//! | READY | back | the zygote's bounds | |
 //! | NO_CLONE | back, instead of READY or MADE | `u32` errno | |
-//! | BAD_PRELOAD | back, instead of READY | why, as text | |
+//! | BAD_PRELOAD | back, instead of READY | the reason, as text | |
 //! | MAKE | to the zygote | empty | the new process's end of its channel |
 //! | MADE | back | `u32` process id | process descriptor |
 //! | END | to the zygote | empty | |
 //!
-//! At END, and when its parent closes the channel, it ends in order ([`host::set_at_forkserver_end`](super::host)).
+//! At END, and when its parent closes the channel, the zygote ends in order ([`host::set_at_forkserver_end`](super::host)).
 
 use std::convert::Infallible;
 use std::io;
@@ -30,10 +30,11 @@ use crate::frame::wire::{Reader, WireError, Writer};
 use crate::sys::bounds::Bounds;
 use crate::sys::cell::PidCell;
 use crate::sys::clone::{self, Copied, SiblingMaker};
+use crate::sys::exit::exit_now;
 use crate::sys::{fd, life, signal, title, warm};
 
-/// What `ps` shows of the zygote and of a process made ahead. Tools that count the workers of a Python program leave out processes
-/// whose command line contains this.
+/// The command line that `ps` shows for the zygote and for a spare. Tools that count the workers of a Python program leave out
+/// processes whose command line contains this.
 const TITLE: &str = "multiprocessing.forkserver";
 
 pub(super) mod tag {
@@ -46,33 +47,33 @@ pub(super) mod tag {
     pub(in crate::process) const END: u8 = 7;
 }
 
-/// Runs this process as a zygote until its parent is gone. Returns in none of the processes that come out of it.
+/// Serves as a zygote until END or the end of the channel, then exits. Returns only errors, also in cloned processes.
 pub(crate) fn serve(parent_pid: u32, channel: &Channel, cell: &PidCell) -> io::Result<Infallible> {
     if !life::die_with_creator(parent_pid, life::Whom::Process)? {
-        clone::exit_now(0);
+        exit_now(0);
     }
     signal::block_all();
     clone::name_thread("forkserver");
     panic::install_hook(false);
-    let Some(request) = channel.receive()? else { clone::exit_now(0) };
+    let Some(request) = channel.receive()? else { exit_now(0) };
     let mut maker = match prepare(request.payload) {
         Ok(Ok(maker)) => maker,
         Ok(Err(error)) => {
             channel.send(tag::NO_CLONE, &encode_errno(&error), &[])?;
-            clone::exit_now(0)
+            exit_now(0)
         }
         Err(why) => {
             channel.send(tag::BAD_PRELOAD, why.as_bytes(), &[])?;
-            clone::exit_now(1)
+            exit_now(1)
         }
     };
-    // Whoever reads this program's output to its end must not wait for the zygote; children get the parent's streams.
+    // A reader of this program's output must not wait for the zygote to close it. Children get the parent's streams.
     let null = fd::above_standard(fd::dev_null()?)?;
     (0..=2).try_for_each(|number| fd::set_standard_stream(number, &null))?;
     drop(null);
     title::set(TITLE);
     warm::keep_mapped_in_children();
-    // Only for speed: failing changes nothing else.
+    // A failure costs only speed.
     let _ = super::enter::rehearse();
     let mut bounds = Writer::default();
     encode_bounds(&Bounds::own(), &mut bounds);
@@ -92,23 +93,23 @@ pub(crate) fn serve(parent_pid: u32, channel: &Channel, cell: &PidCell) -> io::R
                 fd::close_copy(channel.as_fd());
                 fd::close_copy(cell.as_fd());
                 clone::name_thread("spare");
-                // Until the order says whether it is to outlive its parent, it must not.
+                // Bound to its parent until its order says whether it may outlive it.
                 if !life::die_with_creator(parent_pid, life::Whom::Process)? {
-                    clone::exit_now(0);
+                    exit_now(0);
                 }
-                return super::run_child(Channel::from(theirs));
+                return super::enter::run(Channel::from(theirs));
             }
         }
     }
     super::host::end_forkserver();
-    clone::exit_now(0)
+    exit_now(0)
 }
 
 fn encode_errno(error: &io::Error) -> [u8; 4] {
     error.raw_os_error().unwrap_or(libc::EIO).to_le_bytes()
 }
 
-/// Runs the preload function, then looks whether this process can be cloned at all.
+/// Runs the preload function, then checks whether this process can be cloned. The outer error is that of the preload.
 fn prepare(preload: Payload) -> Result<io::Result<SiblingMaker>, String> {
     let preloads = !preload.head.is_empty();
     if preloads {
@@ -125,13 +126,13 @@ fn prepare(preload: Payload) -> Result<io::Result<SiblingMaker>, String> {
     }
     match clone::settled_thread_count(1) {
         Ok(1) => Ok(SiblingMaker::new()),
-        // A library of the program starts them: such a program cannot be cloned, but it can be executed.
+        // A library of the program started threads: such a program cannot be cloned, but it can be executed.
         Ok(_) if !preloads => Ok(Err(io::Error::from_raw_os_error(libc::EPERM))),
         Ok(threads) => Err(format!(
             "{threads} threads run in the fork server after it was prepared: a process with more than one thread cannot \
              be copied soundly; start threads in the processes instead, or use the start method `spawn`"
         )),
-        // Without `/proc` nobody knows whether it is sound: as where it is refused.
+        // Without `/proc` the threads cannot be counted: handled like a refused clone.
         Err(error) => Ok(Err(error)),
     }
 }

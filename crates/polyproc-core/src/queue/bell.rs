@@ -1,10 +1,10 @@
-//! [`PollSocket`]: a socket pair that every holder of a queue holds both ends of.
+//! [`PollSocket`]: a socket pair of which every holder of a queue has both ends.
 //!
-//! - A message whose value carries descriptors has a *ticket*; they wait in the socket, under that ticket, until the
-//!   message is taken. What a dead producer sent without finishing its put has a ticket that no message asks for.
-//! - A message with ticket 0 is a *ring*: it makes the receiving end readable for who polls.
+//! - A queue message with descriptors has a *ticket*. The descriptors wait in the socket under that ticket until the message is
+//!   taken. Descriptors of a producer that died before its commit have a ticket that no message refers to.
+//! - A socket message with ticket 0 is a *ring*: it makes the receiving end readable for pollers.
 //!
-//! Sending is done under the producers' lock (rings: anywhere), receiving under the consumers' lock.
+//! Descriptors are sent under the producers' lock, rings without a lock. Receiving is done under the consumers' lock.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,7 +19,7 @@ pub(super) struct PollSocket {
     receiving: OwnedFd,
 }
 
-/// What waits in the socket.
+/// The first message in the socket.
 enum Next {
     Nothing,
     Ring,
@@ -42,11 +42,11 @@ impl PollSocket {
 
     /// Makes the receiving end readable.
     pub(super) fn ring(&self) {
-        // Where the socket is full, the receiving end is readable already.
+        // If the socket is full, the receiving end is readable already.
         let _ = socket::send(self.sending.as_fd(), &[IoSlice::new(&RING.to_le_bytes())], &[], false);
     }
 
-    /// Leaves descriptors under a ticket. False when the socket has no room until messages are taken.
+    /// Sends descriptors under a ticket. Returns false if the socket has no room until messages are taken.
     pub(super) fn leave(&self, ticket: u64, fds: &[BorrowedFd<'_>]) -> io::Result<bool> {
         match socket::send(self.sending.as_fd(), &[IoSlice::new(&ticket.to_le_bytes())], fds, false) {
             Ok(()) => Ok(true),
@@ -58,26 +58,27 @@ impl PollSocket {
     fn peek(&self) -> io::Result<Next> {
         match socket::peek(self.receiving.as_fd(), size_of::<u64>()) {
             Err(rustix::io::Errno::AGAIN) => Ok(Next::Nothing),
-            // Longer than ours: older than any ticket.
+            // Not a message of this program: counts as older than any ticket.
             Err(rustix::io::Errno::MSGSIZE) => Ok(Next::Fds { ticket: RING, fds: Vec::new() }),
             Err(error) => Err(error.into()),
             Ok((bytes, fds)) => match bytes.try_into().map(u64::from_le_bytes) {
                 Ok(RING) => Ok(Next::Ring),
                 Ok(ticket) => Ok(Next::Fds { ticket, fds }),
-                Err(_) => Ok(Next::Fds { ticket: RING, fds }), // nothing of ours: older than any ticket
+                Err(_) => Ok(Next::Fds { ticket: RING, fds }), // as above
             },
         }
     }
 
     fn drop_first(&self) {
-        // Somebody peeked at it just now, under the same lock.
+        // The caller has peeked at it under the same lock.
         let _ = socket::receive(self.receiving.as_fd(), false);
     }
 
-    /// A copy of the descriptors under `ticket`; none when they are lost. [`PollSocket::taken`] removes them.
+    /// Returns copies of the descriptors under `ticket`, or `None` if they are lost. Removes all messages before them;
+    /// [`PollSocket::taken`] removes the descriptors.
     ///
     /// # Errors
-    /// `EMFILE` when this process has no room for them: they stay.
+    /// `EMFILE` if this process has no room for them: they stay in the socket.
     pub(super) fn look_for(&self, ticket: u64) -> io::Result<Option<Vec<OwnedFd>>> {
         loop {
             match self.peek()? {
@@ -89,12 +90,12 @@ impl PollSocket {
         }
     }
 
-    /// Removes what [`PollSocket::look_for`] has just found.
+    /// Removes the message that [`PollSocket::look_for`] has just found.
     pub(super) fn taken(&self) {
         self.drop_first();
     }
 
-    /// Takes all rings before the first descriptors. False when there are descriptors.
+    /// Removes all rings before the first descriptors. Returns false if there are descriptors.
     pub(super) fn silence(&self) -> bool {
         loop {
             match self.peek() {
@@ -105,7 +106,7 @@ impl PollSocket {
         }
     }
 
-    /// Takes all there is. Under both locks, when no message is left: the descriptors are those of dead producers.
+    /// Removes all messages. Called under both locks when the queue is empty: any descriptors are from dead producers.
     pub(super) fn clear(&self) {
         while socket::receive(self.receiving.as_fd(), false).is_ok() {}
     }

@@ -1,4 +1,4 @@
-//! [`Queue`]: what a process holds.
+//! [`Queue`]: a process's handle to a queue.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -6,153 +6,47 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::bell::PollSocket;
+use super::done;
+use super::error::{GetError, PutError, TaskDoneError};
+use super::get::Out;
 use super::index::IndexPlace;
 use super::layout::{CHUNK_LEN, FIRST, FIRST_BLOCK_TABLE, FIRST_REGION, HEADER_LEN, INLINE_LEN, MAGIC, REGION_TABLE};
-use super::ring::{MessageBody, Out, Ring};
-use super::task::{self, OnConsumerDeath, TaskDoneError};
+use super::put::MessageBody;
+use super::ring::Ring;
+use super::task::{self, OnConsumerDeath};
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
 use crate::process::watch_death;
-use crate::retry::Interrupt;
 use crate::robust::{AdaptiveSpin, RecheckInterval, WaitError};
 use crate::shm::arena::{Block, BlockState};
-use crate::shm::budget::{OutOfSpace, wait_for_room};
 use crate::shm::registry::{self, SharedObject};
-use crate::shm::{MemoryError, Segment};
+use crate::shm::{MemoryError, Segment, wait_for_room};
 use crate::sys::crash::{self, Step};
 use crate::sys::identity::Identity;
 use crate::sys::socket::MAX_FDS;
 
-/// How long a sleeper sleeps at most before it looks for itself: what a wake-up that died costs where nobody reaps.
+/// How long a waiter sleeps at first before it re-checks, as its wake-up may be lost with a process that no process reaps.
 const RECHECK_AFTER: Duration = Duration::from_millis(200);
 
-/// A message could not be put.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PutError {
-    /// As many messages wait as the queue may hold; or more with descriptors than the system lets wait (some 250).
-    #[error("the queue is full")]
-    Full,
-    /// The queue was closed.
-    #[error("the queue is closed")]
-    Closed,
-    /// A signal handler ran during the wait.
-    #[error("a signal handler ran during the wait")]
-    Interrupted,
-    /// Descriptors cannot be put back when their consumer dies.
-    #[error("a queue that puts items back cannot hold items with descriptors")]
-    NotReturnable,
-    /// As much is in flight as may be.
-    #[error(transparent)]
-    OutOfSpace(OutOfSpace),
-    /// The queue's memory is unusable, or there is none.
-    #[error(transparent)]
-    Memory(MemoryError),
-    /// The descriptors could not be sent.
-    #[error("the system refused the descriptors: {0}")]
-    Descriptors(#[from] io::Error),
-}
-
-/// A message could not be taken.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum GetError {
-    /// No message came.
-    #[error("the queue is empty")]
-    Empty,
-    /// The queue was closed, and all messages are taken.
-    #[error("the queue is closed")]
-    Closed,
-    /// A signal handler ran during the wait.
-    #[error("a signal handler ran during the wait")]
-    Interrupted,
-    /// A message was taken, but its descriptors are gone.
-    #[error("the descriptors of a message are gone")]
-    DescriptorsLost,
-    /// The queue's memory is unusable.
-    #[error(transparent)]
-    Memory(MemoryError),
-    /// The descriptors could not be received: the message is still there.
-    #[error("the system refused the descriptors: {0}")]
-    Descriptors(#[from] io::Error),
-}
-
-impl Interrupt for PutError {
-    fn is_interrupted(&self) -> bool {
-        matches!(self, Self::Interrupted)
-    }
-}
-
-impl Interrupt for GetError {
-    fn is_interrupted(&self) -> bool {
-        matches!(self, Self::Interrupted)
-    }
-}
-
-impl PutError {
-    fn out_of_space(&self) -> Option<OutOfSpace> {
-        if let Self::OutOfSpace(error) = self { Some(*error) } else { None }
-    }
-}
-
-impl From<MemoryError> for PutError {
-    fn from(error: MemoryError) -> Self {
-        match error {
-            MemoryError::Busy => Self::Full, // for now, as behind any process that stands still
-            MemoryError::Interrupted => Self::Interrupted,
-            MemoryError::OutOfSpace(error) => Self::OutOfSpace(error),
-            error => Self::Memory(error),
-        }
-    }
-}
-
-impl From<MemoryError> for GetError {
-    fn from(error: MemoryError) -> Self {
-        match error {
-            MemoryError::Busy => Self::Empty,
-            MemoryError::Interrupted => Self::Interrupted,
-            error => Self::Memory(error),
-        }
-    }
-}
-
-impl From<WaitError> for PutError {
-    fn from(error: WaitError) -> Self {
-        match error {
-            WaitError::TimedOut => Self::Full,
-            WaitError::Interrupted => Self::Interrupted,
-        }
-    }
-}
-
-impl From<WaitError> for GetError {
-    fn from(error: WaitError) -> Self {
-        match error {
-            WaitError::TimedOut => Self::Empty,
-            WaitError::Interrupted => Self::Interrupted,
-        }
-    }
-}
-
-/// What a queue is to be.
+/// The settings of a queue.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct QueueSettings {
-    /// How many messages may wait; 0 for no limit.
+    /// Maximum number of messages in the queue; 0 for no limit.
     pub maxsize: u64,
-    /// How many bytes these may have together; 0 for no limit.
+    /// Maximum number of bytes of all messages in the queue; 0 for no limit.
     pub max_bytes: u64,
-    /// What becomes of what a dead consumer had taken.
+    /// The treatment of items that a dead consumer had taken.
     pub on_consumer_death: OnConsumerDeath,
 }
 
-/// Has these processes' deaths seen; where that cannot be, who waits looks often.
+/// Watches these processes for death. If one cannot be watched, restarts the interval, so that the waiter re-checks often.
 fn watch_deaths(interval: &RecheckInterval, living: Vec<Identity>) {
     if !living.into_iter().all(watch_death) {
         interval.restart();
     }
 }
 
-/// One queue as one process sees it.
+/// A queue, as this process has mapped it.
 #[derive(Debug)]
 struct SharedQueue {
     ring: Ring,
@@ -161,8 +55,8 @@ struct SharedQueue {
 
 impl SharedObject for SharedQueue {
     fn recover(&self) {
-        // What cannot be taken back now is tried again with the next death, and by consumers that wait.
-        let _ = task::reclaim(&self.ring);
+        // If this fails, it is tried again after the next death, and by waiting consumers.
+        let _ = done::reclaim(&self.ring);
         let layout = self.ring.layout();
         for waiters in [&layout.items, &layout.space, &layout.unfinished] {
             waiters.recover();
@@ -172,7 +66,7 @@ impl SharedObject for SharedQueue {
 
     fn refresh(&self) {
         if self.ring.layout().settings.polled.load(Ordering::Relaxed) != 0 {
-            let _ = task::reclaim(&self.ring);
+            let _ = done::reclaim(&self.ring);
             self.ring.ring_if_silent();
         }
     }
@@ -187,7 +81,7 @@ impl SharedObject for SharedQueue {
     }
 
     fn trim(&self) {
-        // What somebody is at just now is in use.
+        // Fails while a stopped process holds the arena's lock: then the memory is kept.
         let _ = self.ring.arena().trim();
     }
 
@@ -199,18 +93,18 @@ impl SharedObject for SharedQueue {
     }
 }
 
-/// A queue of messages, each some bytes and descriptors, for any number of producers and consumers in any processes.
+/// A queue of messages, each of bytes and descriptors, for any number of producers and consumers in any processes.
 #[derive(Debug, Clone)]
 pub struct Queue(Arc<SharedQueue>);
 
 impl Queue {
-    /// How many descriptors a queue is.
+    /// Number of descriptors that make up a queue.
     pub const FDS: usize = 3;
 
-    /// A new, empty one.
+    /// Creates an empty queue.
     ///
     /// # Errors
-    /// When the system gives no memory or no descriptor.
+    /// If the system has no memory or no descriptor left.
     pub fn new(settings: QueueSettings) -> io::Result<Self> {
         let segment = Segment::create(c"polyproc-queue", FIRST_REGION, REGION_TABLE, FIRST_BLOCK_TABLE)?.counted();
         segment.reserve(0, HEADER_LEN)?;
@@ -238,21 +132,21 @@ impl Queue {
         layout.settings.max_bytes.store(settings.max_bytes, Ordering::Relaxed);
         layout.settings.on_death.store(settings.on_consumer_death as u32, Ordering::Relaxed);
         layout.settings.magic.store(MAGIC, Ordering::Release);
-        // Descriptors are passed on only later, so nobody else has the file yet.
+        // The descriptors are passed on only later, so no other process has the file yet.
         Ok(Self(registry::note(ring.segment.inode(), SharedQueue { ring, spin: AdaptiveSpin::new() })))
     }
 
-    /// The descriptors that make the queue another process's too, by [`Queue::from_fds`].
+    /// Returns the descriptors by which another process opens the queue ([`Queue::from_fds`]).
     #[must_use]
     pub fn fds(&self) -> [BorrowedFd<'_>; Self::FDS] {
         let [sending, receiving] = self.0.ring.bell.ends();
         [self.0.ring.segment.as_fd(), sending, receiving]
     }
 
-    /// The queue of these descriptors.
+    /// Opens the queue of these descriptors.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidData`] when they are none of a queue.
+    /// [`io::ErrorKind::InvalidData`] if they are not the descriptors of a queue.
     pub fn from_fds([memfd, sending, receiving]: [OwnedFd; Self::FDS]) -> io::Result<Self> {
         let segment = Segment::open(memfd, FIRST_REGION, REGION_TABLE, FIRST_BLOCK_TABLE)?.counted();
         let inode = segment.inode();
@@ -266,19 +160,19 @@ impl Queue {
         Ok(Self(registry::note(inode, SharedQueue { ring, spin: AdaptiveSpin::new() })))
     }
 
-    /// Puts a message; waits until the deadline while the queue is full, or too much is in flight. Once this has returned, the message is in the
-    /// queue, whoever dies.
+    /// Puts a message. Blocks until the deadline while the queue is full or too many bytes are in flight. On success the
+    /// message is in the queue, whichever process dies.
     ///
     /// # Errors
-    /// See [`PutError`]. The message is not in the queue then.
+    /// [`PutError`]. Then the message is not in the queue.
     pub fn put(&self, bytes: &[u8], fds: &[BorrowedFd<'_>], deadline: Deadline) -> Result<(), PutError> {
         self.put_parts(&[bytes], fds, deadline)
     }
 
-    /// As [`Queue::put`]: the message is the parts, one after the other.
+    /// As [`Queue::put`], for a message that consists of the parts, one after the other.
     ///
     /// # Errors
-    /// See [`PutError`]. The message is not in the queue then.
+    /// [`PutError`]. Then the message is not in the queue.
     pub fn put_parts(&self, parts: &[&[u8]], fds: &[BorrowedFd<'_>], deadline: Deadline) -> Result<(), PutError> {
         let ring = &self.0.ring;
         if fds.len() > MAX_FDS {
@@ -332,11 +226,11 @@ impl Queue {
         })
     }
 
-    /// Takes the next message: its bytes replace what `bytes` holds, its descriptors what `fds` holds. Waits until the
-    /// deadline while there is none.
+    /// Takes the next message: its bytes replace the contents of `bytes`, its descriptors the contents of `fds`. Blocks until
+    /// the deadline while the queue is empty.
     ///
     /// # Errors
-    /// See [`GetError`].
+    /// [`GetError`].
     pub fn get(&self, bytes: &mut Vec<u8>, fds: &mut Vec<OwnedFd>, deadline: Deadline) -> Result<(), GetError> {
         let ring = &self.0.ring;
         bytes.clear();
@@ -353,7 +247,7 @@ impl Queue {
                 return self.wait_and_get(&mut out, deadline);
             }
             if deadline.has_passed() {
-                return Err(GetError::Empty); // there is something, and a process that stands still holds the lock
+                return Err(GetError::Empty); // there is a message, but a stopped process holds the lock
             }
         }
     }
@@ -365,10 +259,10 @@ impl Queue {
         let taken = ring.layout().items.wait(deadline, &interval, || {
             if std::mem::replace(&mut slept, true) {
                 if task::on_death(ring) != OnConsumerDeath::Nothing {
-                    watch_deaths(&interval, task::reclaim(ring)?);
+                    watch_deaths(&interval, done::reclaim(ring)?);
                 }
                 if ring.len() == 0 {
-                    ring.arena().trim()?; // nothing came for a while: an idle queue keeps no memory
+                    ring.arena().trim()?; // an idle queue keeps no free memory
                 }
             }
             match ring.get(out, deadline) {
@@ -391,15 +285,15 @@ impl Queue {
         Ok(())
     }
 
-    /// One message that this process took is done.
+    /// Reports one message that this process took as done.
     ///
     /// # Errors
-    /// [`TaskDoneError::TooMany`].
+    /// [`TaskDoneError`].
     pub fn task_done(&self) -> Result<(), TaskDoneError> {
-        task::task_done(&self.0.ring)
+        done::task_done(&self.0.ring)
     }
 
-    /// Waits until every message that was put is done.
+    /// Blocks until every message that was put is done.
     ///
     /// # Errors
     /// [`WaitError`].
@@ -409,8 +303,8 @@ impl Queue {
         ring.layout().unfinished.wait(deadline, &interval, || {
             if std::mem::replace(&mut slept, true)
                 && task::on_death(ring) != OnConsumerDeath::Nothing
-                // What cannot be taken back now is tried again with the next slice.
-                && let Ok(living) = task::reclaim(ring)
+                // If this fails, it is tried again after the next interval.
+                && let Ok(living) = done::reclaim(ring)
             {
                 watch_deaths(&interval, living);
             }
@@ -418,10 +312,10 @@ impl Queue {
         })
     }
 
-    /// No more puts: they fail. Gets go on until all messages are taken.
+    /// Closes the queue: further puts fail, and consumers can take the remaining messages.
     ///
     /// # Errors
-    /// [`MemoryError`] when the queue's memory is unusable.
+    /// [`MemoryError`] if the queue's memory is unusable.
     pub fn close(&self) -> Result<(), MemoryError> {
         let ring = &self.0.ring;
         let guard = loop {
@@ -439,39 +333,39 @@ impl Queue {
         Ok(())
     }
 
-    /// Whether it was closed.
+    /// Returns whether the queue was closed.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.0.ring.layout().settings.closed.load(Ordering::Acquire) != 0
     }
 
-    /// How many messages wait.
+    /// Returns the number of messages in the queue.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.0.ring.len()
     }
 
-    /// Whether no message waits.
+    /// Returns whether the queue has no messages.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many bytes the messages that wait may have together; 0 for no limit.
+    /// Returns the maximum number of bytes of all messages in the queue; 0 for no limit.
     #[must_use]
     pub fn max_bytes(&self) -> u64 {
         self.0.ring.layout().settings.max_bytes.load(Ordering::Relaxed)
     }
 
-    /// How many messages may wait; 0 for no limit.
+    /// Returns the maximum number of messages in the queue; 0 for no limit.
     #[must_use]
     pub fn maxsize(&self) -> u64 {
         self.0.ring.layout().settings.maxsize.load(Ordering::Relaxed)
     }
 }
 
-/// Readable while there is a message, or the queue is closed. It may be readable a moment longer: another consumer may be
-/// first.
+/// The descriptor is readable while there is a message, or the queue is closed. It may stay readable for a moment after another
+/// consumer has taken the last message.
 impl AsFd for Queue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.ring.start_ringing();

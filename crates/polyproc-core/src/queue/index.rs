@@ -1,24 +1,24 @@
-//! How the two sides of a queue agree on what is there: the counts, and the places that belong to them.
+//! How the two sides of a queue agree on its contents: the counts, and the places that belong to them.
 //!
-//! Each side's fields are written under that side's lock only; what crosses over is the count, stored with Release and
-//! loaded with Acquire. Compiled a second time in `tests/loom`.
+//! Each side's fields are written only under that side's lock. The other side reads only the count, which is stored with
+//! Release and loaded with Acquire. `tests/loom` compiles this file a second time.
 
 use super::Side;
 use super::os::Ordering;
 
-/// Where a side stands.
+/// The place of a side's next entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct IndexPlace {
     /// File offset of the next entry.
     pub(super) at: u64,
-    /// The block that is its chunk.
+    /// The number of the block that is its chunk.
     pub(super) chunk: u32,
-    /// How many bytes are left in the chunk.
+    /// Bytes left in the chunk.
     pub(super) room: u32,
 }
 
 impl IndexPlace {
-    /// `len` bytes further on in the same chunk.
+    /// Returns the place `len` bytes further on in the same chunk.
     #[inline]
     pub(super) fn after(self, len: u32) -> Self {
         Self { at: self.at.wrapping_add(len.into()), room: self.room.wrapping_sub(len), ..self }
@@ -26,7 +26,7 @@ impl IndexPlace {
 }
 
 impl Side {
-    /// The number of the next message, and the place where it stands or is to stand. Under this side's lock.
+    /// Returns the number of the next message to put or take, and its place. The caller holds this side's lock.
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "two halves of a word")]
     pub(super) fn place(&self) -> (u64, IndexPlace) {
@@ -36,7 +36,7 @@ impl Side {
         (count, IndexPlace { at: at.load(Ordering::Relaxed), chunk: (rest >> 32) as u32, room: rest as u32 })
     }
 
-    /// Writes the place that `count` is going to have, beside the one that is valid.
+    /// Writes the place for `count` beside the valid one.
     #[inline]
     pub(super) fn prepare(&self, count: u64, next: IndexPlace) {
         let (at, rest) = self.slot(count % 2 == 1);
@@ -44,13 +44,13 @@ impl Side {
         rest.store(u64::from(next.chunk) << 32 | u64::from(next.room), Ordering::Relaxed);
     }
 
-    /// The commit: message number `count` is put, or taken, and the next one stands at the prepared place.
+    /// The commit: message number `count` is put or taken, and the next one is at the prepared place.
     #[inline]
     pub(super) fn commit(&self, count: u64) {
         self.count.store(count.wrapping_add(1), Ordering::Release); // pairs with the Acquire in `may_put` and `may_get`
     }
 
-    /// Whether message number `count` may be put by this side, when no more than `maxsize` (0 for any) may wait.
+    /// Returns whether this side may put message number `count`, if the queue may hold `maxsize` messages (0 for no limit).
     #[inline]
     pub(super) fn may_put(&self, count: u64, getting: &Self, maxsize: u64) -> bool {
         if maxsize == 0 || count.wrapping_sub(self.other().load(Ordering::Relaxed)) < maxsize {
@@ -61,7 +61,7 @@ impl Side {
         count.wrapping_sub(taken) < maxsize
     }
 
-    /// Whether message number `count` may be taken by this side: whether it was put.
+    /// Returns whether this side may take message number `count`, that is, whether it was put.
     #[inline]
     pub(super) fn may_get(&self, count: u64, putting: &Self) -> bool {
         if count != self.other().load(Ordering::Relaxed) {

@@ -1,11 +1,11 @@
-//! What stands where in the memory of a queue.
+//! The layout of a queue's memory.
 //!
-//! | offset | bytes | what |
+//! | offset | bytes | content |
 //! |---|---|---|
 //! | 0 | 64 | [`OptionsLine`] |
 //! | 64 | 128 | the producers' [`Side`] |
 //! | 192 | 128 | the consumers' [`Side`] |
-//! | 320, 384, 448 | 64 each | [`EventCount`]: consumers without items, producers without space, joiners of a queue with unfinished items |
+//! | 320, 384, 448 | 64 each | [`EventCount`]s: consumers that wait for items, producers that wait for space, joiners |
 //! | 512 | 64 | [`Tasks`] |
 //! | 576 | 64 | [`Polled`] |
 //! | 1024 | 256 | the table of regions |
@@ -13,15 +13,15 @@
 //! | 4096 | 16384 | the first table of blocks |
 //! | 20480 | | blocks |
 //!
-//! Messages stand one after the other in chunks, blocks of the arena. An entry begins with a word:
+//! Messages are stored one after the other in chunks, which are blocks of the arena. An entry begins with a word:
 //!
 //! | bits | meaning |
 //! |---|---|
-//! | 0 to 2 | 1 the message's bytes follow; 2 they are in a block; 3 the messages go on in another chunk |
-//! | 3 | a second word follows: ticket of the descriptors that go with it, see `bell` |
-//! | 8 to 63 | how many bytes follow, or the number of the block |
+//! | 0 to 2 | 1: the message's bytes follow; 2: they are in a block; 3: the messages continue in another chunk |
+//! | 3 | a second word follows: the ticket of the message's descriptors, see `bell` |
+//! | 8 to 63 | number of bytes that follow, or number of the block |
 //!
-//! Bytes are filled up to a multiple of eight. A chunk always has room for one more word.
+//! Bytes are padded to a multiple of eight. A chunk always has room for one more word.
 
 use crate::prim::{AtomicU32, AtomicU64};
 use crate::robust::{EventCount, Mutex};
@@ -32,29 +32,29 @@ pub(super) const FIRST_REGION: u64 = 256 << 10;
 pub(super) const REGION_TABLE: u64 = 1024;
 pub(super) const ARENA: u64 = 1280;
 pub(super) const FIRST_BLOCK_TABLE: u64 = 4096;
-/// What the header and the first table of blocks take.
+/// Bytes of the header and the first table of blocks.
 pub(super) const HEADER_LEN: u64 = 20480;
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"polyprq1");
 
-/// The number of the first message. The first chunk stands at 0: a chunk whose number is not below the producers' count is
-/// one that a dead producer was about to add.
+/// The number of the first message. The first chunk has position 0, so a position at or above the producers' count always means
+/// a block that is not committed.
 pub(super) const FIRST: u64 = 1;
-/// Size of a chunk.
+/// Size of a chunk in bytes.
 pub(super) const CHUNK_LEN: u64 = 64 << 10;
-/// Longer messages have a block of their own.
+/// Messages of more bytes have a block of their own.
 pub(super) const INLINE_LEN: usize = 16 << 10;
 
 shared! {
-    /// Written once, but for `closed` and `polled`, which change from 0 to 1.
+    /// The settings. Written once, at creation, except for `closed` and `polled`, which change from 0 to 1.
     ///
-    /// | offset | bytes | field | who writes it, when |
+    /// | offset | bytes | field | meaning; writer and time |
     /// |---|---|---|---|
-    /// | 0 | 8 | magic | [`MAGIC`], when all else is set up |
-    /// | 8 | 8 | maxsize | at the start; 0 for no limit |
-    /// | 16 | 4 | on_death | at the start: what becomes of a dead consumer's items |
-    /// | 20 | 4 | closed | 1: no more puts; under the producers' lock |
-    /// | 24 | 4 | polled | 1: somebody has asked for the descriptor to poll |
-    /// | 32 | 8 | max_bytes | at the start; 0 for no limit |
+    /// | 0 | 8 | magic | [`MAGIC`]; written last |
+    /// | 8 | 8 | maxsize | maximum number of messages; 0 for no limit |
+    /// | 16 | 4 | on_death | the treatment of a dead consumer's items |
+    /// | 20 | 4 | closed | 1: puts fail; under the producers' lock |
+    /// | 24 | 4 | polled | 1: a process has asked for the descriptor to poll |
+    /// | 32 | 8 | max_bytes | maximum number of bytes of all messages; 0 for no limit |
     pub(super) struct OptionsLine {
         pub(super) magic: AtomicU64,
         pub(super) maxsize: AtomicU64,
@@ -67,18 +67,18 @@ shared! {
 }
 
 shared! {
-    /// One side of a queue. Where the next entry stands is kept twice, for even and for odd counts: the place for the next
-    /// count is written beside the one that is valid, and the store of the count makes it valid. What only this side uses
-    /// stands in the lock's own cache line.
+    /// One side of a queue. The place of the next entry is kept twice, for even and for odd counts: the place for the next
+    /// count is written beside the valid one, and the store of the count makes it valid. Fields that only this side uses are in
+    /// the lock's cache line.
     ///
-    /// | offset | bytes | field | who writes it, when |
+    /// | offset | bytes | field | meaning; writer and time |
     /// |---|---|---|---|
     /// | 0 | 4 | lock | see [`Mutex`] |
-    /// | 8 | 16 | place, even | file offset of the next entry; then the number of its chunk (high half) and how many bytes are left there; under the lock, before the count |
+    /// | 8 | 16 | place, even | file offset of the next entry; then the number of its chunk (high half) and the bytes left in it (low half); under the lock, before the count |
     /// | 40 | 16 | place, odd | as above |
-    /// | 56 | 8 | other | the other side's count when it was last looked at; under the lock |
-    /// | 64 | 8 | count | the number of the next message to be put or taken; under the lock. *The commit* |
-    /// | 72 | 16 | bytes, for even and for odd counts | of all messages before that; under the lock, before the count; only where bytes are limited |
+    /// | 56 | 8 | other | the other side's count when it was last read; under the lock |
+    /// | 64 | 8 | count | the number of the next message to put or take; under the lock. *The commit* |
+    /// | 72 | 16 | bytes, for even and for odd counts | bytes of all messages before that; under the lock, before the count; only if bytes are limited |
     pub(super) struct Side {
         pub(super) lock: Mutex,
         pub(super) count: AtomicU64,
@@ -87,19 +87,19 @@ shared! {
 }
 
 impl Side {
-    /// How many bytes the messages before number `count` have.
+    /// Returns the number of bytes of all messages before number `count`.
     pub(super) fn bytes(&self, count: u64) -> &AtomicU64 {
         &self.bytes[usize::from(count % 2 == 1)]
     }
 
-    /// Offset, and chunk with room, of the place for even (0) or odd (1) counts.
+    /// Returns the two words of the place for even or odd counts: its offset, and its chunk with the bytes left.
     #[inline]
     pub(super) fn slot(&self, odd: bool) -> (&AtomicU64, &AtomicU64) {
         let robust = &self.lock.robust;
         if odd { (&robust.far[0], &robust.far[1]) } else { (&robust.near[0], &robust.near[1]) }
     }
 
-    /// The other side's count when it was last looked at.
+    /// Returns the other side's count when it was last read.
     #[inline]
     pub(super) fn other(&self) -> &AtomicU64 {
         &self.lock.robust.far[2]
@@ -107,14 +107,14 @@ impl Side {
 }
 
 shared! {
-    /// Which messages are done.
+    /// The counts of messages that are done or returned.
     ///
-    /// | offset | bytes | field | who writes it, when |
+    /// | offset | bytes | field | meaning; writer and time |
     /// |---|---|---|---|
-    /// | 0 | 8 | done | messages done so far, and [`FIRST`] |
-    /// | 8 | 8 | target | what `done` becomes when `retiring` is done; under the consumers' lock |
+    /// | 0 | 8 | done | [`FIRST`] + the number of messages that are done |
+    /// | 8 | 8 | target | the value of `done` once `retiring` is counted; under the consumers' lock |
     /// | 16 | 4 | retiring | 1 + the block whose message is being counted as done, 0 for none; as `target` |
-    /// | 20 | 4 | returned | messages of dead consumers that wait for another; under the consumers' lock |
+    /// | 20 | 4 | returned | number of messages of dead consumers that wait for another consumer; as `target` |
     pub(super) struct Tasks {
         pub(super) done: AtomicU64,
         pub(super) target: AtomicU64,
@@ -126,10 +126,10 @@ shared! {
 shared! {
     /// The state of the bell.
     ///
-    /// | offset | bytes | field | who writes it, when |
+    /// | offset | bytes | field | meaning; writer and time |
     /// |---|---|---|---|
-    /// | 0 | 8 | ticket | the last one given to a message with descriptors; under the producers' lock |
-    /// | 8 | 4 | rung | 1: a ring is in the socket, or about to be |
+    /// | 0 | 8 | ticket | the last ticket given to a message with descriptors; under the producers' lock |
+    /// | 8 | 4 | rung | 1: a ring is in the socket, or about to be sent |
     pub(super) struct Polled {
         pub(super) ticket: AtomicU64,
         pub(super) rung: AtomicU32,
@@ -137,7 +137,7 @@ shared! {
 }
 
 shared! {
-    /// All of it.
+    /// The header of a queue, up to the table of regions.
     pub(super) struct QueueLayout {
         pub(super) settings: OptionsLine,
         pub(super) put: Side,
@@ -172,7 +172,7 @@ impl Entry {
         value << 8 | kind | if with_fds { WITH_FDS } else { 0 }
     }
 
-    /// The entry, and whether a ticket follows; `None` for what no process of ours writes.
+    /// Returns the entry, and whether a ticket follows; `None` for a word that no process of this version writes.
     #[inline]
     pub(super) fn from_word(word: u64) -> Option<(Self, bool)> {
         let block = || u32::try_from(word >> 8).ok().map(Block);
@@ -185,7 +185,7 @@ impl Entry {
         Some((entry, word & WITH_FDS != 0))
     }
 
-    /// How many bytes it takes in its chunk, the word and the ticket included; `None` for more than any chunk has.
+    /// Returns the bytes that the entry takes in its chunk, including the word and the ticket; `None` if no chunk has as many.
     #[inline]
     pub(super) fn len(self, with_fds: bool) -> Option<u32> {
         let bytes = if let Self::Inline { len } = self { len.checked_next_multiple_of(8)? } else { 0 };

@@ -1,27 +1,35 @@
-//! Queues in shared memory that survive the death of any process at any instruction. `docs/design/ring.md` tells how.
+//! Queues in shared memory that survive the death of any process at any instruction. See `docs/design/ring.md`.
 //!
-//! | file | what it holds |
+//! | file | purpose |
 //! |---|---|
-//! | `index` | how the two sides agree on what is there |
-//! | `layout` | what stands where in a queue's memory |
-//! | `ring` | the two sides, each a short section under its lock, committed by one store |
-//! | `bell` | the socket of a queue: descriptors that travel with messages, and a ring for who polls |
-//! | `task` | which messages are done, and what becomes of those whose consumer died |
+//! | `index` | how the two sides agree on the queue's contents |
+//! | `layout` | the layout of a queue's memory |
+//! | `ring` | the memory of a queue, as one process has mapped it |
+//! | `put`, `get` | the two sides, each a short section under its lock, committed by one store |
+//! | `bell` | the socket of a queue: descriptors that travel with messages, and a ring for pollers |
+//! | `task` | messages that are done, and messages whose consumer died |
+//! | `done` | `task_done`, and reclaim after a death |
+//! | `error` | the errors of the operations |
 //! | `handle` | [`Queue`]: put, get, close, wait |
 
 mod bell;
+mod done;
+mod error;
+mod get;
 mod handle;
 mod index;
 mod layout;
+mod put;
 mod ring;
 mod task;
 
-pub use handle::{GetError, PutError, Queue, QueueSettings};
-pub use task::{OnConsumerDeath, TaskDoneError};
+pub use error::{GetError, PutError, TaskDoneError};
+pub use handle::{Queue, QueueSettings};
+pub use task::OnConsumerDeath;
 
 use layout::Side;
 
-/// What `index` needs of the system.
+/// The atomics that `index` uses.
 mod os {
     pub(super) use crate::prim::Ordering;
 }

@@ -1,15 +1,13 @@
-//! [`Arena`]: blocks of any size in a segment, each with a state and an owner, so that what a dead process held is found.
+//! [`Arena`]: blocks of any size in a segment. Each has a state and an owner, so that the blocks of a dead process are found.
 //!
-//! A block keeps its place and size for ever; freed, it waits in the list of its size class for the next one who wants such
-//! a block, its memory still warm. Above a limit of warm bytes the memory goes back to the system, and only the place is
-//! kept. The records are the truth; the lists are made anew from them when somebody died while changing them.
-//!
-//! Size classes: four steps a doubling, as in "A Scalable Concurrent malloc(3) Implementation for FreeBSD" (J. Evans, 2006)
-//! and its successors; at most a fifth of a block is unused.
+//! A block keeps its offset and size permanently. A freed block goes to the free list of its size class, still *warm*: its
+//! memory stays reserved. Above a limit of warm bytes the memory goes back to the system, and only the file offset is kept.
+//! Records are authoritative; after a crash inside the lock the free lists are rebuilt from them.
 
 use std::io;
 
 use super::budget::Share;
+use super::size_class::{CLASSES, PAGED, WARM_LIMIT, class_of};
 use super::{MemoryError, Segment};
 use crate::deadline::Deadline;
 use crate::prim::{AtomicU32, AtomicU64, Ordering};
@@ -18,31 +16,25 @@ use crate::sys::crash::{self, Step};
 use crate::sys::identity::Identity;
 use crate::sys::shared::shared;
 
-const CLASSES: usize = 160;
 const TABLES: usize = 22;
-const SMALLEST: u64 = 256;
-/// Blocks from here on are whole pages, so that their memory can be given back.
-pub(super) const PAGED: u64 = 4096;
 const RECORD: u64 = size_of::<BlockRecord>() as u64;
-/// Records in the first table; each further one has twice as many.
+/// Number of records in the first table. Each further table has twice as many.
 const FIRST_TABLE: u64 = 256;
-/// Free memory above this goes back to the system where a quarter of the budget is in use.
+/// Bytes of free memory that are kept while more than a quarter of the budget is in use.
 const WARM_WHEN_TIGHT: u64 = 2 << 20;
-/// Free memory above this goes back to the system.
-const WARM_LIMIT: u64 = 64 << 20;
 
 shared! {
-    /// What the arena of a segment is made of.
+    /// The header of an arena. All fields but `unlisted` are written under `lock`.
     ///
-    /// | offset | bytes | field | who writes it, when (all under `lock`) |
+    /// | offset | bytes | field | meaning |
     /// |---|---|---|---|
     /// | 0 | 64 | lock | see [`Mutex`] |
-    /// | 64 | 8 | used | file offset behind the last place given out; before that place's record counts |
-    /// | 72 | 8 | count | number of records; the one store that makes a record count |
-    /// | 80 | 8 | warm | bytes of free blocks that still have memory |
+    /// | 64 | 8 | used | file offset of the end of the allocated range; written before the new record counts |
+    /// | 72 | 8 | count | number of records; its store commits a new record |
+    /// | 80 | 8 | warm | bytes of free blocks whose memory is still reserved |
     /// | 88 | 176 | tables | file offsets of the tables of records, 0 for none |
-    /// | 264 | 640 | free | for each class, 1 + the number of its first free record, 0 for none |
-    /// | 904 | 4 | unlisted | 1 when there may be free blocks in no list: of a process that could not have the lock; without the lock |
+    /// | 264 | 640 | free | for each size class, 1 + the number of its first free record, 0 for none |
+    /// | 904 | 4 | unlisted | 1: some free blocks may be in no list, as the process that freed them could not acquire the lock |
     /// | 912 | 8 | in_use | bytes of blocks that are not free |
     pub(crate) struct Header {
         lock: Mutex,
@@ -58,18 +50,18 @@ shared! {
 }
 
 shared! {
-    /// One block.
+    /// The record of a block.
     ///
-    /// | offset | bytes | field | who writes it, when |
+    /// | offset | bytes | field | meaning; writer and time |
     /// |---|---|---|---|
     /// | 0 | 4 | state | a [`BlockState`]; see there |
-    /// | 4 | 4 | is_warm | a free block still has its memory; who frees it |
-    /// | 8 | 8 | owner | the [`Identity`] that holds it, before its state says so |
-    /// | 16 | 8 | position | the number of the message that it belongs to, before its state says so |
-    /// | 24 | 8 | offset | where in the file it is; who made the record, once |
-    /// | 32 | 8 | capacity | its size in bytes, once |
-    /// | 40 | 8 | len | how many of these are used; its owner |
-    /// | 48 | 4 | next | 1 + the number of the next free record of the class; under the arena's lock |
+    /// | 4 | 4 | is_warm | 1: the block's memory is reserved; its owner, the process that frees it, or `trim` |
+    /// | 8 | 8 | owner | the [`Identity`] of the process that holds the block; before the state |
+    /// | 16 | 8 | position | the number of the message that the block belongs to; before the state |
+    /// | 24 | 8 | offset | file offset of the block; once, by the process that adds the record |
+    /// | 32 | 8 | capacity | size of the block in bytes; as `offset` |
+    /// | 40 | 8 | len | number of bytes in use; the owner |
+    /// | 48 | 4 | next | 1 + the number of the next free record of the size class; under the arena's lock |
     pub(crate) struct BlockRecord {
         state: AtomicU32,
         is_warm: AtomicU32,
@@ -83,21 +75,21 @@ shared! {
 }
 const _: () = assert!(size_of::<BlockRecord>() == 64 && size_of::<Header>() <= 1024);
 
-/// What a block is used for. The queue's page tells who changes it when.
+/// The use of a block. The tables in `docs/design/ring.md` list the steps that change it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum BlockState {
-    /// In the list of its class, or about to be: nobody's.
+    /// In the free list of its size class, or about to be put there. It has no owner.
     Free = 0,
-    /// Its owner fills it. Nobody else knows of it.
+    /// Its owner fills it. No other process uses it.
     Owned = 1,
-    /// Part of a queue, from the message of its position on, once that message counts.
+    /// Part of a queue from the message at its position on, once that message is committed.
     Queued = 2,
-    /// A chunk that is done with once the message of its position is taken.
+    /// A chunk that is no longer needed once the message at its position is taken.
     Leaving = 3,
-    /// Its owner has taken it out of the queue, once the message of its position is taken.
+    /// Taken out of the queue by its owner, once the message at its position is taken.
     Held = 4,
-    /// Its owner died, and it waits for another.
+    /// Its owner died. It waits for another consumer.
     Returned = 5,
 }
 
@@ -106,14 +98,14 @@ pub(crate) enum BlockState {
 pub(crate) struct Block(pub(crate) u32);
 
 impl BlockRecord {
-    /// `None` when it holds no state.
+    /// Returns the state, or `None` if the word is not a state.
     pub(crate) fn state(&self) -> Option<BlockState> {
         use BlockState::{Free, Held, Leaving, Owned, Queued, Returned};
         let number = self.state.load(Ordering::Acquire);
         [Free, Owned, Queued, Leaving, Held, Returned].into_iter().find(|state| *state as u32 == number)
     }
 
-    /// Release: what the state speaks of was written before.
+    /// Stores the state. Release pairs with the Acquire in `state`: fields that the state makes valid were written before.
     pub(crate) fn set_state(&self, state: BlockState) {
         self.state.store(state as u32, Ordering::Release);
     }
@@ -147,19 +139,6 @@ impl BlockRecord {
     }
 }
 
-/// Class and size of the smallest block that holds `len` bytes.
-pub(super) fn class_of(len: u64) -> Option<(usize, u64)> {
-    if len <= SMALLEST {
-        return Some((0, SMALLEST));
-    }
-    let len = if len > PAGED { len.checked_next_multiple_of(PAGED)? } else { len };
-    let doubling = (len - 1).ilog2();
-    let step = 1u64 << (doubling - 2);
-    let steps = (len - 1) / step + 1; // 5 to 8
-    let class = usize::try_from(u64::from(doubling - SMALLEST.ilog2()) * 4 + steps - 4).ok()?;
-    (class < CLASSES).then_some((class, steps.checked_mul(step)?))
-}
-
 /// The arena of a segment. See the module.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Arena<'a> {
@@ -168,29 +147,29 @@ pub(crate) struct Arena<'a> {
 }
 
 impl<'a> Arena<'a> {
-    /// The arena whose header stands at `header` in the segment's first region.
+    /// Returns the arena whose header is at offset `header` in the segment's first region.
     #[inline]
     pub(crate) fn new(segment: &'a Segment, header: u64) -> Self {
         Self { segment, header: segment.fixed(header) }
     }
 
-    /// Makes a fresh one: the first table of records goes to `start`, blocks behind it.
+    /// Initialises a new arena: the first table of records is at file offset `start`, the blocks behind it.
     pub(crate) fn initialise(&self, start: u64) {
         self.header.tables[0].store(start, Ordering::Relaxed);
         self.header.used.store(start + FIRST_TABLE * RECORD, Ordering::Relaxed);
     }
 
-    /// The lists are whole while the guard lives.
+    /// Acquires the arena's lock. Rebuilds the free lists if they may be incomplete.
     ///
     /// # Errors
-    /// [`MemoryError::Busy`] when the deadline passes, which it does only while the lock's owner stands still;
-    /// [`MemoryError::Interrupted`].
+    /// [`MemoryError::Busy`] if the deadline passes, which happens only while the lock's owner is stopped;
+    /// [`MemoryError::Interrupted`] if there is no deadline and a signal handler ran; any error of the rebuild.
     pub(crate) fn lock(&self, deadline: Deadline) -> Result<Guard<'a>, MemoryError> {
         let mut guard = loop {
             match self.header.lock.lock(deadline) {
                 Ok(guard) => break guard,
                 Err(WaitError::TimedOut) => return Err(MemoryError::Busy),
-                // Only a wait for as long as it takes is given up because of a signal.
+                // A signal ends only a wait without a deadline.
                 Err(WaitError::Interrupted) if deadline == Deadline::NEVER => return Err(MemoryError::Interrupted),
                 Err(WaitError::Interrupted) => {}
             }
@@ -202,12 +181,12 @@ impl<'a> Arena<'a> {
         Ok(guard)
     }
 
-    /// Whether the lock can be had soon: nobody was stopped while holding it.
+    /// Returns whether the lock can be acquired soon: false while its owner is stopped.
     pub(crate) fn is_available(&self) -> bool {
         self.lock(Deadline::PASSED).is_ok()
     }
 
-    /// Makes the lists anew from the records.
+    /// Rebuilds the free lists from the records.
     fn rebuild(&self) -> Result<(), MemoryError> {
         self.header.free.iter().for_each(|head| head.store(0, Ordering::Relaxed));
         self.header.warm.store(0, Ordering::Relaxed);
@@ -224,7 +203,7 @@ impl<'a> Arena<'a> {
         Ok(())
     }
 
-    /// All records there are.
+    /// Returns the numbers of all records.
     pub(crate) fn blocks(&self) -> impl Iterator<Item = Block> + use<> {
         let count = self.header.count.load(Ordering::Acquire).min(FIRST_TABLE << TABLES);
         (0..u32::try_from(count).unwrap_or(u32::MAX)).map(Block)
@@ -241,7 +220,7 @@ impl<'a> Arena<'a> {
         self.segment.view(start.wrapping_add(index * RECORD))
     }
 
-    /// Places `len` bytes behind all that is used, in one region.
+    /// Allocates `len` bytes of the file behind the used range, in one region. Returns their offset.
     fn place(&self, len: u64) -> Result<u64, MemoryError> {
         let start = self.segment.place(self.header.used.load(Ordering::Relaxed), len)?;
         crash::point(Step::GrownUncounted);
@@ -249,14 +228,14 @@ impl<'a> Arena<'a> {
         Ok(start)
     }
 
-    /// A new record, not in any list.
+    /// Writes a new record, which is in no list and counts once the caller stores `count`.
     fn add(&self, capacity: u64) -> Result<Block, MemoryError> {
         let number = self.header.count.load(Ordering::Relaxed);
         let block = Block(u32::try_from(number).map_err(|_| MemoryError::Corrupt)?);
         let table = (number / FIRST_TABLE + 1).ilog2();
         let start = self.header.tables.get(table as usize).ok_or(MemoryError::Corrupt)?;
         if start.load(Ordering::Relaxed) == 0 {
-            // Its first record comes when the table before it is full: another count is nonsense, and a table may be large.
+            // Tables are created in order, each with its first record: a corrupt count must not reserve a large one.
             let is_next = number == FIRST_TABLE * ((1 << table) - 1);
             let is_there = |before: u32| self.header.tables[before as usize].load(Ordering::Relaxed) != 0;
             if !is_next || !(0..table).all(is_there) {
@@ -273,10 +252,10 @@ impl<'a> Arena<'a> {
         Ok(block)
     }
 
-    /// A block for `len` bytes, owned by this process until its state says otherwise.
+    /// Allocates a block for `len` bytes, owned by this process until its state changes.
     ///
     /// # Errors
-    /// [`MemoryError::OutOfSpace`] or [`MemoryError::System`] when there is no memory; [`MemoryError::Busy`].
+    /// [`MemoryError::OutOfSpace`] or [`MemoryError::System`] if there is no memory; any error of [`Arena::lock`].
     pub(crate) fn allocate(&self, len: u64, deadline: Deadline) -> Result<Block, MemoryError> {
         let too_large = || MemoryError::System(io::ErrorKind::FileTooLarge.into());
         let (class, capacity) = class_of(len).ok_or_else(too_large)?;
@@ -321,11 +300,11 @@ impl<'a> Arena<'a> {
         Ok(block)
     }
 
-    /// Gives a block of this process back.
+    /// Frees a block. Wakes the waiters for budget space if it has whole pages.
     pub(crate) fn free(&self, block: Block) -> Result<(), MemoryError> {
         self.free_quietly(block)?;
         if self.record(block)?.capacity() >= PAGED {
-            super::wake_waiting(); // it may be what somebody waits for
+            super::wake_waiting(); // a waiter may need this block
         }
         Ok(())
     }
@@ -337,17 +316,17 @@ impl<'a> Arena<'a> {
             let warm = self.header.warm.load(Ordering::Relaxed).saturating_add(record.capacity());
             record.capacity() < PAGED || warm <= WARM_WHEN_TIGHT || warm <= WARM_LIMIT && !self.segment.is_tight()
         };
-        // Warm is what was reserved, and not released: a death before either leaves it cold.
+        // `is_warm` is set after the reservation and cleared before the release: a death in between leaves the block cold.
         if record.is_warm.load(Ordering::Relaxed) != 0 && !may_stay() {
             record.is_warm.store(0, Ordering::Relaxed);
             self.segment.release(record.offset(), record.capacity());
             self.segment.settle_quietly();
         }
-        // Once somebody found that the lock's owner stands still, nobody else waits to see it.
+        // If a process has already found that the lock's owner is stopped, do not wait again to find out.
         let stands_still = self.header.unlisted.load(Ordering::Relaxed) != 0;
         match if stands_still { Err(MemoryError::Busy) } else { self.lock(Deadline::PASSED) } {
             Ok(_guard) => self.free_locked(block),
-            // Nobody waits for a process that stands still: it is free, and whoever has the lock next lists it.
+            // Do not wait for a stopped process: the block is marked free, and the next owner of the lock lists it.
             Err(MemoryError::Busy) => {
                 record.set_state(BlockState::Free);
                 self.header.unlisted.store(1, Ordering::Release);
@@ -357,9 +336,9 @@ impl<'a> Arena<'a> {
         }
     }
 
-    /// As [`Arena::free`], for who holds the arena's lock; the memory stays as it is.
+    /// Marks a block free and lists it. The caller holds the arena's lock. The block's memory stays as it is.
     pub(crate) fn free_locked(&self, block: Block) -> Result<(), MemoryError> {
-        // The owner stays as it is: a block without one, and not free yet, would look like one of the dead.
+        // The owner is kept: a block that is not free yet and has no owner would look like a dead process's.
         let record = self.record(block)?;
         record.set_state(BlockState::Free);
         crash::point(Step::FreedUnlisted);
@@ -368,7 +347,7 @@ impl<'a> Arena<'a> {
         self.push(block)
     }
 
-    /// Gives the memory of free blocks back. Nothing, when that has to wait for somebody.
+    /// Returns the memory of free blocks to the system. Fails with [`MemoryError::Busy`] if the lock's owner is stopped.
     pub(crate) fn trim(&self) -> Result<(), MemoryError> {
         if self.header.warm.load(Ordering::Relaxed) == 0 {
             return Ok(());
@@ -415,7 +394,7 @@ impl<'a> Arena<'a> {
         Ok(())
     }
 
-    /// Puts the bytes of a block at the end of `out`.
+    /// Appends the bytes of a block to `out`.
     pub(crate) fn read(&self, block: Block, out: &mut Vec<u8>) -> Result<(), MemoryError> {
         let record = self.record(block)?;
         let len = record.len();
@@ -507,7 +486,7 @@ mod tests {
         let arena = Arena::new(&segment, 2048);
         arena.allocate(5000, Deadline::NEVER).expect("memory");
         let before = memory::reserved_bytes(segment.as_fd()).expect("a file");
-        // A table of half a gigabyte would begin there.
+        // With this count the next table would take 512 MiB.
         arena.header.count.store(FIRST_TABLE * ((1 << 15) - 1), Ordering::Relaxed);
         assert!(matches!(arena.allocate(5000, Deadline::NEVER), Err(MemoryError::Corrupt)));
         arena.header.count.store(FIRST_TABLE + 7, Ordering::Relaxed);

@@ -1,18 +1,15 @@
-//! [`Blocks`]: memory in a segment, given out by one process alone and read by others.
+//! [`Blocks`]: memory in a segment, allocated by one process alone and read by others.
 //!
-//! What is free and what is not stands in that process's private memory: no lock, and nothing that a death could leave half
-//! done. A freed block waits in the list of its size class, still warm; above a limit its memory goes back to the system.
+//! The allocation state is in that process's private memory, so there is no lock, and a death leaves nothing inconsistent. A
+//! freed block goes to the free list of its size, its memory still reserved; above a limit the memory goes back to the system.
 
 use std::collections::HashMap;
 
-use super::arena::{PAGED, class_of};
 use super::budget::Share;
+use super::size_class::{PAGED, WARM_LIMIT, class_of};
 use super::{MemoryError, Segment};
 
-/// Free memory above this goes back to the system.
-const WARM_LIMIT: u64 = 64 << 20;
-
-/// Where a block lies in the file, and its capacity in bytes.
+/// A block: its file offset and its capacity in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Extent {
     pub(crate) offset: u64,
@@ -28,29 +25,29 @@ struct Freed {
 /// The blocks of a segment. See the module.
 #[derive(Debug)]
 pub(crate) struct Blocks {
-    /// File offset behind the last block.
+    /// File offset of the end of the last block.
     used: u64,
     warm: u64,
     in_use: u64,
-    /// By capacity.
+    /// Free blocks, by capacity in bytes.
     free: HashMap<u64, Vec<Freed>>,
 }
 
 impl Blocks {
-    /// Blocks from file offset `start` on.
+    /// Creates an allocator of the segment's bytes from file offset `start` on.
     pub(crate) fn new(start: u64) -> Self {
         Self { used: start, warm: 0, in_use: 0, free: HashMap::new() }
     }
 
-    /// How many bytes the blocks that are not free have.
+    /// Returns the capacity in bytes of all blocks that are not free.
     pub(crate) fn in_use(&self) -> u64 {
         self.in_use
     }
 
-    /// A block for `len` bytes, if it is within a share of the budget.
+    /// Allocates a block for `len` bytes. If its memory must be reserved, it must be within `share` of the budget.
     ///
     /// # Errors
-    /// [`MemoryError::OutOfSpace`] or [`MemoryError::System`] when there is no memory.
+    /// [`MemoryError::OutOfSpace`] or [`MemoryError::System`] if there is no memory.
     pub(crate) fn allocate(&mut self, segment: &Segment, len: u64, share: Share) -> Result<Extent, MemoryError> {
         let too_large = || MemoryError::System(std::io::ErrorKind::FileTooLarge.into());
         let (_, capacity) = class_of(len).ok_or_else(too_large)?;
@@ -73,7 +70,7 @@ impl Blocks {
         Ok(extent)
     }
 
-    /// Gives a block back.
+    /// Frees a block.
     pub(crate) fn free(&mut self, segment: &Segment, Extent { offset, capacity }: Extent) {
         self.in_use -= capacity;
         let is_warm = capacity < PAGED || self.warm + capacity <= WARM_LIMIT && !segment.is_tight();
@@ -86,7 +83,7 @@ impl Blocks {
         self.free.entry(capacity).or_default().push(Freed { offset, is_warm });
     }
 
-    /// Gives the memory of free blocks back. Returns whether there was any.
+    /// Returns the memory of free blocks to the system. Returns whether there was any.
     pub(crate) fn trim(&mut self, segment: &Segment) -> bool {
         let before = self.warm;
         for (capacity, freed) in self.free.iter_mut().filter(|(capacity, _)| **capacity >= PAGED) {

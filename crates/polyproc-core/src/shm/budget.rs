@@ -1,28 +1,28 @@
-//! The budget: how much shared memory the queues, pools and loans of a program may have at a time, all its processes together.
+//! The budget: how much shared memory the queues, pools and loans of all processes of a program may have at a time.
 //!
-//! Shared memory belongs to no process's resident size: where it fills the machine, the kernel ends everybody else first. So
-//! all processes of a program share one *ledger*, a page with a row for each memory file that holds data in flight. Who
-//! reserves memory looks first whether the sum leaves room for it, and then writes into the row what the file has, as the
-//! kernel counts it (`st_blocks` of `fstat(2)`): a death between the two leaves nothing that the next one does not set right.
+//! Shared memory belongs to no process's resident size: where it fills the machine, the kernel kills other processes first. So
+//! all processes of a program share one *ledger*, a page with a row for each memory file that holds data in flight. A process
+//! that reserves memory first checks whether the sum of the rows leaves room. It then writes into the row the size of the file
+//! as the kernel counts it (`st_blocks` of `fstat(2)`). A death in between leaves a row that the next change of that file
+//! corrects.
 //!
-//! | offset | bytes | what |
+//! | offset | bytes | content |
 //! |---|---|---|
 //! | 0 | 64 | [`LedgerHeader`] |
-//! | 64 | 64 | [`EventCount`]: those who wait for room |
+//! | 64 | 64 | [`EventCount`] of the waiters for room |
 //! | 4096 | 64 each | [`Row`]s |
 //!
-//! A row has one *holder*, a process that has the file open. Rows of the dead are given up by whoever finds no room, and taken
-//! up again by the next process that reserves memory in the file, if there is any: the kernel frees a file with its last holder.
+//! A row has one *holder*, a process that has the file open. A process that finds no room frees the rows of dead holders. If
+//! another process has such a file open, it claims a row again when it next reserves memory there; else the kernel has freed
+//! the file.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
-use std::time::Duration;
 
 use super::registry;
-use crate::deadline::Deadline;
 use crate::prim::{AtomicU32, AtomicU64, Ordering, fence};
-use crate::robust::{EventCount, RecheckInterval, WaitError};
+use crate::robust::EventCount;
 use crate::sys::available;
 use crate::sys::identity::{Identity, process_id};
 use crate::sys::memory::{self, Mapping, PAGE};
@@ -34,64 +34,62 @@ const MAGIC: u64 = u64::from_le_bytes(*b"polyprb1");
 const FIRST_ROW: u64 = 4096;
 const ROWS: u32 = 960;
 const _: () = assert!(FIRST_ROW + ROWS as u64 * size_of::<Row>() as u64 == LEN);
-/// How long who waits for room sleeps at most before it looks itself: whether a process died that had some.
-const RECHECK_AFTER: Duration = Duration::from_secs(1);
 
 shared! {
-    /// | offset | bytes | field | who writes it, when |
+    /// | offset | bytes | field | meaning; writer |
     /// |---|---|---|---|
-    /// | 0 | 8 | magic | [`MAGIC`], when all else is set up |
-    /// | 8 | 8 | limit | how many bytes may be in flight; whoever sets it |
-    /// | 16 | 4 | used | how many rows were ever used |
+    /// | 0 | 8 | magic | [`MAGIC`]; written last |
+    /// | 8 | 8 | limit | number of bytes that may be in flight; any process |
+    /// | 16 | 4 | used | number of rows that were ever used |
     struct LedgerHeader { magic: AtomicU64, limit: AtomicU64, used: AtomicU32, }
 }
 
 shared! {
-    /// | offset | bytes | field | who writes it, when |
+    /// | offset | bytes | field | meaning; writer |
     /// |---|---|---|---|
-    /// | 0 | 8 | holder | the [`Identity`] that answers for it; nobody's, it counts for nothing |
-    /// | 8 | 8 | file | which file, once it is held |
-    /// | 16 | 8 | bytes | how much memory that has; whoever has just changed it |
+    /// | 0 | 8 | holder | the [`Identity`] of its holder; 0: the row is free and does not count |
+    /// | 8 | 8 | file | number of the file; the holder |
+    /// | 16 | 8 | bytes | size of the file's memory in bytes; the process that has just changed it |
     struct Row { holder: AtomicU64, file: AtomicU64, bytes: AtomicU64, }
 }
 
-/// There is no room for data in flight.
+/// There is no room for more data in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("there is no room for {wanted} bytes more: {in_use} are in flight, {limit} may be, and {largest} at a time")]
 #[non_exhaustive]
 pub struct OutOfSpace {
-    /// How many bytes were wanted.
+    /// Bytes that were requested.
     pub wanted: u64,
-    /// How many are in flight: in all processes of this program, or in the queue whose own limit it is.
+    /// Bytes in flight: in all processes of this program, or in the queue if its own limit was reached.
     pub in_use: u64,
-    /// How many may be: see [`set_memory_budget`], or the queue.
+    /// Bytes that may be in flight: see [`set_memory_budget`], or the queue's limit.
     pub limit: u64,
-    /// How many one item may have at most.
+    /// Bytes that one item may have.
     pub largest: u64,
 }
 
 impl OutOfSpace {
-    /// Whether there would be room if nothing else were in flight.
+    /// Returns whether there would be room if nothing else were in flight.
     pub(crate) fn is_passing(&self) -> bool {
         self.wanted <= self.largest
     }
 }
 
-/// How much shared memory this program has in flight, and how much it may have.
+/// The shared memory that this program has in flight, and its limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemoryBudget {
     /// Bytes that may be in flight.
     pub limit: u64,
-    /// Bytes that are in flight, in all processes of the program, with what is kept to be used again.
+    /// Bytes that are in flight in all processes of the program, including memory that is kept for reuse.
     pub in_use: u64,
 }
 
-/// The budget for data in flight of this program, all its processes together: of its queues, of the arguments and results of its
-/// pools, and of what is lent. Half of the machine's memory, or of its control group's (`cgroups(7)`), unless it was set.
+/// Returns the budget for data in flight in all processes of this program: its queues, the arguments and results of its pools,
+/// and its loans. The limit is half of the machine's memory or of its control group's limit (`cgroups(7)`), unless it was set.
 ///
-/// One item may have half of the budget. A queue or pool that has something in flight already leaves the other half alone, so
-/// that a consumer which passes on what it took finds room for that, however fast its producers are.
+/// One item may have half of the budget. A queue or pool that has data in flight already leaves the other half free, so that a
+/// consumer that passes items on finds room for them, however fast its producers are.
 #[must_use]
 pub fn memory_budget() -> MemoryBudget {
     let ledger = Ledger::get();
@@ -99,7 +97,7 @@ pub fn memory_budget() -> MemoryBudget {
     MemoryBudget { limit, in_use: ledger.map_or(0, Ledger::in_use) }
 }
 
-/// Sets the budget, in bytes, for all processes of this program. What is in flight already stays.
+/// Sets the budget, in bytes, for all processes of this program. Data that is already in flight stays.
 pub fn set_memory_budget(bytes: u64) {
     if let Some(ledger) = Ledger::get() {
         ledger.head().limit.store(bytes, Ordering::Relaxed);
@@ -111,35 +109,35 @@ fn default_limit() -> u64 {
     available::total().map_or(u64::MAX, |total| total / 2)
 }
 
-/// See the module.
+/// The ledger, as this process has mapped it. See the module.
 #[derive(Debug)]
 struct Ledger {
     memfd: BorrowedFd<'static>,
     mapping: Mapping,
 }
 
-/// The ledger of the program that started this process. Most processes never look into it, and mapping it takes longer than a
-/// tenth of a start.
+/// The descriptor of the ledger of the program that started this process. It is mapped on first use: most processes never use
+/// it, and mapping it takes longer than a tenth of a start.
 static GIVEN: OnceLock<OwnedFd> = OnceLock::new();
 
-/// A copy of a process has its ledger. `None` where the system gave no memory for one: then nothing is counted.
+/// The program's ledger, which a forked child inherits. `None` if the system had no memory for it: then nothing is counted.
 static LEDGER: PerProcess<Option<&'static Ledger>> = PerProcess::new(|before| match (before, GIVEN.get()) {
     (Some(before), _) => *before,
     (None, Some(given)) => Ledger::open(given.as_fd()).ok(),
     (None, None) => Ledger::create().ok(),
 });
 
-/// Makes this process one of the program whose ledger this is. Called before anything is counted here; the first call counts.
+/// Makes this process part of the program that has this ledger. Called before anything is counted; later calls have no effect.
 pub(crate) fn join(ledger: OwnedFd) {
     let _ = GIVEN.set(ledger);
 }
 
-/// The descriptor that makes another process one of this program, by [`join`].
+/// Returns the descriptor by which another process becomes part of this program ([`join`]).
 pub(crate) fn descriptor() -> Option<BorrowedFd<'static>> {
     existing_descriptor().or_else(|| Ledger::get().map(|ledger| ledger.memfd))
 }
 
-/// As [`descriptor`], if there was a need for one before.
+/// As [`descriptor`], but returns `None` if this process has not needed a ledger so far.
 pub(crate) fn existing_descriptor() -> Option<BorrowedFd<'static>> {
     let given = || GIVEN.get().map(AsFd::as_fd);
     LEDGER.existing().copied().flatten().map(|ledger| ledger.memfd).or_else(given)
@@ -188,12 +186,12 @@ impl Ledger {
         self.head().limit.load(Ordering::Relaxed)
     }
 
-    /// The numbers of the rows that were ever used.
+    /// Returns the numbers of the rows that were ever used.
     fn rows(&self) -> impl Iterator<Item = u32> + use<> {
         0..self.head().used.load(Ordering::Acquire).min(ROWS)
     }
 
-    /// The bytes of the rows of which `counts` says so, told holder and file.
+    /// Returns the sum of the bytes of the rows for which `counts`, called with holder and file, returns true.
     fn sum(&self, counts: impl Fn(Identity, u64) -> bool) -> u64 {
         let rows = self.rows().map(|at| self.row(at)).filter(|row| {
             let holder = Identity::from_bits(row.holder.load(Ordering::Relaxed));
@@ -206,7 +204,7 @@ impl Ledger {
         self.sum(|_, file| file & PRIVATE == 0)
     }
 
-    /// Gives up the rows of the dead. True when there were any.
+    /// Frees the rows of dead holders. Returns whether there were any.
     fn bury(&self) -> bool {
         let mut any = false;
         for row in self.rows().map(|at| self.row(at)) {
@@ -222,27 +220,27 @@ impl Ledger {
     }
 }
 
-/// Up to where a request may fill the budget. All requests end, as long as data that is in flight is taken: one for an item of
-/// at most half of the budget, from a producer that has nothing else in flight, waits only for others like it to be taken, since
-/// everything else leaves it as much.
+/// How far a request may fill the budget. All requests complete as long as data in flight is taken: one item has at most half
+/// of the budget, and only producers with nothing else in flight may use the other half. So such a producer waits only until
+/// the items of others like it are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Share {
-    /// Above this, queues keep no free memory.
+    /// Above this, free memory goes back to the system: see [`Segment::is_tight`](super::Segment::is_tight).
     Quarter,
-    /// For a producer that has something in flight; for arguments of tasks, which stay until the task has answered; and for loans,
-    /// which stay for as long as their borrowers like, and could be copies.
+    /// For a producer that has data in flight; for arguments of tasks while others are out, as they stay until the task has
+    /// answered; and for loans, which stay until their borrowers drop them, and could be copies instead.
     Half,
-    /// For a producer that has nothing else in flight.
+    /// For a producer that has nothing else in flight, and for the arguments of the only task that is out.
     All,
-    /// For the one result of a worker that has waited in vain: it has it in private memory anyway.
+    /// No limit: for the only result of a worker that has waited in vain, which is in its private memory anyway.
     More,
 }
 
 impl Share {
-    /// With no more than this in flight, a queue has as good as nothing: the chunks in which it begins.
+    /// Bytes up to which a file counts as having nothing in flight: enough for a queue's first chunks.
     const SMALL: u64 = 256 << 10;
 
-    /// For a file of which so many bytes are in use.
+    /// Returns the share for a file of which `in_use` bytes are in use.
     pub(crate) fn of(in_use: u64) -> Self {
         if in_use <= Self::SMALL { Self::All } else { Self::Half }
     }
@@ -257,26 +255,26 @@ impl Share {
     }
 }
 
-/// What one file has of the budget.
+/// The account of one file in the budget.
 #[derive(Debug)]
 pub(crate) struct Account {
     file: u64,
-    /// 1 + the number of its row when last it was looked for; 0 for none, [`Account::NOT_COUNTED`] where there are too many.
+    /// 1 + the number of its row when last searched; 0 for none, [`Account::NOT_COUNTED`] if there are too many files.
     row: AtomicU32,
 }
 
 impl Account {
     const NOT_COUNTED: u32 = u32::MAX;
 
-    /// `file` tells it apart from any other that there is at the same time.
+    /// Creates the account of `file`, a number that no other file has at the same time.
     pub(crate) fn new(file: u64) -> Self {
         Self { file, row: AtomicU32::new(0) }
     }
 
-    /// Whether so many bytes more may be reserved. Asked before; [`Account::settle`] follows.
+    /// Checks whether `wanted` more bytes may be reserved. The caller then reserves them and calls [`Account::settle`].
     ///
     /// # Errors
-    /// [`OutOfSpace`].
+    /// [`OutOfSpace`] if they may not.
     pub(crate) fn admit(&self, wanted: u64, share: Share) -> Result<(), OutOfSpace> {
         let Some(ledger) = Ledger::get() else { return Ok(()) };
         let check = || {
@@ -288,7 +286,7 @@ impl Account {
         check().or_else(|error| if ledger.bury() { check() } else { Err(error) })
     }
 
-    /// Whether more than this share of the budget is in use, by all files together.
+    /// Returns whether all files together use more than this share of the budget.
     pub(crate) fn is_over(&self, share: Share) -> bool {
         Ledger::get().is_some_and(|ledger| ledger.in_use() > share.of_limit(ledger.limit()))
     }
@@ -300,14 +298,14 @@ impl Account {
         }
     }
 
-    /// As [`Account::settle`], for a waiter for room that gives back what it took in vain: it would wake itself, and again and
-    /// again. Returns whether the file has less than before.
+    /// As [`Account::settle`], but wakes no waiter: a waiter for room that releases memory it could not use would wake itself
+    /// repeatedly. Returns whether the file has fewer bytes than before.
     pub(crate) fn settle_quietly(&self, bytes: u64) -> bool {
-        let row = Ledger::get().and_then(|ledger| self.row(ledger)); // none where there are too many files
+        let row = Ledger::get().and_then(|ledger| self.row(ledger)); // `None` if there are too many files
         row.is_some_and(|row| bytes < row.bytes.swap(bytes, Ordering::SeqCst))
     }
 
-    /// Its row; one that nobody holds becomes this process's.
+    /// Returns the file's row. If it has none, claims a free row for this process.
     fn row<'a>(&self, ledger: &'a Ledger) -> Option<&'a Row> {
         let is_its = |at: &u32| {
             let row = ledger.row(*at);
@@ -318,7 +316,7 @@ impl Account {
             row => row.checked_sub(1).filter(is_its),
         };
         let found = known.or_else(|| ledger.rows().find(is_its)).or_else(|| self.take_up(ledger));
-        // All may be those of the dead.
+        // The holders of all rows may be dead.
         let found = found.or_else(|| if ledger.bury() { self.take_up(ledger) } else { None });
         self.row.store(found.map_or(Self::NOT_COUNTED, |at| at + 1), Ordering::Relaxed);
         found.map(|at| ledger.row(at))
@@ -345,7 +343,7 @@ impl Drop for Account {
         let Some(at) = self.row.load(Ordering::Relaxed).checked_sub(1).filter(|at| *at < ROWS) else { return };
         let Some(ledger) = Ledger::get() else { return };
         let row = ledger.row(at);
-        // Another process that has the file takes it up again when it reserves memory in it.
+        // Another process that has the file claims a row again when it reserves memory in it.
         if row.file.load(Ordering::Relaxed) == self.file
             && row.holder.compare_exchange(Identity::own().bits(), 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         {
@@ -354,15 +352,15 @@ impl Drop for Account {
     }
 }
 
-/// How much shared memory a process has put or made: what waits in queues, and what it made for itself. Not what it keeps to
-/// answer by: `results`, the file of its results, and its loans.
+/// Returns how many bytes of shared memory a process has put or created: its items in queues, and memory for its own use.
+/// Excludes its answers: `results`, the file of its results, and its loans.
 pub(crate) fn bytes_of(process: Identity, results: u64) -> u64 {
     let counts = |holder, file| holder == process && file != results && file & LOANS == 0 && !registry::has(file);
     let of_files = Ledger::get().map_or(0, |ledger| ledger.sum(counts));
     of_files.saturating_add(registry::bytes_of(process))
 }
 
-/// In the place of a file's number, those of memory files having 32 bits: all loans of a process.
+/// Flag in a file number (inode numbers of memory files have 32 bits): all loans of a process.
 const LOANS: u64 = 1 << 63;
 
 impl Account {
@@ -371,13 +369,13 @@ impl Account {
     }
 }
 
-/// In the place of a file's number: what a process made for itself, which is not in flight.
+/// Flag in a file number: memory that a process created for its own use, which is not in flight.
 const PRIVATE: u64 = 1 << 62;
 
 static PRIVATE_BYTES: PerProcess<(AtomicU64, Account)> =
     PerProcess::new(|_| (AtomicU64::new(0), Account::new(PRIVATE | u64::from(process_id()))));
 
-/// So many bytes of shared memory that this process made for itself, as long as it has them.
+/// Counts bytes of shared memory that this process created for its own use, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct PrivateBytes {
     pid: u32,
@@ -401,64 +399,22 @@ impl Drop for PrivateBytes {
     }
 }
 
-/// Somebody who waits for room may have some in a file of its own.
+/// Wakes all waiters for room: one may find a free block in its own file.
 pub(crate) fn wake_waiting() {
     if let Some(ledger) = Ledger::get() {
-        fence(Ordering::SeqCst); // between what made room and the look at who sleeps
+        fence(Ordering::SeqCst); // between making room and reading the flag; pairs with `EventCount::wait`
         ledger.room().wake_all();
     }
 }
 
-/// Whether somebody may wait for room. To be asked after what could make some was done.
+/// Returns the event count of the waiters for room, or `None` where there is no ledger.
+pub(super) fn room() -> Option<&'static EventCount> {
+    Ledger::get().map(Ledger::room)
+}
+
+/// Returns whether there may be waiters for room. Called after a step that may have made room.
 pub(crate) fn is_room_awaited() -> bool {
     Ledger::get().is_some_and(|ledger| ledger.room().has_waiters())
-}
-
-/// Does what needs room, again and again until there is some, or until the deadline.
-///
-/// # Errors
-/// What it fails with: the lack of room, too, when the deadline passes or there will never be any.
-pub(crate) fn wait_for_room<T, E: From<WaitError>>(
-    deadline: Deadline,
-    out_of_space: impl Fn(&E) -> Option<OutOfSpace>,
-    mut attempt: impl FnMut() -> Result<T, E>,
-) -> Result<T, E> {
-    let is_to_wait = |error: &E| out_of_space(error).is_some_and(|error| error.is_passing());
-    match attempt() {
-        Err(error) if is_to_wait(&error) => {}
-        done => return done,
-    }
-    registry::trim_all();
-    super::loan::trim();
-    let mut failed = match attempt() {
-        Err(error) if deadline != Deadline::PASSED && is_to_wait(&error) => error,
-        done => return done,
-    };
-    let Some(ledger) = Ledger::get() else { return Err(failed) };
-    let waited = ledger.room().wait(deadline, &RecheckInterval::new(RECHECK_AFTER), || match attempt() {
-        Err(error) if is_to_wait(&error) => {
-            failed = error;
-            Ok(None)
-        }
-        Err(error) => Err(AttemptError::Failed(error)),
-        Ok(done) => Ok(Some(done)),
-    });
-    waited.map_err(|ended| match ended {
-        AttemptError::Failed(error) => error,
-        AttemptError::Wait(WaitError::TimedOut) => failed,
-        AttemptError::Wait(error) => error.into(),
-    })
-}
-
-enum AttemptError<E> {
-    Failed(E),
-    Wait(WaitError),
-}
-
-impl<E> From<WaitError> for AttemptError<E> {
-    fn from(error: WaitError) -> Self {
-        Self::Wait(error)
-    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
-//! [`lend`] and [`Loan`]: large bytes that go to another process and are not copied there.
+//! [`lend`] and [`Loan`]: large data that another process maps instead of copying it.
 //!
-//! - The lender copies them to a memory file and gives a descriptor of it away. Its files are used again: their pages are
-//!   there, which makes a copy some five times as fast as one to a new file.
-//! - A loan is an open file description of its own, with a shared lock of `flock(2)`. The lender takes a file again when it
-//!   gets the exclusive lock. So it is the kernel that knows whether somebody has it: a descriptor on its way in a socket
-//!   counts, one of a process that died does not.
-//! - The borrower maps the file privately: what it writes is its own copy, page by page, and nobody else's. So the same loan
-//!   may go to several, and be lent on.
+//! - The lender copies the data to a memory file and sends a descriptor of it. Files are reused: their pages exist already,
+//!   which makes a copy some five times as fast as one to a new file.
+//! - A loan is an open file description of its own, with a shared lock of `flock(2)`. The lender reuses a file when it can
+//!   acquire the exclusive lock. So the kernel knows whether a process has the loan: a descriptor in transit in a socket
+//!   counts, one of a dead process does not.
+//! - The borrower maps the file privately: its writes go to its own copy, page by page. So the same loan may go to several
+//!   processes, and be lent on.
 
 use std::collections::VecDeque;
 use std::io;
@@ -21,16 +21,16 @@ use crate::sys::memory::{self, Mapping};
 use crate::sys::per_process::PerProcess;
 use crate::sys::{lease, pagemap};
 
-/// Each part starts at a multiple of this.
+/// The alignment of each part in bytes.
 const ALIGN: u64 = 64;
-/// So many files at most: each is an open descriptor.
+/// Maximum number of files: each is an open descriptor.
 const FILES: usize = 64;
-/// So much memory that nobody has is kept for later loans, unless the budget is tight.
+/// Bytes of free files that are kept for later loans, unless more than half of the budget is in use.
 const KEPT_BYTES: u64 = 256 << 20;
-/// So many files are looked at for one loan.
+/// Maximum number of files that are checked for one loan.
 const ATTEMPTS: usize = 8;
 
-/// A file of the lender's.
+/// A file of the lender.
 #[derive(Debug)]
 struct LoanFile {
     memfd: OwnedFd,
@@ -38,24 +38,24 @@ struct LoanFile {
     mapping: Option<Mapping>,
 }
 
-/// The files of this process, those first that were lent, or looked at in vain, the longest time ago.
+/// The files of this process, ordered by the time when they were last lent or found in use, the earliest first.
 #[derive(Debug)]
 struct LoanStock {
     files: VecDeque<LoanFile>,
-    /// All of them together.
+    /// The account of all files together.
     account: Account,
 }
 
 static STOCK: PerProcess<Mutex<LoanStock>> =
     PerProcess::new(|_| Mutex::new(LoanStock { files: VecDeque::new(), account: Account::of_loans() }));
 
-/// Lets go of all files that nobody has.
+/// Closes all files that no process has borrowed.
 pub(crate) fn trim() {
     let Some(stock) = STOCK.existing() else { return };
     stock.lock().unwrap_or_else(PoisonError::into_inner).trim(0);
 }
 
-/// Where parts of these lengths are in the file, and where they end.
+/// Returns the offsets of parts of these lengths in a file, and the end of the last part.
 pub(crate) fn places(lens: impl IntoIterator<Item = usize>) -> (Vec<u64>, u64) {
     let mut end = 0_u64;
     let starts = lens.into_iter().map(|len| {
@@ -66,11 +66,11 @@ pub(crate) fn places(lens: impl IntoIterator<Item = usize>) -> (Vec<u64>, u64) {
     (starts.collect(), end)
 }
 
-/// Lends copies of `parts`: a descriptor for [`Loan::open`] in any process, and where in it each part is. `None` when too many
-/// loans are out, or half of the budget is in use: then the bytes are to go another way, which may wait.
+/// Lends copies of `parts`. Returns a descriptor for [`Loan::open`] in any process, and the offset of each part. Returns `None`
+/// if too many loans are out or half of the budget is in use: then the caller must send the bytes otherwise, which may wait.
 ///
 /// # Errors
-/// When the system gives no memory or no descriptor.
+/// If the system has no memory or no descriptor left.
 pub fn lend(parts: &[&[u8]]) -> io::Result<Option<(OwnedFd, Vec<u64>)>> {
     let (starts, len) = places(parts.iter().map(|part| part.len()));
     let mut stock = STOCK.get().lock().unwrap_or_else(PoisonError::into_inner);
@@ -86,7 +86,7 @@ pub fn lend(parts: &[&[u8]]) -> io::Result<Option<(OwnedFd, Vec<u64>)>> {
 }
 
 impl LoanStock {
-    /// A file of at least `len` bytes that nobody has.
+    /// Returns a file of at least `len` bytes that no process has borrowed, or `None` if there may be no further file.
     fn take(&mut self, len: u64) -> io::Result<Option<LoanFile>> {
         let fits = |file: &LoanFile| file.len >= len && file.len / 4 <= len.max(memory::PAGE);
         let found: Vec<_> = (0..self.files.len()).filter(|at| fits(&self.files[*at])).take(ATTEMPTS).collect();
@@ -95,7 +95,7 @@ impl LoanStock {
             if lease::is_free(file.memfd.as_fd())? {
                 return Ok(Some(file));
             }
-            self.files.push_back(file); // the next loan looks at others
+            self.files.push_back(file); // the next loan checks other files first
         }
         if self.files.len() >= FILES {
             return Ok(None);
@@ -113,7 +113,7 @@ impl LoanStock {
         self.files.iter().map(|file| file.len).sum()
     }
 
-    /// Lets go of the oldest of the files that nobody has, when these are more than so much memory.
+    /// Closes the oldest free files, until the free ones have at most `kept_bytes` bytes.
     fn trim(&mut self, kept_bytes: u64) {
         if self.len_bytes() > kept_bytes {
             let mut kept = 0;
@@ -133,9 +133,9 @@ impl LoanStock {
 impl LoanFile {
     fn fill(&mut self, parts: &[&[u8]], starts: &[u64]) -> io::Result<()> {
         if self.mapping.is_none() && memory::is_untouched(self.memfd.as_fd())? {
-            // The kernel finds pages faster than faults do, and says so where there is no memory.
+            // `pwrite(2)` allocates pages faster than page faults do, and fails if there is no memory.
             parts.iter().zip(starts).try_for_each(|(part, start)| memory::write(self.memfd.as_fd(), *start, part))?;
-            // While they wait for their borrower they are in the resident size of this process.
+            // The mapping makes the pages count in this process's resident size while no borrower has mapped them.
             self.mapping = Some(Mapping::with_pages(self.memfd.as_fd(), 0, self.len)?);
             return Ok(());
         }
@@ -150,33 +150,34 @@ impl LoanFile {
     }
 }
 
-/// Bytes that a process has lent. What is written to them is this process's own copy.
+/// Bytes that a process has lent. A write changes only this process's copy.
 #[derive(Debug)]
 pub struct Loan(Borrowed);
 
 impl Loan {
-    /// The first `len` bytes of what was lent by a descriptor of [`lend`].
+    /// Maps the first `len` bytes of a loan, given a descriptor of [`lend`].
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidData`] when it is none of such a length.
+    /// [`io::ErrorKind::InvalidData`] if the descriptor is not of a loan, or the loan is shorter than `len` bytes.
     pub fn open(fd: OwnedFd, len: usize) -> io::Result<Self> {
         Borrowed::map(fd, len).map(Self)
     }
 
-    /// The first byte, and how many there are. They are readable and writable as long as `self` lives.
+    /// Returns the address of the first byte and the number of bytes, which are readable and writable while `self` lives.
     #[must_use]
     pub fn as_raw(&self) -> (NonNull<u8>, usize) {
         self.0.as_raw()
     }
 
-    /// A descriptor by which the same bytes can be lent on, if this process has kept one: it keeps a few, since each loan that it
-    /// has would take one.
+    /// Returns a descriptor by which the same bytes can be lent on, if this process has kept one. It keeps only a few, as
+    /// otherwise each loan would use up a descriptor.
     #[must_use]
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
         self.0.file()
     }
 
-    /// Whether this process has written nothing to these bytes, as the kernel knows: then they may be lent on as they are.
+    /// Returns whether this process has written nothing to these bytes, according to the kernel: then they may be lent on
+    /// unchanged.
     #[must_use]
     pub fn is_unchanged(&self, bytes: Range<usize>) -> bool {
         let (base, len) = self.as_raw();
@@ -206,7 +207,7 @@ mod tests {
         assert_eq!((bytes(&loan, 99_999, 1), bytes(&loan, 100_032, 10)), (vec![1], vec![2; 10]));
         let in_flight = loan.file().expect("one of a few").try_clone_to_owned().expect("a descriptor");
         drop(loan);
-        drop(lend_one(5)); // the first is still on its way
+        drop(lend_one(5)); // the first loan is still in transit
         let loan = Loan::open(in_flight, 100_042).expect("a loan");
         assert_eq!(bytes(&loan, 0, 1), [1]);
         let inode = |fd: BorrowedFd<'_>| memory::inspect(fd).expect("a file").1;
@@ -228,7 +229,7 @@ mod tests {
         assert!(lend(&[&[1; 1000]]).expect("memory").is_some());
         let (short, _) = lend(&[&[1; 1000]]).expect("memory").expect("room");
         assert_eq!(Loan::open(short, 1 << 20).expect_err("too short").kind(), io::ErrorKind::InvalidData);
-        let file = crate::sys::fd::memfd_with(&[0; 100]).expect("a file");
+        let file = crate::sys::memory::create_with(&[0; 100]).expect("a file");
         assert_eq!(Loan::open(file, 10).expect_err("not sealed").kind(), io::ErrorKind::InvalidData);
     }
 
@@ -240,7 +241,7 @@ mod tests {
         assert_eq!(kept.len() + passing.len(), FILES);
         drop(passing);
         for _ in 0..FILES {
-            // One of them is in turn after some that are kept.
+            // A free file may come after several attempts that check files in use.
             assert!((0..FILES / ATTEMPTS).any(|_| lend_one().is_some()));
         }
     }

@@ -1,4 +1,4 @@
-//! Memory for users: [`SharedMemory`], which all its holders read and write, and [`SharedBytes`], which nobody can change.
+//! Memory for users: [`SharedMemory`], which all its holders read and write, and [`SharedBytes`], which no process can change.
 
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -9,8 +9,8 @@ use super::budget::PrivateBytes;
 use crate::sys::bytes::{SealedBytes, UnsealedBytes};
 use crate::sys::memory::{self, Mapping};
 
-/// Bytes that any number of processes read and write at the same time. A read beside a write gives some of each: agree on
-/// who does what when, with a lock or a queue.
+/// Bytes that any number of processes read and write at the same time. A read during a write may return a mix of old and new
+/// bytes: synchronise with a lock or a queue.
 #[derive(Debug, Clone)]
 pub struct SharedMemory(Arc<MemoryFile>);
 
@@ -18,41 +18,41 @@ pub struct SharedMemory(Arc<MemoryFile>);
 struct MemoryFile {
     memfd: OwnedFd,
     mapping: Mapping,
-    /// In the process that made it.
+    /// The accounting, in the process that created the memory.
     _made: Option<PrivateBytes>,
 }
 
-/// What was asked for is not all inside the memory.
+/// The range is not inside the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{len} bytes from {offset} on are not inside {size} bytes of shared memory")]
 pub struct OutOfBounds {
-    /// Where it begins.
+    /// Start of the range in bytes.
     pub offset: usize,
-    /// How long it is.
+    /// Length of the range in bytes.
     pub len: usize,
-    /// How long the memory is.
+    /// Length of the memory in bytes.
     pub size: usize,
 }
 
 impl SharedMemory {
-    /// `len` bytes of zeros.
+    /// Creates shared memory of `len` zero bytes.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] for 0; when the system gives no memory or no descriptor.
+    /// [`io::ErrorKind::InvalidInput`] if `len` is 0; else if the system has no memory or no descriptor left.
     pub fn new(len: usize) -> io::Result<Self> {
         if len == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "shared memory of no bytes"));
         }
-        memory::look_for(len as u64)?; // before the file is as long
+        memory::look_for(len as u64)?; // before the file gets its length
         let memfd = memory::create(c"polyproc-memory", len as u64)?;
         memory::allocate(memfd.as_fd(), 0, len as u64)?;
         Self::map(memfd, Some(PrivateBytes::new(len as u64)))
     }
 
-    /// The memory of a descriptor that came from another process.
+    /// Maps the memory of a descriptor that came from another process.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidData`] when it is none that nobody can make shorter.
+    /// [`io::ErrorKind::InvalidData`] if it is not a memory file that is sealed against shrinking.
     pub fn from_fd(memfd: OwnedFd) -> io::Result<Self> {
         Self::map(memfd, None)
     }
@@ -63,7 +63,7 @@ impl SharedMemory {
         Ok(Self(Arc::new(MemoryFile { memfd, mapping, _made: made })))
     }
 
-    /// How many bytes it has: as many as at its start.
+    /// Returns the length in bytes, which never changes.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
     pub fn len(&self) -> usize {
@@ -73,13 +73,13 @@ impl SharedMemory {
     /// Copies `bytes` to `offset`.
     ///
     /// # Errors
-    /// [`OutOfBounds`]; nothing was written then.
+    /// [`OutOfBounds`]; then nothing was written.
     pub fn write_at(&self, offset: usize, bytes: &[u8]) -> Result<(), OutOfBounds> {
         let outside = OutOfBounds { offset, len: bytes.len(), size: self.len() };
         self.0.mapping.store(offset as u64, bytes).ok_or(outside)
     }
 
-    /// A copy of `len` bytes from `offset` on.
+    /// Returns a copy of the `len` bytes from `offset` on.
     ///
     /// # Errors
     /// [`OutOfBounds`].
@@ -97,23 +97,23 @@ impl AsFd for SharedMemory {
     }
 }
 
-/// Bytes that are being filled, to become [`SharedBytes`]. Only this process has them: in a forked child they are none.
+/// A buffer to fill and then turn into [`SharedBytes`]. Only this process has it: in a forked child it is empty.
 #[derive(Debug)]
 pub struct SharedBytesMut(UnsealedBytes, PrivateBytes);
 
 impl SharedBytesMut {
-    /// `len` zeros, at the start of a page.
+    /// Creates a buffer of `len` zero bytes, which starts at a page boundary.
     ///
     /// # Errors
-    /// When the system gives no memory or no descriptor.
+    /// If the system has no memory or no descriptor left.
     pub fn new(len: usize) -> io::Result<Self> {
         Ok(Self(UnsealedBytes::new(len)?, PrivateBytes::new(len as u64)))
     }
 
-    /// Nobody can change them from now on, and they can go to other processes.
+    /// Seals the bytes: from now on no process can change them, and they can be sent to other processes.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// If the system refuses to seal or map them.
     pub fn freeze(self) -> io::Result<SharedBytes> {
         Ok(SharedBytes(Arc::new((self.0.seal()?, Some(self.1)))))
     }
@@ -132,16 +132,16 @@ impl DerefMut for SharedBytesMut {
     }
 }
 
-/// Bytes that no process can change, for the kernel forbids it. To hand them over costs some microseconds, however many they
-/// are: a descriptor goes, and the receiver maps the same memory. They stand at the start of a page.
+/// Bytes that no process can change: the kernel forbids it. Sending them takes some microseconds whatever their length: only a
+/// descriptor is sent, and the receiver maps the same memory. They start at a page boundary.
 #[derive(Debug, Clone)]
 pub struct SharedBytes(Arc<(SealedBytes, Option<PrivateBytes>)>);
 
 impl SharedBytes {
-    /// The bytes of a descriptor that came from another process.
+    /// Maps the bytes of a descriptor that came from another process.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidData`] when somebody could change them.
+    /// [`io::ErrorKind::InvalidData`] if a process could change them.
     pub fn from_fd(memfd: OwnedFd) -> io::Result<Self> {
         Ok(Self(Arc::new((SealedBytes::map(memfd)?, None))))
     }
@@ -173,7 +173,7 @@ mod tests {
         other.write_at(98, &[1, 2]).expect("inside");
         assert_eq!(memory.read_at(97, 3), Ok(vec![0, 1, 2]));
         assert!(memory.write_at(99, &[1, 2]).is_err() && memory.read_at(usize::MAX, 2).is_err());
-        let file = crate::sys::fd::memfd_with(&[0; 100]).expect("a file");
+        let file = crate::sys::memory::create_with(&[0; 100]).expect("a file");
         assert!(SharedMemory::from_fd(file).is_err(), "it could be made shorter");
     }
 

@@ -1,14 +1,15 @@
-//! Memory that several processes map, without a name: when the last of them goes, by any cause, it is gone.
+//! Unnamed memory that several processes map. The kernel frees it when the last of them has exited, for any reason.
 //!
-//! | file | what it holds |
+//! | file | purpose |
 //! |---|---|
-//! | `segment` | [`Segment`]: a memory file that grows, mapped part by part |
+//! | `segment` | [`Segment`]: a memory file that grows, mapped region by region |
 //! | `arena` | [`Arena`]: blocks of any size in a segment, each with a state and an owner |
-//! | `budget` | how much of all this a program may have in flight |
-//! | `blocks` | [`Blocks`]: the same for one owner, who keeps the records to itself |
-//! | `loan` | [`lend`] and [`Loan`]: large bytes that go to another process and are not copied there |
+//! | `blocks` | [`Blocks`]: an allocator for one process, which keeps its state in private memory |
+//! | `size_class` | the sizes of blocks |
+//! | `budget`, `room` | how much shared memory a program may have in flight, and waiting for room |
+//! | `loan` | [`lend`] and [`Loan`]: large data that another process maps instead of copying it |
 //! | `memory` | [`SharedMemory`] and [`SharedBytes`], for users |
-//! | `registry` | the shared objects of this process: one per memory file, roused when a process dies |
+//! | `registry` | the shared objects of this process, one per memory file, which recover when a process dies |
 
 pub(crate) mod arena;
 mod blocks;
@@ -16,7 +17,9 @@ pub(crate) mod budget;
 mod loan;
 mod memory;
 pub(crate) mod registry;
+mod room;
 mod segment;
+mod size_class;
 
 pub use budget::{MemoryBudget, OutOfSpace, memory_budget, set_memory_budget};
 pub(crate) use budget::{bytes_of, wake_waiting};
@@ -26,6 +29,7 @@ pub use memory::{OutOfBounds, SharedBytes, SharedBytesMut, SharedMemory};
 
 pub(crate) use arena::Arena;
 pub(crate) use blocks::{Blocks, Extent};
+pub(crate) use room::wait_for_room;
 pub(crate) use segment::Segment;
 
 use crate::robust::WaitError;
@@ -34,19 +38,19 @@ use crate::robust::WaitError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MemoryError {
-    /// It holds what no process of ours writes: a peer went wild, or is another version.
+    /// It holds bytes that no process of this version writes: a peer has overwritten it, or has another version.
     #[error("the shared memory is corrupt: a process wrote where it must not")]
     Corrupt,
-    /// A process stands still in the middle of giving out this memory, and the deadline passed.
+    /// The deadline passed during a wait for a stopped process that allocates this memory.
     #[error("a process is stopped while it gives out shared memory")]
     Busy,
-    /// A signal handler ran while a process stands still there.
+    /// A signal handler ran during such a wait.
     #[error("a signal handler ran during the wait")]
     Interrupted,
-    /// As much is in flight as may be.
+    /// The limit of bytes in flight is reached.
     #[error(transparent)]
     OutOfSpace(#[from] OutOfSpace),
-    /// The system gives no memory, address space or descriptor.
+    /// The system has no memory, address space or descriptor left.
     #[error("the system refused shared memory: {0}")]
     System(#[from] std::io::Error),
 }

@@ -1,7 +1,8 @@
 //! The shared objects of this process, by memory file. Each recovers when a process dies.
 //!
-//! A wake-up is lost if the process that received it, or was about to send it, dies. So the process that reaps a dead one recovers
-//! every object that it shares with others ([`recover_all`]): waiters re-check, and what the dead process held is taken back.
+//! A wake-up is lost if the process that received it, or was about to send it, dies. So the process that reaps a dead one
+//! recovers every object that it shares with others ([`recover_all`]): waiters re-check, and the dead process's resources are
+//! reclaimed.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -12,9 +13,9 @@ use crate::robust::RecheckInterval;
 use crate::sys::identity::Identity;
 use crate::sys::per_process::PerProcess;
 
-/// An object in shared memory, as this process sees it.
+/// An object in shared memory, as this process has mapped it.
 pub(crate) trait SharedObject: Any + Send + Sync {
-    /// Takes back what dead processes held, and has every waiter re-check.
+    /// Reclaims the resources of dead processes, and makes every waiter re-check.
     fn recover(&self);
 
     /// Returns how many bytes `process` has put there that no process has taken.
@@ -99,7 +100,7 @@ pub(crate) fn refresh_all() {
     for_each(|object| object.refresh());
 }
 
-/// How long a lost notification stays unnoticed where no process reaps the dead one.
+/// Returns the interval after which a lost notification is noticed if no process reaps the dead one.
 pub(crate) fn refresh_interval() -> RecheckInterval {
     RecheckInterval::new(Duration::from_millis(200))
 }

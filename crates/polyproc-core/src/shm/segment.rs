@@ -1,7 +1,8 @@
 //! [`Segment`]: a memory file that grows and never shrinks, mapped region by region.
 //!
-//! A region is mapped whole when something in it is first touched, and stays mapped. Each new region is as large as all
-//! before it, or larger, so there are few, whatever the size. A file offset costs nothing until it is written to.
+//! A region is mapped as a whole when it is first accessed, and stays mapped. Each new region is at least as large as all
+//! before it together, where limits allow, so there are few, whatever the size. A part of the file takes no memory until it is
+//! written to.
 
 use std::ffi::CStr;
 use std::io;
@@ -9,23 +10,23 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
 use super::MemoryError;
-use super::arena::PAGED;
 use super::budget::{Account, Share};
+use super::size_class::PAGED;
 use crate::prim::{AtomicU64, Ordering, fence};
 use crate::sys::memory::{self, Access, Mapping, PAGE};
 use crate::sys::shared::{Shared, shared};
 
 /// Enough for 2^47 bytes when each region doubles the file.
 const REGIONS: usize = 32;
-/// Copies of this length and more are checked against what is reserved.
+/// Copies of at least this many bytes are checked against the bytes that the file has reserved.
 const CHECKED_LEN: u64 = 1 << 20;
 
 shared! {
-    /// Where regions end. The first one ends where the file ended when it was made.
+    /// The ends of the regions. The first region ends at the initial length of the file.
     ///
-    /// | offset | bytes | field | who writes it, when |
+    /// | offset | bytes | field | meaning; writer and time |
     /// |---|---|---|---|
-    /// | 0 | 8 each | ends | file offset of the end of each region, 0 for none; who adds it, once the file is long enough, under the arena's lock |
+    /// | 0 | 8 each | ends | file offset of the end of each region, 0 for none; the process that adds it, once the file is long enough, under the allocator's lock |
     pub(crate) struct Regions { ends: [AtomicU64; REGIONS], }
 }
 
@@ -35,31 +36,32 @@ pub(crate) struct Segment {
     memfd: OwnedFd,
     access: Access,
     inode: u64,
-    /// Where [`Regions`] stands in the first region.
+    /// The offset of [`Regions`] in the first region.
     table: u64,
-    /// What stands before this is no data: no offset that was read from shared memory leads there.
+    /// The offset at which data begins. A lower offset, as read from shared memory, is refused as corrupt.
     data: u64,
     first: Mapping,
-    /// What it has of the budget, if it counts.
+    /// Its account in the budget, if its memory is counted.
     account: Option<Account>,
-    /// The further ones, the second first.
+    /// The mappings of the further regions, from the second on.
     further: [OnceLock<Mapping>; REGIONS - 1],
 }
 
 impl Segment {
-    /// A new one of `len_bytes` (whole [`PAGE`]s), with the table of its regions at `table`, and data from `data` on.
+    /// Creates a segment of `len_bytes` bytes (whole [`PAGE`]s), with the table of its regions at `table`, and data from `data`
+    /// on.
     pub(crate) fn create(name: &CStr, len_bytes: u64, table: u64, data: u64) -> io::Result<Self> {
         let segment = Self::map(memory::create(name, len_bytes)?, Access::Write, len_bytes, table, data)?;
         segment.regions().ends[0].store(len_bytes, Ordering::Release);
         Ok(segment)
     }
 
-    /// The one that a peer made with the same lengths.
+    /// Opens a segment that a peer created with the same arguments.
     pub(crate) fn open(memfd: OwnedFd, len_bytes: u64, table: u64, data: u64) -> io::Result<Self> {
         Self::map(memfd, Access::Write, len_bytes, table, data)
     }
 
-    /// The same, of which bytes can only be copied out.
+    /// As [`Segment::open`], with read-only mappings: bytes can only be copied out.
     pub(crate) fn open_read_only(memfd: OwnedFd, len_bytes: u64, table: u64, data: u64) -> io::Result<Self> {
         Self::map(memfd, Access::Read, len_bytes, table, data)
     }
@@ -72,7 +74,7 @@ impl Segment {
         Ok(Self { memfd, access, inode, table, data, first, account: None, further })
     }
 
-    /// Its memory counts as in flight: see `budget`.
+    /// Counts the segment's memory as in flight: see `budget`.
     pub(crate) fn counted(self) -> Self {
         Self { account: Some(Account::new(self.inode)), ..self }
     }
@@ -81,12 +83,12 @@ impl Segment {
         self.first.view(self.table).expect("checked when it was mapped")
     }
 
-    /// Which file it is; for as long as it is open here, no other has the same number.
+    /// Returns the inode number of the file, which no other file has while this one is open here.
     pub(crate) fn inode(&self) -> u64 {
         self.inode
     }
 
-    /// The mapping that holds the bytes from `offset` to `offset + len`.
+    /// Returns the mapping that holds the bytes from `offset` to `offset + len`.
     #[inline]
     fn holding(&self, offset: u64, len: u64) -> Result<&Mapping, MemoryError> {
         let end = offset.checked_add(len).ok_or(MemoryError::Corrupt)?;
@@ -114,7 +116,7 @@ impl Segment {
     fn map_region(&self, at: usize) -> Result<&Mapping, MemoryError> {
         let before = if at == 0 { Some(&self.first) } else { self.further[at - 1].get() };
         let start = before.ok_or(MemoryError::Corrupt)?.end();
-        // Relaxed, and the fence: what is mapped to be read must not be loaded in any other way.
+        // Relaxed, with a fence: atomics in a read-only mapping may only be loaded relaxed.
         let end = self.regions().ends[at + 1].load(Ordering::Relaxed);
         fence(Ordering::Acquire); // pairs with the Release in `add_region`
         if end <= start || !end.is_multiple_of(PAGE) {
@@ -127,13 +129,13 @@ impl Segment {
         Ok(self.further[at].get_or_init(|| mapping))
     }
 
-    /// The `T` at a file offset.
+    /// Returns the `T` at a file offset.
     #[inline]
     pub(crate) fn view<T: Shared>(&self, offset: u64) -> Result<&T, MemoryError> {
         self.holding(offset, size_of::<T>() as u64)?.view(offset).ok_or(MemoryError::Corrupt)
     }
 
-    /// The `T` in the first region at an offset that this program chose.
+    /// Returns the `T` in the first region at an offset that this program chose.
     #[inline]
     pub(crate) fn fixed<T: Shared>(&self, offset: u64) -> &T {
         self.first.view(offset).expect("an aligned place in the first region")
@@ -144,13 +146,13 @@ impl Segment {
         self.holding(offset, bytes.len() as u64)?.copy_in(offset, bytes).ok_or(MemoryError::Corrupt)
     }
 
-    /// The words at `offset`.
+    /// Returns the words at `offset`.
     #[inline]
     pub(crate) fn copy_words<const N: usize>(&self, offset: u64) -> Result<[u64; N], MemoryError> {
         self.holding(offset, size_of::<[u64; N]>() as u64)?.copy_words(offset).ok_or(MemoryError::Corrupt)
     }
 
-    /// Puts `len` bytes at `offset` at the end of `out`.
+    /// Appends the `len` bytes at `offset` to `out`.
     #[inline]
     pub(crate) fn copy_out(&self, offset: u64, len: u64, out: &mut Vec<u8>) -> Result<(), MemoryError> {
         if len >= CHECKED_LEN {
@@ -162,24 +164,24 @@ impl Segment {
             .ok_or(MemoryError::Corrupt)
     }
 
-    /// Whoever writes a block reserves it first. A length above what is reserved is a peer's nonsense: that of a file that it
-    /// made long, which takes no memory but here.
+    /// Refuses a length above the bytes that the file has reserved: a writer reserves a block before it fills it. A peer can
+    /// make the file long without using memory; a copy of that length would use memory here.
     #[cold]
     fn check_reserved(&self, len: u64) -> Result<(), MemoryError> {
         if memory::reserved_bytes(self.memfd.as_fd())? < len { Err(MemoryError::Corrupt) } else { Ok(()) }
     }
 
-    /// Whether `offset` and `len` bytes from there are in one region.
+    /// Returns whether the `len` bytes from `offset` on are in one region.
     fn is_whole(&self, offset: u64, len: u64) -> Result<bool, MemoryError> {
         match self.holding(offset, len) {
             Ok(_) => Ok(true),
             Err(MemoryError::Corrupt) => Ok(false),
-            Err(error) => Err(error), // it may be, but this process cannot map it
+            Err(error) => Err(error), // they may be, but this process cannot map the region
         }
     }
 
-    /// Where `len` bytes can go behind all that is `used`, in one region; the file grows when it must. To be called under the
-    /// lock of whoever gives out its memory.
+    /// Returns the offset of `len` bytes behind the `used` ones, in one region. The file grows if necessary. The caller holds
+    /// the allocator's lock, if there is one.
     ///
     /// # Errors
     /// As [`Segment::add_region`].
@@ -193,10 +195,10 @@ impl Segment {
         if self.is_whole(start, len)? { Ok(start) } else { Err(MemoryError::Corrupt) }
     }
 
-    /// Adds a region with room for `len` bytes and gives its start.
+    /// Adds a region with room for `len` bytes. Returns its start.
     ///
     /// # Errors
-    /// When the file cannot become that long, or this process cannot map it.
+    /// If the file cannot grow that long, or this process cannot map it.
     fn add_region(&self, len: u64) -> io::Result<u64> {
         let ends = &self.regions().ends;
         let used = ends.iter().take_while(|end| end.load(Ordering::Acquire) != 0).count().max(1);
@@ -207,7 +209,7 @@ impl Segment {
             memory::grow(self.memfd.as_fd(), end)?;
             Ok((end, Mapping::new(self.memfd.as_fd(), start, end)?))
         };
-        // Where limits do not let it double, as much as is needed must do.
+        // If limits forbid doubling the file, it grows only by the required length.
         let (end, mapping) = map(start + len.max(start)).or_else(|_: io::Error| map(start + len))?;
         ends[used].store(end, Ordering::Release); // pairs with the fence in `map_region`
         self.further[used - 1].get_or_init(|| mapping);
@@ -219,7 +221,7 @@ impl Segment {
         memory::reserve(self.memfd.as_fd(), offset, len)
     }
 
-    /// As [`Segment::reserve`], up to a share of the budget.
+    /// As [`Segment::reserve`], within a share of the budget.
     ///
     /// # Errors
     /// [`MemoryError::OutOfSpace`], [`MemoryError::System`].
@@ -232,12 +234,12 @@ impl Segment {
         Ok(())
     }
 
-    /// See [`memory::release`]. [`Segment::settle`] follows, once for many.
+    /// See [`memory::release`]. The caller calls [`Segment::settle`] after one or more releases.
     pub(crate) fn release(&self, offset: u64, len: u64) {
         memory::release(self.memfd.as_fd(), offset, len);
     }
 
-    /// Says how much memory it has.
+    /// Records in the budget how much memory the file has.
     pub(crate) fn settle(&self) {
         if let Some((account, bytes)) = self.account_and_bytes() {
             account.settle(bytes);
@@ -256,7 +258,7 @@ impl Segment {
         Some((account, memory::reserved_bytes(self.memfd.as_fd()).ok()?))
     }
 
-    /// Whether memory that is free is to go back rather than to be kept.
+    /// Returns whether free memory should go back to the system rather than be kept.
     pub(crate) fn is_tight(&self) -> bool {
         self.account.as_ref().is_some_and(|account| account.is_over(Share::Quarter))
     }

@@ -1,16 +1,17 @@
-//! [`Barrier`]: waiting until so many have come.
+//! [`Barrier`]: blocks until a number of parties have arrived.
 //!
-//! Each who comes takes a place in the table, with the barrier's generation. One word holds the generation and the phase, and
-//! each step is one change of it: the last one who comes runs the action and then begins the next generation, which releases
-//! all who wait in the one before. A party that dies while it waits, or while it runs the action, breaks the barrier: the
-//! others are told at once, and nobody waits for the dead.
+//! Each party but the last takes a place in the table of waiters, with the barrier's generation. One word holds the generation
+//! and the phase, and each step is one change of that word. The last party runs the action and then begins the next generation,
+//! which releases all waiters of the previous one. A party that dies while it waits, or while it runs the action, breaks the
+//! barrier: the waiters return at once, and no party waits for a dead one.
 //!
-//! The mutex is held to come and to reset only. A wait that is over does not wait for a process that stands still.
+//! The mutex is held only to arrive and to reset, so a wait that has ended never blocks behind a stopped process.
 
 use std::io;
 use std::sync::Arc;
 
-use super::object::{Object, RECHECK_AFTER, TooManyWaiters, Waiter, Waiting, handle};
+use super::layout::{Waiter, Waiting};
+use super::object::{Object, RECHECK_AFTER, TooManyWaiters, handle};
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
 use crate::process::watch_death;
@@ -18,15 +19,15 @@ use crate::retry::Interrupt;
 use crate::robust::{RecheckInterval, WaitError};
 use crate::sys::identity::Identity;
 
-/// What a barrier does.
+/// The phase of a barrier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
 enum BarrierPhase {
     Filling = 0,
-    /// The owner runs the action.
+    /// The process in `owner` runs the action.
     Running = 1,
     Broken = 2,
-    /// Broken for those who wait, and then as new.
+    /// Broken for the current waiters, until the next generation begins.
     Resetting = 3,
 }
 
@@ -65,13 +66,13 @@ impl Word {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BarrierError {
-    /// The barrier is broken: a party died, gave up, or aborted it; or it was reset during the wait.
+    /// The barrier is broken: a party died, timed out or aborted it; or it was reset during the wait.
     #[error("the barrier is broken: a party died, ran out of time or aborted it")]
     Broken,
-    /// A signal handler ran. This party still counts as waiting: wait on with the same turn.
+    /// A signal handler ran. This party still counts as waiting: wait again with the same turn.
     #[error("a signal handler ran during the wait")]
     Interrupted,
-    /// More wait than there are places for.
+    /// The table of waiters is full.
     #[error(transparent)]
     TooManyWaiters(#[from] TooManyWaiters),
 }
@@ -82,18 +83,18 @@ impl Interrupt for BarrierError {
     }
 }
 
-/// What a party that came has to do.
+/// The next step of a party that has arrived.
 #[derive(Debug)]
 #[must_use]
 pub enum Turn {
     /// Wait for the others: [`Barrier::wait`].
     Wait {
-        /// Which one it is, from 0 for the first.
+        /// The order of arrival, from 0.
         index: usize,
         #[doc(hidden)]
         place: u32,
     },
-    /// It is the last: run the action, then [`Barrier::release`], or [`Barrier::abort`].
+    /// This is the last party: run the action, then call [`Barrier::release`] or [`Barrier::abort`].
     Last {
         /// One less than the number of parties.
         index: usize,
@@ -102,16 +103,16 @@ pub enum Turn {
     },
 }
 
-/// A barrier. Clones are the same one.
+/// A barrier. Clones refer to the same barrier.
 #[derive(Debug, Clone)]
 pub struct Barrier(Arc<Object>);
 handle!(Barrier, 5);
 
 impl Barrier {
-    /// One for so many parties.
+    /// Creates a barrier for this number of parties.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] for none; when the system gives no memory or no descriptor.
+    /// [`io::ErrorKind::InvalidInput`] if `parties` is 0; else if the system has no memory or no descriptor left.
     pub fn new(parties: usize) -> io::Result<Self> {
         if parties == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a barrier for no parties"));
@@ -119,7 +120,7 @@ impl Barrier {
         Ok(Self(Object::create_with_waiters(5, 0, parties as u64)?))
     }
 
-    /// How many have to come.
+    /// Returns the number of parties.
     #[must_use]
     pub fn parties(&self) -> usize {
         usize::try_from(self.0.layout().kind.limit.load(Ordering::Relaxed)).unwrap_or(usize::MAX)
@@ -129,18 +130,18 @@ impl Barrier {
         Word(self.0.state().value.load(Ordering::Acquire))
     }
 
-    /// One step; false when the word was no longer `from`.
+    /// Changes the word. Returns false if it was no longer `from`.
     fn step(&self, from: Word, to: Word) -> bool {
         self.0.state().value.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// Those who wait in the generation.
+    /// Returns the waiters of a generation.
     fn waiting(&self, generation: u64) -> impl Iterator<Item = &Waiter> {
         let is_of = move |waiter: &&Waiter| waiter.generation.load(Ordering::Relaxed) == generation;
         self.0.waiters().filter(|waiter| waiter.state() == Waiting::Waits).filter(is_of)
     }
 
-    /// Finishes what a dead owner of the mutex had begun.
+    /// Finishes the reset that a dead owner of the mutex had begun.
     fn repair(&self) {
         let word = self.word();
         if word.phase() == BarrierPhase::Resetting {
@@ -148,7 +149,7 @@ impl Barrier {
         }
     }
 
-    /// How many wait.
+    /// Returns the number of waiters.
     #[must_use]
     pub fn n_waiting(&self) -> usize {
         let word = self.word();
@@ -159,13 +160,14 @@ impl Barrier {
         }
     }
 
-    /// Whether it is broken.
+    /// Returns whether the barrier is broken.
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.word().phase() == BarrierPhase::Broken
     }
 
-    /// One more party is there; waits until the deadline while the action of the last generation runs.
+    /// Registers the arrival of one more party. Blocks while the parties before it run the action; the deadline breaks the
+    /// barrier.
     ///
     /// # Errors
     /// [`BarrierError`].
@@ -175,7 +177,7 @@ impl Barrier {
             let dead = if is_full { self.0.dead() } else { Vec::new() };
             self.break_if_dead(&dead);
             let _mutex = self.0.lock(deadline, || self.repair())?;
-            // None of them waits in a generation that is still whole.
+            // None of them waits in an unbroken generation, after `break_if_dead`.
             self.0
                 .waiters()
                 .filter(|waiter| dead.contains(&waiter.owner()))
@@ -210,10 +212,10 @@ impl Barrier {
         )
     }
 
-    /// Waits for the others. The deadline breaks the barrier, as in Python.
+    /// Blocks until the other parties have arrived and the action has run. The deadline breaks the barrier, as in Python.
     ///
     /// # Errors
-    /// [`BarrierError::Broken`]; [`BarrierError::Interrupted`]: then wait again, or [`Barrier::abort`].
+    /// [`BarrierError::Broken`]; [`BarrierError::Interrupted`]: then wait again, or call [`Barrier::abort`].
     pub fn wait(&self, turn: &Turn, deadline: Deadline) -> Result<usize, BarrierError> {
         let &Turn::Wait { index, place } = turn else { return Err(BarrierError::Broken) };
         let waiter = self.0.waiter(place);
@@ -244,9 +246,9 @@ impl Barrier {
         ended.map(|()| index)
     }
 
-    /// What became of one who waits; `None` while it is to wait on.
+    /// Returns the result of a wait, or `None` while it has not ended.
     fn ended(&self, waiter: &Waiter) -> Option<Result<(), BarrierError>> {
-        let word = self.word(); // first: a reset marks those who wait before it changes the generation
+        let word = self.word(); // first: a reset marks the waiters before it changes the generation
         match word.phase() {
             _ if waiter.state() == Waiting::Broken => Some(Err(BarrierError::Broken)),
             _ if word.generation() != waiter.generation.load(Ordering::Relaxed) => Some(Ok(())),
@@ -255,10 +257,10 @@ impl Barrier {
         }
     }
 
-    /// The action has run: all go on.
+    /// Releases all waiters, after the action has run.
     ///
     /// # Errors
-    /// [`BarrierError::Broken`] when it was aborted or reset meanwhile.
+    /// [`BarrierError::Broken`] if the barrier was broken or reset while the action ran.
     pub fn release(&self, turn: &Turn) -> Result<(), BarrierError> {
         let &Turn::Last { generation, .. } = turn else { return Err(BarrierError::Broken) };
         let running = Word::new(generation, BarrierPhase::Running);
@@ -269,12 +271,12 @@ impl Barrier {
         Ok(())
     }
 
-    /// Breaks the barrier: all who wait, and who come, are told so, until it is reset.
+    /// Breaks the barrier until it is reset: all waits and arrivals fail with [`BarrierError::Broken`].
     pub fn abort(&self) {
         while !self.break_of(self.word().generation()) {}
     }
 
-    /// Breaks the barrier if it is still of this generation; false if it is not.
+    /// Breaks the barrier if it is still in this generation. Returns false if it is not.
     fn break_of(&self, generation: u64) -> bool {
         loop {
             let word = self.word();
@@ -289,13 +291,13 @@ impl Barrier {
         }
     }
 
-    /// As new. Those who wait are told that it is broken.
+    /// Resets the barrier to its initial state. Current waits fail with [`BarrierError::Broken`].
     pub fn reset(&self) {
         let mutex = self.0.lock_through_signals(|| self.repair());
         loop {
             let word = self.word();
             if self.step(word, word.with(BarrierPhase::Resetting)) {
-                self.finish_reset(word); // nobody else changes the word while it is so
+                self.finish_reset(word); // no other process changes the word in this phase
                 break;
             }
         }
@@ -303,7 +305,7 @@ impl Barrier {
         self.0.layout().waiters.wake_all();
     }
 
-    /// Tells those who wait, and begins the next generation. Under the mutex.
+    /// Marks the waiters as broken, and begins the next generation. The caller holds the mutex.
     fn finish_reset(&self, word: Word) {
         for waiter in self.waiting(word.generation()) {
             waiter.change(Waiting::Waits, Waiting::Broken);
@@ -311,7 +313,7 @@ impl Barrier {
         self.0.state().value.store(word.next().0, Ordering::Release);
     }
 
-    /// Breaks the barrier when one of the `dead` waits, or who runs the action has died.
+    /// Breaks the barrier if one of the `dead` is a waiter, or the process that runs the action has died.
     fn break_if_dead(&self, dead: &[Identity]) {
         let word = self.word();
         let runner = Identity::from_bits(self.0.state().owner.load(Ordering::Relaxed));

@@ -1,32 +1,33 @@
-//! [`Condition`]: waiting to be notified. Its user holds a lock of its own around it.
+//! [`Condition`]: blocks until notified. Its user holds a lock of their own around it.
 //!
-//! Each waiter has a place in the table; a notification goes to those who came first and *live*. One that dies after it was
-//! notified, and before it left, passes the notification on to the next: whoever notifies or waits looks for the dead.
-//! The store of a place's state is each step.
+//! Each waiter has a place in the table. A notification goes to the first waiters that are *alive*. If a waiter dies after it
+//! was notified and before it left, its notification passes to the next one: notifiers and waiters check for dead waiters. Each
+//! step is one store of a place's state.
 
 use std::io;
 use std::sync::Arc;
 
-use super::object::{Object, RECHECK_AFTER, TooManyWaiters, Waiter, Waiting, handle};
+use super::layout::{Waiter, Waiting};
+use super::object::{Object, RECHECK_AFTER, TooManyWaiters, handle};
 use crate::deadline::Deadline;
 use crate::prim::{AtomicBool, Ordering};
 use crate::retry::Interrupt;
 use crate::robust::{RecheckInterval, WaitError};
 use crate::sys::identity::Identity;
 
-/// A condition. Clones are the same one.
+/// A condition. Clones refer to the same condition.
 #[derive(Debug, Clone)]
 pub struct Condition(Arc<Object>);
 handle!(Condition, 4);
 
-/// There is no place among those who wait.
+/// The thread could not become a waiter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EnterError {
-    /// More wait than there are places for.
+    /// The table of waiters is full.
     #[error(transparent)]
     TooManyWaiters(#[from] TooManyWaiters),
-    /// The deadline passed, while a process stands still in the middle of using the condition; or a signal handler ran.
+    /// The deadline passed while a stopped process holds the condition's mutex; or a signal handler ran.
     #[error(transparent)]
     Wait(#[from] WaitError),
 }
@@ -37,12 +38,12 @@ impl Interrupt for EnterError {
     }
 }
 
-/// A place among those who wait.
+/// A place in the table of waiters.
 #[derive(Debug)]
 #[must_use = "the place is taken until `Condition::leave`"]
 pub struct Ticket {
     place: u32,
-    /// It was waited with before: the dead are looked for.
+    /// True after the first check of a wait: from then on the waiter checks for dead waiters.
     has_waited: AtomicBool,
 }
 
@@ -53,15 +54,15 @@ impl Ticket {
 }
 
 impl Condition {
-    /// One that nobody waits for.
+    /// Creates a condition without waiters.
     ///
     /// # Errors
-    /// When the system gives no memory or no descriptor.
+    /// If the system has no memory or no descriptor left.
     pub fn new() -> io::Result<Self> {
         Ok(Self(Object::create_with_waiters(4, 0, 0)?))
     }
 
-    /// From now on this thread counts as waiting: to be called before the user's lock is released.
+    /// Makes this thread a waiter. Must be called before the user's lock is released.
     ///
     /// # Errors
     /// [`EnterError`].
@@ -72,14 +73,14 @@ impl Condition {
                 return Ok(Ticket::new(place));
             }
         }
-        // The dead may fill it.
+        // Dead waiters may fill the table.
         let dead = self.0.dead();
         let _mutex = self.0.lock(deadline, || {})?;
         self.bury(&dead);
         Ok(self.0.enlist(0).map(Ticket::new)?)
     }
 
-    /// Waits until this place is notified.
+    /// Blocks until this place is notified.
     ///
     /// # Errors
     /// [`WaitError`].
@@ -95,34 +96,36 @@ impl Condition {
         })
     }
 
-    /// Gives the place back. True when it was notified, if only just now.
+    /// Frees the place. Returns whether it was notified, even if only after the wait ended.
     pub fn leave(&self, ticket: Ticket) -> bool {
         let waiter = self.0.waiter(ticket.place);
-        // Without the mutex: a wait that is over does not wait for a process that stands still. Whoever notifies finds one of both.
+        // Without the mutex, so that this never blocks behind a stopped process. A notifier finds the place either waiting or
+        // free.
         if waiter.change(Waiting::Waits, Waiting::Free) {
             return false;
         }
         waiter.change(Waiting::Released, Waiting::Free)
     }
 
-    /// How many wait and have not been notified.
+    /// Returns the number of waiters that were not notified.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.0.waiters().filter(|waiter| waiter.state() == Waiting::Waits).count()
     }
 
-    /// Those who wait, in the order in which they came.
+    /// Returns the waiters that were not notified, in the order of their arrival.
     fn in_order(&self) -> Vec<&Waiter> {
         let mut waiting: Vec<_> = self.0.waiters().filter(|waiter| waiter.state() == Waiting::Waits).collect();
         waiting.sort_by_key(|waiter| waiter.ticket.load(Ordering::Relaxed));
         waiting
     }
 
-    /// Frees the places of the dead; their notifications go to those who wait. Under the mutex.
+    /// Frees the places of dead waiters and passes their notifications to living ones. The caller holds the mutex.
     fn bury(&self, dead: &[Identity]) {
         for waiter in self.0.waiters().filter(|waiter| dead.contains(&waiter.owner())) {
             let state = waiter.state();
-            // First to the heir: if this process dies in between, the next one passes it on once more, which is harmless.
+            // Notify first: if this process dies before it frees the place, the notification is passed on twice, which is
+            // harmless.
             if state == Waiting::Released {
                 let mut heirs = self.in_order().into_iter().filter(|heir| !dead.contains(&heir.owner()));
                 heirs.find(|heir| heir.change(Waiting::Waits, Waiting::Released));
@@ -141,8 +144,8 @@ impl Condition {
         Ok(())
     }
 
-    /// Those who died of the ones that were notified and have not left, and of the first that wait, up to so many that live: each
-    /// costs some system calls.
+    /// Returns the dead among the notified waiters that have not left, and among the first waiters up to `count` living ones.
+    /// Each check costs some system calls.
     fn dead_before(&self, count: usize) -> Vec<Identity> {
         let (mut dead, mut living) = (Vec::new(), Vec::new());
         let mut lives = |owner: Identity| {
@@ -158,13 +161,13 @@ impl Condition {
         dead
     }
 
-    /// Notifies up to `count` of those who wait and live, the first first.
+    /// Notifies up to `count` living waiters, in the order of their arrival.
     pub fn notify(&self, count: usize) {
-        // Where all are notified, no notification can be lost to a dead one.
+        // If all are notified, no notification can be lost to a dead waiter.
         let dead = if count < self.0.waiters().count() { self.dead_before(count) } else { Vec::new() };
         let mutex = self.0.lock_through_signals(|| {});
         self.bury(&dead);
-        // One that leaves just now is passed over.
+        // A waiter that leaves at this moment is skipped.
         let notified = self.in_order().into_iter().filter(|waiter| waiter.change(Waiting::Waits, Waiting::Released));
         notified.take(count).for_each(drop);
         drop(mutex);

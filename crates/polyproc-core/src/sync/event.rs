@@ -1,4 +1,4 @@
-//! [`Event`]: a flag to wait for. One compare-and-swap changes it; a waiter also sees that it was set and cleared again meanwhile.
+//! [`Event`]: a flag to wait for. Each change is one atomic step. A wait also ends if the flag was set and cleared during it.
 
 use std::io;
 use std::sync::Arc;
@@ -9,19 +9,19 @@ use crate::prim::{Ordering, fence};
 use crate::robust::{RecheckInterval, WaitError};
 
 const SET: u64 = 1;
-/// One more set.
+/// Added to the value by each set.
 const ONCE: u64 = 2;
 
-/// An event. Clones are the same one.
+/// An event. Clones refer to the same event.
 #[derive(Debug, Clone)]
 pub struct Event(Arc<Object>);
 handle!(Event, 3);
 
 impl Event {
-    /// One that is not set.
+    /// Creates an event that is not set.
     ///
     /// # Errors
-    /// When the system gives no memory or no descriptor.
+    /// If the system has no memory or no descriptor left.
     pub fn new() -> io::Result<Self> {
         Ok(Self(Object::create(3, 0, 0)?))
     }
@@ -30,27 +30,27 @@ impl Event {
         self.0.state().value.load(Ordering::Acquire)
     }
 
-    /// Whether it is set.
+    /// Returns whether the event is set.
     #[must_use]
     pub fn is_set(&self) -> bool {
         self.value() & SET != 0
     }
 
-    /// Sets it, and wakes all who wait.
+    /// Sets the event and wakes all waiters.
     pub fn set(&self) {
         let set = |value: u64| (value & SET == 0).then(|| value.wrapping_add(ONCE) | SET);
-        // It is set already when this fails. SeqCst, for the waiters' barrier in `wake_all`.
+        // Fails if it is set already. SeqCst, with the fence: pairs with the fence in `EventCount::wait`.
         let _ = self.0.state().value.fetch_update(Ordering::SeqCst, Ordering::SeqCst, set);
         fence(Ordering::SeqCst);
         self.0.layout().waiters.wake_all();
     }
 
-    /// Clears it.
+    /// Clears the event.
     pub fn clear(&self) {
         self.0.state().value.fetch_and(!SET, Ordering::AcqRel);
     }
 
-    /// Waits until it is set.
+    /// Blocks until the event is set.
     ///
     /// # Errors
     /// [`WaitError`].

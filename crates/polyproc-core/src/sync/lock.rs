@@ -1,8 +1,8 @@
-//! [`Lock`]: held by a process, or by a thread as often as it likes.
+//! [`Lock`]: owned by a process, or by a thread recursively.
 //!
-//! One compare-and-swap of the owner takes it and gives it back, so a process that dies or stands still between any two
-//! instructions keeps nobody from anything but the lock that it holds. Thread and count are the owner's own to write, and mean
-//! nothing without it. Whoever finds a dead owner takes the lock over from that owner, and is told.
+//! One compare-and-swap of the owner acquires or releases it, so a process that dies or is stopped between any two instructions
+//! blocks nothing but the lock that it holds. Only the owner writes thread and count, which mean nothing without it. A waiter
+//! that finds a dead owner acquires the lock from it, and receives [`Acquired::OwnerDied`].
 
 use std::io;
 use std::sync::{Arc, Weak};
@@ -14,21 +14,21 @@ use crate::process::watch_death;
 use crate::robust::{AdaptiveSpin, RecheckInterval, WaitError};
 use crate::sys::identity::Identity;
 
-/// Who holds a lock.
+/// The kind of a lock's owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
-    /// The process, once: whoever in it, and anybody else, may release. Python's `Lock`.
+    /// A process, not recursively: any thread of any process may release the lock. Python's `Lock`.
     Process,
-    /// A thread, any number of times: only it may release. Python's `RLock`.
+    /// A thread, recursively: only that thread may release the lock. Python's `RLock`.
     Thread,
 }
 
-/// Who holds a lock, as a thread sees it.
+/// The holder of a lock, as seen by the calling thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holder {
-    /// It is free.
+    /// The lock is free.
     Nobody,
-    /// The thread that asks took it last, and, as [`Owner::Thread`], holds it so often.
+    /// The calling thread acquired it last. The value is the number of unreleased acquisitions, with [`Owner::Thread`].
     ThisThread(u32),
     /// Another thread of the same process.
     AnotherThread,
@@ -36,38 +36,38 @@ pub enum Holder {
     AnotherProcess,
 }
 
-/// How a lock was acquired.
+/// The state in which a lock was acquired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum Acquired {
-    /// Its last owner released it.
+    /// The lock was free, or held by the same thread.
     Released,
-    /// Its last owner died holding it: what it protects may be half changed. Only the next owner is told.
+    /// Its owner died holding it: the data that it protects may be inconsistent. Only the next owner receives this.
     OwnerDied,
 }
 
-/// A lock was not released.
+/// The lock was not released.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ReleaseError {
-    /// Nobody holds it.
+    /// No process holds it.
     #[error("release of a lock that nobody holds")]
     NotHeld,
-    /// Another thread holds it, and only that may release it.
+    /// Another thread holds it, and only that thread may release it.
     #[error("release of a lock that another thread holds")]
     NotOwner,
 }
 
-/// A lock. Clones are the same lock.
+/// A lock. Clones refer to the same lock.
 #[derive(Debug, Clone)]
 pub struct Lock(Arc<Object>);
 handle!(Lock, 1);
 
-/// A lock that this process may have let go of.
+/// A reference to a lock that does not keep it open in this process.
 #[derive(Debug, Clone)]
 pub struct WeakLock(Weak<Object>);
 
 impl WeakLock {
-    /// The lock, if it is still in use here.
+    /// Returns the lock if this process still has it open.
     #[must_use]
     pub fn upgrade(&self) -> Option<Lock> {
         self.0.upgrade().map(Lock)
@@ -75,20 +75,20 @@ impl WeakLock {
 }
 
 impl Lock {
-    /// A new one, which nobody holds.
+    /// Creates a lock that is free.
     ///
     /// # Errors
-    /// When the system gives no memory or no descriptor.
+    /// If the system has no memory or no descriptor left.
     pub fn new() -> io::Result<Self> {
         Ok(Self(Object::create(1, 0, 0)?))
     }
 
-    /// Takes the lock if it is free, or its owner is `dead`; else says who holds it.
+    /// Acquires the lock if it is free or its owner is `dead`. Otherwise fails with its owner.
     fn take(&self, owner: Owner, dead: Identity) -> Result<Acquired, Identity> {
         let state = self.0.state();
         let (own, tid) = (Identity::own(), crate::sys::thread_id());
         let mut holder = Identity::from_bits(state.owner.load(Ordering::Relaxed));
-        // This thread's id stands there only while this thread holds it: it writes 0 before it gives the lock back.
+        // `thread` is this thread's id only while this thread holds the lock: it writes 0 before it releases the lock.
         if holder == own && owner == Owner::Thread && state.thread.load(Ordering::Relaxed) == tid {
             let count = state.count.load(Ordering::Relaxed);
             state.count.store(count.saturating_add(1), Ordering::Relaxed);
@@ -109,7 +109,7 @@ impl Lock {
         Ok(if holder == Identity::NOBODY { Acquired::Released } else { Acquired::OwnerDied })
     }
 
-    /// Takes the lock; waits until the deadline while another holds it.
+    /// Acquires the lock. Blocks until the deadline while another owner holds it.
     ///
     /// # Errors
     /// [`WaitError`].
@@ -127,7 +127,7 @@ impl Lock {
                 Ok(acquired) => return Ok(Some(acquired)),
                 Err(holder) => holder,
             };
-            // Watched before it is looked whether it lives.
+            // The watch begins before the liveness check, so that no death is missed in between.
             if std::mem::replace(&mut slept, true) && holder != Identity::own() && !watch_death(holder) {
                 interval.restart();
             }
@@ -135,7 +135,7 @@ impl Lock {
         })
     }
 
-    /// Releases the lock once: a thread that took it several times keeps it until each was released.
+    /// Releases one level; a recursive owner keeps the lock until every acquisition is released.
     ///
     /// # Errors
     /// [`ReleaseError`].
@@ -160,18 +160,19 @@ impl Lock {
         if is_own {
             state.thread.store(0, Ordering::Relaxed);
         }
-        // Release pairs with the Acquire in `take`. SeqCst, for the waiters' barrier in `wake_one`.
+        // Release pairs with the Acquire in `take`. SeqCst for the full barrier in `wake_one`.
         if state.owner.compare_exchange(holder, 0, Ordering::SeqCst, Ordering::Relaxed).is_err() {
-            return Err(ReleaseError::NotHeld); // somebody else released it just now
+            return Err(ReleaseError::NotHeld); // another thread has just released it
         }
         self.0.layout().waiters.wake_one();
         Ok(())
     }
 
-    /// For a process that ends in order: what it holds stays held, and is not taken over as that of the dead is.
+    /// Marks the lock, if this process holds it, as left by a process that exits normally: it stays held, and no waiter
+    /// acquires it as from a dead owner.
     pub fn leave(&self) {
         let (owner, own) = (&self.0.state().owner, Identity::own().bits());
-        // Fails when this process does not hold it.
+        // Fails if this process does not hold it.
         let _ = owner.compare_exchange(own, Identity::LEFT.bits(), Ordering::AcqRel, Ordering::Relaxed);
     }
 
@@ -180,19 +181,19 @@ impl Lock {
         self.0.id()
     }
 
-    /// Whether this process has no other clone of it.
+    /// Returns whether this process has no other clone of the lock.
     #[must_use]
     pub fn is_only_clone(&self) -> bool {
         Arc::strong_count(&self.0) == 1
     }
 
-    /// The same lock, for who does not keep it in memory.
+    /// Returns a reference that does not keep the lock open in this process.
     #[must_use]
     pub fn downgrade(&self) -> WeakLock {
         WeakLock(Arc::downgrade(&self.0))
     }
 
-    /// Who holds it just now, as the calling thread sees it.
+    /// Returns the current holder of the lock.
     #[must_use]
     pub fn holder(&self) -> Holder {
         let state = self.0.state();
@@ -204,7 +205,7 @@ impl Lock {
         }
     }
 
-    /// Whether somebody holds it.
+    /// Returns whether the lock is held.
     #[must_use]
     pub fn is_locked(&self) -> bool {
         self.0.state().owner.load(Ordering::Acquire) != 0

@@ -1,10 +1,11 @@
-//! Locks and other means of synchronisation between any processes, with the habits of Python's. `docs/design/lock.md` tells
-//! what a death leaves behind.
+//! Locks and other synchronisation primitives between any processes, with the semantics of Python's. `docs/design/lock.md`
+//! lists the state that a death leaves.
 //!
-//! | file | what it holds |
+//! | file | purpose |
 //! |---|---|
-//! | `object` | what all of them are made of, and the table of who waits |
-//! | `places` | where in memory files they are |
+//! | `layout` | the bytes of an object in shared memory |
+//! | `object` | the common part of all primitives, and the table of waiters |
+//! | `places` | allocation of objects in memory files |
 //! | `lock` | [`Lock`] |
 //! | `semaphore` | [`Semaphore`] |
 //! | `event` | [`Event`] |
@@ -14,6 +15,7 @@
 mod barrier;
 mod condition;
 mod event;
+mod layout;
 mod lock;
 mod object;
 mod places;

@@ -1,21 +1,20 @@
-//! Where objects are: many in one memory file, so that thousands take a descriptor or two, and 256 bytes each.
+//! The places of objects in memory files: about a thousand objects of 256 bytes share a file, and so a descriptor.
 //!
-//! | offset | bytes | what |
+//! | offset | bytes | content |
 //! |---|---|---|
-//! | 0 | 256 each | objects, all but the fifth and the sixth; or one object with what belongs to it |
-//! | 1024 | 256 | the table of regions, of which there is one |
+//! | 0 | 256 each | objects, except in the fifth and the sixth place; or one object with its table of waiters |
+//! | 1024 | 256 | the table of regions, with one region |
 //! | 1280 | 64 | [`PlacesHeader`] |
 //!
-//! The process that made a file gives its places out. A place is given out again when its object is gone and no other process
-//! can have it: when it was never sent anywhere, and this process was not copied since. Else it stays unused until the whole
-//! file goes, which the kernel sees to when no process has it any more.
+//! The process that created a file allocates its places. A place is reused when its object was dropped and no other process can
+//! have it: it was never sent, and this process was not forked since. Otherwise it stays unused until the kernel frees the
+//! whole file, when no process has it open any more.
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::object::{Object, ObjectLayout};
+use super::layout::{ObjectLayout, SIZE};
 use crate::prim::{AtomicBool, AtomicU32, Ordering};
 use crate::shm::{Segment, registry};
 use crate::sys::clone;
@@ -24,22 +23,20 @@ use crate::sys::memory::{self, PAGE};
 use crate::sys::per_process::PerProcess;
 use crate::sys::shared::{Shared, shared};
 
-/// Of an object.
-pub(super) const SIZE: u64 = 256;
 pub(super) const FILE_LEN: u64 = 4 * PAGE;
 const REGION_TABLE: u64 = 1024;
 const HEAD: u64 = 1280;
-/// Memory is reserved for so much at a time.
+/// Bytes of memory that are reserved at a time.
 const STEP: u64 = 4096;
 
 shared! {
-    /// | offset | bytes | field | who writes it, when |
+    /// | offset | bytes | field | meaning; writer |
     /// |---|---|---|---|
-    /// | 0 | 4 | used | how many places were ever given out; who made the file |
+    /// | 0 | 4 | used | number of places that were ever allocated; the process that created the file |
     struct PlacesHeader { used: AtomicU32, }
 }
 
-/// Whether an object may start at this offset of a file.
+/// Returns whether an object may start at this offset of a file.
 fn is_place(at: u64) -> bool {
     at.is_multiple_of(SIZE) && at < FILE_LEN && !(REGION_TABLE..HEAD + SIZE).contains(&at)
 }
@@ -68,7 +65,8 @@ impl PlacesFile {
         self.0.fixed(HEAD)
     }
 
-    /// A place that was never given out; `None` when there is none, or no memory. Only who made the file calls it, under a lock.
+    /// Allocates a new place; `None` if there is none, or no memory. Only the process that created the file calls it, under a
+    /// lock.
     fn next(&self) -> Option<u64> {
         let used = self.head().used.load(Ordering::Relaxed);
         let number = (used..u32::try_from(FILE_LEN / SIZE).ok()?).find(|number| is_place(u64::from(*number) * SIZE))?;
@@ -90,11 +88,11 @@ impl registry::SharedObject for PlacesFile {
     }
 }
 
-/// What this process gives out. A copy of it begins anew.
+/// The places that this process allocates. A forked child starts with an empty stock.
 #[derive(Debug, Default)]
 struct PlacesStock {
     current: Option<Arc<PlacesFile>>,
-    /// Places to be given out again.
+    /// Places for reuse.
     free: Vec<(Weak<PlacesFile>, u64)>,
 }
 
@@ -104,44 +102,18 @@ fn stock() -> MutexGuard<'static, PlacesStock> {
     STOCK.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The objects of this process, by file and place.
-static OBJECTS: PerProcess<Mutex<HashMap<Id, Weak<Object>>>> = PerProcess::inherited();
-
-/// Which place it is: the number of its file, and where it is in that.
+/// A place: the inode number of its file, and its offset in that file.
 pub(super) type Id = (u64, u64);
 
-fn objects() -> MutexGuard<'static, HashMap<Id, Weak<Object>>> {
-    OBJECTS.get().lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The object at a place, if this process has it already.
-pub(super) fn find(id: Id) -> Option<Arc<Object>> {
-    objects().get(&id)?.upgrade()
-}
-
-/// Notes an object, or gives the one that another thread has noted for the same place meanwhile.
-pub(super) fn note(id: Id, object: Object) -> Arc<Object> {
-    let mut objects = objects();
-    if let Some(first) = objects.get(&id).and_then(Weak::upgrade) {
-        drop(objects); // before `object`, which is dropped then
-        return first;
-    }
-    if objects.len() == objects.capacity() {
-        objects.retain(|_, object| object.strong_count() > 0); // before it would grow
-    }
-    let object = Arc::new(object);
-    objects.insert(id, Arc::downgrade(&object));
-    object
-}
-
-/// A place for an object, until it is dropped.
+/// A place that belongs to an object until it is dropped.
 #[derive(Debug)]
 pub(super) struct ObjectPlace {
     file: Arc<PlacesFile>,
     at: u64,
-    /// It can be given out again: for as long as this process is the one that made it, and is not copied.
+    /// The process id and the number of forks at the allocation: the place is reused only if both are unchanged. `None` if it
+    /// is never reused.
     given_out: Option<(u32, u64)>,
-    /// It was sent somewhere.
+    /// True once it may have been sent to another process.
     is_shared: AtomicBool,
 }
 
@@ -150,9 +122,9 @@ impl ObjectPlace {
         Self { file, at, given_out, is_shared: AtomicBool::new(false) }
     }
 
-    /// One among others.
+    /// Allocates a place in a file that others share.
     pub(super) fn shared() -> io::Result<Self> {
-        let copies = clone::copies(); // before it is there
+        let copies = clone::copies(); // read before the place is allocated
         let mut stock = stock();
         let given_out = Some((process_id(), copies));
         while let Some((file, at)) = stock.free.pop() {
@@ -171,17 +143,17 @@ impl ObjectPlace {
         Ok(Self::new(file, at, given_out))
     }
 
-    /// One with a file of its own.
+    /// Allocates a place with a file of its own.
     pub(super) fn alone() -> io::Result<Self> {
         let file = PlacesFile::create()?;
         file.head().used.store(1, Ordering::Release);
         Ok(Self::new(file, 0, None))
     }
 
-    /// One that another process gave out.
+    /// Opens a place that another process allocated.
     pub(super) fn open(memfd: BorrowedFd<'_>, at: u64) -> io::Result<Self> {
         let file = PlacesFile::open(memfd)?;
-        // Memory was reserved for those that were given out.
+        // Memory is reserved only for places that were allocated.
         if !is_place(at) || at / SIZE >= file.head().used.load(Ordering::Acquire).into() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "there is no object at this place"));
         }
@@ -192,18 +164,18 @@ impl ObjectPlace {
         (self.file.0.inode(), self.at)
     }
 
-    /// What takes it to another process.
+    /// Returns the descriptor and the offset to send to another process. From now on the place is not reused.
     pub(super) fn share(&self) -> (BorrowedFd<'_>, u64) {
         self.is_shared.store(true, Ordering::Relaxed);
         (self.file.0.as_fd(), self.at)
     }
 
-    /// The `T` at `offset` behind it.
+    /// Returns the `T` at `offset` bytes from the place.
     pub(super) fn view<T: Shared>(&self, offset: u64) -> &T {
         self.file.0.fixed(self.at + offset)
     }
 
-    /// Has the kernel find memory behind it.
+    /// Reserves memory for the `len` bytes at `offset` bytes from the place.
     pub(super) fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
         self.file.0.reserve(self.at + offset, len)
     }
@@ -253,16 +225,16 @@ mod tests {
         let again = Lock::new().expect("memory");
         assert_eq!(place(&again), id);
         assert!(!again.is_locked(), "it is as new");
-        let _ = again.place(); // somebody else may have it now
+        let _ = again.place(); // another process may have it now
         drop(again);
         let other = Lock::new().expect("memory");
         assert_ne!(place(&other), id);
         let id = place(&other);
         #[expect(unsafe_code, reason = "a copy of the process, as any code may make it")]
-        // SAFETY: the child ends at once.
+        // SAFETY: the child exits at once.
         let child = unsafe { libc::fork() };
         if child == 0 {
-            clone::exit_now(0);
+            crate::sys::exit::exit_now(0);
         }
         assert!(child > 0);
         drop(other);

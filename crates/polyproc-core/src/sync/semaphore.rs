@@ -1,7 +1,7 @@
-//! [`Semaphore`]: a number that waits where it is zero. One compare-and-swap changes it.
+//! [`Semaphore`]: a counter that blocks at zero. Each change is one atomic step.
 //!
-//! A permit has no owner, as in Python and POSIX: any process may give back what another took, and what a process that
-//! died had taken is gone. Where that must not be, a lock, or a queue that puts back, is the means.
+//! A permit has no owner, as in Python and POSIX: any process may release a permit that another has acquired, and the permits
+//! of a dead process are lost. To avoid that, use a lock, or a queue that puts items back.
 
 use std::io;
 use std::sync::Arc;
@@ -11,21 +11,21 @@ use crate::deadline::Deadline;
 use crate::prim::Ordering;
 use crate::robust::{RecheckInterval, WaitError};
 
-/// More was released than the semaphore may hold.
+/// The release would exceed the semaphore's bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the semaphore was released too many times")]
 pub struct OverRelease;
 
-/// A semaphore. Clones are the same one.
+/// A semaphore. Clones refer to the same semaphore.
 #[derive(Debug, Clone)]
 pub struct Semaphore(Arc<Object>);
 handle!(Semaphore, 2);
 
 impl Semaphore {
-    /// One that holds `value`, and never more than `bound`.
+    /// Creates a semaphore with `value` permits, and never more than `bound`.
     ///
     /// # Errors
-    /// When the system gives no memory or no descriptor.
+    /// If the system has no memory or no descriptor left.
     pub fn new(value: u64, bound: u64) -> io::Result<Self> {
         Ok(Self(Object::create(2, value, bound)?))
     }
@@ -36,7 +36,7 @@ impl Semaphore {
         self.0.state().value.fetch_update(Ordering::AcqRel, Ordering::Relaxed, less).is_ok()
     }
 
-    /// Takes one; waits until the deadline while there is none.
+    /// Acquires one permit. Blocks until the deadline while there is none.
     ///
     /// # Errors
     /// [`WaitError`].
@@ -47,14 +47,14 @@ impl Semaphore {
         self.0.layout().waiters.wait(deadline, &RecheckInterval::new(RECHECK_AFTER), || Ok(self.take().then_some(())))
     }
 
-    /// Gives `count` back, all or none.
+    /// Releases `count` permits, or none.
     ///
     /// # Errors
-    /// [`OverRelease`] when it would hold more than its bound.
+    /// [`OverRelease`] if the semaphore would have more permits than its bound.
     pub fn release(&self, count: u64) -> Result<(), OverRelease> {
         let limit = self.0.layout().kind.limit.load(Ordering::Relaxed);
         let more = |value: u64| value.checked_add(count).filter(|more| *more <= limit);
-        // Release pairs with the Acquire in `take`. SeqCst, for the waiters' barrier in `wake_one`.
+        // Release pairs with the Acquire in `take`. SeqCst for the full barrier in `wake_one`.
         self.0.state().value.fetch_update(Ordering::SeqCst, Ordering::Relaxed, more).map_err(|_| OverRelease)?;
         match count {
             1 => self.0.layout().waiters.wake_one(),
@@ -63,7 +63,7 @@ impl Semaphore {
         Ok(())
     }
 
-    /// How many it holds just now.
+    /// Returns the current number of permits.
     #[must_use]
     pub fn value(&self) -> u64 {
         self.0.state().value.load(Ordering::Acquire)

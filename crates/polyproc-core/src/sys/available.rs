@@ -1,15 +1,16 @@
-//! How much memory there is for this process: on the machine, and in the control groups that it is in (`cgroups(7)`).
+//! The memory available to this process: on the machine, and in its control groups (`cgroups(7)`).
 
 use std::io;
 use std::path::Path;
 
-/// A sixteenth of the machine, or of a control group, is left to others: with nothing left, the kernel would end some of them.
+/// One sixteenth of the machine's memory, or of a group's limit, is left to other processes: if none were left, the kernel
+/// would kill some of them.
 const LEFT_TO_OTHERS: u64 = 16;
 
-/// Checks that `len_bytes` of memory are available. Succeeds if the system does not report how much is.
+/// Checks that `len_bytes` of memory are available. Succeeds if the system does not report the available memory.
 ///
 /// # Errors
-/// [`io::ErrorKind::OutOfMemory`], with the figures.
+/// [`io::ErrorKind::OutOfMemory`], with the wanted and the available number of bytes.
 pub(crate) fn check(len_bytes: u64) -> io::Result<()> {
     let available = [of_machine(), of_groups()].into_iter().flatten().min();
     match available {
@@ -21,7 +22,8 @@ pub(crate) fn check(len_bytes: u64) -> io::Result<()> {
     }
 }
 
-/// The memory of the machine, or the least that a control group allows; `None` where the system reports neither.
+/// Returns the memory of the machine in bytes, or the lowest limit of a control group if that is lower; `None` where the system
+/// reports neither.
 pub(crate) fn total() -> Option<u64> {
     let of_machine = || field(&meminfo()?, "MemTotal:");
     [of_machine(), limit_of_groups()].into_iter().flatten().min()
@@ -36,13 +38,13 @@ fn meminfo() -> Option<String> {
     std::fs::read_to_string("/proc/meminfo").ok()
 }
 
-/// A field of [`meminfo`], in bytes.
+/// Returns a field of [`meminfo`] in bytes.
 fn field(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// A version of control groups: in which line of `/proc/self/cgroup`, and which files.
+/// A version of control groups: its line in `/proc/self/cgroup`, and its files.
 struct Version {
     line: &'static str,
     root: &'static str,
@@ -68,17 +70,17 @@ const VERSIONS: [Version; 2] = [
     },
 ];
 
-/// The least of what the groups that this process is in have left.
+/// Returns the least available memory, in bytes, of the groups that contain this process.
 fn of_groups() -> Option<u64> {
     least_of_groups(of_group)
 }
 
-/// The least of their limits.
+/// Returns the lowest memory limit, in bytes, of the groups that contain this process.
 fn limit_of_groups() -> Option<u64> {
     least_of_groups(|version, group| read(group, version.limit)?.trim().parse().ok())
 }
 
-/// The least of what `find` finds of the groups that this process is in.
+/// Returns the least value that `find` returns for the groups that contain this process.
 fn least_of_groups(find: impl Fn(&Version, &Path) -> Option<u64>) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let of_version = |version: &Version| {
@@ -94,11 +96,11 @@ fn read(group: &Path, file: &str) -> Option<String> {
     std::fs::read_to_string(group.join(file)).ok()
 }
 
-/// `None` for a group without a limit.
+/// Returns the available memory of `group` in bytes; `None` if it has no limit.
 fn of_group(version: &Version, group: &Path) -> Option<u64> {
     let limit: u64 = read(group, version.limit)?.trim().parse().ok()?; // or "max"
     let used: u64 = read(group, version.used)?.trim().parse().ok()?;
-    // Pages of files that nobody uses make way.
+    // The kernel reclaims the inactive pages of files.
     let stat = read(group, "memory.stat").unwrap_or_default();
     let cached = stat.lines().find_map(|line| line.strip_prefix(version.cached)?.trim().parse::<u64>().ok());
     Some(limit.saturating_sub(used.saturating_sub(cached.unwrap_or(0))).saturating_sub(limit / LEFT_TO_OTHERS))

@@ -1,20 +1,20 @@
-//! What bounds a process and goes over to the programs and copies that it makes.
+//! Limits and settings that a process passes on to its children: umask, resource limits, processors, niceness.
 
 use std::io::{self, Read as _};
 
 use rustix::fs::Mode;
 
-/// How many processors can be told: more than any Linux is built for.
+/// The number of processors in an affinity mask. No Linux kernel is built for more.
 const MOST_CPUS: usize = 8192;
-/// So many resources have limits.
+/// The number of resources with a limit (`RLIM_NLIMITS`).
 const RESOURCES: u32 = 16;
 
-/// Bounds of a process; those of its processors and its niceness belong to a thread. What is empty or `None` is not told.
+/// Bounds of a process. Processors and niceness belong to a thread. A field that is empty or `None` is not applied.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Bounds {
-    /// `umask(2)`, where `/proc` tells it.
+    /// `umask(2)`, where `/proc` reports it.
     pub(crate) umask: Option<u32>,
-    /// `getrlimit(2)`: the number of a resource, how much is allowed, and how much could be.
+    /// `getrlimit(2)`: number of the resource, soft limit, hard limit.
     pub(crate) limits: Vec<[u64; 3]>,
     /// `sched_getaffinity(2)`: a bit for each processor.
     pub(crate) cpus: Vec<u64>,
@@ -23,7 +23,7 @@ pub(crate) struct Bounds {
 }
 
 impl Bounds {
-    /// Those of the calling thread and its process.
+    /// Returns the bounds of the calling thread and its process.
     pub(crate) fn own() -> Self {
         Self {
             umask: own_umask(),
@@ -33,12 +33,12 @@ impl Bounds {
         }
     }
 
-    /// Without those that every process of this one has by itself.
+    /// Returns the bounds that belong to a thread. A child inherits the others from this process, whichever thread starts it.
     pub(crate) fn of_thread(self) -> Self {
         Self { umask: None, limits: Vec::new(), ..self }
     }
 
-    /// The bounds that differ from `before`.
+    /// Returns the bounds that differ from `before`.
     pub(crate) fn since(mut self, before: &Self) -> Self {
         self.umask = self.umask.filter(|_| self.umask != before.umask);
         self.limits.retain(|limit| !before.limits.contains(limit));
@@ -49,10 +49,10 @@ impl Bounds {
         self
     }
 
-    /// To be called where there is one thread.
+    /// Applies the bounds to this process, which must have one thread.
     ///
     /// # Errors
-    /// What could not be applied, and why.
+    /// The name of the first bound that could not be applied, and the error of its system call.
     pub(crate) fn apply(&self) -> Result<(), (&'static str, io::Error)> {
         if let Some(umask) = self.umask {
             rustix::process::umask(Mode::from_raw_mode(umask));
@@ -71,7 +71,7 @@ impl Bounds {
 }
 
 fn own_umask() -> Option<u32> {
-    // One of the first lines; the rest takes longer.
+    // The umask is one of the first lines; reading the whole file takes longer.
     let mut start = [0; 128];
     let len = std::fs::File::open("/proc/self/status").ok()?.read(&mut start).ok()?;
     let text = String::from_utf8_lossy(start.get(..len)?);
@@ -99,14 +99,14 @@ fn set_limit(resource: u64, soft: u64, hard: u64) -> io::Result<()> {
 
 fn own_cpus() -> Vec<u64> {
     let mut cpus = vec![0_u64; MOST_CPUS / 64];
-    // SAFETY: the call fills at most as many bytes.
+    // SAFETY: the call writes at most `size_of_val(&*cpus)` bytes, which is the length of the buffer.
     let len = unsafe { libc::syscall(libc::SYS_sched_getaffinity, 0, size_of_val(&*cpus), cpus.as_mut_ptr()) };
     cpus.truncate(usize::try_from(len).unwrap_or(0).div_ceil(8));
     cpus
 }
 
 fn set_cpus(cpus: &[u64]) -> io::Result<()> {
-    // SAFETY: the call reads as many bytes.
+    // SAFETY: the call reads `size_of_val(cpus)` bytes, which is the length of the slice.
     let set = unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(cpus), cpus.as_ptr()) } == 0;
     if set { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

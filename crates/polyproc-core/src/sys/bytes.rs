@@ -1,4 +1,4 @@
-//! Memory files as byte slices: where nobody else can write, by construction or by the kernel's word.
+//! Memory files as byte slices, where no other process can write: by construction, or because the kernel's seals forbid it.
 
 use std::io;
 use std::mem::ManuallyDrop;
@@ -13,7 +13,7 @@ use super::identity::process_id;
 use super::memory::inspect_sealed;
 use crate::prim::{AtomicUsize, Ordering};
 
-/// A mapped memory file that may be looked at as a slice.
+/// A mapped memory file that may be read as a slice.
 #[derive(Debug)]
 struct Slice {
     base: NonNull<u8>,
@@ -47,13 +47,13 @@ impl Drop for Slice {
     }
 }
 
-/// Bytes in a memory file that only this process has, to be filled.
+/// Bytes to fill, in a memory file that only this process has.
 ///
-/// A forked child does not inherit the mapping: it would be the same memory as its parent's.
+/// A forked child does not inherit the mapping, which would share the memory with its parent.
 #[derive(Debug)]
 pub(crate) struct UnsealedBytes {
     memfd: OwnedFd,
-    /// Forgotten in a copy of the process, where something else may be at its address.
+    /// Not dropped in a copy of the process, where another mapping may have its address.
     slice: ManuallyDrop<Slice>,
     pid: u32,
 }
@@ -61,7 +61,7 @@ pub(crate) struct UnsealedBytes {
 impl Drop for UnsealedBytes {
     fn drop(&mut self) {
         if self.pid == process_id() {
-            // SAFETY: dropped once, here, and not used after this.
+            // SAFETY: this is the only drop of the slice, which is not used afterwards.
             unsafe { ManuallyDrop::drop(&mut self.slice) };
         }
     }
@@ -69,16 +69,16 @@ impl Drop for UnsealedBytes {
 
 impl UnsealedBytes {
     pub(crate) fn new(len: usize) -> io::Result<Self> {
-        super::memory::look_for(len as u64)?; // before the file is as long
+        super::memory::look_for(len as u64)?; // before the file gets its length
         let memfd = super::fd::memfd(c"polyproc-bytes")?;
         super::memory::set_len(memfd.as_fd(), len as u64)?;
         if len > 0 {
-            // Memory now, or an error now: a write without any would be a SIGBUS.
+            // Reserves the memory now, or fails now: a write to the file would raise `SIGBUS` if there were none.
             super::memory::allocate(memfd.as_fd(), 0, len as u64)?;
         }
         let slice = Slice::map(memfd.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED)?;
         if len > 0 {
-            // SAFETY: the range is the mapping just made; in a child, touching it is a fault and no more.
+            // SAFETY: the range is the mapping just made; a child that accesses it faults, without other effects.
             unsafe { rustix::mm::madvise(slice.base.as_ptr().cast(), len, Advice::LinuxDontFork) }?;
         }
         Ok(Self { memfd, slice: ManuallyDrop::new(slice), pid: process_id() })
@@ -86,9 +86,9 @@ impl UnsealedBytes {
 
     pub(crate) fn as_slice(&self) -> &[u8] {
         if self.pid != process_id() {
-            return &[]; // a copy of the process has no mapping
+            return &[]; // a copy of the process does not have the mapping
         }
-        // SAFETY: mapped for as long as `self` lives; nobody else has the file, and writing here takes `&mut self`.
+        // SAFETY: mapped for as long as `self` lives; no other process has the file, and writing to it takes `&mut self`.
         unsafe { std::slice::from_raw_parts(self.slice.base.as_ptr(), self.slice.len) }
     }
 
@@ -96,21 +96,21 @@ impl UnsealedBytes {
         if self.pid != process_id() {
             return &mut [];
         }
-        // SAFETY: as in `as_slice`, and `self` is borrowed mutably.
+        // SAFETY: as in `as_slice`; `self` is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.slice.base.as_ptr(), self.slice.len) }
     }
 
-    /// Nobody can write from now on, the kernel sees to it.
+    /// Seals the file, so that no process can change it afterwards.
     pub(crate) fn seal(self) -> io::Result<SealedBytes> {
         let memfd = self.memfd.try_clone()?;
-        drop(self); // the kernel refuses to seal what is mapped for writing
+        drop(self); // the kernel refuses to seal a file that is mapped for writing
         let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&memfd, seals)?;
         SealedBytes::map(memfd)
     }
 }
 
-/// Bytes in a memory file that nobody can change.
+/// Bytes in a memory file that no process can change.
 #[derive(Debug)]
 pub(crate) struct SealedBytes {
     memfd: OwnedFd,
@@ -118,8 +118,10 @@ pub(crate) struct SealedBytes {
 }
 
 impl SealedBytes {
+    /// Maps a sealed memory file, which may come from a peer.
+    ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidData`] for a file that somebody could change.
+    /// [`io::ErrorKind::InvalidData`] if the seals do not forbid changes of the file.
     pub(crate) fn map(memfd: OwnedFd) -> io::Result<Self> {
         let (len, _) = inspect_sealed(memfd.as_fd(), SealFlags::WRITE | SealFlags::SHRINK)?;
         let len = usize::try_from(len).map_err(io::Error::other)?;
@@ -128,7 +130,7 @@ impl SealedBytes {
     }
 
     pub(crate) fn as_slice(&self) -> &[u8] {
-        // SAFETY: mapped for as long as `self` lives; the seals let nobody write or shorten the file, for ever.
+        // SAFETY: mapped for as long as `self` lives; the seals, which cannot be removed, forbid writing and shortening.
         unsafe { std::slice::from_raw_parts(self.slice.base.as_ptr(), self.slice.len) }
     }
 }
@@ -139,15 +141,15 @@ impl AsFd for SealedBytes {
     }
 }
 
-/// Bytes of a memory file that nobody changes as long as it is open or mapped: what is written here is this process's own copy.
+/// A private mapping of a memory file that no process changes while it is open or mapped: writes go to this process's own copy.
 #[derive(Debug)]
 pub(crate) struct Borrowed {
-    /// `None` when this process has enough of them: the mapping keeps the file open.
+    /// `None` if this process keeps [`MOST_KEPT`] descriptors already. The mapping alone keeps the file open.
     memfd: Option<Kept>,
     slice: Slice,
 }
 
-/// A descriptor that is one of at most [`MOST_KEPT`].
+/// One of at most [`MOST_KEPT`] descriptors, counted in [`KEPT`].
 #[derive(Debug)]
 struct Kept(OwnedFd);
 
@@ -161,36 +163,38 @@ impl Drop for Kept {
 }
 
 impl Borrowed {
+    /// Maps the first `len` bytes of a memory file, which may come from a peer.
+    ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidData`] for a file that is shorter, or could be made so.
+    /// [`io::ErrorKind::InvalidData`] if the file is shorter than `len` bytes, or could be shortened.
     pub(crate) fn map(memfd: OwnedFd, len: usize) -> io::Result<Self> {
         if super::memory::inspect(memfd.as_fd())?.0 < len as u64 {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a memory file that is too short"));
         }
         let slice = Slice::map(memfd.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)?;
         let is_kept = KEPT.fetch_add(1, Ordering::Relaxed) < MOST_KEPT;
-        let kept = Kept(memfd); // counted
+        let kept = Kept(memfd); // decrements the count on drop
         Ok(Self { memfd: is_kept.then_some(kept), slice })
     }
 
-    /// The first byte, and how many there are: readable and writable as long as `self` lives.
+    /// Returns the address of the first byte and the number of bytes, which are readable and writable while `self` lives.
     pub(crate) fn as_raw(&self) -> (NonNull<u8>, usize) {
         (self.slice.base, self.slice.len)
     }
 
-    /// The file, if its descriptor was kept.
+    /// Returns the file, if its descriptor was kept.
     pub(crate) fn file(&self) -> Option<BorrowedFd<'_>> {
         self.memfd.as_ref().map(|kept| kept.0.as_fd())
     }
 }
 
-/// Writes one byte, as who has borrowed them may.
+/// Writes one byte, as a borrower may.
 #[cfg(test)]
 pub(crate) fn write_to(bytes: &Borrowed, at: usize, byte: u8) {
     let (base, len) = bytes.as_raw();
     assert!(at < len);
     // SAFETY: `at` is below the length of the mapping at `base`.
     let place = unsafe { base.add(at) };
-    // SAFETY: it is in the private mapping, which no reference points into.
+    // SAFETY: `place` is in the private mapping, into which no reference points.
     unsafe { place.write_volatile(byte) };
 }

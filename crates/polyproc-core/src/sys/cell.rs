@@ -1,6 +1,6 @@
-//! One word of memory shared with the zygote, in which the kernel records the id of the child it is creating.
+//! One word of memory shared with the zygote, to which the kernel writes the id of the child that it creates.
 //!
-//! | offset | bytes | field | who writes it, when |
+//! | offset | bytes | field | writer, and when |
 //! |---|---|---|---|
 //! | 0 | 4 | pid | the parent: 0 before each request; the kernel: the child's id, inside `clone3(CLONE_PARENT_SETTID)`, before the child runs |
 
@@ -34,7 +34,7 @@ impl PidCell {
         Self::map(memfd)
     }
 
-    /// The zygote's view of a cell that its parent made. Its children do not inherit the mapping.
+    /// Maps a cell, for the zygote the one that its parent created. The zygote's children do not inherit the mapping.
     pub(crate) fn map(memfd: OwnedFd) -> io::Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
         let base = unsafe {
@@ -55,13 +55,13 @@ impl PidCell {
     }
 
     pub(crate) fn clear(&self) {
-        // Ordered before the request by the system call that sends it.
+        // The system call that sends the request orders this store before it.
         self.get().store(0, Ordering::Relaxed);
     }
 
-    /// The child that the last request created, if it got that far.
+    /// Returns the id of the child that the last request created; `None` if it created none.
     pub(crate) fn pid(&self) -> Option<NonZeroU32> {
-        // Acquire: read after the zygote's death was seen, so the kernel's store is visible.
+        // Acquire: read after the zygote has answered or died, so the kernel's store is visible.
         u32::try_from(self.get().load(Ordering::Acquire)).ok().and_then(NonZeroU32::new)
     }
 

@@ -1,4 +1,4 @@
-//! New processes by copy: `clone3(2)` or `clone(2)` for the zygote and `fork(2)` for the user's own process.
+//! Copies of a process: by `clone3(2)` or `clone(2)` for the zygote, by `fork(2)` for the user's own process.
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -7,32 +7,34 @@ use std::sync::Once;
 use super::cell::PidCell;
 use crate::prim::{AtomicU64, Ordering};
 
-/// Which side of a copy this is.
+/// Whether this process is the copy or the one that was copied.
 #[derive(Debug)]
 pub(crate) enum Copied<T> {
     Child,
     Parent(T),
 }
 
-/// What raw `clone3` and `clone` need to know of this thread so that the child's C library stays whole.
+/// The addresses of this thread by which a child of a bare `clone3` or `clone` keeps its C library consistent.
 ///
-/// libc's `fork` does three things that the bare system call does not: it writes the child's thread id where libc keeps
-/// it, it registers the robust-mutex list anew, and it runs `pthread_atfork` handlers. The first is done by
-/// `CLONE_CHILD_SETTID` at libc's own address, the second by [`SiblingMaker::repair_child`]; the third guards locks held by
-/// *other* threads at the moment of the fork, and the zygote has none (checked once it serves).
+/// libc's `fork` does three things that the bare system call does not: it writes the child's thread id where libc caches
+/// it, it registers the robust-mutex list again, and it runs `pthread_atfork` handlers. `CLONE_CHILD_SETTID` at libc's own
+/// address does the first, [`SiblingMaker::repair_child`] the second. The handlers guard locks that *other* threads hold at
+/// the moment of the fork; the zygote has no other threads (checked before it serves requests).
 #[derive(Debug)]
 pub(crate) struct SiblingMaker {
     tid_address: usize,
     robust_head: usize,
     robust_len: usize,
-    /// The default profiles of container runtimes refuse it, as they cannot look into its arguments.
+    /// True once `clone3` was refused, as the default profiles of container runtimes do: seccomp cannot inspect its arguments.
     is_clone3_refused: bool,
 }
 
 impl SiblingMaker {
+    /// Reads the addresses of the calling thread.
+    ///
     /// # Errors
-    /// `ENOSYS` or `EPERM` where the kernel or a sandbox does not tell libc's addresses; `ENOTSUP` on another libc than
-    /// glibc, whose registered address is not its cached thread id (musl registers its thread-list lock).
+    /// `ENOSYS` or `EPERM` where the kernel or a sandbox does not report libc's addresses; `ENOTSUP` on a libc other than
+    /// glibc, where the registered address is not that of the cached thread id (musl registers its thread-list lock).
     pub(crate) fn new() -> io::Result<Self> {
         if !cfg!(target_env = "gnu") {
             return Err(rustix::io::Errno::NOTSUP.into());
@@ -47,12 +49,12 @@ impl SiblingMaker {
         Ok(Self { tid_address: tid_address.as_ptr() as usize, robust_head, robust_len, is_clone3_refused: false })
     }
 
-    /// Makes a *sibling*, a child of this process's own parent (`CLONE_PARENT`). The kernel stores its id in `cell` before it
-    /// runs. Returns its id, and its process descriptor where the system gives one with it.
+    /// Creates a *sibling*, a child of this process's own parent (`CLONE_PARENT`). The kernel stores its id in `cell` before it
+    /// runs. Returns its id, and its pidfd if `clone3` created it.
     ///
-    /// The caller has one thread only, and the child gets a copy of this thread as it stands.
+    /// The caller must be the only thread of the process; the child continues as a copy of it.
     pub(crate) fn make(&mut self, cell: &PidCell) -> io::Result<Copied<(u32, Option<OwnedFd>)>> {
-        COPIES.fetch_add(1, Ordering::SeqCst); // of one thread, the zygote
+        COPIES.fetch_add(1, Ordering::SeqCst); // once is enough: the zygote has one thread
         if !self.is_clone3_refused {
             match self.clone3(cell) {
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
@@ -64,15 +66,15 @@ impl SiblingMaker {
         self.clone(cell)
     }
 
-    /// `clone(2)`, whose word for the parent is either the new process's id or its descriptor: the id, which is exact whoever
-    /// dies.
+    /// Creates a sibling by `clone(2)`, which writes either the child's id or its pidfd to the parent's word. This asks for the
+    /// id, which is exact whichever process dies.
     fn clone(&self, cell: &PidCell) -> io::Result<Copied<(u32, Option<OwnedFd>)>> {
         let flags =
             libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID | libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID;
         let [no_stack, no_tls] = [0_usize; 2];
         let (parent_tid, child_tid) = (cell.address(), self.tid_address);
         let last = if cfg!(target_arch = "x86_64") { [child_tid, no_tls] } else { [no_tls, child_tid] };
-        // SAFETY: without CLONE_VM the child runs on a copy of this stack; both pointers are to words that outlive the call.
+        // SAFETY: without CLONE_VM the child runs on a copy of this stack; both pointers lead to words that outlive the call.
         let pid = unsafe { libc::syscall(libc::SYS_clone, flags, no_stack, parent_tid, last[0], last[1]) };
         match pid {
             -1 => Err(io::Error::last_os_error()),
@@ -97,8 +99,8 @@ impl SiblingMaker {
         args.pidfd = &raw mut pidfd as u64;
         args.parent_tid = cell.address() as u64;
         args.child_tid = self.tid_address as u64;
-        // exit_signal stays 0: with CLONE_PARENT the kernel takes the caller's own, and refuses another.
-        // SAFETY: without CLONE_VM the child runs on a copy of this stack; the pointers are live words of ours.
+        // exit_signal stays 0: with CLONE_PARENT the kernel uses the caller's own and refuses any other.
+        // SAFETY: without CLONE_VM the child runs on a copy of this stack; the pointers lead to words that outlive the call.
         let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
         match pid {
             -1 => Err(io::Error::last_os_error()),
@@ -108,25 +110,26 @@ impl SiblingMaker {
             }
             pid => {
                 let pid = u32::try_from(pid).map_err(io::Error::other)?;
-                // SAFETY: the kernel opened this descriptor for us.
+                // SAFETY: the kernel has just opened this descriptor, which has no other owner.
                 Ok(Copied::Parent((pid, Some(unsafe { OwnedFd::from_raw_fd(pidfd) }))))
             }
         }
     }
 
-    /// Without it a robust mutex that the child leaves behind locked is never marked as orphaned (measured).
+    /// Registers the robust list in the child. Otherwise the kernel never marks a robust mutex that the child holds when it
+    /// dies (measured).
     fn repair_child(&self) {
-        // SAFETY: head and length are the values libc registered for this very thread, of which we run the copy.
+        // SAFETY: libc registered this head and length for the thread that the calling thread is a copy of.
         unsafe { libc::syscall(libc::SYS_set_robust_list, self.robust_head, self.robust_len) };
     }
 }
 
-/// libc's `fork`, with all its handlers. Returns the child's id.
+/// Forks this process by libc's `fork`, which runs the `pthread_atfork` handlers. Returns the child's id.
 ///
-/// The caller has made sure that the child can live with the copy: no other thread of the user's, or the user's promise.
+/// The caller has checked that the copy is sound: the program has no other thread, or the user promises that it is.
 pub(crate) fn fork() -> io::Result<Copied<u32>> {
-    // SAFETY: fork has no memory-safety condition of its own; what a child of a threaded process may do is the promise
-    // that `ForkWithThreads` asks of the user.
+    // SAFETY: `fork` itself has no memory-safety condition. By `ForkWithThreads` the user promises that the child of a threaded
+    // process does only what is allowed there.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Copied::Child),
@@ -136,32 +139,26 @@ pub(crate) fn fork() -> io::Result<Copied<u32>> {
 
 static COPIES: AtomicU64 = AtomicU64::new(0);
 
-/// How often this process was copied, or was about to be: by `fork(3)`, whoever called it, since this was first asked; and by
-/// [`SiblingMaker`].
+/// Returns a count that increases with each copy of this process: by any caller of `fork(3)` since this function was first
+/// called, and by [`SiblingMaker`].
 pub(crate) fn copies() -> u64 {
     extern "C" fn count() {
         COPIES.fetch_add(1, Ordering::SeqCst);
     }
     static IS_COUNTED: Once = Once::new();
-    // Before, for what is there then; and after, for what was made in between.
-    // SAFETY: the handlers are functions of this program that change an atomic, and do nothing else.
+    // Counts before the copy, for objects that exist then, and after it, for objects created in between.
+    // SAFETY: the handlers are functions of this program that only change an atomic.
     IS_COUNTED.call_once(|| _ = unsafe { libc::pthread_atfork(Some(count), Some(count), None) });
     COPIES.load(Ordering::SeqCst)
 }
 
-/// Ends this process without running `atexit` handlers: they belong to the process it was copied from.
-pub(crate) fn exit_now(code: i32) -> ! {
-    // SAFETY: `_exit` has no preconditions.
-    unsafe { libc::_exit(code) }
-}
-
-/// Threads of this process, the caller included.
+/// Returns the number of threads of this process, including the caller.
 fn thread_count() -> io::Result<usize> {
     Ok(std::fs::read_dir("/proc/self/task")?.count())
 }
 
-/// [`thread_count`], once it is down to `expected` or stays above it: the kernel lists a thread for a moment after it was
-/// joined.
+/// Returns [`thread_count`], after waiting up to 20 ms for it to fall to `expected`: the kernel lists a thread for a moment
+/// after it was joined.
 pub(crate) fn settled_thread_count(expected: usize) -> io::Result<usize> {
     let mut count = thread_count()?;
     for _ in 0..20 {
@@ -174,10 +171,10 @@ pub(crate) fn settled_thread_count(expected: usize) -> io::Result<usize> {
     Ok(count)
 }
 
-/// Names this thread for `ps` and `top`, which show 15 bytes of it; a name with a NUL byte is left out.
+/// Sets this thread's name for `ps` and `top`, which show its first 15 bytes. Ignores a name with a NUL byte.
 pub(crate) fn name_thread(name: &str) {
     if let Ok(name) = std::ffi::CString::new(name) {
-        // Fails for no valid string, and a missing name is no reason to stop.
+        // Does not fail for a valid string, and a missing name is harmless.
         let _ = rustix::thread::set_name(&name);
     }
 }

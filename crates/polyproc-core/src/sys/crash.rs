@@ -1,16 +1,16 @@
-//! Dying, or standing still, on purpose at a marked step, for the tests of what is left behind. Only with the feature
-//! `crash-points`.
+//! Crash points: a process kills or stops itself at a marked step, so that tests can check the state that it leaves. Only with
+//! the feature `crash-points`.
 
 macro_rules! steps {
     ($($step:ident,)*) => {
-        /// A step of a protocol at which a process may be told to die, named after what is done when it is reached.
+        /// A step of a protocol at which a process can kill or stop itself, named after the action completed just before it.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[repr(u32)]
         #[cfg_attr(feature = "crash-points", expect(missing_docs, reason = "the code that marks it tells more"))]
         #[cfg_attr(not(feature = "crash-points"), expect(unreachable_pub, reason = "public for tests only"))]
         pub enum Step { $($step,)* }
 
-        /// Every step, for tests that go through them.
+        /// All steps, for tests that try each of them.
         #[cfg(feature = "crash-points")]
         pub const STEPS: &[Step] = &[$(Step::$step,)*];
     };
@@ -54,14 +54,14 @@ mod armed {
     static PASSES: AtomicU32 = AtomicU32::new(0);
     static FREEZES: AtomicBool = AtomicBool::new(false);
 
-    /// This process kills itself with `SIGKILL` when it comes to `step` for the `times`th time from now.
+    /// Makes this process kill itself with `SIGKILL` when it reaches `step` for the `times`th time from now.
     pub fn arm(step: Step, times: u32) {
         FREEZES.store(false, Ordering::Relaxed);
         PASSES.store(times, Ordering::Relaxed);
         STEP.store(step as u32, Ordering::Relaxed);
     }
 
-    /// As [`arm`], but it stops itself with `SIGSTOP`.
+    /// Makes this process stop itself with `SIGSTOP` when it reaches `step` for the `times`th time from now.
     pub fn freeze(step: Step, times: u32) {
         arm(step, times);
         FREEZES.store(true, Ordering::Relaxed);

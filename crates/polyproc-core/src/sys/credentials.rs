@@ -1,11 +1,11 @@
-//! Users and groups: what a process may (`credentials(7)`).
+//! Users and groups, which decide the permissions of a process (`credentials(7)`).
 
 use std::io;
 
-/// Those of this process. A copy of another process has that one's, whatever this one changed to meanwhile.
+/// The credentials of this process. A clone of the zygote has the zygote's, even if this process has changed its own since.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Credentials {
-    /// Real, effective and saved.
+    /// Real, effective and saved user ids; `groups` likewise.
     users: [u32; 3],
     groups: [u32; 3],
     further_groups: Vec<u32>,

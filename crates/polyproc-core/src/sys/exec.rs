@@ -1,4 +1,4 @@
-//! `posix_spawn(3)` of the own executable: libc's own vfork-like way, which does not copy the caller's memory.
+//! `posix_spawn(3)` of this program's own executable. Like `vfork(2)`, it does not copy the caller's memory.
 
 use std::ffi::{CString, OsString};
 use std::io;
@@ -8,17 +8,17 @@ use std::os::unix::ffi::OsStringExt;
 use std::ptr;
 use std::sync::LazyLock;
 
-/// What to execute.
+/// A program to execute: its path, arguments, environment and descriptors.
 #[derive(Debug)]
 pub(crate) struct Program {
     pub(crate) path: OsString,
     pub(crate) argv: Vec<OsString>,
     pub(crate) env: Vec<(OsString, OsString)>,
-    /// Given to the new program as descriptors 3, 4, ... in this order.
+    /// Passed to the new program as descriptors 3, 4, ... in this order.
     pub(crate) fds: Vec<OwnedFd>,
 }
 
-/// The number of the first descriptor that [`Program::fds`] get.
+/// The number that the first of [`Program::fds`] has in the new program.
 pub(crate) const FIRST_FD: i32 = 3;
 
 fn c_string(text: OsString) -> io::Result<CString> {
@@ -37,13 +37,14 @@ type AddCloseFrom = unsafe extern "C" fn(*mut libc::posix_spawn_file_actions_t, 
 
 /// `posix_spawn_file_actions_addclosefrom_np(3)`, which glibc has from 2.34 on.
 static ADD_CLOSE_FROM: LazyLock<Option<AddCloseFrom>> = LazyLock::new(|| {
-    // SAFETY: the name is a string of C.
+    // SAFETY: the name is a C string.
     let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"posix_spawn_file_actions_addclosefrom_np".as_ptr()) };
-    // SAFETY: null is `None`; else it is the function of that name, which has this type.
+    // SAFETY: null is `None`; any other value is the address of the function of that name, which has this type.
     unsafe { std::mem::transmute::<*mut libc::c_void, Option<AddCloseFrom>>(found) }
 });
 
-/// Whether a new program has no descriptors but those that were given to it. Else it has to close what it inherited.
+/// Returns whether a new program gets no descriptors but [`Program::fds`] and the standard streams. Otherwise it must close the
+/// inherited ones itself.
 pub(crate) fn gives_nothing_else() -> bool {
     ADD_CLOSE_FROM.is_some()
 }
@@ -54,12 +55,12 @@ struct FileActions(MaybeUninit<libc::posix_spawn_file_actions_t>);
 impl FileActions {
     fn new() -> io::Result<Self> {
         let mut actions = Self(MaybeUninit::uninit());
-        // SAFETY: the call initialises what the pointer leads to.
+        // SAFETY: the call initialises the object that the pointer leads to.
         check(unsafe { libc::posix_spawn_file_actions_init(actions.0.as_mut_ptr()) })?;
         Ok(actions)
     }
 
-    /// All from `first` on are closed.
+    /// Closes the descriptors from `first` on, where libc can.
     fn close_from(&mut self, first: i32) -> io::Result<()> {
         match *ADD_CLOSE_FROM {
             // SAFETY: `new` initialised the object.
@@ -81,7 +82,7 @@ impl Drop for FileActions {
     }
 }
 
-/// An initialised `posix_spawnattr_t`: no signal blocked, `SIGPIPE` back to its default, as std's `Command` does.
+/// An initialised `posix_spawnattr_t`: no signal is blocked and `SIGPIPE` has its default action, as with std's `Command`.
 struct Attributes(MaybeUninit<libc::posix_spawnattr_t>);
 
 #[expect(
@@ -93,7 +94,7 @@ const FLAGS: libc::c_short = (libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_S
 impl Attributes {
     fn new() -> io::Result<Self> {
         let mut attributes = Self(MaybeUninit::uninit());
-        // SAFETY: the call initialises what the pointer leads to.
+        // SAFETY: the call initialises the object that the pointer leads to.
         check(unsafe { libc::posix_spawnattr_init(attributes.0.as_mut_ptr()) })?;
         let mut set = super::signal::SignalSet::empty();
         // SAFETY: both objects are initialised.
@@ -116,7 +117,7 @@ impl Drop for Attributes {
 
 /// Starts `program` in a new process and returns its id.
 pub(crate) fn spawn(program: Program) -> io::Result<u32> {
-    // A descriptor that stands in the place of another's new number would be overwritten before its turn: move all up.
+    // A descriptor whose number is another one's new number would be overwritten before it is copied: move all of them up.
     let first_free = FIRST_FD + i32::try_from(program.fds.len()).map_err(io::Error::other)?;
     let moved: Vec<_> =
         program.fds.iter().map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, first_free)).collect::<Result<_, _>>()?;

@@ -1,23 +1,21 @@
-//! Descriptors: standard streams, closing what was inherited, memory files.
+//! Descriptors: standard streams, closing of inherited ones, memory files.
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileExt;
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 
-use super::memory;
-
-/// Whether the other end of a socket was closed with something unread in it: an error of this end (`unix(7)`), reported once.
+/// Returns whether the peer closed its end of a socket before it had read all data: an error of this end (`unix(7)`), which the
+/// kernel reports once.
 pub(crate) fn has_peer_left_unread(socket: BorrowedFd<'_>) -> bool {
     matches!(rustix::net::sockopt::socket_error(socket), Ok(Err(rustix::io::Errno::CONNRESET)))
 }
 
-/// `memfd_create(2)`: an unnamed, empty file in memory, close-on-exec, that can be sealed and never executed: hardened systems
-/// allow no others (`vm.memfd_noexec`). The name shows up in `/proc/PID/fd` only.
+/// Creates an unnamed, empty file in memory, close-on-exec (`memfd_create(2)`). It can be sealed, and never executed: hardened
+/// systems allow no other memory files (`vm.memfd_noexec`). `name` appears only in `/proc/PID/fd`.
 pub(crate) fn memfd(name: &CStr) -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     match rustix::fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
@@ -26,44 +24,20 @@ pub(crate) fn memfd(name: &CStr) -> io::Result<OwnedFd> {
     }
 }
 
-/// A memory file that holds `bytes`.
-pub(crate) fn memfd_with(bytes: &[u8]) -> io::Result<OwnedFd> {
-    memory::look_for(bytes.len() as u64)?;
-    memory::check_limit(bytes.len() as u64)?;
-    let mut file = File::from(memfd(c"polyproc-frame")?);
-    file.write_all(bytes)?;
-    Ok(file.into())
-}
-
-/// The first `len_bytes` bytes of a memory file, wherever its shared offset stands. A peer may have made it up: a read of another
-/// file may wait for ever, and a file that is longer than its memory costs the reader more than the peer.
-pub(crate) fn read_memfd(memfd: OwnedFd, len_bytes: usize) -> io::Result<Vec<u8>> {
-    memory::inspect_sealed(memfd.as_fd(), SealFlags::empty())?;
-    if memory::reserved_bytes(memfd.as_fd())? < len_bytes as u64 {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    let file = File::from(memfd);
-    let mut bytes = Vec::new();
-    bytes.try_reserve_exact(len_bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
-    bytes.resize(len_bytes, 0);
-    file.read_exact_at(&mut bytes, 0)?;
-    Ok(bytes)
-}
-
-/// How many descriptors this process may have (`RLIMIT_NOFILE`).
+/// Returns the limit on the number of descriptors of this process (`RLIMIT_NOFILE`).
 pub(crate) fn table_len() -> u64 {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// The standard stream `number` (0, 1 or 2), or `None` when this process closed it.
+/// Returns the standard stream `number` (0, 1 or 2), or `None` if it is closed.
 pub(crate) fn standard_stream(number: RawFd) -> Option<BorrowedFd<'static>> {
     assert!((0..=2).contains(&number), "there are three standard streams");
-    // SAFETY: the standard streams belong to the whole process; whoever closes one gets errors, as with std's own handles.
+    // SAFETY: the standard streams belong to the whole process; code that closes one gets errors, as with std's own handles.
     let fd = unsafe { BorrowedFd::borrow_raw(number) };
     rustix::io::fcntl_getfd(fd).is_ok().then_some(fd)
 }
 
-/// Makes `fd` the standard stream `number` (0, 1 or 2).
+/// Replaces the standard stream `number` (0, 1 or 2) by a copy of `fd`.
 pub(crate) fn set_standard_stream(number: RawFd, fd: &OwnedFd) -> io::Result<()> {
     match number {
         0 => rustix::stdio::dup2_stdin(fd)?,
@@ -73,46 +47,47 @@ pub(crate) fn set_standard_stream(number: RawFd, fd: &OwnedFd) -> io::Result<()>
     Ok(())
 }
 
-/// The same descriptor under a number that is no standard stream's: where those are closed, others take their numbers.
+/// Returns `fd`, or a copy with a number above 2. Where the standard streams are closed, other descriptors get their numbers.
 pub(crate) fn above_standard(fd: OwnedFd) -> io::Result<OwnedFd> {
     if fd.as_raw_fd() > 2 { Ok(fd) } else { Ok(rustix::io::fcntl_dupfd_cloexec(fd, 3)?) }
 }
 
-/// `/dev/null`, open for reading and writing.
+/// Opens `/dev/null` for reading and writing.
 pub(crate) fn dev_null() -> io::Result<OwnedFd> {
     Ok(File::options().read(true).write(true).open("/dev/null")?.into())
 }
 
-/// Takes the descriptor `number` that the parent put there for us with `exec`, close-on-exec from now on.
+/// Takes ownership of the descriptor `number`, which the parent passed with `exec`, and makes it close-on-exec.
 pub(crate) fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: the descriptor is only looked at here.
+    // SAFETY: the descriptor is not closed while it is borrowed here.
     let probe = unsafe { BorrowedFd::borrow_raw(number) };
     rustix::io::fcntl_setfd(probe, rustix::io::FdFlags::CLOEXEC)?;
-    // SAFETY: it is open (the call above succeeded), and the bootstrap, its only caller, takes each number once.
+    // SAFETY: the descriptor is open, as the call above succeeded; the bootstrap, the only caller, takes each number once.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Closes every descriptor from `first` on: what the parent had open without close-on-exec, where that could not be left behind.
+/// Closes all descriptors from `first` on: the ones that the parent opened without close-on-exec, where `posix_spawn(3)` cannot
+/// close them.
 pub(crate) fn close_from(first: RawFd) -> io::Result<()> {
-    // SAFETY: runs in a fresh program before `main`, where nobody owns a descriptor above those handed over.
+    // SAFETY: runs in a new program before `main`, where no code owns a descriptor above the ones that the parent passed.
     let closed = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
     if closed == 0 {
         return Ok(());
     }
-    // Refused, as by older profiles of containers.
+    // The system call is refused, as by older container profiles.
     let open: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter(|fd| *fd >= first)
         .collect();
     for fd in open {
-        // SAFETY: as above. The folder's own descriptor is closed by now, and this one's error with it.
+        // SAFETY: as above. The list includes the directory's own descriptor, which is closed already: that call only fails.
         unsafe { libc::close(fd) };
     }
     Ok(())
 }
 
-/// Closes the copy of a descriptor that this copied process must not keep, though its owner lives on in memory.
+/// Closes a descriptor in a copied process, although the object that owns it is still in memory.
 pub(crate) fn close_copy(fd: impl AsFd) {
-    // SAFETY: the owner is in the part of the copied memory that the child never returns to, so it is closed once.
+    // SAFETY: the child never returns to the code that drops the owner, so the descriptor is closed once.
     unsafe { libc::close(fd.as_fd().as_raw_fd()) };
 }

@@ -8,23 +8,23 @@ use rustix::thread::futex::{self, Flags, Timespec};
 use super::signal;
 use crate::prim::AtomicU32;
 
-/// How a wait came to its end.
+/// Why a wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wait {
-    /// Somebody called [`wake`].
+    /// Another thread called [`wake`].
     Woken,
-    /// The word was not `expected` any more: look again.
+    /// The word was not `expected`: the caller re-checks its condition.
     Again,
-    /// The time is up.
+    /// The timeout passed.
     TimedOut,
-    /// A signal handler ran, or is to run when this thread comes back.
+    /// A signal handler ran, or may run when this thread returns from the engine ([`signal::set_handlers_run_later`]).
     Interrupted,
 }
 
-/// Sleeps for at most `timeout` as long as `word` is `expected`.
+/// Sleeps for at most `timeout` if `word` is `expected`.
 ///
 /// # Panics
-/// When the system has no `futex(2)`: without it there is no thread either.
+/// If the system has no `futex(2)`, in which case threads do not work either.
 pub(crate) fn wait(word: &AtomicU32, expected: u32, timeout: Duration) -> Wait {
     let comes_back = timeout > signal::recheck_interval() && signal::comes_back();
     let timeout = if comes_back { signal::recheck_interval() } else { timeout };
@@ -42,11 +42,11 @@ pub(crate) fn wait(word: &AtomicU32, expected: u32, timeout: Duration) -> Wait {
     }
 }
 
-/// Wakes up to `count` waiters and says how many it woke.
+/// Wakes up to `count` waiters. Returns how many it woke.
 pub(crate) fn wake(word: &AtomicU32, count: u32) -> usize {
-    // Fails for an address that is not mapped only, and `word` is.
+    // Fails only for an address that is not mapped.
     futex::wake(word, Flags::empty(), count).unwrap_or(0)
 }
 
-/// Every sleeper, as `count` of [`wake`]: the system call takes a signed number.
+/// The `count` with which [`wake`] wakes all waiters: the largest that the system call takes, as its argument is signed.
 pub(crate) const ALL: u32 = i32::MAX.cast_unsigned();

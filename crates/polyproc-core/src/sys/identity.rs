@@ -1,16 +1,16 @@
-//! Which process wrote something in shared memory, and whether it still lives.
+//! [`Identity`]: names a process in shared memory, and says whether it is still alive.
 
 use std::io;
 use std::os::fd::OwnedFd;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
-use crate::deadline::Deadline;
 use crate::prim::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-/// What this process knows of itself, in a page that the kernel fills with zeros in every copy of the process, however that was
-/// made: `fork(3)`, `_Fork(3)`, or the bare system call (`MADV_WIPEONFORK`, Linux 4.14).
+/// The id and identity of this process, in a page that the kernel fills with zeros in every copy of the process, whether by
+/// `fork(3)`, `_Fork(3)` or a bare system call (`MADV_WIPEONFORK`, Linux 4.14).
 #[derive(Debug, Default)]
 struct Cached {
     id: AtomicU32,
@@ -24,7 +24,7 @@ fn known() -> Option<&'static Cached> {
     super::leaked(KNOWN.load(Ordering::Acquire))
 }
 
-/// The id of this process, without a system call.
+/// Returns the id of this process, without a system call once it is cached.
 #[inline]
 pub(crate) fn process_id() -> u32 {
     match known().map_or(0, |known| known.id.load(Ordering::Relaxed)) {
@@ -42,25 +42,25 @@ fn learn() -> u32 {
         && !IS_REFUSED.load(Ordering::Relaxed)
         && let Ok(page) = page()
     {
-        // Another thread's page is as good.
+        // If another thread stored its page first, that one is used.
         let _ = KNOWN.compare_exchange(std::ptr::null_mut(), page, Ordering::AcqRel, Ordering::Relaxed);
     }
-    // Where there is no memory for it, nothing is remembered.
+    // Without such a page nothing is cached.
     if let Some(known) = known() {
         known.id.store(id, Ordering::Relaxed);
     }
     id
 }
 
-/// A process: its id, and the low half of its start time (clock ticks since boot), since ids are used again.
+/// A process: its id, and the low half of its start time (clock ticks since boot), since the kernel reuses ids.
 ///
-/// All bits zero is nobody. Ids are those of the reader's own PID namespace: processes that share memory share that.
+/// Zero names no process. The id is valid in the reader's PID namespace: processes that share memory share the namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Identity(u64);
 
 impl Identity {
     pub(crate) const NOBODY: Self = Self(0);
-    /// A process that has ended in order, and whose death is not to be noticed.
+    /// Sentinel: the owner has exited normally. Never treated as dead.
     pub(crate) const LEFT: Self = Self(u64::MAX);
 
     pub(crate) fn from_bits(bits: u64) -> Self {
@@ -71,24 +71,24 @@ impl Identity {
         self.0
     }
 
-    /// This process.
+    /// Returns the identity of this process.
     pub(crate) fn own() -> Self {
         let pid = process_id();
         let own = Self(known().map_or(0, |known| known.identity.load(Ordering::Relaxed)));
         if own.pid() == pid {
             return own;
         }
-        let own = Self::new(pid, start_time(pid).unwrap_or(0)); // 0 where it cannot be learnt
+        let own = Self::new(pid, start_time(pid).unwrap_or(0)); // 0 if it is unknown
         if let Some(known) = known() {
             known.identity.store(own.0, Ordering::Relaxed);
         }
         own
     }
 
-    /// Another process, by its id.
+    /// Returns the identity of the process `pid`.
     ///
     /// # Errors
-    /// When there is none.
+    /// If there is no such process, or `/proc` does not show it.
     pub(crate) fn of(pid: u32) -> io::Result<Self> {
         Ok(Self::new(pid, start_time(pid)?))
     }
@@ -106,33 +106,34 @@ impl Identity {
         (self.0 >> 32) as u32
     }
 
-    /// A descriptor that is readable when it has ended; `None` where there is none, or it has.
+    /// Returns a pidfd of the process, which is readable when it has ended; `None` if it has ended or no pidfd can be opened.
     pub(crate) fn pidfd(self) -> Option<OwnedFd> {
         let pid = Pid::from_raw(i32::try_from(self.pid()).ok()?)?;
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
-        // The number may be another's by now.
+        // Another process may have the id by now.
         if self.is_dead() { None } else { Some(pidfd) }
     }
 
-    /// Whether it has ended. A zombie has. What cannot be known counts as living.
+    /// Returns whether the process has ended. A zombie has ended. A process whose state is unknown counts as alive.
     pub(crate) fn is_dead(self) -> bool {
         if self == Self::own() || self == Self::LEFT {
             return false;
         }
         let Some(pid) = i32::try_from(self.pid()).ok().and_then(Pid::from_raw) else { return true };
         match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
-            // The last two: the number is that of a thread or of a group by now, and no process's.
+            // INVAL, NOENT: the id is not a process's any more, but a thread's or a group's.
             Err(error) => matches!(error, Errno::SRCH | Errno::INVAL | Errno::NOENT),
             Ok(pidfd) => {
-                let ended = super::watch::is_readable(std::os::fd::AsFd::as_fd(&pidfd), Deadline::PASSED);
-                let is_another = |start| self.start() != 0 && start != self.start(); // 0 where it could not be learnt
+                let mut polled = [PollFd::new(&pidfd, PollFlags::IN)];
+                let ended = rustix::event::poll(&mut polled, Some(&Timespec::default())).map(|ready| ready > 0);
+                let is_another = |start| self.start() != 0 && start != self.start(); // 0 if it was unknown
                 ended.unwrap_or(false) || start_time(self.pid()).is_ok_and(is_another)
             }
         }
     }
 }
 
-/// Field 22 of `/proc/PID/stat`, its low half.
+/// Returns the low half of the start time, field 22 of `/proc/PID/stat`.
 #[expect(clippy::cast_possible_truncation, reason = "the low half tells processes of the same id apart")]
 fn start_time(pid: u32) -> io::Result<u32> {
     if !is_proc_of_this_namespace() {
@@ -144,8 +145,8 @@ fn start_time(pid: u32) -> io::Result<u32> {
     Ok(ticks.ok_or(io::ErrorKind::InvalidData)? as u32)
 }
 
-/// Whether `/proc` tells of the PID namespace that this process is in: where it was made anew without mounting that, its ids are
-/// those of other processes.
+/// Returns whether `/proc` shows this process's PID namespace. If the namespace was created without mounting its own `/proc`,
+/// the ids there belong to other processes.
 fn is_proc_of_this_namespace() -> bool {
     std::fs::read_link("/proc/self").is_ok_and(|link| link.to_str() == Some(&*std::process::id().to_string()))
 }

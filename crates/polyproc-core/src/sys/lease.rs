@@ -1,4 +1,4 @@
-//! Who has a memory file, as the kernel knows.
+//! Leases: shared `flock(2)` locks by which the owner of a memory file finds out whether a borrower still has it.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-/// Whether nobody has a descriptor that [`give`] made of this file. Only one thread of the file's owner asks at a time.
+/// Returns whether no descriptor by [`give`] exists for this file. Only one thread of the file's owner may call this at a time.
 pub(crate) fn is_free(file: BorrowedFd<'_>) -> io::Result<bool> {
     match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {
@@ -18,11 +18,11 @@ pub(crate) fn is_free(file: BorrowedFd<'_>) -> io::Result<bool> {
     }
 }
 
-/// A descriptor of the file, an open file description of its own with a shared lock (`flock(2)`), which lasts as long as any
-/// copy of it, in any process or on its way in a socket.
+/// Returns a descriptor for a borrower: a new open file description with a shared lock, which lasts as long as any copy of the
+/// descriptor, in any process or in transit in a socket, or any mapping by one.
 pub(crate) fn give(file: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    // For reading: a borrower maps it privately, and has no way to write to what others borrow.
+    // Read-only: a borrower maps the file privately and cannot write to bytes that others borrow.
     let given = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::fs::flock(&given, FlockOperation::NonBlockingLockShared)?;
     Ok(given)

@@ -1,12 +1,12 @@
-//! Dying together with the parent, whatever ends it.
+//! Ends a process when its parent ends, whatever the cause.
 //!
-//! - After `exec` and from the zygote: `PR_SET_PDEATHSIG`. The signal comes when the *thread* that created the process
-//!   ends. All these are created by the supervisor thread (the zygote's children count as its: `CLONE_PARENT`), which
-//!   never ends before its process. The kernel takes it back when the process changes its user or group.
-//! - A pipe whose write end only the parent holds, opened anew so that `F_SETOWN` and `F_SETSIG` are this process's own; when
-//!   the last writer goes, the kernel sends `SIGKILL`, also to a process that has changed its user. The only bond after
-//!   `fork`, which any thread may call; beside the other one for all who must not outlive their parent. A pool's worker has
-//!   it sent to its process group.
+//! - `PR_SET_PDEATHSIG`, for processes started by `exec` or by the zygote. The kernel sends the signal when the *thread* that
+//!   created the process ends. The supervisor thread creates all of them (also the zygote's children, by `CLONE_PARENT`) and
+//!   never ends before its process. The kernel clears the setting when the process changes its user or group.
+//! - A life pipe, whose write end only the parent holds. The child reopens the read end, so that `F_SETOWN` and `F_SETSIG`
+//!   apply to this process alone. When the last write end is closed, the kernel sends `SIGKILL`, also to a process that has
+//!   changed its user. After `fork`, which any thread may call, this is the only mechanism; other processes that must not
+//!   outlive their parent use both. For a pool's worker, the signal goes to its process group.
 
 use std::ffi::c_int;
 use std::fs::File;
@@ -17,24 +17,24 @@ use rustix::process::Signal;
 
 use super::signal;
 
-/// Ends this process when the thread that created it ends: by `SIGKILL`, or its whole group by a handler that sends that. False
-/// when the parent is gone already.
+/// Ends this process when the thread that created it ends: by `SIGKILL`, or for [`Whom::Group`] by a signal handler that sends
+/// `SIGKILL` to the group. Returns false if the parent has exited already.
 pub(crate) fn die_with_creator(parent_pid: u32, whom: Whom) -> io::Result<bool> {
     let signal = match whom {
         Whom::Process => Signal::KILL,
         Whom::Group => signal::end_group_by_handler()?,
     };
     rustix::process::set_parent_process_death_signal(Some(signal))?;
-    // The parent may have died before the call: then we have another parent by now.
+    // If the parent died before the call, this process has another parent by now.
     Ok(std::os::unix::process::parent_id() == parent_pid)
 }
 
-/// Takes [`die_with_creator`] back.
+/// Undoes [`die_with_creator`].
 pub(crate) fn outlive_creator() -> io::Result<()> {
     Ok(rustix::process::set_parent_process_death_signal(None)?)
 }
 
-/// The two ends of the pipe that tells forked children of the parent's end.
+/// The two ends of the pipe by which forked children detect that the parent has ended.
 #[derive(Debug)]
 pub(crate) struct LifePipe {
     read: OwnedFd,
@@ -47,10 +47,10 @@ impl LifePipe {
         Ok(Self { read: read.into(), write: write.into() })
     }
 
-    /// That a copy of this process can open it anew.
+    /// Checks that a copy of this process can reopen the read end.
     ///
     /// # Errors
-    /// Where `/proc` is not mounted.
+    /// If `/proc` is not mounted.
     pub(crate) fn check(&self) -> io::Result<&Self> {
         let without_proc =
             |error| io::Error::other(format!("a copy is bound to its parent by /proc, which is not there: {error}"));
@@ -58,13 +58,13 @@ impl LifePipe {
         Ok(self)
     }
 
-    /// In a forked child that is to outlive the parent: what it inherited must not keep others alive.
+    /// Closes both ends in a forked child that may outlive the parent. An inherited write end would keep other children alive.
     pub(crate) fn close_copies(&self) {
         super::fd::close_copy(&self.write);
         super::fd::close_copy(&self.read);
     }
 
-    /// In the forked child: see [`die_with_writer`].
+    /// Binds a forked child to its parent: see [`die_with_writer`].
     pub(crate) fn die_with_parent(&self, whom: Whom) -> io::Result<bool> {
         super::fd::close_copy(&self.write);
         let lives = die_with_writer(self.read.as_fd(), whom)?;
@@ -73,40 +73,41 @@ impl LifePipe {
     }
 }
 
-/// The end that is readable when the parent has ended.
+/// The read end, which becomes readable when the parent has ended.
 impl AsFd for LifePipe {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.read.as_fd()
     }
 }
 
-/// What ends together with the parent.
+/// The processes that end together with the parent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Whom {
     Process,
-    /// The process group that this process leads: also commands that it started.
+    /// The process group that this process leads, which includes the commands that it started.
     Group,
 }
 
-/// `SIGKILL` when the last write end of a [`LifePipe`] closes. False when it is closed already.
+/// Requests `SIGKILL` for `whom` when the last write end of a [`LifePipe`] is closed. Returns false if it is closed already.
 pub(crate) fn die_with_writer(read: BorrowedFd<'_>, whom: Whom) -> io::Result<bool> {
-    // Opened anew: owner and signal belong to the open file, which is shared by all copies of a descriptor.
+    // Reopened, as owner and signal belong to the open file description, which all copies of a descriptor share.
     let own = File::open(format!("/proc/self/fd/{}", read.as_raw_fd()))?;
     let pid = c_int::try_from(std::process::id()).map_err(io::Error::other)?;
     fcntl(own.as_fd(), libc::F_SETOWN, if whom == Whom::Group { -pid } else { pid })?;
     fcntl(own.as_fd(), F_SETSIG, libc::SIGKILL)?;
     fcntl(own.as_fd(), libc::F_SETFL, libc::O_ASYNC | libc::O_NONBLOCK)?;
     let is_closed = super::watch::is_readable(own.as_fd(), crate::deadline::Deadline::PASSED)?;
-    std::mem::forget(own); // open for as long as the process lives
+    std::mem::forget(own); // stays open while the process lives
     Ok(!is_closed)
 }
 
-/// This process leads a process group of its own from now on.
+/// Makes this process the leader of a new process group.
 pub(crate) fn lead_group() -> io::Result<()> {
     Ok(rustix::process::setpgid(None, None)?)
 }
 
-/// `fcntl(2)`; the libc crate does not have it for glibc. The same number on every architecture but MIPS and PA-RISC.
+/// A command of `fcntl(2)`, which the libc crate lacks for glibc. The number is the same on all architectures except MIPS and
+/// PA-RISC.
 const F_SETSIG: c_int = 10;
 
 fn fcntl(fd: BorrowedFd<'_>, command: c_int, argument: c_int) -> io::Result<()> {

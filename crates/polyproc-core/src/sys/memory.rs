@@ -1,10 +1,12 @@
-//! Mapped parts of memory files.
+//! Memory files and mapped parts of them.
 //!
-//! Another process may write what is mapped at any time, so no reference to plain data is ever made: atomics are viewed
+//! Another process may write to mapped memory at any time, so no reference to plain data is ever created: atomics are accessed
 //! in place ([`Mapping::view`]), bytes are copied in and out.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 
 use rustix::fs::{FallocateFlags, Mode, OFlags, SealFlags};
@@ -14,10 +16,11 @@ use rustix::mm::{MapFlags, ProtFlags};
 use super::shared::Shared;
 use crate::prim::{AtomicU64, Ordering};
 
-/// The size of a page, of which file offsets of mappings are multiples. Larger pages exist on aarch64: 64 KiB.
+/// The largest page size in bytes (64 KiB, on aarch64). The file offsets of mappings are multiples of it.
 pub(crate) const PAGE: u64 = 65536;
 
-/// A new memory file of `len_bytes` zeros that nobody can make shorter, nor keep others from mapping by further seals.
+/// Creates a memory file of `len_bytes` zeros. It is sealed: no process can shorten it, or add seals that keep others from
+/// mapping it.
 pub(crate) fn create(name: &std::ffi::CStr, len_bytes: u64) -> io::Result<OwnedFd> {
     let memfd = super::fd::memfd(name)?;
     set_len(memfd.as_fd(), len_bytes)?;
@@ -25,12 +28,38 @@ pub(crate) fn create(name: &std::ffi::CStr, len_bytes: u64) -> io::Result<OwnedF
     Ok(memfd)
 }
 
-/// Length and inode of a memory file from a peer, which must be one that nobody can make shorter.
+/// Creates a memory file that contains `bytes`.
+pub(crate) fn create_with(bytes: &[u8]) -> io::Result<OwnedFd> {
+    look_for(bytes.len() as u64)?;
+    check_limit(bytes.len() as u64)?;
+    let mut file = File::from(super::fd::memfd(c"polyproc-frame")?);
+    file.write_all(bytes)?;
+    Ok(file.into())
+}
+
+/// Returns the first `len_bytes` bytes of a memory file, whatever its shared offset is.
+///
+/// The descriptor comes from a peer and is not trusted. Files of other kinds are refused, since reading one may block forever.
+/// So is a file with less memory than `len_bytes`, which would cost the reader more memory than the peer.
+pub(crate) fn read(memfd: OwnedFd, len_bytes: usize) -> io::Result<Vec<u8>> {
+    inspect_sealed(memfd.as_fd(), SealFlags::empty())?;
+    if reserved_bytes(memfd.as_fd())? < len_bytes as u64 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let file = File::from(memfd);
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(len_bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    bytes.resize(len_bytes, 0);
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// Returns length and inode of a memory file from a peer. Fails if the file could be shortened.
 pub(crate) fn inspect(memfd: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
     inspect_sealed(memfd, SealFlags::SHRINK)
 }
 
-/// As [`inspect`], with these seals at least. A file of huge pages is none of ours: a read of it may be a `SIGBUS` at any time.
+/// As [`inspect`], but requires `seals`. Refuses files of huge pages: reading one may raise `SIGBUS` at any time.
 pub(super) fn inspect_sealed(memfd: BorrowedFd<'_>, seals: SealFlags) -> io::Result<(u64, u64)> {
     let invalid = |what| Err(io::Error::new(io::ErrorKind::InvalidData, what));
     if !rustix::fs::fcntl_get_seals(memfd)?.contains(seals) {
@@ -51,14 +80,17 @@ pub(crate) fn grow(memfd: BorrowedFd<'_>, len_bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Sets the length of the file.
+///
 /// # Errors
-/// [`io::ErrorKind::FileTooLarge`] where the process's limit (`RLIMIT_FSIZE`) does not allow it: the kernel would send `SIGXFSZ`.
+/// [`io::ErrorKind::FileTooLarge`] if `len_bytes` exceeds the limit of this process (`RLIMIT_FSIZE`): the kernel would send
+/// `SIGXFSZ`.
 pub(super) fn set_len(memfd: BorrowedFd<'_>, len_bytes: u64) -> io::Result<()> {
     check_limit(len_bytes)?;
     Ok(rustix::fs::ftruncate(memfd, len_bytes)?)
 }
 
-/// As [`set_len`] fails.
+/// Checks `len_bytes` against `RLIMIT_FSIZE`. Fails as [`set_len`] does.
 pub(super) fn check_limit(len_bytes: u64) -> io::Result<()> {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
     match limit {
@@ -70,16 +102,16 @@ pub(super) fn check_limit(len_bytes: u64) -> io::Result<()> {
     }
 }
 
-/// So much is reserved at a time: a signal makes the kernel undo what the call under way has reserved (Linux before 6.12).
+/// The number of bytes reserved by one system call. A signal makes the kernel undo the whole call (Linux before 6.12).
 const RESERVE_STEP: u64 = 16 << 20;
 
-/// Less than this, all together, is reserved without a look at what is available.
+/// The number of bytes, in total, that may be reserved between two checks of the available memory.
 const LOOKED_FOR: u64 = 64 << 20;
 
-/// Checks that so much memory is available, where it is much, or much was asked for since it was last looked.
+/// Checks that `len_bytes` of memory are available, if the requests since the last check add up to [`LOOKED_FOR`] bytes.
 ///
 /// # Errors
-/// [`io::ErrorKind::OutOfMemory`].
+/// [`io::ErrorKind::OutOfMemory`] if they are not available.
 pub(crate) fn look_for(len_bytes: u64) -> io::Result<()> {
     static UNSEEN: AtomicU64 = AtomicU64::new(0);
     if UNSEEN.fetch_add(len_bytes, Ordering::Relaxed).saturating_add(len_bytes) < LOOKED_FOR {
@@ -89,17 +121,17 @@ pub(crate) fn look_for(len_bytes: u64) -> io::Result<()> {
     super::available::check(len_bytes)
 }
 
-/// Has the kernel find memory for a part of the file now: a write there would be a `SIGBUS` when there is none.
+/// Reserves memory for a part of the file. Without memory, a write there would raise `SIGBUS`.
 ///
 /// # Errors
-/// [`io::ErrorKind::OutOfMemory`] or [`io::ErrorKind::StorageFull`] when there is none: at once where so much is not available, as
-/// the kernel would end other processes first.
+/// [`io::ErrorKind::OutOfMemory`] or [`io::ErrorKind::StorageFull`] if there is not enough memory. The available memory is
+/// checked first, as the kernel would kill other processes before the call fails.
 pub(crate) fn reserve(memfd: BorrowedFd<'_>, offset: u64, len_bytes: u64) -> io::Result<()> {
     look_for(len_bytes)?;
     allocate(memfd, offset, len_bytes)
 }
 
-/// Reserves memory as [`reserve`] does, without checking what is available: the caller has called [`look_for`].
+/// As [`reserve`], without the check of the available memory: the caller has called [`look_for`].
 ///
 /// # Errors
 /// As [`reserve`].
@@ -112,12 +144,12 @@ pub(crate) fn allocate(memfd: BorrowedFd<'_>, offset: u64, len_bytes: u64) -> io
     Ok(())
 }
 
-/// How many bytes of the file have memory of their own: what was reserved or written.
+/// Returns how many bytes of the file have memory: the bytes that were reserved or written.
 pub(crate) fn reserved_bytes(memfd: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(u64::try_from(rustix::fs::fstat(memfd)?.st_blocks).unwrap_or(0) * 512)
 }
 
-/// Whether nothing was ever written to the file.
+/// Returns whether no byte of the file has memory: none was reserved or written.
 pub(crate) fn is_untouched(memfd: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(rustix::fs::fstat(memfd)?.st_blocks == 0)
 }
@@ -132,21 +164,21 @@ pub(crate) fn write(memfd: BorrowedFd<'_>, mut offset: u64, mut bytes: &[u8]) ->
     Ok(())
 }
 
-/// Gives the memory of whole pages in a part of the file back; they read as zeros then.
+/// Releases the memory of the whole pages in a part of the file. They read as zeros afterwards.
 pub(crate) fn release(memfd: BorrowedFd<'_>, offset: u64, len_bytes: u64) {
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    // Fails where the system has no holes: then the memory stays until the file goes.
+    // Fails where the file system does not support holes: the memory then stays until the file is closed.
     let _ = rustix::io::retry_on_intr(|| rustix::fs::fallocate(memfd, flags, offset, len_bytes));
 }
 
-/// Writes over a part of the file, as a process that went wild might.
+/// Overwrites a part of the file, as a faulty peer might.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn overwrite(memfd: BorrowedFd<'_>, offset: u64, bytes: &[u8]) {
     let written = rustix::io::pwrite(memfd, bytes, offset);
     assert_eq!(written, Ok(bytes.len()));
 }
 
-/// A `T` in memory of its own, never freed, that the kernel fills with zeros in every copy of this process.
+/// Returns a `T` in its own pages, which are never freed and which the kernel fills with zeros in every copy of this process.
 pub(super) fn wiped_on_fork<T: Default>() -> io::Result<*mut T> {
     let len = rustix::param::page_size().max(size_of::<T>());
     let protection = ProtFlags::READ | ProtFlags::WRITE;
@@ -155,12 +187,12 @@ pub(super) fn wiped_on_fork<T: Default>() -> io::Result<*mut T> {
     // SAFETY: the range is the mapping just made.
     let wiped = unsafe { rustix::mm::madvise(base, len, rustix::mm::Advice::LinuxWipeOnFork) };
     if let Err(error) = wiped {
-        // SAFETY: as above, and nobody else knows of it.
+        // SAFETY: as above, and no other code has the address.
         let _ = unsafe { rustix::mm::munmap(base, len) };
         return Err(error.into());
     }
     let page = base.cast::<T>();
-    // SAFETY: a page has room and alignment for it, and nobody else knows of it.
+    // SAFETY: the mapping has room and alignment for a `T`, and no other code has the address.
     unsafe { page.write(T::default()) };
     Ok(page)
 }
@@ -170,7 +202,8 @@ pub(crate) fn close_to_other_users(memfd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::fs::fchmod(memfd, Mode::RUSR | Mode::WUSR)?)
 }
 
-/// A read-only descriptor of a memory file, which no other user can reopen for writing. Without `/proc`, a writable duplicate.
+/// Returns a read-only descriptor of a memory file, which no other user can reopen for writing. Without `/proc`, returns a
+/// writable duplicate.
 pub(crate) fn reopen_read_only(memfd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     close_to_other_users(memfd)?;
     let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());
@@ -180,14 +213,14 @@ pub(crate) fn reopen_read_only(memfd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     }
 }
 
-/// What a [`Mapping`] is for.
+/// The access that a [`Mapping`] allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     Read,
     Write,
 }
 
-/// A part of a memory file, readable and, unless it was mapped otherwise, writable, until it is dropped.
+/// A mapped part of a memory file, unmapped on drop: readable and, unless mapped with [`Access::Read`], writable.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     access: Access,
@@ -202,17 +235,17 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps the bytes from `start` to `end`, which the file has (see [`inspect`]).
+    /// Maps the bytes from `start` to `end`. Fails if the file is shorter, or could be shortened (see [`inspect`]).
     pub(crate) fn new(memfd: BorrowedFd<'_>, start: u64, end: u64) -> io::Result<Self> {
         Self::with_access(memfd, Access::Write, start, end)
     }
 
-    /// As [`Mapping::new`]; of one to read, bytes are copied out, and atomics only loaded, relaxed.
+    /// As [`Mapping::new`]. With [`Access::Read`], bytes are only copied out and atomics only loaded, relaxed.
     pub(crate) fn with_access(memfd: BorrowedFd<'_>, access: Access, start: u64, end: u64) -> io::Result<Self> {
         Self::map(memfd, access, start, end, MapFlags::SHARED)
     }
 
-    /// As [`Mapping::new`], with all its pages: some four times as fast as the faults that would find them one by one.
+    /// As [`Mapping::new`], with page-table entries for all pages: about four times as fast as one fault a page.
     pub(crate) fn with_pages(memfd: BorrowedFd<'_>, start: u64, end: u64) -> io::Result<Self> {
         Self::map(memfd, Access::Write, start, end, MapFlags::SHARED | MapFlags::POPULATE)
     }
@@ -233,95 +266,97 @@ impl Mapping {
         Ok(Self { access, base, start, len })
     }
 
-    /// Where in the file it starts.
+    /// Returns the file offset of the first byte.
     #[inline]
     pub(crate) fn start(&self) -> u64 {
         self.start
     }
 
-    /// Where in the file it ends.
+    /// Returns the file offset after the last byte.
     #[inline]
     pub(crate) fn end(&self) -> u64 {
         self.start + self.len as u64
     }
 
-    /// The address of `len` bytes at the file's `offset`; `None` when not all of them are in here.
+    /// Returns the address of `len` bytes at the file's `offset`; `None` if not all of them are mapped here.
     #[inline]
     fn at(&self, offset: u64, len: usize) -> Option<NonNull<u8>> {
         let from = usize::try_from(offset.checked_sub(self.start)?).ok()?;
         if from.checked_add(len)? > self.len {
             return None;
         }
-        // SAFETY: `from` is not above `self.len`, which is the length of the mapping at `base`.
+        // SAFETY: `from` is at most `self.len`, the length of the mapping at `base`.
         Some(unsafe { self.base.add(from) })
     }
 
-    /// The `T` at the file's `offset`; `None` when it is not all in here, or not aligned.
+    /// Returns the `T` at the file's `offset`; `None` if it is not aligned, or not all of it is mapped here.
     #[inline]
     pub(crate) fn view<T: Shared>(&self, offset: u64) -> Option<&T> {
         let at = self.at(offset, size_of::<T>())?.cast::<T>();
         if !at.is_aligned() {
             return None;
         }
-        // SAFETY: the bytes are mapped for as long as `self` lives, and aligned; `Shared` says the rest.
+        // SAFETY: the bytes are aligned and mapped for as long as `self` lives; by `Shared` any bytes are valid, and a peer may
+        // write them.
         Some(unsafe { at.as_ref() })
     }
 
-    /// The address of `len` bytes at the file's `offset` to write to.
+    /// As [`Mapping::at`]; `None` also if the mapping is read-only.
     #[inline]
     fn at_to_write(&self, offset: u64, len: usize) -> Option<NonNull<u8>> {
         self.at(offset, len).filter(|_| self.access == Access::Write)
     }
 
-    /// Copies `bytes` to the file's `offset`; `None` when they do not fit in here.
+    /// Copies `bytes` to the file's `offset`; `None` if not all of that range is mapped here and writable.
     #[inline]
     pub(crate) fn copy_in(&self, offset: u64, bytes: &[u8]) -> Option<()> {
         let to = self.at_to_write(offset, bytes.len())?;
-        // SAFETY: `to` has room, and private memory does not overlap a mapping.
+        // SAFETY: `to` has room for the bytes, which are in private memory and so do not overlap a mapping.
         unsafe { to.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
         Some(())
     }
 
-    /// The words at the file's `offset`; `None` when they are not all in here.
+    /// Returns the words at the file's `offset`; `None` if not all of them are mapped here.
     #[inline]
     pub(crate) fn copy_words<const N: usize>(&self, offset: u64) -> Option<[u64; N]> {
         let from = self.at(offset, size_of::<[u64; N]>())?.cast::<[u64; N]>();
-        // SAFETY: `from` has as many bytes, of which any are valid.
+        // SAFETY: `from` has the bytes of an array of `N` words, and any bytes are valid.
         Some(unsafe { from.read_unaligned() })
     }
 
-    /// Puts `len` bytes at the file's `offset` at the end of `out`; `None` when they are not all in here, or `out` has no
-    /// memory for them.
+    /// Appends the `len` bytes at the file's `offset` to `out`; `None` if not all of them are mapped here, or if `out` cannot
+    /// grow.
     #[inline]
     pub(crate) fn copy_out(&self, offset: u64, len: usize, out: &mut Vec<u8>) -> Option<()> {
         let from = self.at(offset, len)?;
         out.try_reserve(len).ok()?;
         let room = NonNull::from(out.spare_capacity_mut()).cast::<u8>();
-        // SAFETY: `from` has `len` bytes, `room` has as many after `reserve`; private memory does not overlap a mapping.
+        // SAFETY: `from` has `len` bytes, and so has `room` after `try_reserve`; private memory does not overlap a mapping.
         unsafe { room.copy_from_nonoverlapping(from, len) };
-        // SAFETY: `len` bytes behind the old end were just written.
+        // SAFETY: the `len` bytes after the old end were just written.
         unsafe { out.set_len(out.len() + len) };
         Some(())
     }
 }
 
-/// The length of the words by which [`Mapping::store`] and [`Mapping::load`] go.
+/// The length in bytes of the words that [`Mapping::store`] and [`Mapping::load`] access.
 const WORD: usize = size_of::<u64>();
 
-/// Memory that several threads of one process read and write with no other order than their own. All of it is accessed as whole
-/// aligned words, each of them atomic.
+/// Access to memory that several threads of one process read and write without synchronisation: as aligned words, each of them
+/// atomic.
 impl Mapping {
-    /// The word that holds the byte at `offset` and the bytes before it in that word.
+    /// Returns the word that contains the byte at `offset`, and the number of bytes before that byte in the word.
     fn word(&self, offset: u64) -> Option<(&AtomicU64, usize)> {
         let at = self.at(offset, 1)?;
         let before = at.addr().get() % WORD;
-        // SAFETY: mappings begin at a page, so the start of the word is in here; where the file ends in it, the page does not.
+        // SAFETY: a mapping begins at a page, so the start of the word is mapped; so is its end, as a page is mapped whole even
+        // where the file ends in it.
         let word = unsafe { at.sub(before) }.cast::<AtomicU64>();
-        // SAFETY: aligned, mapped for as long as `self` lives, and any bytes are valid.
+        // SAFETY: the word is aligned and mapped for as long as `self` lives; any bytes are valid.
         Some((unsafe { word.as_ref() }, before))
     }
 
-    /// Copies `bytes` to the file's `offset`; `None` when they do not fit in here.
+    /// Copies `bytes` to the file's `offset`; `None` if not all of that range is mapped here and writable.
     pub(crate) fn store(&self, offset: u64, mut bytes: &[u8]) -> Option<()> {
         self.at_to_write(offset, bytes.len())?;
         let mut offset = offset;
@@ -344,7 +379,8 @@ impl Mapping {
         Some(())
     }
 
-    /// Puts `len` bytes at the file's `offset` at the end of `out`; `None` when they are not all in here.
+    /// Appends the `len` bytes at the file's `offset` to `out`; `None` if not all of them are mapped here, or if `out` cannot
+    /// grow.
     pub(crate) fn load(&self, offset: u64, len: usize, out: &mut Vec<u8>) -> Option<()> {
         self.at(offset, len)?;
         out.try_reserve(len).ok()?;
@@ -384,7 +420,7 @@ mod tests {
 
     #[test]
     fn what_is_not_available_is_not_reserved() {
-        // In a file that takes none at all, so that nothing happens to the machine if this fails.
+        // `/dev/null` has no memory to reserve, so a failure of this test does not exhaust the machine's.
         let null = crate::sys::fd::dev_null().expect("/dev/null");
         for len in [1 << 46, u64::MAX - 1] {
             let error = reserve(null.as_fd(), 4096, len).expect_err("more than any machine has");

@@ -3,7 +3,6 @@
 //! | file | what it wraps |
 //! |---|---|
 //! | `available` | how much memory there is for this process |
-//! | `bootstrap` | the constructor that takes a child over before `main`; `atexit(3)` |
 //! | `bounds` | umask, limits, processors, niceness |
 //! | `bytes` | memory files that nobody else can write, as slices |
 //! | `cell` | one shared word, in which the kernel records a child's id |
@@ -11,10 +10,11 @@
 //! | `clone` | `clone3(2)` and `clone(2)` for the zygote, `fork(2)` |
 //! | `credentials` | users and groups |
 //! | `crash` | dying at a marked step, for tests |
+//! | `env` | the environment of this process |
 //! | `exec` | `posix_spawn(3)` of the own executable |
+//! | `exit` | `_exit(2)`, `atexit(3)` |
 //! | `fd` | standard streams, `close_range(2)`, `memfd_create(2)` |
 //! | `futex` | sleeping on a shared word and waking its waiters |
-//! | `function` | function pointers that another process of the same build can call |
 //! | `identity` | which process wrote something, and whether it lives |
 //! | `image` | loaded images: their addresses, build ids, constructors |
 //! | `lease` | who has a memory file, and what was written to a private mapping of it |
@@ -35,7 +35,6 @@
 #![expect(unsafe_code, reason = "every system call and raw pointer of the engine is in this module")]
 
 pub(crate) mod available;
-pub(crate) mod bootstrap;
 pub(crate) mod bounds;
 pub(crate) mod bytes;
 pub(crate) mod cell;
@@ -43,9 +42,10 @@ pub(crate) mod clock;
 pub(crate) mod clone;
 pub(crate) mod crash;
 pub(crate) mod credentials;
+pub(crate) mod env;
 pub(crate) mod exec;
+pub(crate) mod exit;
 pub(crate) mod fd;
-pub(crate) mod function;
 pub(crate) mod futex;
 pub(crate) mod identity;
 pub(crate) mod image;

@@ -1,14 +1,14 @@
-//! What the kernel says of the pages of this process (`proc_pid_pagemap(5)`).
+//! The state of this process's pages (`proc_pid_pagemap(5)`).
 
 use std::io;
 use std::ops::Range;
 
 use rustix::fs::{Mode, OFlags};
 
-/// Returns whether this process has written nothing to these bytes of a private mapping at `base`: a page that was written to is
-/// no longer a page of the file. Returns false where the kernel does not say.
+/// Returns whether this process has not written to the pages of `bytes` in a private mapping at address `base`: a page that was
+/// written to is no longer a page of the file. Returns false if the kernel does not report it.
 pub(crate) fn is_unchanged(base: usize, bytes: Range<usize>) -> bool {
-    /// Bits of an entry: the page is in memory (63) or in swap (62); it is a page of a file (61).
+    /// Bits of an entry: the page is in memory (bit 63) or in swap (bit 62); it is a page of a file (bit 61).
     const THERE: u64 = 3 << 62;
     const OF_FILE: u64 = 1 << 61;
     const ENTRY: usize = size_of::<u64>();

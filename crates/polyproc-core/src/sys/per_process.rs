@@ -1,4 +1,4 @@
-//! [`PerProcess`]: a static that each process has of its own.
+//! [`PerProcess`]: a static with a separate value in each process.
 
 use std::fmt;
 use std::ptr;
@@ -7,7 +7,7 @@ use std::sync::{Mutex, TryLockError};
 use super::identity::process_id;
 use crate::prim::{AtomicPtr, Ordering};
 
-/// A static that is made when it is first asked for, and made anew in a copy of the process: what is copied may be locked by a
+/// A static whose value is created at the first access, and again in a copy of the process: the copied value may be locked by a
 /// thread that the copy does not have, and describes the children, threads and descriptors of another process.
 pub struct PerProcess<T: 'static> {
     now: AtomicPtr<Instance<T>>,
@@ -20,7 +20,8 @@ struct Instance<T> {
 }
 
 impl<T: Send + Sync> PerProcess<T> {
-    /// `make` is given what the process had that this one is a copy of. It must not wait for locks there.
+    /// Creates a static whose values come from `make`. In a copy of a process, `make` gets the original's value, and must not
+    /// block on a lock in it.
     pub const fn new(make: fn(Option<&T>) -> T) -> Self {
         Self { now: AtomicPtr::new(ptr::null_mut()), make }
     }
@@ -29,12 +30,12 @@ impl<T: Send + Sync> PerProcess<T> {
         super::leaked(self.now.load(Ordering::Acquire)) // pairs with the Release of `get`
     }
 
-    /// This process's own, if it has one yet.
+    /// Returns this process's value, if it exists yet.
     pub fn existing(&'static self) -> Option<&'static T> {
         self.made().filter(|made| made.pid == process_id()).map(|made| &made.value)
     }
 
-    /// This process's own.
+    /// Returns this process's value, and creates it at the first call.
     pub fn get(&'static self) -> &'static T {
         loop {
             if let Some(value) = self.existing() {
@@ -43,7 +44,7 @@ impl<T: Send + Sync> PerProcess<T> {
             let before = self.made();
             let new = Instance { pid: process_id(), value: (self.make)(before.map(|made| &made.value)) };
             let before = before.map_or(ptr::null_mut(), |made| ptr::from_ref(made).cast_mut());
-            // Where another thread was first, its value is found the next time round.
+            // If another thread stored its value first, the next iteration finds that.
             let _ = self.now.compare_exchange(before, Box::leak(Box::new(new)), Ordering::AcqRel, Ordering::Relaxed);
         }
     }
@@ -53,7 +54,8 @@ impl<T> PerProcess<Mutex<T>>
 where
     T: Clone + Default + Send,
 {
-    /// One that begins with what the process had that this one is a copy of; empty where a thread was about to change that.
+    /// Creates a static whose value in a copy of a process begins as a clone of the original's, or as the default if a thread
+    /// held the original's lock during the copy.
     pub const fn inherited() -> Self {
         Self::new(|before| {
             Mutex::new(match before.map(Mutex::try_lock) {

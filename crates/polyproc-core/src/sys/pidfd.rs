@@ -9,26 +9,26 @@ use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 use super::status::{ExitStatus, Signal};
 use crate::deadline::Deadline;
 
-/// A descriptor of the process `pid`: a child of ours that nobody has reaped, so that the number is still its own.
+/// Opens a pidfd of `pid`, which must be an unreaped child of this process: until it is reaped, no other process gets its id.
 pub(crate) fn open(pid: u32) -> io::Result<OwnedFd> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
     Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
 }
 
-/// As [`open`]; a process that there is no descriptor for is ended.
+/// As [`open`], but kills and reaps the process if that fails.
 pub(crate) fn open_or_end(pid: u32) -> io::Result<OwnedFd> {
     open(pid).inspect_err(|_| end(pid))
 }
 
-/// Kills and reaps the process `pid`: a child of ours that nobody has reaped.
+/// Kills and reaps `pid`, which must be an unreaped child of this process.
 pub(crate) fn end(pid: u32) {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
-    // Both fail only when it is gone and reaped, which is what the caller wants.
+    // Both fail only if the process was reaped already, which is what the caller wants.
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     let _ = rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED));
 }
 
-/// Sends a signal; a process that has ended already takes none, which is no error.
+/// Sends a signal. Succeeds without effect if the process has ended.
 pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
     // SAFETY: the call takes numbers and a null pointer, which it allows.
     let sent = unsafe {
@@ -40,10 +40,10 @@ pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<(
     }
 }
 
-/// Takes the exit status of a child that has ended, without waiting. `None` while it runs.
+/// Reaps a child and returns its exit status, without blocking. Returns `None` while the child runs.
 ///
-/// Where somebody else took it first (a `waitpid(-1)` elsewhere in the program, or an ignored `SIGCHLD`), the kernel's
-/// own record is asked (6.15 and newer), else the answer is [`ExitStatus::Unknown`].
+/// If the child was reaped elsewhere (by a `waitpid(-1)` of the program, or because `SIGCHLD` is ignored), returns the status
+/// that the kernel keeps with the pidfd (Linux 6.15 and newer), or else [`ExitStatus::Unknown`].
 pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
     loop {
         match rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
@@ -62,15 +62,15 @@ pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
     }
 }
 
-/// Ends what is left of the process group that the child `pid` led, if the child has ended; false when it has not. To be called
-/// before it is reaped: until then its number is the group's.
+/// Kills the remaining processes of the group that the child `pid` led, if the child has ended. Returns false if it has not.
+/// Call this before the child is reaped: until then no other group gets its id.
 pub(crate) fn end_group(pidfd: BorrowedFd<'_>, pid: u32) -> io::Result<bool> {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(true) };
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     let (has_ended, is_its_group) =
         match rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::PidFd(pidfd), options)) {
             Ok(ended) => (ended.is_some(), ended.is_some()),
-            // Reaped elsewhere: while no process has the number again, a group with it is the old one.
+            // Reaped elsewhere: as long as no process has the id again, a group with that id is the old one.
             Err(Errno::CHILD) => {
                 let has_ended = super::watch::is_readable(pidfd, Deadline::PASSED)?;
                 (has_ended, has_ended && rustix::process::test_kill_process(pid) == Err(Errno::SRCH))
@@ -78,7 +78,7 @@ pub(crate) fn end_group(pidfd: BorrowedFd<'_>, pid: u32) -> io::Result<bool> {
             Err(error) => return Err(error.into()),
         };
     if is_its_group {
-        // ESRCH: nobody is left.
+        // ESRCH: no process remains.
         let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
     }
     Ok(has_ended)
@@ -98,18 +98,18 @@ const PIDFD_INFO_EXIT: u64 = 1 << 3;
 /// `_IOWR(0xFF, 11, struct pidfd_info)`
 const PIDFD_GET_INFO: libc::c_ulong = 0xC000_0000 | (64 << 16) | (0xFF << 8) | 11;
 
-/// The exit status that the kernel keeps with the descriptor after the process was reaped.
+/// Returns the exit status that the kernel keeps with the pidfd after the process was reaped.
 fn recorded_status(pidfd: BorrowedFd<'_>) -> Option<ExitStatus> {
     let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
-    // SAFETY: the request's size field names the size of `PidfdInfo`, which the kernel fills.
+    // SAFETY: the request's size field is the size of `PidfdInfo`, which the kernel fills.
     let got = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO as _, &raw mut info) };
     (got == 0 && info.mask & PIDFD_INFO_EXIT != 0).then(|| ExitStatus::from_wait_status(info.exit_code))
 }
 
-/// Waits until the process has ended; false when the deadline passed first.
+/// Blocks until the process has ended. Returns false if the deadline passes first.
 ///
 /// # Errors
-/// [`io::ErrorKind::Interrupted`] when a signal handler ran.
+/// [`io::ErrorKind::Interrupted`] if a signal handler ran.
 pub(crate) fn wait(pidfd: impl AsFd, deadline: Deadline) -> io::Result<bool> {
     super::watch::is_readable(pidfd.as_fd(), deadline)
 }

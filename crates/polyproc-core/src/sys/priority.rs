@@ -1,19 +1,19 @@
-//! How much of which processor a process gets, and how much memory it uses.
+//! Niceness and processors of this process, and the memory that a process uses.
 
 use std::io;
 
-/// `setpriority(2)` for this process.
+/// Sets the niceness of this process (`setpriority(2)`).
 ///
 /// # Errors
-/// `EACCES` when this process may not become more urgent.
+/// `EACCES` if this process is not permitted to lower its niceness.
 pub(crate) fn set_nice(nice: i32) -> io::Result<()> {
     Ok(rustix::process::setpriority_process(None, nice)?)
 }
 
-/// Binds this thread, and those that it makes, to some processors (`sched_setaffinity(2)`); to any when `cpus` is empty.
+/// Restricts this thread, and the threads that it creates, to `cpus` (`sched_setaffinity(2)`). Does nothing if `cpus` is empty.
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidInput`] when there is no such processor.
+/// [`io::ErrorKind::InvalidInput`] if one of `cpus` is beyond the largest processor number, or none of them exists.
 pub(crate) fn pin(cpus: &[u32]) -> io::Result<()> {
     if cpus.is_empty() {
         return Ok(());
@@ -26,7 +26,7 @@ pub(crate) fn pin(cpus: &[u32]) -> io::Result<()> {
     Ok(rustix::thread::sched_setaffinity(None, &set)?)
 }
 
-/// What a process has in memory that is its own: resident bytes, those of shared files left out. `None` when it is gone.
+/// Returns the resident memory of a process in bytes, without its shared files. `None` if the process has exited.
 pub(crate) fn resident_bytes(pid: u32) -> Option<u64> {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let mut pages = statm.split_whitespace().skip(1).map(|field| field.parse::<u64>().ok());
@@ -34,7 +34,7 @@ pub(crate) fn resident_bytes(pid: u32) -> Option<u64> {
     Some(resident.saturating_sub(shared) * rustix::param::page_size() as u64)
 }
 
-/// The most that a process had in memory so far, shared files included. `None` when it is gone.
+/// Returns the peak resident memory of a process in bytes, including shared files. `None` if the process has exited.
 pub(crate) fn peak_bytes(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

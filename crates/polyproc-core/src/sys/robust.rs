@@ -1,15 +1,15 @@
-//! The kernel's help for locks whose owner dies: this thread's robust list.
+//! The robust list, by which the kernel marks the locks of a thread that dies.
 //!
 //! Each thread registers a list of the locks that it holds (`set_robust_list(2)`; libc has done so already, for its own
-//! robust mutexes). When the thread dies, the kernel goes through the list: a word with the thread's id in it is marked
-//! [`OWNER_DIED`], and one sleeper is woken. One more entry, `list_op_pending`, is for a lock that is just being taken or
-//! released; if the thread dies when that word names no owner, the kernel wakes one sleeper, so that a wake-up that this
-//! thread had got, or was about to give, goes to another (Linux 5.5).
+//! robust mutexes). When the thread dies, the kernel walks the list: it marks each word that contains the thread's id as
+//! [`OWNER_DIED`] and wakes one waiter. One more entry, `list_op_pending`, is the lock that the thread is acquiring or
+//! releasing. If the thread dies while that word names no owner, the kernel wakes one waiter, so that a wake-up that the
+//! thread had received, or was about to send, goes to another (Linux 5.5).
 //!
-//! An entry is the address of a list node at a fixed distance from the futex word: libc's choice, read from the list's
-//! head. Our locks are taken and released in strictly nested order, so a list with links in one direction is enough, and
-//! the way back is remembered in private memory: what a peer writes to a node never reaches anybody but the kernel, at our
-//! death, and then costs us at most the recovery of locks.
+//! An entry is the address of a list node at a fixed distance from the futex word. libc chooses the distance; it is read from
+//! the list's head. A thread acquires and releases the engine's locks in strictly nested order, so the list is linked in one
+//! direction only and the link back is kept in private memory. A peer may overwrite a node, but only the kernel reads it, when
+//! the owner dies; at worst, the locks of that thread are not marked.
 //!
 //! Source: Linux `Documentation/locking/robust-futexes.rst` (I. Molnar, T. Gleixner, 2006) and `kernel/futex/core.c`.
 
@@ -24,20 +24,20 @@ use super::shared::shared;
 
 /// There may be waiters: unlocking must wake one.
 pub(crate) const WAITERS: u32 = libc::FUTEX_WAITERS;
-/// The kernel's mark: the owner died.
+/// The owner died: set by the kernel.
 pub(crate) const OWNER_DIED: u32 = libc::FUTEX_OWNER_DIED;
-/// The thread that owns the word; 0 for nobody.
+/// The id of the thread that owns the word; 0 if it has no owner.
 pub(crate) const OWNER: u32 = libc::FUTEX_TID_MASK;
 
 shared! {
-    /// A futex word, the list node that the kernel wants beside it, and room for what the lock guards, in one cache line.
+    /// A futex word, the list node that the kernel requires beside it, and room for the guarded data, in one cache line.
     ///
-    /// | offset | bytes | field | who writes it, when |
+    /// | offset | bytes | field | writer, and when |
     /// |---|---|---|---|
-    /// | 0 | 4 | word | see the user of this |
-    /// | 8 | 16 | near | what the lock guards |
+    /// | 0 | 4 | word | see the type that contains this |
+    /// | 8 | 16 | near | guarded data |
     /// | 24 | 16 | node | the owner, while it holds the lock: a list node (at 32, or at 28 with musl). Only the kernel reads it, when the owner dies |
-    /// | 40 | 24 | far | what the lock guards |
+    /// | 40 | 24 | far | guarded data |
     pub(crate) struct RobustWord {
         pub(crate) word: AtomicU32,
         unused: AtomicU32,
@@ -56,10 +56,10 @@ struct ListHead {
     list_op_pending: AtomicPtr<u8>,
 }
 
-/// What is known of a thread: its id, and the head of its list, which lives as long as the thread.
+/// A thread: its id, and the head of its robust list, which lives as long as the thread.
 #[derive(Clone, Copy)]
 struct Thread {
-    /// The process that it is a thread of: in a copy of that, its id is another.
+    /// The id of the thread's process. In a copy of the process the thread has another id.
     process: u32,
     tid: u32,
     head: *const ListHead,
@@ -70,10 +70,10 @@ thread_local! {
     static THREAD: Cell<Thread> = const { Cell::new(UNKNOWN) };
 }
 
-/// Whether no thread has this id.
+/// Returns whether no thread has this id.
 #[cold]
 pub(crate) fn is_gone(tid: u32) -> bool {
-    // SAFETY: the call takes a number; nothing is changed. Not libc's function: musl's only fails.
+    // SAFETY: the call takes a number and changes nothing. (libc's own function always fails with musl.)
     let policy = unsafe { libc::syscall(libc::SYS_sched_getscheduler, tid.cast_signed()) };
     policy == -1 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
 }
@@ -81,7 +81,7 @@ pub(crate) fn is_gone(tid: u32) -> bool {
 #[cold]
 fn introduce() -> Thread {
     let (mut head, mut len) = (ptr::null::<ListHead>(), 0usize);
-    // SAFETY: the call fills two words of ours.
+    // SAFETY: the call fills two words that this function owns.
     let got = unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut head, &raw mut len) };
     if got != 0 || head.is_null() {
         head = register();
@@ -92,7 +92,7 @@ fn introduce() -> Thread {
     thread
 }
 
-/// A list of our own, where libc has none yet (musl makes one with the first robust mutex). It leaks with the thread.
+/// Registers a list where libc has none yet (musl creates one with the first robust mutex). Each thread leaks its list.
 fn register() -> *const ListHead {
     let head: &ListHead = Box::leak(Box::new(ListHead {
         list: AtomicPtr::new(ptr::null_mut()),
@@ -100,12 +100,12 @@ fn register() -> *const ListHead {
         list_op_pending: AtomicPtr::new(ptr::null_mut()),
     }));
     head.list.store(ptr::from_ref(head).cast::<u8>().cast_mut(), Ordering::Relaxed);
-    // SAFETY: the head lives for ever.
+    // SAFETY: the head is never freed.
     unsafe { libc::syscall(libc::SYS_set_robust_list, ptr::from_ref(head), size_of::<ListHead>()) };
     head
 }
 
-/// This thread's part in robust locking. It does not leave its thread.
+/// This thread, as an owner of robust locks. Neither `Send` nor `Sync`.
 #[derive(Clone, Copy)]
 pub(crate) struct Me {
     tid: u32,
@@ -119,7 +119,7 @@ impl fmt::Debug for Me {
     }
 }
 
-/// What the list was before a [`Me::link`].
+/// The first entry of the list before a [`Me::link`].
 #[derive(Debug)]
 pub(crate) struct Outer(*mut u8);
 
@@ -130,31 +130,32 @@ impl Me {
         if thread.process != super::identity::process_id() {
             thread = introduce();
         }
-        // SAFETY: the kernel gave or took the address as this thread's; libc keeps it until the thread ends, and a `Me`
+        // SAFETY: the address is registered with the kernel for this thread. The head lives until the thread ends, and a `Me`
         // does not leave its thread.
         let head = unsafe { &*thread.head };
         Self { tid: thread.tid, head, not_send: PhantomData }
     }
 
-    /// This thread's id, as the kernel writes it in futex words.
+    /// Returns this thread's id, as the kernel expects it in futex words.
     #[inline]
     pub(crate) fn tid(&self) -> u32 {
         self.tid
     }
 
-    /// The node of `word`, as an address.
+    /// Returns the address of the node of `word`.
     #[inline]
     fn node(&self, word: &RobustWord) -> *mut u8 {
         let offset = self.head.futex_offset.load(Ordering::Relaxed).addr();
         ptr::from_ref(word).cast::<u8>().cast_mut().wrapping_byte_sub(offset)
     }
 
-    /// From now until [`Me::settle`]: if this thread dies when `word` names it, the word is marked; when the word names
-    /// nobody, one sleeper is woken.
+    /// Announces `word` to the kernel until [`Me::settle`]. If this thread dies in between, the kernel marks the word if it
+    /// names this thread, and wakes one waiter if it names no owner.
     #[inline]
     pub(crate) fn announce(&self, word: &RobustWord) {
         self.head.list_op_pending.store(self.node(word), Ordering::Relaxed);
-        compiler_fence(Ordering::SeqCst); // before whatever is done to the word; the kernel runs on this thread
+        // Before any access to the word. A compiler fence is enough, as the kernel reads the list on this thread.
+        compiler_fence(Ordering::SeqCst);
     }
 
     /// Ends [`Me::announce`].
@@ -164,22 +165,22 @@ impl Me {
         self.head.list_op_pending.store(ptr::null_mut(), Ordering::Relaxed);
     }
 
-    /// Puts `word`, which this thread has just taken, in the list.
+    /// Adds `word`, which this thread has just acquired, to the list.
     #[inline]
     pub(crate) fn link(&self, word: &RobustWord) -> Outer {
         let outer = self.head.list.load(Ordering::Relaxed);
         let node = self.node(word);
         let own = ptr::from_ref(&word.node).addr();
         debug_assert!((own..=own + 8).contains(&node.addr()), "libc's list nodes stand elsewhere");
-        // SAFETY: libc's distance (32 on glibc, 28 on musl) puts the node in `word.node`; nobody else writes it
-        // while we own the word.
+        // SAFETY: libc's distance (32 on glibc, 28 on musl) puts the node in `word.node`, which only the owner of the word
+        // writes, and that is this thread.
         unsafe { node.cast::<*mut u8>().write_unaligned(outer) };
         compiler_fence(Ordering::SeqCst);
         self.head.list.store(node, Ordering::Relaxed);
         Outer(outer)
     }
 
-    /// Takes the innermost word out of the list again.
+    /// Removes the word that was added last from the list.
     #[inline]
     pub(crate) fn unlink(&self, outer: &Outer) {
         self.head.list.store(outer.0, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Signal masks and dispositions of our processes, and the handler that tells a stack overflow from other crashes.
+//! Signal masks and dispositions of the engine's processes, and the handler that reports a stack overflow.
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
@@ -31,7 +31,7 @@ impl SignalSet {
     }
 
     pub(super) fn add(&mut self, signal: c_int) {
-        // SAFETY: the set is initialised; a bad number would only be refused.
+        // SAFETY: the set is initialised; the call refuses an invalid number.
         unsafe { libc::sigaddset(&raw mut self.0, signal) };
     }
 
@@ -41,7 +41,7 @@ impl SignalSet {
 }
 
 fn set_mask(set: &SignalSet) {
-    // SAFETY: the set is initialised, and nobody asks for the old one.
+    // SAFETY: the set is initialised; null says that the old one is not requested.
     let failed = unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), ptr::null_mut()) };
     debug_assert_eq!(failed, 0, "SIG_SETMASK is valid");
 }
@@ -51,8 +51,8 @@ thread_local! {
     static BEFORE: Cell<Option<SignalSet>> = const { Cell::new(None) };
 }
 
-/// Blocks every signal in this thread: a helper thread must not run the user's handlers, and the zygote must not die of
-/// the terminal's Ctrl-C while its parent chooses to go on.
+/// Blocks all signals in this thread: a helper thread must not run the user's handlers, and the terminal's Ctrl-C must not end
+/// the zygote while its parent continues.
 pub(crate) fn block_all() {
     let mut before = SignalSet::empty();
     // SAFETY: both sets are initialised.
@@ -61,15 +61,15 @@ pub(crate) fn block_all() {
     BEFORE.set(Some(before));
 }
 
-/// In a process that was forked: the mask that the forking thread had before [`block_all`], which is that of the thread that
-/// started it. Where it did not call that, nothing changes.
+/// Restores, in a forked child, the mask that the forking thread had before [`block_all`], which it inherited from the thread
+/// that started it. Does nothing if the forking thread did not call that.
 pub(crate) fn restore_mask() {
     if let Some(before) = BEFORE.take() {
         set_mask(&before);
     }
 }
 
-/// Lets every signal through again. A signal that was sent to this process while it was being set up arrives now.
+/// Unblocks all signals. Signals that were sent to this process during its set-up are delivered now.
 pub(crate) fn unblock_all() {
     set_mask(&SignalSet::empty());
 }
@@ -77,9 +77,9 @@ pub(crate) fn unblock_all() {
 /// See [`set_handlers_run_later`].
 static HANDLERS_RUN_LATER: AtomicBool = AtomicBool::new(false);
 
-/// Declares that signal handlers of this program only set a flag, which the main thread acts on when it returns from the engine, as
-/// interpreters do. A signal that arrives just before the main thread sleeps would stay unnoticed until something else wakes it, so
-/// its sleeps are bounded by [`recheck_interval`], after which it returns as if a handler had run.
+/// Declares that signal handlers of this program only set a flag, as those of interpreters do. The main thread acts on the flag
+/// when it returns from the engine. A signal that arrives just before the main thread sleeps does not end the sleep, so the
+/// thread sleeps for at most [`recheck_interval`] and then returns as if a handler had run.
 pub(crate) fn set_handlers_run_later() {
     HANDLERS_RUN_LATER.store(true, Ordering::Relaxed);
 }
@@ -96,7 +96,8 @@ thread_local! {
     static INTERVAL: Cell<Duration> = const { Cell::new(FIRST_INTERVAL) };
 }
 
-/// Returns how long this thread sleeps at most: from 0.5 s, doubled by each sleep up to 64 s, so that a long wait almost never wakes.
+/// Returns the longest sleep of this thread: 0.5 s at first, doubled after each sleep up to 64 s, so that a long wait rarely
+/// wakes.
 pub(crate) fn recheck_interval() -> Duration {
     INTERVAL.get()
 }
@@ -125,27 +126,27 @@ fn set_action(signal: c_int, handler: usize, flags: c_int) -> io::Result<()> {
     Err(io::Error::last_os_error())
 }
 
-/// A write to a closed pipe is an error and not a death, as in every Rust program after `main` began.
+/// Ignores `SIGPIPE`, as std does before `main`: a write to a closed pipe fails instead of ending the process.
 pub(crate) fn ignore_sigpipe() -> io::Result<()> {
     set_action(libc::SIGPIPE, libc::SIG_IGN, 0)
 }
 
-/// Leaves the terminal's Ctrl-C to the parent. A handler that does nothing and not `SIG_IGN`, which programs started by
-/// this process would inherit.
+/// Leaves the terminal's Ctrl-C to the parent: installs a handler that does nothing. Programs that this process starts would
+/// inherit `SIG_IGN`.
 pub(crate) fn leave_sigint_to_parent() -> io::Result<()> {
     extern "C" fn nothing(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {}
     set_action(libc::SIGINT, nothing as SigHandler as usize, libc::SA_SIGINFO | libc::SA_RESTART)
 }
 
-/// Has `SIGSTKFLT`, which the kernel never sends and no program uses, end the process group that this process leads. After `exec`,
-/// which takes handlers away, it ends the process alone, as is the default.
+/// Installs a handler for `SIGSTKFLT` that kills the process group that this process leads, and returns that signal. The kernel
+/// never sends it and no program uses it. `exec` resets the handler; by default the signal ends only the process itself.
 pub(super) fn end_group_by_handler() -> io::Result<rustix::process::Signal> {
     extern "C" fn end_group(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
         // SAFETY: `getpid` and `kill` are async-signal-safe.
         let own = unsafe { libc::getpid() };
-        // SAFETY: as above; the group bears this process's id, also in a new session.
+        // SAFETY: as above; the group has this process's id, also in a new session.
         unsafe { libc::kill(-own, libc::SIGKILL) };
-        // SAFETY: as above; for a process that has left its group.
+        // SAFETY: as above. This ends a process that has left its group.
         unsafe { libc::kill(own, libc::SIGKILL) };
     }
     set_action(libc::SIGSTKFLT, end_group as SigHandler as usize, libc::SA_SIGINFO)?;
@@ -154,21 +155,22 @@ pub(super) fn end_group_by_handler() -> io::Result<rustix::process::Signal> {
 
 /// The socket to which the stack-overflow handler reports, or -1.
 static REPORT_TO: AtomicI32 = AtomicI32::new(-1);
-/// The bytes that it sends there.
+/// The bytes that the handler sends.
 static REPORT: AtomicU64 = AtomicU64::new(0);
-/// Beside the frame that the kernel puts there, which holds all registers: the more the processor has, the larger.
+/// The part of the alternate stack for the handler itself. The size of the signal frame, which depends on the processor's
+/// registers, is added to it.
 const ALTERNATE_STACK_LEN_BYTES: usize = 16 * 1024;
-/// `linux/auxvec.h`
+/// From `linux/auxvec.h`: the size of the signal frame in bytes.
 const AT_MINSIGSTKSZ: libc::c_ulong = 51;
-/// A fault this near to the stack pointer, above or below it, is the stack's own: frames are probed page by page.
+/// A fault at most this far from the stack pointer, above or below, is a stack overflow: frames are probed page by page.
 const NEAR_BYTES: usize = 128 * 1024;
 
-/// Installs the handler for the main thread; children made by `clone3` inherit it.
+/// Installs the stack-overflow handler for the main thread. Children created by `clone3` inherit it.
 ///
-/// std installs its own in `main`'s runtime, which our children skip; and std's turns the signal into `SIGABRT`, ours
-/// leaves it as it is.
+/// std installs its own handler before `main`, which the engine's children skip. std's handler turns the signal into `SIGABRT`;
+/// this one leaves it as it is.
 pub(crate) fn install_overflow_handler() -> io::Result<()> {
-    // SAFETY: it reads the vector that the kernel gave the process; 0 where that says nothing.
+    // SAFETY: the call reads the auxiliary vector of the process, and returns 0 if it has no such entry.
     let frame = unsafe { libc::getauxval(AT_MINSIGSTKSZ) };
     let len = ALTERNATE_STACK_LEN_BYTES + usize::try_from(frame).unwrap_or(0);
     let stack = libc::stack_t {
@@ -176,7 +178,7 @@ pub(crate) fn install_overflow_handler() -> io::Result<()> {
         ss_flags: 0,
         ss_size: len,
     };
-    // SAFETY: the memory was leaked just now, so it is this thread's for ever.
+    // SAFETY: the memory was just leaked, so it is never freed and only this thread uses it.
     if unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) } != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -186,14 +188,14 @@ pub(crate) fn install_overflow_handler() -> io::Result<()> {
     Ok(())
 }
 
-/// Has the handler send `report` over the socket `channel` when the stack overflows.
+/// Makes the handler send `report` over the socket `channel` when the stack overflows.
 pub(crate) fn report_overflow_to(channel: BorrowedFd<'_>, report: [u8; 8]) {
     REPORT.store(u64::from_ne_bytes(report), Ordering::Relaxed);
     // Release pairs with the Acquire in `on_fault`.
     REPORT_TO.store(channel.as_raw_fd(), Ordering::Release);
 }
 
-/// The stack pointer at the fault.
+/// Returns the stack pointer at the fault.
 fn stack_pointer(context: &libc::ucontext_t) -> usize {
     #[cfg(target_arch = "x86_64")]
     let pointer = context.uc_mcontext.gregs[libc::REG_RSP as usize].cast_unsigned();
@@ -202,23 +204,23 @@ fn stack_pointer(context: &libc::ucontext_t) -> usize {
     usize::try_from(pointer).unwrap_or_default()
 }
 
-/// Reports a stack overflow, then lets the fault happen again without a handler, so that the exit status is the true one.
+/// Reports a stack overflow, then lets the fault occur again without a handler, so that the exit status names the true signal.
 extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel passes a valid record.
     let info = unsafe { &*info };
-    // SAFETY: SIGSEGV and SIGBUS carry an address when the kernel sent them (a code above 0); else it is only compared.
+    // SAFETY: SIGSEGV and SIGBUS carry an address if the kernel sent them (code above 0); otherwise the value is not used.
     let address = unsafe { info.si_addr() } as usize;
     // SAFETY: with SA_SIGINFO the third argument is a `ucontext_t`.
     let stack = stack_pointer(unsafe { &*context.cast() });
     if info.si_code > 0 && address.abs_diff(stack) < NEAR_BYTES {
         // Acquire pairs with the Release in `report_overflow_to`.
         let (fd, message) = (REPORT_TO.load(Ordering::Acquire), REPORT.load(Ordering::Relaxed).to_ne_bytes());
-        // SAFETY: `send` is async-signal-safe; the message is on this stack; a stale descriptor number only fails.
+        // SAFETY: `send` is async-signal-safe; the message is on this stack; a call with a stale descriptor number only fails.
         unsafe { libc::send(fd, message.as_ptr().cast(), message.len(), libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
     }
     let reset = set_action(signal, libc::SIG_DFL, 0);
     if reset.is_err() || info.si_code <= 0 {
-        // SAFETY: `raise` is async-signal-safe. A signal that somebody sent does not come again by itself.
+        // SAFETY: `raise` is async-signal-safe. A signal that a process sent does not occur again by itself.
         unsafe { libc::raise(signal) };
     }
 }

@@ -1,4 +1,5 @@
-//! One message with descriptors over a `SOCK_SEQPACKET` pair: whole or not at all, and end of file when the peer is gone.
+//! Messages with descriptors over a `SOCK_SEQPACKET` pair. A message arrives whole or not at all; a closed peer is the end of
+//! file.
 
 use std::cell::Cell;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -15,27 +16,30 @@ use rustix::net::{
 /// The kernel's limit on descriptors in one message (`SCM_MAX_FD`).
 pub(crate) const MAX_FDS: usize = 253;
 
-/// Two connected ends, close-on-exec.
+/// Creates two connected sockets, close-on-exec.
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
-/// Whether `fd` is an end of such a pair.
+/// Returns whether `fd` is a `SOCK_SEQPACKET` socket.
 pub(crate) fn is_seqpacket(fd: BorrowedFd<'_>) -> bool {
     rustix::net::sockopt::socket_type(fd) == Ok(SocketType::SEQPACKET)
 }
 
-/// Ends the connection for both sides, whoever else holds its ends: the peer sees the end of file.
+/// Shuts down the connection for both sides, also for other processes that have its ends. The peer reads the end of file.
 pub(crate) fn shut_down(socket: BorrowedFd<'_>) {
-    // Fails only when it is shut down already.
+    // Fails only if it is shut down already.
     let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
 }
 
-/// The longest message that is received whole.
+/// The length in bytes of the longest message that is received whole.
 pub(crate) const MAX_LEN_BYTES: usize = 32 * 1024 + 8;
 
-/// Sends one message; waits while the peer's buffer is full, or fails with `EAGAIN`. `EPIPE` or `ECONNRESET` when the peer
-/// is gone, `EMSGSIZE` when the message is larger than the socket's buffer.
+/// Sends one message. If the peer's buffer is full, blocks (`wait`) or fails.
+///
+/// # Errors
+/// `EAGAIN` if the buffer is full and `wait` is false; `EPIPE` or `ECONNRESET` if the peer is closed; `EMSGSIZE` if the message
+/// is larger than the socket's buffer; `ETOOMANYREFS` for more than [`MAX_FDS`] descriptors.
 pub(crate) fn send(
     socket: BorrowedFd<'_>,
     parts: &[IoSlice<'_>],
@@ -52,52 +56,53 @@ pub(crate) fn send(
     Ok(())
 }
 
-/// How many bytes of messages, and of what the kernel keeps with each, may be unread.
+/// Returns the limit in bytes on unread messages, including the kernel's overhead for each.
 pub(crate) fn send_buffer_len(socket: BorrowedFd<'_>) -> rustix::io::Result<usize> {
     rustix::net::sockopt::socket_send_buffer_size(socket)
 }
 
-/// Receives one message and its descriptors (close-on-exec). An empty message is the end of file.
+/// Receives one message and its descriptors (close-on-exec). An empty message is the end of file. Drops the bytes beyond
+/// [`MAX_LEN_BYTES`], which are padding: see `conn::channel`.
 ///
 /// # Errors
-/// `EAGAIN` with `wait` false and nothing there; `EINTR` when a signal handler ran; `EMFILE` when the process has no
-/// room for the descriptors. What is behind [`MAX_LEN_BYTES`] is dropped: it is padding, see `conn::channel`.
+/// `EAGAIN` if there is no message and `wait` is false; `EINTR` if a signal handler ran; `EMFILE` if the descriptors do not fit
+/// in the process's table.
 pub(crate) fn receive(socket: BorrowedFd<'_>, wait: bool) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let flags = if wait { RecvFlags::empty() } else { RecvFlags::DONTWAIT };
     receive_with(socket, MAX_LEN_BYTES, flags)?.whole()
 }
 
-/// As [`receive`] without waiting, also when the process has no room for the descriptors: the bytes are told all the same.
+/// As [`receive`] without blocking, but returns the bytes even if the descriptors do not fit in the process's table.
 pub(crate) fn receive_any(socket: BorrowedFd<'_>) -> rustix::io::Result<ReceivedMessage> {
     receive_with(socket, MAX_LEN_BYTES, RecvFlags::DONTWAIT)
 }
 
-/// A copy of the next message, of that length at most, and of its descriptors, which stays where it is. As [`receive`] without
-/// waiting; `EMSGSIZE` for a longer one.
+/// Returns a copy of the next message and of its descriptors, and leaves the message in the socket. As [`receive`] without
+/// blocking. Fails with `EMSGSIZE` if the message is longer than `len_bytes`.
 pub(crate) fn peek(socket: BorrowedFd<'_>, len_bytes: usize) -> rustix::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let received = receive_with(socket, len_bytes, RecvFlags::DONTWAIT | RecvFlags::PEEK)?;
     if received.is_longer && !received.are_fds_lost { Err(Errno::MSGSIZE) } else { received.whole() }
 }
 
 thread_local! {
-    /// Where messages are received.
+    /// The buffer into which messages are received.
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// The first bytes of the next message, without waiting, and without the descriptors that came with it, which the kernel drops;
-/// and its whole length. 0 is the end of file.
+/// Receives the first bytes of the next message into `bytes`, without blocking. The kernel drops its descriptors. Returns the
+/// length in bytes of the whole message; 0 is the end of file.
 pub(crate) fn receive_bytes(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> rustix::io::Result<usize> {
     let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
     let (_, len) = rustix::io::retry_on_intr(|| rustix::net::recv(socket, &mut *bytes, flags))?;
     Ok(len)
 }
 
-/// The user id of the process at the other end when it connected or listened.
+/// Returns the user id that the peer had when it connected or listened.
 pub(crate) fn peer_user(socket: BorrowedFd<'_>) -> rustix::io::Result<u32> {
     Ok(rustix::net::sockopt::socket_peercred(socket)?.uid.as_raw())
 }
 
-/// A message that was received.
+/// A received message.
 #[derive(Debug)]
 pub(crate) struct ReceivedMessage {
     pub(crate) bytes: Vec<u8>,
@@ -130,7 +135,7 @@ fn receive_with(socket: BorrowedFd<'_>, len_bytes: usize, flags: RecvFlags) -> r
         Ok((got.bytes, got.flags, fds))
     };
     let received = match receive(&mut bytes[..len_bytes]) {
-        // Says once that the peer went without reading all of ours; what it sent before is still there.
+        // Reported once, if the peer closed before it had read all messages; the messages that it sent can still be received.
         Err(Errno::CONNRESET) => receive(&mut bytes[..len_bytes]),
         other => other,
     };
@@ -151,36 +156,36 @@ pub(crate) fn abstract_address(name: &[u8]) -> io::Result<UnixAddress> {
     Ok(UnixAddress::new_abstract_name(name)?)
 }
 
-/// The system makes up an abstract name for who binds to it.
+/// Returns the address with which `bind(2)` chooses an abstract name.
 pub(crate) fn unnamed_address() -> UnixAddress {
     UnixAddress::new_unnamed()
 }
 
-/// A socket that listens at a path, or at an abstract name, of at most `backlog` connections.
+/// Returns a non-blocking socket that listens at a path or an abstract name, with a queue of at most `backlog` connections.
 pub(crate) fn listen(address: &UnixAddress, backlog: i32) -> io::Result<OwnedFd> {
     let socket = new()?;
-    // Several may accept: who comes too late waits on by its own rules.
+    // Several processes may accept: one that finds no connection left must not block in `accept(2)`, but wait by its deadline.
     rustix::io::ioctl_fionbio(&socket, true)?;
     rustix::net::bind(&socket, address)?;
     rustix::net::listen(&socket, backlog)?;
     Ok(socket)
 }
 
-/// The abstract name of a listening socket.
+/// Returns the abstract name of a listening socket.
 pub(crate) fn abstract_name(socket: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     let address = UnixAddress::try_from(rustix::net::getsockname(socket)?)?;
     Ok(address.abstract_name().ok_or(Errno::INVAL)?.to_vec())
 }
 
-/// The next connection to a listening socket.
+/// Accepts the next connection to a listening socket.
 ///
 /// # Errors
-/// [`io::ErrorKind::Interrupted`] when a signal handler ran.
+/// [`io::ErrorKind::WouldBlock`] if there is none; [`io::ErrorKind::Interrupted`] if a signal handler ran.
 pub(crate) fn accept(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(rustix::net::accept_with(socket, SocketFlags::CLOEXEC)?)
 }
 
-/// A connection to who listens at an address.
+/// Connects to the process that listens at an address.
 pub(crate) fn connect(address: &UnixAddress) -> io::Result<OwnedFd> {
     let socket = new()?;
     rustix::io::retry_on_intr(|| rustix::net::connect(&socket, address))?;
@@ -191,7 +196,7 @@ fn new() -> io::Result<OwnedFd> {
     Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
-/// No more sending, or no more receiving, on this end, whoever else holds it.
+/// Shuts down sending, or else receiving, on this end, also for other processes that have it.
 pub(crate) fn shut_half(socket: BorrowedFd<'_>, sending: bool) -> io::Result<()> {
     let half = if sending { rustix::net::Shutdown::Write } else { rustix::net::Shutdown::Read };
     Ok(rustix::net::shutdown(socket, half)?)

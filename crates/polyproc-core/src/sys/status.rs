@@ -14,19 +14,19 @@ impl Signal {
     /// `SIGKILL`, which no process survives.
     pub const KILL: Self = Self(libc::SIGKILL);
 
-    /// The signal of this number; what the kernel does not know it refuses when it is sent.
+    /// Returns the signal with this number. The kernel refuses an unknown number when the signal is sent.
     #[must_use]
     pub const fn new(number: i32) -> Self {
         Self(number)
     }
 
-    /// The number of the signal, 9 for `SIGKILL`.
+    /// Returns the number of the signal: 9 for `SIGKILL`.
     #[must_use]
     pub const fn number(self) -> i32 {
         self.0
     }
 
-    /// The name of the signal, `"SIGKILL"` for 9; `None` for real-time signals and unknown numbers.
+    /// Returns the name of the signal: `"SIGKILL"` for 9; `None` for real-time signals and unknown numbers.
     #[must_use]
     pub const fn name(self) -> Option<&'static str> {
         Some(match self.0 {
@@ -65,7 +65,7 @@ impl Signal {
         })
     }
 
-    /// Whether the kernel sends it to a process for what that process did: a fault, `abort`, a forbidden system call.
+    /// Returns whether a process normally causes this signal itself: by a fault, `abort` or a forbidden system call.
     pub(crate) fn is_fault(self) -> bool {
         let faults =
             [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGTRAP, libc::SIGSYS];
@@ -85,22 +85,22 @@ impl fmt::Display for Signal {
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitStatus {
-    /// It ended by itself, with this code, 0 to 255.
+    /// The process exited with this code, 0 to 255.
     Exited(i32),
-    /// A signal ended it.
+    /// A signal ended the process.
     Signaled {
         /// The signal.
         signal: Signal,
-        /// Whether the kernel wrote a core file.
+        /// True if the kernel wrote a core file.
         core_dumped: bool,
     },
-    /// It has ended, but other code of this program took its status (`waitpid(-1)`, or an ignored `SIGCHLD`) and the
-    /// kernel, older than 6.15, keeps no second record.
+    /// The process has ended, but its status was lost: it was reaped elsewhere (by a `waitpid(-1)` of the program, or because
+    /// `SIGCHLD` is ignored), and the kernel, older than 6.15, keeps no second record.
     Unknown,
 }
 
 impl ExitStatus {
-    /// Python's `Process.exitcode`: the code, or minus the signal's number; `None` when it is unknown.
+    /// Returns Python's `Process.exitcode`: the exit code, or the negated signal number; `None` if the status is unknown.
     #[must_use]
     pub fn exit_code(self) -> Option<i32> {
         match self {
@@ -110,13 +110,13 @@ impl ExitStatus {
         }
     }
 
-    /// Whether it ended by itself with code 0.
+    /// Returns whether the process exited with code 0.
     #[must_use]
     pub fn success(self) -> bool {
         self == Self::Exited(0)
     }
 
-    /// The signal that ended it.
+    /// Returns the signal that ended the process.
     #[must_use]
     pub fn signal(self) -> Option<Signal> {
         match self {
@@ -125,7 +125,7 @@ impl ExitStatus {
         }
     }
 
-    /// From the status word of `wait(2)`.
+    /// Decodes the status word of `wait(2)`.
     pub(crate) fn from_wait_status(status: i32) -> Self {
         if libc::WIFSIGNALED(status) {
             let signal = Signal::new(libc::WTERMSIG(status));

@@ -2,18 +2,18 @@
 
 use std::sync::OnceLock;
 
-/// Where the arguments lie, and their bytes before [`set`].
+/// The address of the arguments, and their bytes before [`set`].
 static ORIGINAL: OnceLock<(usize, Vec<u8>)> = OnceLock::new();
 
-/// Shows `title` in the place of this process's arguments, until [`restore`]. Does nothing where they are shorter than `title`, or
-/// without `/proc`. Only for a process with one thread, as the standard library reads the arguments without a lock.
+/// Shows `title` instead of this process's arguments, until [`restore`]. Does nothing without `/proc`, or if `title` does not
+/// fit in their place. Only for a process with one thread, as the standard library reads the arguments without a lock.
 pub(crate) fn set(title: &str) {
     let Some((start, end)) = place() else { return };
     let length = end - start;
     if length <= title.len() {
         return;
     }
-    // SAFETY: the kernel put the arguments there, on the stack, which stays mapped; there is one thread.
+    // SAFETY: the kernel stored the arguments there, on the stack, which stays mapped; there is only one thread.
     let arguments = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, length) };
     let _ = ORIGINAL.set((start, arguments.to_vec()));
     let (shown, rest) = arguments.split_at_mut(title.len());
@@ -29,11 +29,11 @@ pub(crate) fn restore() {
     }
 }
 
-/// Returns the first address of the arguments and the one after the last.
+/// Returns the address of the first byte of the arguments, and the address after the last.
 fn place() -> Option<(usize, usize)> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
     let (_, after_name) = stat.rsplit_once(')')?;
-    let mut fields = after_name.split_whitespace().skip(45).map(str::parse); // 48 and 49
+    let mut fields = after_name.split_whitespace().skip(45).map(str::parse); // fields 48 and 49
     let (start, end) = (fields.next()?.ok()?, fields.next()?.ok()?);
     (0 < start && start < end).then_some((start, end))
 }

@@ -10,30 +10,31 @@ use rustix::io::Errno;
 use super::signal;
 use crate::deadline::Deadline;
 
-/// Whether `fd` is readable (or closed by its peer) before the deadline.
+/// Blocks until `fd` is readable or closed by its peer. Returns false if the deadline passes first.
 ///
 /// # Errors
-/// [`io::ErrorKind::Interrupted`] when a signal handler ran.
+/// [`io::ErrorKind::Interrupted`] if a signal handler ran.
 pub(crate) fn is_readable(fd: BorrowedFd<'_>, deadline: Deadline) -> io::Result<bool> {
     Ok(!readable(&[fd], deadline)?.is_empty())
 }
 
-/// Whether `fd` takes bytes (or its peer is gone) before the deadline. Errors as of [`is_readable`].
+/// Blocks until `fd` is writable or closed by its peer. Returns false if the deadline passes first. Fails as [`is_readable`].
 pub(crate) fn is_writable(fd: BorrowedFd<'_>, deadline: Deadline) -> io::Result<bool> {
     poll(&mut [PollFd::new(&fd, PollFlags::OUT)], deadline)
 }
 
-/// The positions of those of `fds` that are readable or closed by their peer; none when the deadline passed first.
+/// Blocks until some of `fds` are readable or closed by their peer. Returns their positions: none if the deadline passes first.
 ///
 /// # Errors
-/// [`io::ErrorKind::Interrupted`] when a signal handler ran.
+/// [`io::ErrorKind::Interrupted`] if a signal handler ran.
 pub(crate) fn readable<Fd: AsFd>(fds: &[Fd], deadline: Deadline) -> io::Result<Vec<usize>> {
     let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
     poll(&mut polled, deadline)?;
     Ok(polled.iter().enumerate().filter(|(_, fd)| !fd.revents().is_empty()).map(|(at, _)| at).collect())
 }
 
-/// `poll(2)`: false when the deadline passed first. Where signal handlers run later, [`signal::recheck_interval`] bounds the wait.
+/// Calls `poll(2)`. Returns false if the deadline passes first. If signal handlers run later, [`signal::recheck_interval`]
+/// bounds the wait.
 fn poll(polled: &mut [PollFd<'_>], deadline: Deadline) -> io::Result<bool> {
     let comes_back = deadline != Deadline::PASSED && signal::comes_back();
     let until = if comes_back { deadline.or_sooner(signal::recheck_interval()) } else { deadline };
@@ -46,7 +47,7 @@ fn poll(polled: &mut [PollFd<'_>], deadline: Deadline) -> io::Result<bool> {
     }
 }
 
-/// A changing set of descriptors, each with a key. Descriptors leave it when they are closed.
+/// A changing set of descriptors, each with a key. A descriptor leaves the set when it is closed.
 #[derive(Debug)]
 pub(crate) struct Poller {
     epoll: OwnedFd,
@@ -57,12 +58,12 @@ impl Poller {
         Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)? })
     }
 
-    /// Reports `key` as long as `fd` is readable.
+    /// Adds `fd`, to report `key` as long as it is readable.
     pub(crate) fn add(&self, fd: impl AsFd, key: u64) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(key), epoll::EventFlags::IN)?)
     }
 
-    /// Reports `key` once, the first time that `fd` is readable.
+    /// Adds `fd`, to report `key` once, the first time that it is readable.
     pub(crate) fn add_once(&self, fd: impl AsFd, key: u64) -> io::Result<()> {
         let flags = epoll::EventFlags::IN | epoll::EventFlags::ONESHOT;
         Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(key), flags)?)
@@ -70,11 +71,12 @@ impl Poller {
 
     /// Stops reporting `fd`, which may be closed elsewhere already.
     pub(crate) fn remove(&self, fd: impl AsFd) {
-        // ENOENT says that it was not there, which is what the caller wants.
+        // ENOENT: it is not in the set, which is what the caller wants.
         let _ = epoll::delete(&self.epoll, fd);
     }
 
-    /// Waits until something is readable and puts its keys in `keys`; leaves none when the deadline passed.
+    /// Blocks until a descriptor is readable. Replaces `keys` by the keys of the readable ones: none if the deadline passed
+    /// first, or if a signal handler ran.
     pub(crate) fn wait(&self, keys: &mut Vec<u64>, deadline: Deadline) -> io::Result<()> {
         keys.clear();
         let mut events = Vec::with_capacity(64);
@@ -87,7 +89,7 @@ impl Poller {
     }
 }
 
-/// Wakes the thread that watches it.
+/// A counter with a descriptor, by which one thread wakes another that polls it (`eventfd(2)`).
 #[derive(Debug)]
 pub(crate) struct EventFd {
     eventfd: OwnedFd,
@@ -99,18 +101,18 @@ impl EventFd {
     }
 
     pub(crate) fn ring(&self) {
-        // Fails only when 2^64 - 2 rings are unanswered: the watcher wakes all the same.
+        // Fails only if 2^64 - 2 rings are unanswered, in which case the descriptor is readable anyway.
         let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
     }
 
-    /// Takes the rings so far.
+    /// Clears the rings so far, so that the descriptor is no longer readable.
     pub(crate) fn answer(&self) {
-        // EAGAIN says that nobody rang.
+        // EAGAIN: there was no ring.
         let _ = rustix::io::read(&self.eventfd, &mut [0u8; 8]);
     }
 }
 
-/// One that another process made.
+/// Wraps an eventfd, for instance one that another process created.
 impl From<OwnedFd> for EventFd {
     fn from(eventfd: OwnedFd) -> Self {
         Self { eventfd }

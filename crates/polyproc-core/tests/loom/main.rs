@@ -1,8 +1,9 @@
-//! Models of the locks, of the waits, of the indices of queues, and of a pool's table and doorbell: every order of steps of a few threads is tried.
+//! Models of the locks, the waits, the indices of queues, and a pool's table and doorbell. Loom tries every interleaving of a
+//! few threads that has at most two preemptions.
 //!
-//! The sources are the engine's own, compiled here a second time against a model of the system: a futex is a lock and a
-//! condition, without timeouts, so that a wake-up that could be lost is a deadlock, which the checker reports. A thread
-//! dies by doing what the kernel does then.
+//! The engine's own sources are compiled a second time, against a model of the system. A futex is a mutex and a condition
+//! variable, without timeouts, so a lost wake-up is a deadlock, which loom reports. A thread that dies takes the steps that
+//! the kernel takes for a dead thread.
 
 #![allow(dead_code, reason = "the models use a part of each source")]
 
@@ -36,7 +37,7 @@ enum WaitError {
     Interrupted,
 }
 
-/// The kernel's side of a word: who sleeps on it, the first first.
+/// The kernel's side of a futex word: the sleeping threads, in the order in which they went to sleep.
 #[derive(Debug, Default)]
 struct Bucket {
     next: usize,
@@ -91,7 +92,7 @@ struct Table<'a> {
     board: &'a Board,
 }
 
-/// How workers wake the parent of a pool.
+/// The word by which workers wake the parent of a pool.
 struct Doorbell {
     word: FutexWord,
 }
@@ -120,11 +121,11 @@ mod os {
 
     loom::thread_local! {
         static TID: std::cell::Cell<u32> = std::cell::Cell::new(0);
-        /// This thread dies when it is woken.
+        /// True if this thread dies when it is woken.
         static DOOMED: std::cell::Cell<bool> = std::cell::Cell::new(false);
     }
 
-    /// The kernel marks the words of all that die here.
+    /// Always false: in the model, the kernel marks the word of every owner that dies.
     pub(super) fn is_gone(_: u32) -> bool {
         false
     }
@@ -158,7 +159,7 @@ mod os {
         Interrupted,
     }
 
-    /// Sleeps until it is woken: here no time ever passes.
+    /// Sleeps until this thread is woken. In the model no timeout expires.
     pub(super) fn wait(word: &FutexWord, expected: u32, _: Duration) -> Wait {
         let mut bucket = word.bucket.lock().expect("not poisoned");
         if word.value.load(Ordering::SeqCst) != expected {
@@ -182,7 +183,7 @@ mod os {
         woken
     }
 
-    /// What the kernel does for a thread that dies with `word` in its robust list, or as the pending one.
+    /// Takes the kernel's steps for a thread that dies with `word` in its robust list or as its pending entry.
     pub(super) fn through_death(word: &FutexWord) {
         let seen = word.value.load(Ordering::SeqCst);
         if seen & OWNER == TID.with(std::cell::Cell::get) {
@@ -204,7 +205,7 @@ mod os {
         fence(Ordering::SeqCst);
     }
 
-    /// What the list holds matters at a death only, and the models say themselves what it holds then.
+    /// Keeps no list: the kernel reads it only after a death, and the models then pass the word to [`through_death`].
     #[derive(Debug, Clone, Copy)]
     pub(super) struct Me;
     #[derive(Debug)]
@@ -236,7 +237,7 @@ impl Mutex {
         Self { robust: RobustWord { word: FutexWord::new() } }
     }
 
-    /// Dies holding the lock.
+    /// Lets the calling thread die while it holds the lock.
     fn die(&self, guard: Guard<'_>) {
         std::mem::forget(guard);
         through_death(&self.robust.word);
@@ -302,7 +303,7 @@ fn a_dead_owner_is_told_of_once_and_nobody_waits_for_it() {
     });
 }
 
-/// Items that are waited for: a number under a lock.
+/// Items that consumers wait for: a count under a lock.
 struct Items {
     count: ModelMutex<usize>,
     waiters: EventCount,
@@ -320,7 +321,7 @@ impl Items {
         self.waiters.wake_one();
     }
 
-    /// Takes one. False for a thread that died instead.
+    /// Takes one item. Returns false if the thread died instead.
     fn get(&self, tid: u32, doomed: bool) -> bool {
         os::begin_thread(tid, doomed);
         let interval = event_count::RecheckInterval::new(std::time::Duration::from_secs(1));
@@ -363,7 +364,7 @@ fn who_reaps_the_dead_wakes_those_who_lost_a_wake_up() {
             move || assert!(items.get(3, false))
         });
         items.put(1);
-        items.put(1); // the dying one may have taken one before it slept
+        items.put(1); // the dying thread may have taken one before it slept
         dying.join().expect("no panic");
         items.waiters.recover();
         living.join().expect("no panic");
@@ -381,7 +382,7 @@ fn the_kernel_passes_on_a_wake_up_for_a_mutex() {
             move || {
                 os::begin_thread(2, true);
                 if mutex.lock(Deadline::NEVER).is_err() {
-                    through_death(&mutex.robust.word); // killed when it was woken, with the word announced
+                    through_death(&mutex.robust.word); // killed after its wake-up, while the word is pending
                 }
             }
         });
@@ -414,7 +415,7 @@ impl Side {
     }
 }
 
-/// A queue of two words, used round and round, so that a count that says too much shows.
+/// A queue of two words, used as a ring so that a count that is too high is detected.
 struct Queue {
     put: Side,
     get: Side,
@@ -427,7 +428,7 @@ impl Queue {
         Arc::new(Self { put: Side::new(), get: Side::new(), words })
     }
 
-    /// Puts `value`, or dies with everything done but the commit. False when the queue is full.
+    /// Puts `value`, or dies immediately before the commit. Returns false if the queue is full.
     fn put(&self, tid: u32, value: u64, dies: bool) -> bool {
         os::begin_thread(tid, false);
         let guard = self.put.lock.take();
@@ -532,7 +533,7 @@ impl<'a> Table<'a> {
     }
 }
 
-/// Two workers take tasks; the parent lays down two, takes the first back if it can, and uses its slot again.
+/// Two workers claim tasks; the parent publishes two, withdraws the first if it can, and then reuses its slot.
 #[test]
 fn each_task_is_taken_once_and_none_is_passed_over() {
     model(2, || {
@@ -552,7 +553,7 @@ fn each_task_is_taken_once_and_none_is_passed_over() {
             .collect();
         let withdrawn = board.table().withdraw(0, first);
         let third = withdrawn.then_some(2);
-        // The place at the head is free then.
+        // After the withdrawal the place at the head is free.
         assert!(third.is_none_or(|third| board.table().publish(0, third)));
         let mut seen: Vec<_> = workers.into_iter().filter_map(|worker| worker.join().expect("no panic")).collect();
         while let Some(claimed) = board.table().claim(9) {
@@ -567,7 +568,7 @@ fn each_task_is_taken_once_and_none_is_passed_over() {
     });
 }
 
-/// A parent that looks for a result, says how it is to be woken, looks again, and sleeps; a worker that puts one down.
+/// The parent checks for results, sets how workers must wake it, re-checks, and sleeps; two workers produce one result each.
 #[test]
 fn the_parent_is_woken_for_a_result() {
     for how in [doorbell::SPINNING, doorbell::ASLEEP, doorbell::ASLEEP_UNTIL_LOW, doorbell::AWAY] {
@@ -595,7 +596,7 @@ fn the_parent_is_woken_for_a_result() {
                                 thread::yield_now();
                             }
                         }
-                        // The eventfd stays readable until somebody reads it.
+                        // The eventfd stays readable until it is read.
                         doorbell::AWAY => {
                             while shared.2.swap(0, Ordering::SeqCst) == 0 {
                                 os::wait(&shared.2, 0, std::time::Duration::from_secs(1));

@@ -1,0 +1,33 @@
+//! Waits for the fork server, which may be stopped or run a preload function for long: they end when the program gives up.
+
+use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::time::Duration;
+
+use super::StartError;
+
+/// Returns whether to give up the wait for the fork server, which may be stopped or run a long `preload`. Called after a signal
+/// handler ran, and every [`ASK_EVERY`].
+pub(crate) type GiveUp<'a> = &'a dyn Fn() -> bool;
+
+pub(super) const ASK_EVERY: Duration = Duration::from_millis(100);
+
+/// Acquires a lock whose owner may be waiting for the fork server.
+///
+/// # Errors
+/// [`StartError::Interrupted`] when `give_up` returns true.
+pub(super) fn lock_unless<'a, T>(mutex: &'a Mutex<T>, give_up: GiveUp<'_>) -> Result<MutexGuard<'a, T>, StartError> {
+    let mut pause = Duration::from_micros(20);
+    loop {
+        match mutex.try_lock() {
+            Ok(guard) => return Ok(guard),
+            Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if pause > ASK_EVERY / 10 && give_up() => {
+                return Err(StartError::Interrupted);
+            }
+            Err(TryLockError::WouldBlock) => {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(ASK_EVERY / 4);
+            }
+        }
+    }
+}

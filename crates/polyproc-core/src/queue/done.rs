@@ -1,0 +1,116 @@
+//! The end of a taken message under the consumers' lock: the report of its consumer, or the reclaim after the consumer's death.
+
+use super::error::{GetError, TaskDoneError};
+use super::ring::Ring;
+use super::task::{OnConsumerDeath, count_returned, oldest, on_death, retire, unfinished};
+use crate::deadline::Deadline;
+use crate::prim::Ordering;
+use crate::robust::Guard;
+use crate::shm::MemoryError;
+use crate::shm::arena::{Block, BlockState};
+use crate::sys::identity::Identity;
+
+/// Reports one message of this process as done.
+pub(super) fn task_done(ring: &Ring) -> Result<(), TaskDoneError> {
+    if on_death(ring) == OnConsumerDeath::Nothing {
+        let put = ring.layout().put.count.load(Ordering::Acquire);
+        let one_more = |done: u64| (done < put).then(|| done + 1);
+        let done = &ring.layout().tasks.done;
+        done.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).map_err(|_| TaskDoneError::TooMany)?;
+    } else {
+        let _guard = lock_for_sure(ring)?;
+        let taken = ring.layout().get.count.load(Ordering::Relaxed);
+        let block = match oldest_held(ring, taken)? {
+            Some(block) => block,
+            // A message that an earlier handle of this process took.
+            None => {
+                let is_own = |owner, position| owner == Identity::own() && position < taken;
+                oldest(ring, BlockState::Held, is_own)?.ok_or(TaskDoneError::TooMany)?
+            }
+        };
+        retire(ring, block)?;
+    }
+    wake_joiners(ring);
+    Ok(())
+}
+
+/// Returns the oldest message that this process took by this handle. The caller holds the consumers' lock.
+fn oldest_held(ring: &Ring, taken: u64) -> Result<Option<Block>, MemoryError> {
+    let Ok(mut held) = ring.held.try_lock() else { return Ok(None) };
+    while let Some((position, block)) = held.pop_first() {
+        let record = ring.arena().record(block)?;
+        let is_it = record.state() == Some(BlockState::Held) && record.position() == position && position < taken;
+        // A forked child of a consumer has taken no message.
+        if is_it && record.owner() == Identity::own() {
+            return Ok(Some(block));
+        }
+    }
+    Ok(None)
+}
+
+/// Acquires the consumers' lock, however long it takes and whatever signals arrive.
+fn lock_for_sure(ring: &Ring) -> Result<Guard<'_>, MemoryError> {
+    loop {
+        match ring.lock_get::<GetError>(Deadline::NEVER) {
+            Ok(guard) => return Ok(guard),
+            Err(GetError::Memory(error)) => return Err(error),
+            Err(_) => {} // a signal
+        }
+    }
+}
+
+fn wake_joiners(ring: &Ring) {
+    crate::prim::fence(Ordering::SeqCst);
+    if unfinished(ring) == 0 {
+        ring.layout().unfinished.wake_all();
+    }
+}
+
+/// Takes back blocks that dead processes were filling or reading, and messages that they had taken. Returns the other processes
+/// that hold blocks and are alive.
+pub(super) fn reclaim(ring: &Ring) -> Result<Vec<Identity>, MemoryError> {
+    let arena = ring.arena();
+    let is_held = |state| matches!(state, Some(BlockState::Owned | BlockState::Held));
+    let mut owners = Vec::new();
+    for block in arena.blocks() {
+        let record = arena.record(block)?;
+        let owner = record.owner();
+        if is_held(record.state()) && owner != Identity::own() && !owners.contains(&owner) {
+            owners.push(owner);
+        }
+    }
+    let (owners, living): (Vec<_>, Vec<_>) = owners.into_iter().partition(|owner| owner.is_dead());
+    if owners.is_empty() {
+        return Ok(living);
+    }
+    if !arena.is_available() {
+        return Ok(living); // a stopped process holds the lock: the next call tries again
+    }
+    // Under this lock no other process takes blocks from dead processes, so their blocks do not change. A process that reaps
+    // calls this and must not wait indefinitely for a stopped owner of the lock: the next call tries again.
+    let guard = match ring.lock_get::<GetError>(Deadline::PASSED) {
+        Ok(guard) => guard,
+        Err(GetError::Memory(error)) => return Err(error),
+        Err(_) => return Ok(living),
+    };
+    let taken = ring.layout().get.count.load(Ordering::Relaxed);
+    for block in arena.blocks() {
+        let record = arena.record(block)?;
+        let state = record.state();
+        if !is_held(state) || !owners.contains(&record.owner()) {
+            continue;
+        }
+        match (state, on_death(ring)) {
+            (Some(BlockState::Held), _) if record.position() >= taken => {} // its owner died before it took the message
+            (Some(BlockState::Held), OnConsumerDeath::CountAsDone) => retire(ring, block)?,
+            (Some(BlockState::Held), OnConsumerDeath::PutBack) => record.set_state(BlockState::Returned),
+            _ => arena.free(block)?,
+        }
+    }
+    count_returned(ring)?;
+    drop(guard);
+    ring.layout().items.wake_generation();
+    wake_joiners(ring);
+    ring.ring_once();
+    Ok(living)
+}
