@@ -37,7 +37,7 @@ def test_a_queue_without_a_bound_has_that_of_the_program(size):
     queue = polyproc.Queue()
     value = bytes(size)
     count = 0
-    with pytest.raises(MemoryError, match="16777216 may be"):
+    with pytest.raises(MemoryError, match="of 16777216 bytes are in use"):
         while True:
             queue.put_nowait(value)
             count += 1
@@ -53,9 +53,9 @@ def test_a_queue_without_a_bound_has_that_of_the_program(size):
 
 def test_what_cannot_fit_alone_is_refused_at_once():
     queue = polyproc.Queue()
-    with pytest.raises(polyproc.OutOfSpace, match=f"{16 * MIB} may be"):
+    with pytest.raises(polyproc.OutOfSpace, match=f"of {16 * MIB} bytes are in use"):
         queue.put(bytes(9 * MIB))
-    with pytest.raises(polyproc.OutOfSpace, match="1000 may be"):
+    with pytest.raises(polyproc.OutOfSpace, match="of 1000 bytes are in use"):
         polyproc.Queue(max_bytes=1000).put(bytes(2000))
 
 
@@ -98,7 +98,7 @@ def test_arguments_and_results_of_a_pool_wait_for_room(mp):
         fill(queue, bytes(MIB))
         # The queue uses nearly the whole budget: the items pass one by one.
         assert pool.map(double, values, 1) == [value + value for value in values]
-        with pytest.raises(Exception, match=f"{16 * MIB} may be"):
+        with pytest.raises(Exception, match=f"of {16 * MIB} bytes are in use"):
             pool.apply(len, (bytes(70_000), bytes(9 * MIB)))
         assert pool.apply(double, (1,)) == 2
 

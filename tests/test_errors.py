@@ -182,6 +182,7 @@ def test_what_cannot_be_started_is_a_start_error(programs):
                     start()
                 except mp.StartError as error:
                     print(isinstance(error, mp.ProcessError), isinstance(error, OSError), error.errno == errno.ENOENT)
+                    print("executing the program failed: No such file or directory" in str(error))
         """
     )
-    assert (code, out, err) == (0, 2 * "True True True\n", "")
+    assert (code, out, err) == (0, 2 * "True True True\nTrue\n", "")

@@ -51,7 +51,7 @@ def test_limits_are_lines_of_the_report(folder):
     slow.write_text("x = 1\n" * 200_000)
     code, out, err = run(folder, "--json", "--timeout", "0.000001")
     assert (code, err) == (0, "")
-    assert "ran out of time" in json.loads(out)["problems"][str(slow)]
+    assert "exceeded its time limit" in json.loads(out)["problems"][str(slow)]
 
 
 def test_table(folder):

@@ -16,7 +16,7 @@ fn test(queue: JoinableQueue<u32>) {
                 println!("{pid} empty!");
                 break;
             }
-            Err(error) => panic!("{error}"),
+            Err(error) => panic!("{error:?}"),
         }
     }
 }

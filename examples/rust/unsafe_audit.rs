@@ -8,6 +8,7 @@
 //! cannot be parsed. One nests so deeply that the parser overflows its stack: that kills the worker, not the job.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -191,7 +192,7 @@ struct Report {
     elapsed_seconds: f64,
 }
 
-fn run(files: &[(PathBuf, String)], options: &Options) -> Result<Report, Box<dyn std::error::Error>> {
+fn run(files: &[(PathBuf, String)], options: &Options) -> Result<Report, Box<dyn Error>> {
     let start = Instant::now();
     let builder = Pool::builder().memory_limit(options.memory_mib << 20);
     let pool = Arc::new(options.workers.into_iter().fold(builder, PoolBuilder::workers).build()?);
@@ -241,11 +242,22 @@ fn run(files: &[(PathBuf, String)], options: &Options) -> Result<Report, Box<dyn
 
 fn reason(failure: &Failure) -> String {
     match failure {
-        Failure::TimedOut => "took longer than it may".to_owned(),
-        Failure::OutOfMemory => "took more memory than it may".to_owned(),
+        Failure::TimedOut => "exceeded its time limit".to_owned(),
+        Failure::OutOfMemory => "exceeded its memory limit".to_owned(),
         Failure::WorkerLost(death) => format!("ended the parser's process: {death}"),
-        other => other.to_string(),
+        other => chain(other),
     }
+}
+
+/// Returns the text of an error and of each of its sources.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut texts = vec![error.to_string()];
+    let mut source = error.source();
+    while let Some(error) = source {
+        texts.push(error.to_string());
+        source = error.source();
+    }
+    texts.join(": ")
 }
 
 fn print_table(out: &mut impl Write, report: &Report) -> io::Result<()> {
@@ -306,7 +318,7 @@ fn main() -> ExitCode {
     let report = match run(&files, &options) {
         Ok(report) => report,
         Err(error) => {
-            eprintln!("unsafe_audit: {error}");
+            eprintln!("unsafe_audit: {}", chain(&*error));
             return ExitCode::FAILURE;
         }
     };

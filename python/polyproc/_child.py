@@ -106,7 +106,7 @@ class _Life:
     def __init__(self, initializer):
         self.initializer = initializer
         # Why the worker cannot run tasks; `None` after the initializer has returned.
-        self.error = RuntimeError("the `run` of the worker's process returned without calling that of `BaseProcess`")
+        self.error = RuntimeError("the `run` of the worker's process returned without calling `BaseProcess.run`")
 
     def run(self):
         # Line-buffered, so that a task's output survives if its worker is killed, and arrives in whole lines.
@@ -190,7 +190,7 @@ def wrap_error(error):
     from .pool import MaybeEncodingError, TaskExited
 
     if not isinstance(error, Exception):
-        error = TaskExited(f"the task raised {error!r}, which is not for its caller")
+        error = TaskExited(f"the task raised {error!r}, which is not passed to the caller")
     try:
         pickle, fds = dumps_values(error)
         if fds:

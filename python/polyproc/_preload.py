@@ -151,7 +151,7 @@ class _Look:
         for finalizer in set(weakref.finalize._registry) - self.finalizers:
             alive = finalizer.peek()
             if alive is not None and finalizer.atexit:
-                return f"{alive[0]!r}, which has something to do at exit"
+                return f"{alive[0]!r}, which has a finalizer to run at exit"
         return None
 
     def _generator(self):

@@ -90,8 +90,8 @@ def with_preload(preparation, start):
         # Another module is the cause, or the system does not let a fork server create processes: nothing is preloaded.
         if _polyproc.is_forkserver_refused():
             _log_once(
-                "the system lets no fork server make processes (clone3 and clone are refused, or /proc is not mounted): "
-                "programs are executed instead, which is slower"
+                "the system does not let the fork server create processes (clone3 and clone are refused, or /proc is not "
+                "mounted): each process executes the program instead, which is slower"
             )
         _polyproc.set_preload(None, [])
         return start(preparation)
@@ -105,9 +105,9 @@ def _say_why(why, options):
         warnings.warn(f"failed to preload: {what}", ImportWarning, stacklevel=4)
     if kind == "holds":
         _log_once(
-            f"each process imports the main module by itself, as copies of a process must not share what that holds: {what}. "
-            'Make it in a function, or under `if __name__ == "__main__":`; '
-            'or call `set_forkserver_preload(["__main__"])` to share it, or `set_forkserver_preload([])`'
+            "the main module is not preloaded, and each process imports it, as processes must not share an object that it "
+            f'holds: {what}. Create the object in a function or under `if __name__ == "__main__":`, or call '
+            '`set_forkserver_preload(["__main__"])` to share it, or `set_forkserver_preload([])`'
         )
 
 
@@ -165,4 +165,4 @@ ensure_running = _forkserver.ensure_running
 
 
 def connect_to_new_process(fds):
-    raise NotImplementedError("processes of polyproc are made by its engine")
+    raise NotImplementedError("the engine of polyproc creates processes")

@@ -296,7 +296,7 @@ def _limits(timeout, retries):
     if isinstance(retries, bool) or not isinstance(retries, int):
         raise TypeError(f"retries must be an int, not {retries!r}")
     if not 0 <= retries < 1 << 31:
-        raise ValueError(f"retries must be a number from 0 on, not {retries!r}")
+        raise ValueError(f"retries must be at least 0 and less than 2**31, not {retries!r}")
     return timeout, retries
 
 

@@ -58,7 +58,7 @@ def freeze_support():
 
 def _end_without_support():
     sys.stderr.write(
-        "this process was started by a frozen program, which has to call polyproc.freeze_support() first in its main module\n"
+        "a frozen program started this process: call polyproc.freeze_support() first in the main module of the program\n"
     )
     sys.stderr.flush()
     os._exit(255)
@@ -72,7 +72,7 @@ if _frozen_role() is not None:
 def _frozen_command(role):
     if _frozen_role() is not None:
         raise context.StartError(
-            "a frozen program was started as a process, and starts others: "
+            "cannot start a process, as this child of a frozen program does not run as a child: "
             "call polyproc.freeze_support() first in the main module"
         )
     return [os.fsdecode(get_executable()), _FROZEN, role]
@@ -127,4 +127,4 @@ def prepare(data):
 
 
 def _main(*_):
-    raise NotImplementedError("processes of polyproc are told over a socket what to run")
+    raise NotImplementedError("processes of polyproc receive their work over a socket")

@@ -9,9 +9,9 @@
 
 use std::ffi::CString;
 
-use crate::frame::wire::{Reader, WireError, Writer};
-use crate::frame::{Context, Input, Payload, Verdict};
 use crate::sys::image::{self, FunctionError, Location};
+use crate::wire::{Context, Input, Payload, Verdict};
+use crate::wire::{Reader, WireError, Writer};
 
 mod sealed {
     #[expect(unnameable_types, reason = "sealing a trait takes a name that nobody else can write")]
@@ -79,7 +79,7 @@ impl<A: 'static, B: 'static, R: 'static> Callable for Binary<A, B, R> {
 /// How bytes reach a function of type `F` and its result becomes bytes again: the codec of a face.
 pub trait Handler<F>: 'static {
     /// Decodes `input`, calls `function`, and puts what it returned, or an error in the face's own encoding, at the end of
-    /// `out.head`, and descriptors in `out.fds`.
+    /// `out.bytes`, and descriptors in `out.fds`.
     fn handle(function: F, input: Input<'_>, out: &mut Payload) -> Verdict;
 }
 
@@ -161,7 +161,7 @@ impl Resolved {
     /// Calls it for a process of its own.
     pub(crate) fn call_once(&self, input: Payload) -> Result<Payload, Payload> {
         let mut out = Payload::default();
-        let input = Input { bytes: &input.head, fds: input.fds, context: &Context::default() };
+        let input = Input { bytes: &input.bytes, fds: input.fds, context: &Context::default() };
         match self.call(input, &mut out) {
             Verdict::Returned => Ok(out),
             Verdict::Raised => Err(out),
@@ -176,7 +176,7 @@ mod tests {
     struct Reverse;
     impl Handler<fn(Vec<u8>) -> Vec<u8>> for Reverse {
         fn handle(function: fn(Vec<u8>) -> Vec<u8>, input: Input<'_>, out: &mut Payload) -> Verdict {
-            out.head = function(input.bytes.to_vec());
+            out.bytes = function(input.bytes.to_vec());
             Verdict::Returned
         }
     }
@@ -191,6 +191,6 @@ mod tests {
         let decoded = Function::decode(&mut Reader::new(&bytes)).expect("what was just encoded");
         assert_eq!(decoded, function);
         let result = decoded.resolve().expect("same process").call_once(Payload::from(vec![1, 2, 3]));
-        assert_eq!(result.expect("the handler succeeds").head, [3, 2, 1]);
+        assert_eq!(result.expect("the handler succeeds").bytes, [3, 2, 1]);
     }
 }

@@ -5,17 +5,17 @@
 
 use crate::conn::channel;
 use crate::deadline::Deadline;
-use crate::frame::Payload;
 use crate::pool::decode_any;
 use crate::process::{Outcome, StartRequest};
 use crate::queue::{OnConsumerDeath, Queue, QueueSettings};
 use crate::sync::{Barrier, Condition, Event, Lock, Owner, Semaphore};
+use crate::wire::Payload;
 
 /// Decodes `bytes` as a message on a channel, and as the messages of each protocol.
 pub fn message(bytes: &[u8]) {
     let decoded = || channel::decode((bytes.to_vec(), Vec::new())).ok().flatten();
     if let Some(message) = decoded() {
-        let _ = Outcome::decode(message.tag, Payload::from(message.payload.head));
+        let _ = Outcome::decode(message.tag, Payload::from(message.payload.bytes));
     }
     if let Some(message) = decoded() {
         let _ = StartRequest::decode(message);
@@ -89,7 +89,7 @@ pub fn sync(words: &[u8]) {
         let _ = condition.wait(&ticket, Deadline::PASSED);
         condition.leave(ticket);
     }
-    if let Ok(turn) = barrier.come(Deadline::PASSED) {
+    if let Ok(turn) = barrier.arrive(Deadline::PASSED) {
         let _ = barrier.wait(&turn, Deadline::PASSED);
     }
     barrier.reset();

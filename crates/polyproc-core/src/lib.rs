@@ -5,9 +5,9 @@
 //!
 //! | room | what it holds |
 //! |---|---|
-//! | `prim`, [`Deadline`], `retry` | atomics; the only timeout type; interrupted waits |
+//! | `prim`, [`Deadline`], `retry`, [`error_chain`] | atomics; the only timeout type; interrupted waits; the text of an error with its sources |
 //! | `sys` | every system call, and `unsafe` code |
-//! | `frame` | payloads and their encoding |
+//! | `wire` | payloads and their encoding |
 //! | `function` | functions by names that another process of the same build can resolve |
 //! | `shm` | memory files, blocks in them, the shared objects of this process |
 //! | `robust` | the locks and waits that all else in shared memory is made of |
@@ -25,7 +25,7 @@ compile_error!("polyproc runs on 64-bit Linux (5.9 or newer) only");
 
 pub mod conn;
 mod deadline;
-mod frame;
+mod error_chain;
 mod function;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -40,9 +40,10 @@ mod robust;
 mod shm;
 pub mod sync;
 mod sys;
+mod wire;
 
 pub use deadline::Deadline;
-pub use frame::{Context, Input, Payload, Verdict};
+pub use error_chain::error_chain;
 pub use retry::{Interrupt, retry_interrupted};
 pub use robust::WaitError;
 pub use shm::{
@@ -50,6 +51,7 @@ pub use shm::{
     memory_budget, set_memory_budget,
 };
 pub use sys::per_process::PerProcess;
+pub use wire::{Context, Input, Payload, Verdict};
 #[cfg(feature = "crash-points")]
 #[doc(hidden)]
 pub mod crash {

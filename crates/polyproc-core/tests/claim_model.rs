@@ -16,7 +16,7 @@ mod os {
 
 const SLOTS: u32 = 4;
 
-struct Table<'a> {
+struct ClaimTable<'a> {
     board: &'a Board,
 }
 
@@ -28,7 +28,7 @@ struct Board {
     states: [AtomicU64; SLOTS as usize],
 }
 
-impl<'a> Table<'a> {
+impl<'a> ClaimTable<'a> {
     fn head(&self) -> &'a AtomicU64 {
         &self.board.head
     }
@@ -72,7 +72,7 @@ fn op() -> impl Strategy<Value = Op> {
 /// Slot, position and number of each task.
 type Tasks = VecDeque<(u32, u64, u32)>;
 
-fn publish(table: &Table<'_>, slot: u32, number: u32, tail: &mut u64, waiting: &mut Tasks) {
+fn publish(table: &ClaimTable<'_>, slot: u32, number: u32, tail: &mut u64, waiting: &mut Tasks) {
     let mut publish = |slot| {
         let position = *tail;
         let is_published = table.publish(slot, position);
@@ -96,7 +96,7 @@ proptest! {
     #[test]
     fn every_task_is_claimed_once_in_order(ops in proptest::collection::vec(op(), 1..400)) {
         let board = Board::default();
-        let table = Table { board: &board };
+        let table = ClaimTable { board: &board };
         let mut free: Vec<u32> = (0..SLOTS).collect();
         let (mut waiting, mut claimed) = (Tasks::new(), Tasks::new());
         let (mut next, mut tail) = (0, 0);

@@ -58,7 +58,7 @@ fn receive(py: Python<'_>, handle: RawFd) -> PyResult<(u8, Vec<u8>, Vec<OwnedFd>
     let connection = sys::connection(handle)?;
     let message = time::wait(py, || connection.receive_tagged(Deadline::NEVER))??;
     let (tag, message) = message.ok_or_else(|| PyEOFError::new_err(()))?;
-    Ok((tag, message.head, message.fds))
+    Ok((tag, message.bytes, message.fds))
 }
 
 /// Receives a value. A message that was sent as bytes is unpickled.

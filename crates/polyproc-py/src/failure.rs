@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use polyproc_core::WaitError;
-use polyproc_core::pool::{ItemEnd, PoolError, TaskEnd, Why};
+use polyproc_core::pool::{ItemEnd, NoWorkersReason, PoolError, TaskEnd};
+use polyproc_core::{WaitError, error_chain};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
@@ -53,35 +53,35 @@ pub(crate) fn failure(py: Python<'_>, end: TaskEnd) -> PyErr {
     let lost = |text| pool_error(py, "WorkerLost", text);
     match end {
         TaskEnd::Raised(bytes) => raised(py, &bytes),
-        TaskEnd::Panicked(panic) => PyRuntimeError::new_err(panic.to_string()),
+        TaskEnd::Panicked(panic) => PyRuntimeError::new_err(format!("the task {panic}")),
         TaskEnd::Refused(why) => PyRuntimeError::new_err(format!("the task could not be run: {why}")),
         TaskEnd::WorkerLost(ended) => {
-            let overflow = if ended.stack_overflow { ", its stack overflowed" } else { "" };
-            let error = lost(format!("the worker was lost while it ran the task: {}{overflow}", ended.status));
+            let error = lost(format!("the worker was lost while it ran the task: {ended}"));
             let _ = error.value(py).setattr("pid", ended.pid);
             let _ = error.value(py).setattr("exitcode", ended.status.exit_code());
             error
         }
-        TaskEnd::TimedOut => {
-            pool_error(py, "TaskTimeout", "the task ran out of time, and its worker was killed".to_owned())
-        }
+        TaskEnd::TimedOut => pool_error(py, "TaskTimeout", "the task exceeded its time limit".to_owned()),
         TaskEnd::OutOfMemory => {
-            pool_error(py, "OutOfMemory", "the task used more memory than a worker may, which was killed".to_owned())
+            let text = "the worker exceeded its memory limit while it ran the task, and was killed";
+            pool_error(py, "OutOfMemory", text.to_owned())
         }
         TaskEnd::Cancelled => pool_error(py, "TaskCancelled", "the task was cancelled".to_owned()),
         TaskEnd::Terminated => {
-            pool_error(py, "PoolTerminated", "the pool was terminated, or closed, before the task ended".to_owned())
+            pool_error(py, "PoolTerminated", "the pool was closed or terminated before the task ended".to_owned())
         }
         TaskEnd::NoWorkers(why) => {
             let (text, cause) = match why {
-                Why::Start(error) => (error.to_string(), None),
-                Why::Died(ended) => (format!("they die before they take a task: {}", ended.status), None),
-                Why::InitializerPanicked(panic) => (panic.to_string(), None),
-                Why::InitializerRaised(bytes) => {
+                NoWorkersReason::Start(error) => (format!("none could be started: {}", error_chain(&error)), None),
+                NoWorkersReason::Died(ended) => (format!("workers die before they take a task: {ended}"), None),
+                NoWorkersReason::InitializerPanicked(panic) => (format!("the initializer {panic}"), None),
+                NoWorkersReason::InitializerRaised(bytes) => {
                     let error = raised(py, &bytes);
                     (format!("the initializer failed: {error}"), Some(error))
                 }
-                Why::InitializerRefused(why) => (why, None),
+                NoWorkersReason::InitializerRefused(why) => {
+                    (format!("the initializer could not be called: {why}"), None)
+                }
             };
             let error = pool_error(py, "NoWorkers", format!("the pool has no workers: {text}"));
             error.set_cause(py, cause);
@@ -94,7 +94,7 @@ pub(crate) fn failure(py: Python<'_>, end: TaskEnd) -> PyErr {
 pub(crate) fn refused(error: PoolError) -> PyErr {
     match error {
         PoolError::Start(error) => crate::process::error(error),
-        error => PyRuntimeError::new_err(error.to_string()),
+        error => PyRuntimeError::new_err(error_chain(&error)),
     }
 }
 

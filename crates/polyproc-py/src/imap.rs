@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use polyproc_core::pool::{Call, ReadAhead, Want};
+use polyproc_core::pool::{Call, ReadAhead, WaitFor};
 use polyproc_core::{Deadline, WaitError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
@@ -242,7 +242,7 @@ impl Imap {
             py.detach(|| {
                 if is_abandoned {
                     // Ignores interruptions: the main thread runs signal handlers.
-                    let _: Result<bool, WaitError> = self.call.wait(Want::Next, Deadline::after(SLICE));
+                    let _: Result<bool, WaitError> = self.call.wait(WaitFor::Next, Deadline::after(SLICE));
                     return;
                 }
                 let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -312,7 +312,7 @@ impl Imap {
             state.tasks.feed.flush(); // the awaited item may be in an unfinished chunk
             state.waiting += 1;
             drop(state);
-            let waited = time::wait(py, || self.call.wait(Want::Next, deadline));
+            let waited = time::wait(py, || self.call.wait(WaitFor::Next, deadline));
             self.state(py).waiting -= 1;
             if !matches!(waited?, Ok(true)) {
                 return Ok(Some(Vec::new()));

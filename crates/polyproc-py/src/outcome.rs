@@ -4,7 +4,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use polyproc_core::Deadline;
-use polyproc_core::pool::{Call, Ends, TaskEnd, Want};
+use polyproc_core::pool::{Call, Ends, TaskEnd, WaitFor};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
@@ -131,14 +131,14 @@ impl Outcome {
     /// Blocks until all items have ended. Returns false if the deadline passed first. Results of chunks are decoded while other
     /// chunks run.
     fn wait_for_all(&self, py: Python<'_>, deadline: Deadline) -> PyResult<bool> {
-        let want = if matches!(self.shape, Shape::Lists(..)) { Want::Next } else { Want::All };
+        let want = if matches!(self.shape, Shape::Lists(..)) { WaitFor::Next } else { WaitFor::All };
         loop {
             let waited = time::wait(py, || self.call.wait(want, deadline))?;
             let is_there = waited.or_else(|error| match deadline {
                 Deadline::NEVER => Err(gave_up(error)),
                 _ => Ok(false),
             })?;
-            if !is_there || want == Want::All || self.call.is_over() {
+            if !is_there || want == WaitFor::All || self.call.is_over() {
                 return Ok(is_there);
             }
             self.gathered(py).take(py, &self.call, self.shape, self.limit);

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
-use polyproc_core::Deadline;
-use polyproc_core::pool::{self, CallSettings, Feed, PoolSettings, ReadAhead, Registered, TaskEnd, Want};
+use polyproc_core::pool::{self, CallSettings, PoolSettings, ReadAhead, Registered, Submitter, TaskEnd, WaitFor};
 use polyproc_core::process::{self, StartMethod};
+use polyproc_core::{Deadline, error_chain};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
@@ -64,7 +64,8 @@ fn is_named(function: &Bound<'_, PyAny>) -> bool {
 impl Pool {
     fn tasks(&self, func: &Bound<'_, PyAny>, chunksize: usize, settings: CallSettings) -> PyResult<Tasks> {
         let py = func.py();
-        let tasks = |call, prefix, fds| Tasks { feed: Feed::new(call, chunksize, self.pool.workers()), prefix, fds };
+        let tasks =
+            |call, prefix, fds| Tasks { feed: Submitter::new(call, chunksize, self.pool.workers()), prefix, fds };
         let plain = |call| tasks(call, Vec::new(), Vec::new());
         let (is_named, key) = (is_named(func), func.as_ptr() as usize);
         let known = self.functions.lock_py_attached(py).map(|known| known.get(&key).map(|(_, registered)| *registered));
@@ -89,7 +90,7 @@ impl Pool {
         }
         let task = function::<Task>()?;
         let call = self.pool.call((0, 0), || Ok(task), Some(&bytes), settings);
-        call.map(plain).map_err(|error| PyRuntimeError::new_err(error.to_string()))
+        call.map(plain).map_err(|error| PyRuntimeError::new_err(error_chain(&error)))
     }
 }
 
@@ -160,7 +161,7 @@ impl Pool {
         let mut tasks = self.tasks(func, 1, settings)?;
         tasks.push_call(args, kwds)?;
         tasks.feed.seal();
-        time::wait(py, || tasks.feed.call().wait(Want::Next, Deadline::NEVER))?.map_err(gave_up)?;
+        time::wait(py, || tasks.feed.call().wait(WaitFor::Next, Deadline::NEVER))?.map_err(gave_up)?;
         let mut result = None;
         let place = Place { item: None, chunksize: 1, limit };
         tasks.feed.take(|_, end| result = Some(value(py, end, place)));
@@ -250,7 +251,7 @@ impl Pool {
     }
 
     fn resize(&self, py: Python<'_>, processes: usize) -> PyResult<()> {
-        py.detach(|| self.pool.resize(processes)).map_err(|error| PyValueError::new_err(error.to_string()))
+        py.detach(|| self.pool.resize(processes)).map_err(|error| PyValueError::new_err(error_chain(&error)))
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use polyproc_core::process::{self, ExitStatus, Function, Handler, Job, Settings, Signal, StartError, StartMethod};
-use polyproc_core::{Input, Payload, Verdict};
+use polyproc_core::{Input, Payload, Verdict, error_chain};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -19,7 +19,7 @@ pyo3::create_exception!(
     _polyproc,
     PreloadError,
     PyRuntimeError,
-    "What was to be preloaded made the fork server fail, or left something in it that processes must not share."
+    "Preloading made the fork server fail, or left something in it that processes must not share."
 );
 
 thread_local! {
@@ -46,8 +46,8 @@ pub(crate) fn error(error: StartError) -> PyErr {
             None => (None, error.to_string()),
         },
         StartError::Preload { why } => return PreloadError::new_err(why),
-        StartError::Os { doing, source } => (source.raw_os_error(), format!("{doing} failed: {source}")),
-        error => (None, error.to_string()),
+        StartError::Os { ref source, .. } => (source.raw_os_error(), error_chain(&error)),
+        error => (None, error_chain(&error)),
     };
     Python::attach(|py| {
         let class = py.import("polyproc.context").and_then(|module| module.getattr("StartError"));
@@ -155,7 +155,7 @@ impl Handler<fn()> for Preload {
         match call::<Option<String>>("preload", input) {
             Ok(None) => Verdict::Returned,
             Ok(Some(why)) => {
-                out.head.extend(why.into_bytes());
+                out.bytes.extend(why.into_bytes());
                 Verdict::Raised
             }
             Err(_) => Verdict::Raised,
@@ -169,7 +169,7 @@ pub(crate) fn function<H: Handler<fn()>>() -> PyResult<Function> {
 }
 
 pub(crate) fn payload(data: &[u8], fds: &[RawFd]) -> PyResult<Payload> {
-    Ok(Payload { head: data.to_vec(), fds: fds.iter().map(|fd| sys::duplicate(*fd)).collect::<Result<_, _>>()? })
+    Ok(Payload { bytes: data.to_vec(), fds: fds.iter().map(|fd| sys::duplicate(*fd)).collect::<Result<_, _>>()? })
 }
 
 /// Starts a process that runs `polyproc._child.run(data, fds)`.
@@ -239,7 +239,7 @@ fn forkserver_pid(py: Python<'_>) -> Option<u32> {
 #[pyfunction]
 fn set_program(argv: Vec<OsString>) -> PyResult<()> {
     if argv.is_empty() {
-        return Err(PyValueError::new_err("a program has a name"));
+        return Err(PyValueError::new_err("`argv` must not be empty"));
     }
     process::set_program(argv);
     Ok(())

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use polyproc_core::queue::{self, GetError, PutError, QueueSettings};
-use polyproc_core::{Deadline, OutOfSpace, WaitError};
+use polyproc_core::{Deadline, OutOfSpace, WaitError, error_chain};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -152,7 +152,7 @@ impl Queue {
                 }
                 Err(PutError::Full) => Err(queue_error(py, &FULL, "Full")),
                 Err(PutError::OutOfSpace(error)) => Err(out_of_space(py, &error)),
-                Err(error) => Err(PyOSError::new_err(error.to_string())),
+                Err(error) => Err(PyOSError::new_err(error_chain(&error))),
             }
         })
     }
@@ -177,7 +177,7 @@ impl Queue {
             match got {
                 Ok(()) => codec::decode_message(py, bytes, fds),
                 Err(GetError::Empty) => Err(queue_error(py, &EMPTY, "Empty")),
-                Err(error) => Err(PyOSError::new_err(error.to_string())),
+                Err(error) => Err(PyOSError::new_err(error_chain(&error))),
             }
         })
     }

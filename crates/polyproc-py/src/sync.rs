@@ -3,7 +3,9 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 
-use polyproc_core::sync::{self, Acquired, BarrierError, EnterError, Holder, Owner, ReleaseError, Turn, WeakLock};
+use polyproc_core::sync::{
+    self, Acquired, BarrierError, BarrierTurn, EnterError, Holder, Owner, ReleaseError, WeakLock,
+};
 use polyproc_core::{Deadline, PerProcess, WaitError};
 use pyo3::exceptions::{PyAssertionError, PyOSError, PyRuntimeError, PyRuntimeWarning, PyValueError};
 use pyo3::prelude::*;
@@ -86,7 +88,7 @@ fn leave_locks(py: Python<'_>) {
 }
 
 fn owner_died(py: Python<'_>) -> PyResult<()> {
-    let text = c"the process that held this lock died: what the lock protects may be half changed";
+    let text = c"the lock's owner died while it held the lock: the protected data may be inconsistent";
     PyErr::warn(py, &py.get_type::<PyRuntimeWarning>(), text, 1)
 }
 
@@ -282,7 +284,7 @@ impl Ticket {
     #[pyo3(signature = (timeout=None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         let Some(ticket) = self.ticket.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-            return Err(PyRuntimeError::new_err("a ticket is good for one wait"));
+            return Err(PyRuntimeError::new_err("a ticket can be waited on only once"));
         };
         let deadline = time::deadline(timeout);
         let waited = time::wait(py, || self.condition.wait(&ticket, deadline));
@@ -410,8 +412,8 @@ impl Barrier {
     #[pyo3(signature = (timeout=None, action=None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>, action: Option<Bound<'_, PyAny>>) -> PyResult<usize> {
         let deadline = time::deadline(timeout);
-        let turn = time::wait(py, || self.0.come(deadline))?.map_err(|error| broken(py, error))?;
-        if let Turn::Last { index, .. } = turn {
+        let turn = time::wait(py, || self.0.arrive(deadline))?.map_err(|error| broken(py, error))?;
+        if let BarrierTurn::Last { index, .. } = turn {
             if let Some(action) = action {
                 action.call0().inspect_err(|_| self.0.abort())?;
             }

@@ -55,7 +55,7 @@ pub(crate) fn fork_with_threads() -> ForkWithThreads {
 /// Duplicates a descriptor that Python code owns.
 pub(crate) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     if fd < 0 {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a file descriptor is not negative"));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a file descriptor must not be negative"));
     }
     // SAFETY: the number is not -1; if it is not open, the system call fails.
     unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()
@@ -64,7 +64,7 @@ pub(crate) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
 /// Borrows a connection that Python code owns, for one call.
 pub(crate) fn connection(fd: RawFd) -> io::Result<ManuallyDrop<Connection>> {
     if fd < 0 {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a file descriptor is not negative"));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a file descriptor must not be negative"));
     }
     // SAFETY: the number is not -1; `ManuallyDrop` never closes it, and if it is not open, system calls fail.
     Ok(ManuallyDrop::new(Connection::from(unsafe { OwnedFd::from_raw_fd(fd) })))

@@ -15,10 +15,10 @@
 
 use std::os::fd::OwnedFd;
 
-use polyproc_core::pool::{self, Feed};
+use polyproc_core::pool::{self, Submitter};
 use polyproc_core::process::{self, Handler};
-use polyproc_core::{Input, Payload, Verdict};
-use pyo3::exceptions::PyRuntimeError;
+use polyproc_core::{Input, Payload, Verdict, error_chain};
+use pyo3::exceptions::{PyOSError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 
@@ -36,7 +36,7 @@ pub(crate) const WHOLE: u64 = u64::MAX;
 
 /// A call to which items are added.
 pub(crate) struct Tasks {
-    pub(crate) feed: Feed,
+    pub(crate) feed: Submitter,
     /// The encoded function, if it precedes each item; else empty.
     pub(crate) prefix: Vec<u8>,
     /// The descriptors of the function, duplicated for each item.
@@ -87,7 +87,7 @@ impl Handler<fn()> for Task {
             let mut at = WHOLE;
             let ran = match input.context.get_or_decode(decode) {
                 Ok(Some(function)) => run(function.bind(py), Source::new(input.bytes, input.fds), out, &mut at),
-                Ok(None) => Err(PyRuntimeError::new_err("the function is no function")),
+                Ok(None) => Err(PyRuntimeError::new_err("the task has no function")),
                 Err(error) => Err(error),
             };
             answer(py, ran, at, out)
@@ -113,10 +113,10 @@ fn answer(py: Python<'_>, ran: PyResult<()>, at: u64, out: &mut Payload) -> Verd
     let Err(error) = ran else { return Verdict::Returned };
     let wrapped = wrap(py, &error);
     let (text, pickle) = wrapped.unwrap_or_else(|_| (error.to_string(), Vec::new()));
-    out.head.extend(at.to_le_bytes());
-    out.head.extend((text.len() as u64).to_le_bytes());
-    out.head.extend(text.into_bytes());
-    out.head.extend(pickle);
+    out.bytes.extend(at.to_le_bytes());
+    out.bytes.extend((text.len() as u64).to_le_bytes());
+    out.bytes.extend(text.into_bytes());
+    out.bytes.extend(pickle);
     Verdict::Raised
 }
 
@@ -132,7 +132,9 @@ pub(crate) fn raised(py: Python<'_>, bytes: &[u8]) -> PyErr {
         .get(size_of::<u64>()..)
         .and_then(|bytes| bytes.split_first_chunk())
         .and_then(|(len, rest)| rest.split_at_checked(usize::try_from(u64::from_le_bytes(*len)).ok()?));
-    let Some((text, pickle)) = parts else { return PyRuntimeError::new_err("a task failed, and its error was lost") };
+    let Some((text, pickle)) = parts else {
+        return PyRuntimeError::new_err("the task failed, and its exception could not be decoded");
+    };
     let (text, pickle) = (PyString::new(py, &String::from_utf8_lossy(text)), PyBytes::new(py, pickle));
     let rebuilt = py.import("polyproc.pool").and_then(|module| module.call_method1("_rebuild_error", (text, pickle)));
     rebuilt.map_or_else(|error| error, PyErr::from_value)
@@ -163,9 +165,9 @@ fn run(function: &Bound<'_, PyAny>, mut source: Source<'_>, out: &mut Payload, a
         }
         ONE | STAR_ONE => call(function, kind == STAR_ONE, source.decode(py)?)?,
         _ => {
-            let start = out.head.len();
+            let start = out.bytes.len();
             let ran = run_many(function, kind == STAR_MANY, source, out, at);
-            return ran.inspect_err(|_| out.head.truncate(start));
+            return ran.inspect_err(|_| out.bytes.truncate(start));
         }
     };
     answer_with(&result, out, codec::encode)
@@ -177,9 +179,9 @@ fn answer_with<'py, T>(
     out: &mut Payload,
     encode: impl FnOnce(&Bound<'py, T>, How, &mut Vec<u8>, &mut Vec<OwnedFd>) -> PyResult<()>,
 ) -> PyResult<()> {
-    let (py, start) = (result.py(), out.head.len());
-    encode(result, How::VALUE, &mut out.head, &mut out.fds).or_else(|error| {
-        out.head.truncate(start);
+    let (py, start) = (result.py(), out.bytes.len());
+    encode(result, How::VALUE, &mut out.bytes, &mut out.fds).or_else(|error| {
+        out.bytes.truncate(start);
         out.fds.clear();
         let class = py.import("polyproc.pool")?.getattr("MaybeEncodingError")?;
         Err(PyErr::from_value(class.call1((error.value(py), result.as_any()))?))
@@ -197,18 +199,18 @@ fn run_many(
 ) -> PyResult<()> {
     let py = function.py();
     let mut values = source.decode_list(py)?;
-    let start = codec::begin_list(values.len(), &mut out.head);
+    let start = codec::begin_list(values.len(), &mut out.bytes);
     let (mut done, mut memo) = (0, codec::Memo::default());
     let complex = loop {
         let Some(value) = values.next(py)? else { return Ok(()) };
         let result = call(function, star, value).inspect_err(|_| *at = done as u64)?;
-        if !codec::put_in_list(&result, &mut out.head, &mut memo) {
+        if !codec::put_in_list(&result, &mut out.bytes, &mut memo) {
             break result;
         }
         done += 1;
     };
-    let results = codec::list_so_far(py, &out.head[start..], done)?;
-    out.head.truncate(start);
+    let results = codec::list_so_far(py, &out.bytes[start..], done)?;
+    out.bytes.truncate(start);
     results.append(complex)?;
     while let Some(value) = values.next(py)? {
         results.append(call(function, star, value).inspect_err(|_| *at = results.len() as u64)?)?;
@@ -241,5 +243,5 @@ impl Handler<fn()> for Live {
 /// detaches only to wait: attaching for each task takes as long as a small task.
 #[pyfunction]
 pub(crate) fn serve_tasks() -> PyResult<()> {
-    Ok(pool::serve()?)
+    pool::serve().map_err(|error| PyOSError::new_err(error_chain(&error)))
 }

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use polyproc_core::{Input, MemoryError, Payload, Verdict};
+use polyproc_core::{Input, MemoryError, Payload, Verdict, error_chain};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -50,13 +50,13 @@ pub enum TransferError {
     #[error(transparent)]
     Memory(#[from] MemoryError),
     /// The descriptors of the handles in the value could not be passed on.
-    #[error("the handles in the value could not be passed on: {0}")]
+    #[error("the handles in the value could not be transferred")]
     Descriptors(#[source] io::Error),
     /// The value holds handles, which a queue cannot put back when the consumer dies.
-    #[error("a queue that puts items back when a consumer dies takes no values with handles in them")]
+    #[error("a queue that puts items back when a consumer dies cannot hold values with handles")]
     NotReturnable,
     /// A system call failed.
-    #[error("the value could not be passed on: {0}")]
+    #[error("the value could not be transferred")]
     Os(#[source] io::Error),
 }
 
@@ -195,7 +195,7 @@ fn leave(fd: BorrowedFd<'_>, shared: bool) -> Result<u32, String> {
 /// Fails outside of an [`Encoding`], where another format encodes the handle.
 fn check_encoding() -> Result<(), String> {
     match LEAVING.get().values {
-        0 => Err("it can only be sent to another process by polyproc itself".to_owned()),
+        0 => Err("a handle can be sent to another process only by polyproc itself".to_owned()),
         _ => Ok(()),
     }
 }
@@ -226,11 +226,9 @@ pub(crate) fn take_place<'de, D: Deserializer<'de>, T>(
     let (first, at): (u32, u64) = Deserialize::deserialize(deserializer)?;
     let opened = ARRIVING.with_borrow(|arriving| {
         let file = arriving.get(first as usize).and_then(Option::as_ref);
-        file.map(|file| open(file.as_fd(), at).map_err(|error| error.to_string()))
+        file.map(|file| open(file.as_fd(), at).map_err(|error| error_chain(&error)))
     });
-    opened
-        .unwrap_or_else(|| Err("its descriptor did not come with it".to_owned()))
-        .map_err(|why| problem(why, D::Error::custom))
+    opened.unwrap_or_else(|| Err("its descriptor is missing".to_owned())).map_err(|why| problem(why, D::Error::custom))
 }
 
 /// Returns the descriptors that [`carry`] encoded. For the handle's `Deserialize`.
@@ -240,7 +238,7 @@ pub(crate) fn take<'de, D: Deserializer<'de>, const N: usize>(deserializer: D) -
         (first..first.saturating_add(N)).map(|at| arriving.get_mut(at)?.take()).collect::<Option<Vec<_>>>()
     });
     let fds = fds.and_then(|fds| fds.try_into().ok());
-    fds.ok_or_else(|| problem("its descriptors did not come with it".to_owned(), D::Error::custom))
+    fds.ok_or_else(|| problem("its descriptors are missing".to_owned(), D::Error::custom))
 }
 
 /// Appends the encoded value to `bytes`, and returns the descriptors that belong to it.
@@ -257,7 +255,7 @@ pub(crate) fn encode_to<T: Serialize>(what: &str, value: &T, bytes: &mut Vec<u8>
 pub(crate) fn encode<T: Serialize>(what: &str, value: &T) -> Result<Payload, CodecError> {
     let mut head = Vec::new();
     let fds = encode_to(what, value, &mut head)?;
-    Ok(Payload { head, fds })
+    Ok(Payload { bytes: head, fds })
 }
 
 /// Decodes a value from its bytes and descriptors.
@@ -276,7 +274,7 @@ pub(crate) fn decode_from<T: DeserializeOwned>(what: &str, bytes: &[u8], fds: Ve
 }
 
 pub(crate) fn decode<T: DeserializeOwned>(what: &str, payload: Payload) -> Result<T, CodecError> {
-    decode_from(what, &payload.head, payload.fds)
+    decode_from(what, &payload.bytes, payload.fds)
 }
 
 /// Decodes the argument, calls `call`, and encodes the result, or a [`CodecError`] in its place.
@@ -295,14 +293,14 @@ where
 /// Encodes a result, or the error if that fails.
 #[inline]
 pub(crate) fn answer<R: Serialize>(out: &mut Payload, result: &R) -> Verdict {
-    let start = out.head.len();
-    match encode_to("the result", result, &mut out.head) {
+    let start = out.bytes.len();
+    match encode_to("the result", result, &mut out.bytes) {
         Ok(fds) => {
             out.fds = fds;
             Verdict::Returned
         }
         Err(error) => {
-            out.head.truncate(start);
+            out.bytes.truncate(start);
             raise(out, error)
         }
     }
@@ -311,7 +309,7 @@ pub(crate) fn answer<R: Serialize>(out: &mut Payload, result: &R) -> Verdict {
 /// Encodes an error in place of a result.
 #[cold]
 pub(crate) fn raise(out: &mut Payload, error: CodecError) -> Verdict {
-    encode_to("the error", &error, &mut out.head).expect("three strings can be encoded");
+    encode_to("the error", &error, &mut out.bytes).expect("three strings can be encoded");
     Verdict::Raised
 }
 
@@ -336,7 +334,7 @@ mod tests {
         assert!(error.to_string().starts_with("could not decode the argument of type "), "{error}");
         let mut out = Payload::default();
         assert_eq!(raise(&mut out, error.clone()), Verdict::Raised);
-        assert_eq!(raised(&out.head), error);
+        assert_eq!(raised(&out.bytes), error);
     }
 
     #[test]

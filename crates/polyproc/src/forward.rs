@@ -41,8 +41,8 @@ pub(crate) fn tell_of_refused_forkserver() {
     #[cfg(any(feature = "log", feature = "tracing"))]
     {
         static TOLD: std::sync::Once = std::sync::Once::new();
-        const TEXT: &str = "the system lets no fork server make processes (clone3 and clone are refused, or /proc is not \
-                            mounted): programs are executed instead, which is slower";
+        const TEXT: &str = "the system does not let the fork server create processes (clone3 and clone are refused, or /proc \
+                            is not mounted): each process executes the program instead, which is slower";
         if polyproc_core::process::is_forkserver_refused() {
             TOLD.call_once(|| {
                 #[cfg(feature = "log")]

@@ -10,31 +10,6 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::codec;
 
-macro_rules! travels {
-    ($name:ident, $core:ty) => {
-        /// For sending to another process by polyproc. Any other format fails.
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                codec::carry(&[self.0.as_fd()], serializer)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let [fd] = codec::take(deserializer)?;
-                Ok(Self(<$core>::from_fd(fd).map_err(serde::de::Error::custom)?))
-            }
-        }
-
-        impl Deref for $name {
-            type Target = $core;
-            fn deref(&self) -> &$core {
-                &self.0
-            }
-        }
-    };
-}
-
 /// Bytes that any number of processes may read and write at the same time.
 ///
 /// Clones refer to the same memory. It has no name, and is freed with its last holder. A read concurrent with a write may
@@ -51,7 +26,6 @@ macro_rules! travels {
 /// ```
 #[derive(Debug, Clone)]
 pub struct SharedMemory(CoreMemory);
-travels!(SharedMemory, CoreMemory);
 
 impl SharedMemory {
     /// Creates shared memory of `len` bytes, all zero.
@@ -60,6 +34,27 @@ impl SharedMemory {
     /// [`io::ErrorKind::InvalidInput`] when `len` is 0. Another error when the system provides no memory or no descriptor.
     pub fn new(len: usize) -> io::Result<Self> {
         Ok(Self(CoreMemory::new(len)?))
+    }
+}
+
+/// For sending to another process by polyproc. Any other format fails.
+impl Serialize for SharedMemory {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        codec::carry(&[self.0.as_fd()], serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for SharedMemory {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let [fd] = codec::take(deserializer)?;
+        Ok(Self(CoreMemory::from_fd(fd).map_err(serde::de::Error::custom)?))
+    }
+}
+
+impl Deref for SharedMemory {
+    type Target = CoreMemory;
+    fn deref(&self) -> &CoreMemory {
+        &self.0
     }
 }
 
@@ -80,10 +75,30 @@ impl SharedMemory {
 /// ```
 #[derive(Debug, Clone)]
 pub struct SharedBytes(CoreBytes);
-travels!(SharedBytes, CoreBytes);
 
 impl From<CoreBytes> for SharedBytes {
     fn from(bytes: CoreBytes) -> Self {
         Self(bytes)
+    }
+}
+
+/// For sending to another process by polyproc. Any other format fails.
+impl Serialize for SharedBytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        codec::carry(&[self.0.as_fd()], serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for SharedBytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let [fd] = codec::take(deserializer)?;
+        Ok(Self(CoreBytes::from_fd(fd).map_err(serde::de::Error::custom)?))
+    }
+}
+
+impl Deref for SharedBytes {
+    type Target = CoreBytes;
+    fn deref(&self) -> &CoreBytes {
+        &self.0
     }
 }

@@ -229,7 +229,7 @@ pub enum JoinError {
     #[error(transparent)]
     Codec(#[from] CodecError),
     /// A system call failed.
-    #[error("waiting for the process failed: {0}")]
+    #[error("waiting for the process failed")]
     Os(#[from] io::Error),
 }
 
@@ -306,7 +306,7 @@ impl<R: Transfer> Child<R> {
         let death = Death { status: ending.status, stack_overflow: ending.stack_overflow };
         match ending.outcome {
             Some(Outcome::Returned(payload)) => Ok(codec::decode("the result", payload)?),
-            Some(Outcome::Raised(payload)) => Err(codec::raised(&payload.head).into()),
+            Some(Outcome::Raised(payload)) => Err(codec::raised(&payload.bytes).into()),
             Some(Outcome::Panicked(panic)) => Err(JoinError::Panicked(panic)),
             Some(Outcome::Refused(why)) => Err(JoinError::Refused(why)),
             None => Err(JoinError::Died(death)),

@@ -11,6 +11,7 @@ use std::fmt::{self, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use polyproc_core::error_chain;
 use polyproc_core::pool::{self as core, OnEvent, PoolEvent};
 use serde::{Deserialize, Serialize};
 use tracing::field::{Field, FieldSet, Value, Visit};
@@ -261,7 +262,9 @@ pub(crate) fn on_event(more: Option<OnEvent>) -> OnEvent {
             PoolEvent::WorkerEnded { pid, ended } => {
                 tracing::warn!(worker = pid, how = %ended.status, "a worker has died");
             }
-            PoolEvent::WorkerNotStarted { error } => tracing::error!(%error, "a worker could not be started"),
+            PoolEvent::WorkerNotStarted { error } => {
+                tracing::error!(error = %error_chain(error), "a worker could not be started");
+            }
             PoolEvent::ItemRetried { index, attempts } => {
                 tracing::warn!(index, attempts, "an item was lost with its worker, and is tried again");
             }

@@ -212,7 +212,8 @@ fn values_with_handles_do_not_silence_a_queue() -> TestResult {
     };
     let Err(PutError::Failed(many, error)) = queue.put(many) else { return Err("it cannot go".into()) };
     assert_eq!(many.len(), 254);
-    assert!(error.to_string().contains("254 descriptors"), "{error}");
+    let text = polyproc_core::error_chain(&error);
+    assert!(text.contains("254 descriptors"), "{text}");
     Ok(())
 }
 

@@ -3,9 +3,10 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use polyproc::{Event, Failure, Pool, PoolError, Process, active_children, current_process};
+use polyproc::{AsyncResult, Event, Failure, Pool, PoolError, Process, Queue, active_children, current_process};
 use support::{Clean, TestResult, overflow, wait_until};
 
 #[test]
@@ -332,5 +333,74 @@ fn who_submits_waits_while_too_many_bytes_wait() -> TestResult {
         Ok(())
     })?;
     assert_eq!(waiting_bytes(), 0);
+    Ok(())
+}
+
+/// Calls `act` while another thread blocks in [`AsyncResult::wait`]. Returns when that thread has ended.
+fn while_a_thread_waits<T: Send>(result: &AsyncResult<T>, act: impl FnOnce()) {
+    std::thread::scope(|scope| {
+        let (sender, receiver) = channel();
+        scope.spawn(move || {
+            sender.send(nix::unistd::gettid()).expect("the receiver exists");
+            result.wait();
+        });
+        let waiter = receiver.recv().expect("the thread sends its number first");
+        // The state of a thread that sleeps is `S`.
+        wait_until(|| {
+            let stat = std::fs::read_to_string(format!("/proc/self/task/{waiter}/stat")).unwrap_or_default();
+            stat.rsplit_once(')').is_some_and(|(_, fields)| fields.starts_with(" S"))
+        });
+        act();
+    });
+}
+
+#[test]
+fn a_call_is_cancelled_while_a_thread_waits_for_it() -> TestResult {
+    let _clean = Clean::start();
+    let pool = Pool::new(1)?;
+    let result = pool.apply_async(|()| std::thread::sleep(Duration::from_secs(3600)), ());
+    while_a_thread_waits(&result, || result.cancel());
+    assert!(matches!(result.get(), Err(error) if matches!(error.failure, Failure::Cancelled)));
+    Ok(())
+}
+
+#[test]
+fn several_threads_wait_for_one_result() -> TestResult {
+    let _clean = Clean::start();
+    let pool = Pool::new(1)?;
+    let go = Event::new()?;
+    let wait = |go: Event| {
+        go.wait();
+        7
+    };
+    let result = pool.apply_async(wait, go.clone());
+    while_a_thread_waits(&result, || {
+        while_a_thread_waits(&result, || {
+            // The task ends only after these calls have returned.
+            assert!(!result.ready());
+            assert_eq!(result.successful(), None);
+            assert!(!result.wait_timeout(Duration::from_millis(1)));
+            go.set();
+        });
+    });
+    assert_eq!(result.successful(), Some(true));
+    assert_eq!(result.get()?, 7);
+    Ok(())
+}
+
+#[test]
+fn a_call_that_could_not_be_submitted_runs_its_callbacks() -> TestResult {
+    let _clean = Clean::start();
+    let pool = Pool::new(1)?;
+    let (sender, receiver) = channel();
+    // A context must not hold handles, such as a queue.
+    let result = pool
+        .options()
+        .context(&Queue::<u32>::new(0)?)
+        .apply_async(|_: &Queue<u32>, x: u32| x, 1)
+        .error_callback(|_| panic!("in a callback"))
+        .error_callback(move |error| sender.send(error.to_string()).expect("the receiver exists"));
+    assert!(receiver.recv()?.contains("it holds handles"));
+    assert!(matches!(result.get(), Err(error) if matches!(error.failure, Failure::Codec(_))));
     Ok(())
 }

@@ -162,7 +162,7 @@ fn an_initializer_that_panics_is_told_at_once() -> TestResult {
     // An initializer that kills its process is not retried for ever.
     let pool = Pool::builder().workers(2).initializer(|()| std::process::exit(9), ()).build()?;
     let error = pool.map(|x: u32| x, 0..10).expect_err("nobody is fit to run it");
-    assert!(error.to_string().contains("they die before they take a task: exit code 9"), "{error}");
+    assert!(error.to_string().contains("workers die before they take a task: exit code 9"), "{error}");
     Ok(())
 }
 

@@ -419,7 +419,7 @@ fn a_function_that_could_not_be_asked_for_is_asked_for_again() -> TestResult {
     let count = |context: &Vec<u8>, x: usize| context.len() + x;
     let mut results = pool.options().look_ahead(1).context(&vec![0; 200_000]).imap(count, [1, 2]);
     let refused = results.next().and_then(Result::err).expect("the context cannot come");
-    assert!(refused.to_string().contains("could not be asked for"), "{refused}");
+    assert!(refused.to_string().contains("could not be received from the parent"), "{refused}");
     pool.apply(limit_descriptors, before)?;
     assert_eq!(results.next().transpose()?, Some(200_002));
     Ok(())

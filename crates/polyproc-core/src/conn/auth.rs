@@ -35,16 +35,16 @@ type Random = [u8; RANDOM_LEN];
 #[non_exhaustive]
 pub enum AuthError {
     /// Its proof was wrong: it has another key.
-    #[error("the other side has another key")]
+    #[error("the peer has another key")]
     WrongKey,
     /// It refused the proof of this side: it has another key.
-    #[error("the other side refused our key")]
+    #[error("the peer refused the key of this process")]
     Refused,
     /// Its message does not follow the protocol.
-    #[error("the other side does not speak the protocol of authentication")]
+    #[error("the peer does not follow the authentication protocol")]
     Protocol,
     /// It did not answer in time, or closed the connection.
-    #[error("the other side did not answer: {0}")]
+    #[error("the peer did not answer the authentication")]
     Silent(#[from] io::Error),
 }
 

@@ -20,9 +20,9 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use crate::deadline::Deadline;
-use crate::frame::Payload;
 use crate::robust::HAS_SPARE_PROCESSOR;
 use crate::sys::{memory, socket};
+use crate::wire::Payload;
 
 const HEADER_LEN: usize = 8;
 /// Longer heads travel in a memory file. Two messages of this length fit in the default socket buffer (212,992 bytes).
@@ -127,7 +127,11 @@ impl Channel {
         if fds.len() >= socket::MAX_FDS {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("{} descriptors in one message: at most {} are possible", fds.len(), socket::MAX_FDS - 1),
+                format!(
+                    "cannot send {} descriptors in one message: at most {} are possible",
+                    fds.len(),
+                    socket::MAX_FDS - 1
+                ),
             ));
         }
         let mut message = Outgoing { tag, head, spilled: None, fds, padding: 0 };
@@ -239,7 +243,7 @@ pub(crate) fn decode((mut bytes, mut fds): (Vec<u8>, Vec<OwnedFd>)) -> io::Resul
         1 if !fds.is_empty() => memory::read(fds.remove(0), len_bytes)?,
         _ => return Err(malformed()),
     };
-    Ok(Some(Message { tag: header[0], payload: Payload { head, fds } }))
+    Ok(Some(Message { tag: header[0], payload: Payload { bytes: head, fds } }))
 }
 
 impl From<OwnedFd> for Channel {
@@ -273,7 +277,7 @@ mod tests {
             let null = crate::sys::fd::dev_null().expect("/dev/null");
             ours.send(7, &head, &[null.as_fd()]).expect("the peer is there");
             let message = theirs.receive().expect("a good message").expect("not the end");
-            assert_eq!((message.tag, message.payload.head == head, message.payload.fds.len()), (7, true, 1));
+            assert_eq!((message.tag, message.payload.bytes == head, message.payload.fds.len()), (7, true, 1));
         }
         drop(ours);
         assert!(theirs.receive().expect("a clean end").is_none());
@@ -296,7 +300,7 @@ mod tests {
         assert!(decode((spilled(4), vec![executable.into()])).is_err(), "a read of another file may wait for ever");
         let whole = memory::create_with(b"four").expect("a memory file");
         let message = decode((spilled(4), vec![whole])).expect("a good message").expect("not the end");
-        assert_eq!(message.payload.head, b"four");
+        assert_eq!(message.payload.bytes, b"four");
     }
 
     #[test]
@@ -307,7 +311,7 @@ mod tests {
         theirs.send(2, b"last words", &[]).expect("the peer is there");
         drop(theirs);
         let message = ours.try_receive().expect("not an error").expect("not the end");
-        assert_eq!((message.tag, &message.payload.head[..]), (2, &b"last words"[..]));
+        assert_eq!((message.tag, &message.payload.bytes[..]), (2, &b"last words"[..]));
         assert!(ours.try_receive().expect("a clean end").is_none());
     }
 }

@@ -5,9 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::channel::{Channel, Message};
 use crate::deadline::Deadline;
-use crate::frame::Payload;
 use crate::robust::AdaptiveSpin;
 use crate::sys::{signal, socket, watch};
+use crate::wire::Payload;
 
 /// One end of a pipe for messages. A message arrives whole or not at all, even if several processes use the same end.
 #[derive(Debug)]

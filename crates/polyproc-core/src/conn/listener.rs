@@ -11,8 +11,8 @@ use super::auth::Challenged;
 use super::{AuthError, Connection, auth};
 use crate::deadline::Deadline;
 use crate::retry::Interrupt;
-use crate::sys::identity::process_id;
 use crate::sys::own_user;
+use crate::sys::process_stamp::process_id;
 use crate::sys::socket::{self, UnixAddress};
 use crate::sys::watch::{self, EventFd};
 
@@ -51,7 +51,7 @@ impl Address {
 #[non_exhaustive]
 pub enum ConnectError {
     /// A system call failed, or the deadline passed.
-    #[error("no connection at {address}: {source}")]
+    #[error("no connection at {address}")]
     Os {
         /// The listener's address.
         address: Address,
@@ -62,7 +62,7 @@ pub enum ConnectError {
     #[error("a signal handler ran during the wait")]
     Interrupted,
     /// The two sides did not prove to each other that they know the same key.
-    #[error("no connection at {address}: {source}")]
+    #[error("authentication failed for a connection at {address}")]
     Auth {
         /// The listener's address.
         address: Address,
@@ -261,7 +261,7 @@ pub fn connect(address: &Address, key: Option<&[u8]>) -> Result<Connection, Conn
     if key.is_none() && matches!(address, Address::Abstract(_)) {
         let user = socket::peer_user(socket.as_fd()).map_err(|error| os(error.into()))?;
         if user != own_user() && user != 0 {
-            let why = format!("user {user} listens there, and there is no key to know a friend by");
+            let why = format!("the listener belongs to user {user}: pass a key to authenticate it");
             return Err(os(io::Error::new(io::ErrorKind::PermissionDenied, why)));
         }
     }

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use super::claim::SlotState;
 use super::driver::{Driver, Inner, TaskPlace};
+use super::result_ring::{IDLE, REVOKED, running_position};
 use super::scheduler::TaskId;
-use super::staff::{self, Cause};
-use super::stream::{DOOMED, IDLE, running_position};
 use super::timers::Timer;
+use super::worker_handle::{self, Cause};
 use crate::prim::Ordering;
 use crate::shm;
 
@@ -53,7 +53,8 @@ impl Driver {
     /// Returns whether a worker reports in its own stream that it runs the task.
     fn is_run_by_anybody(&self, inner: &Inner, id: TaskId, position: u64) -> bool {
         inner.workers.iter().flatten().any(|worker| {
-            let current = worker.stream.cell().current.load(Ordering::Acquire);
+            // Pairs with the Release in `declare`. Only the word is used.
+            let current = worker.stream.state().current.load(Ordering::Acquire);
             worker.reading == Some(id) || running_position(current) == Some(position)
         })
     }
@@ -66,22 +67,23 @@ impl Driver {
                 !table.is_reachable(slot, position, inner.tail) && table.withdraw(slot, position)
             }
             SlotState::Claimed { position: at, worker } if at == position => {
-                let worker = staff::with_number(&mut inner.workers, worker);
+                let worker = worker_handle::with_number(&mut inner.workers, worker);
                 let (Some(worker), Some(task)) = (worker, inner.tasks.get_mut(id.0)) else { return true };
                 if !task.is_stuck_before_beginning() {
                     return false;
                 }
-                let current = worker.stream.cell().current.load(Ordering::Acquire);
+                // Pairs with the Release in `declare`.
+                let current = worker.stream.state().current.load(Ordering::Acquire);
                 // Checked after the load: results that it wrote before it began another task are visible.
                 if worker.stream.is_anything_unread() || running_position(current) == Some(position) {
                     return false;
                 }
                 if current == IDLE {
                     // The worker is stopped, and its death returns the task; or it begins the task just now, and this fails.
-                    let _ = worker.doom_at(Cause::Frozen, IDLE);
+                    let _ = worker.revoke_at(Cause::Frozen, IDLE);
                     return false;
                 }
-                current != DOOMED // it runs another task, and never claimed this one
+                current != REVOKED // it runs another task, and never claimed this one
             }
             _ => matches!(inner.tasks.get(id.0).map(|task| &task.at), Some(TaskPlace::Out { .. })),
         }
@@ -93,8 +95,9 @@ impl Driver {
 fn audit_worker(inner: &mut Inner, at: usize) {
     let Some(worker) = &inner.workers[at] else { return };
     worker.stream.repair_counts();
-    let current = worker.stream.cell().current.load(Ordering::Acquire);
-    let is_doomed_by_itself = current == DOOMED && worker.doom.is_none();
+    // Pairs with the Release in `declare`: results that were written before are found unread below.
+    let current = worker.stream.state().current.load(Ordering::Acquire);
+    let has_revoked_itself = current == REVOKED && worker.revocation.is_none();
     let task = worker.reading.and_then(|id| inner.tasks.get_mut(id.0));
     let is_silent = task.is_some_and(|task| {
         let TaskPlace::Out { position, .. } = task.at else { return false };
@@ -104,7 +107,7 @@ fn audit_worker(inner: &mut Inner, at: usize) {
         }
         !is_running && task.is_stuck_before_beginning()
     });
-    if is_doomed_by_itself || is_silent {
+    if has_revoked_itself || is_silent {
         inner.discard(at);
     }
 }

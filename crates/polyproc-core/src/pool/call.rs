@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 use super::TaskEnd;
 use super::driver::Driver;
 use super::handle::OnLog;
+use super::result_ring::{ReceivedBlocks, next_result};
 use super::scheduler::Priority;
-use super::stream::{ReceivedBlocks, next_result};
 use super::task::Items;
 use crate::deadline::Deadline;
-use crate::frame::Payload;
 use crate::prim::{AtomicU32, Ordering};
 use crate::process::Signal;
 use crate::robust::WaitError;
 use crate::sys::futex;
+use crate::wire::Payload;
 
 /// How the tasks of a call run.
 #[derive(Clone, Default)]
@@ -79,7 +79,7 @@ pub(super) enum End {
 pub type ItemEnd<'a> = Result<(&'a [u8], Vec<OwnedFd>), TaskEnd>;
 
 impl Ends {
-    /// Adds plain results, as [`take_results`](super::stream::take_results) returns them.
+    /// Adds plain results, as [`take_results`](super::result_ring::take_results) returns them.
     pub(super) fn push_returned(&mut self, index: u64, count: u32, results: &[u8]) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(results);
@@ -107,7 +107,7 @@ impl Ends {
                     }
                 }
                 End::Payload(payload) => {
-                    let (Payload { head, fds }, received) = *payload;
+                    let (Payload { bytes: head, fds }, received) = *payload;
                     see(index, Ok((&head, fds)));
                     drop(received); // `see` has mapped or closed the descriptors
                 }
@@ -157,7 +157,7 @@ pub(super) struct CallState {
     pub(super) followers: Vec<u64>,
     pub(super) parker: Arc<Parker>,
     pub(super) waker: Option<Waker>,
-    pub(super) thens: Vec<Box<dyn FnOnce() + Send>>,
+    pub(super) on_complete: Vec<Box<dyn FnOnce() + Send>>,
 }
 
 impl CallState {
@@ -175,6 +175,7 @@ pub(super) struct Parker {
 
 impl Parker {
     pub(super) fn ticket(&self) -> u32 {
+        // Pairs with the Release in `unpark`. The check of the caller's condition stays after this load.
         self.word.load(Ordering::Acquire)
     }
 
@@ -184,6 +185,7 @@ impl Parker {
     }
 
     pub(super) fn unpark(&self) {
+        // Release pairs with the Acquire in `ticket`: the condition is true before.
         self.word.fetch_add(1, Ordering::AcqRel);
         futex::wake(&self.word, futex::ALL);
     }
@@ -191,7 +193,7 @@ impl Parker {
 
 /// What a thread waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Want {
+pub enum WaitFor {
     /// A result, or the end of the call.
     Next,
     /// Room for more tasks, or the end of the call.
@@ -210,9 +212,9 @@ pub struct Call {
 
 impl Call {
     /// Submits `items` as one task, and empties `items`. The indices of the items begin at `first`. The descriptors belong to
-    /// the first item. If `is_loose`, items that have not begun after about 1 ms may go to another worker.
-    pub fn submit(&self, first: u64, items: &mut Items, fds: Vec<OwnedFd>, is_loose: bool) {
-        self.driver.submit(self.key, first, items, fds, is_loose);
+    /// the first item. If `is_splittable`, items that have not begun after about 1 ms may go to another worker.
+    pub fn submit(&self, first: u64, items: &mut Items, fds: Vec<OwnedFd>, is_splittable: bool) {
+        self.driver.submit(self.key, first, items, fds, is_splittable);
     }
 
     /// Adds an item that is not run, with this index. It ends with [`TaskEnd::Refused`], like any other item.
@@ -235,7 +237,7 @@ impl Call {
     ///
     /// # Errors
     /// [`WaitError::Interrupted`] if a signal handler ran. The wait may be repeated.
-    pub fn wait(&self, want: Want, deadline: Deadline) -> Result<bool, WaitError> {
+    pub fn wait(&self, want: WaitFor, deadline: Deadline) -> Result<bool, WaitError> {
         self.driver.wait(self, want, deadline)
     }
 

@@ -11,10 +11,10 @@
 //! second time in `tests/loom`, and in `tests/claim_model.rs` on a table of four slots.
 //!
 //! A task that the parent withdraws from the middle frees its slot at once, but its place in the ring only when the head has
-//! passed it. The ring has more places than the table has slots; when all are used, [`Table::publish`] refuses, and the parent
+//! passed it. The ring has more places than the table has slots; when all are used, [`ClaimTable::publish`] refuses, and the parent
 //! moves the queued tasks to the end of the ring, in their order.
 
-use super::Table;
+use super::ClaimTable;
 use super::os::Ordering;
 
 /// The state of a slot. In a word: the variant in the lowest two bits, then 18 bits of worker and 44 bits of position.
@@ -63,7 +63,7 @@ pub(super) fn next(position: u64) -> u64 {
     (position + 1) % POSITIONS
 }
 
-impl Table<'_> {
+impl ClaimTable<'_> {
     /// Returns the number of tasks that wait to be claimed, including withdrawn ones that the head has not passed.
     pub(super) fn waiting(&self) -> u64 {
         let head = self.head().load(Ordering::Relaxed);
@@ -75,6 +75,7 @@ impl Table<'_> {
     pub(super) fn has_place(&self, tail: u64) -> bool {
         // Bounded by the number of places, since the head may have been overwritten.
         for _ in 0..=self.places() {
+            // Pairs with the Release in `advance`: the worker that advanced the head has read the place before.
             let head = self.head().load(Ordering::Acquire);
             if tail.wrapping_sub(head) % POSITIONS < self.places() {
                 return true;
@@ -94,19 +95,23 @@ impl Table<'_> {
         }
         self.number(tail).store(slot, Ordering::Relaxed);
         if let Some(state) = self.state(slot) {
-            state.store(SlotState::Queued { position: tail }.bits(), Ordering::Release); // pairs with `take`
+            // Pairs with the Acquire in `take`: the order and its argument are written before.
+            state.store(SlotState::Queued { position: tail }.bits(), Ordering::Release);
         }
-        self.tail().store(next(tail), Ordering::Release); // pairs with the load in `claim`
+        // Pairs with the Acquire in `claim`: number and state are stored before.
+        self.tail().store(next(tail), Ordering::Release);
         true
     }
 
     /// Returns the state of a slot.
     pub(super) fn slot_state(&self, slot: u32) -> SlotState {
+        // Pairs with the Release in `take`.
         self.state(slot).map_or(SlotState::Empty, |state| SlotState::from_bits(state.load(Ordering::Acquire)))
     }
 
     /// Returns whether workers will find the task that is queued at `position` in `slot`.
     pub(super) fn is_reachable(&self, slot: u32, position: u64, tail: u64) -> bool {
+        // Pairs with the Release in `advance`.
         let head = self.head().load(Ordering::Acquire);
         let (ahead, all) = (position.wrapping_sub(head) % POSITIONS, tail.wrapping_sub(head) % POSITIONS);
         self.number(position).load(Ordering::Relaxed) == slot && ahead < all && all <= self.places()
@@ -114,6 +119,8 @@ impl Table<'_> {
 
     /// Restores the counts, which a worker may have overwritten.
     pub(super) fn repair(&self, first_queued: u64, tail: u64) {
+        // As `publish` and `advance` store them: Release pairs with the Acquire in `claim`, Acquire with the Release in
+        // `advance`.
         self.tail().store(tail, Ordering::Release);
         if tail.wrapping_sub(self.head().load(Ordering::Acquire)) % POSITIONS > self.places() {
             self.head().store(first_queued, Ordering::Release);
@@ -123,6 +130,8 @@ impl Table<'_> {
     /// Empties a slot, whatever its state is.
     pub(super) fn clear(&self, slot: u32) {
         if let Some(state) = self.state(slot) {
+            // For the parent alone, which publishes the slot again. It pairs with no load of a worker: `take` fails and
+            // reads nothing more.
             state.store(SlotState::Empty.bits(), Ordering::Release);
         }
     }
@@ -134,6 +143,7 @@ impl Table<'_> {
 
     /// Returns the worker that has claimed the task of the position `at`.
     pub(super) fn holder(&self, slot: u32, at: u64) -> Option<u32> {
+        // Pairs with the Release in `take`: what the worker wrote before its claim is visible.
         match SlotState::from_bits(self.state(slot)?.load(Ordering::Acquire)) {
             SlotState::Claimed { position, worker } if position == at => Some(worker),
             _ => None,
@@ -143,6 +153,8 @@ impl Table<'_> {
     /// Claims the next task for `worker`. Returns its slot and position, or `None` if there is no task.
     pub(super) fn claim(&self, worker: u32) -> Option<(u32, u64)> {
         loop {
+            // The head pairs with the Release in `advance`, by a worker that has read a tail beyond it: so the tail is
+            // never read behind the head. The tail pairs with the Release in `publish`.
             let position = self.head().load(Ordering::Acquire);
             if position == self.tail().load(Ordering::Acquire) {
                 return None;
@@ -159,13 +171,14 @@ impl Table<'_> {
 
     fn take(&self, slot: u32, position: u64, to: SlotState) -> bool {
         let queued = SlotState::Queued { position }.bits();
+        // Acquire pairs with the Release in `publish`, Release with the Acquire in `holder`.
         self.state(slot)
             .is_some_and(|state| state.compare_exchange(queued, to.bits(), Ordering::AcqRel, Ordering::Relaxed).is_ok())
     }
 
     /// Advances the head past `position`, if no other process has.
     fn advance(&self, position: u64) {
-        // Fails if another process was first.
+        // Release pairs with the Acquire in `claim` and `has_place`. Fails if another process was first.
         let _ = self.head().compare_exchange(position, next(position), Ordering::AcqRel, Ordering::Relaxed);
     }
 
@@ -173,6 +186,7 @@ impl Table<'_> {
     fn skip(&self, position: u64) -> bool {
         let slot = self.number(position).load(Ordering::Relaxed);
         let queued = SlotState::Queued { position }.bits();
+        // Pairs with the Release in `take`.
         if self.state(slot).is_some_and(|state| state.load(Ordering::Acquire) == queued) {
             return false;
         }

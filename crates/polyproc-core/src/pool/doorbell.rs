@@ -23,12 +23,13 @@ impl Doorbell {
     /// Wakes the parent after a worker has written a result. `is_low` returns whether few tasks are left; `ring_driver` writes
     /// to the eventfd. Returns false if the parent does not want to be woken yet.
     pub(super) fn ring(&self, is_low: impl FnOnce() -> bool, ring_driver: impl FnOnce()) -> bool {
-        os::fence(Ordering::SeqCst); // pairs with the one in `set`
+        os::fence(Ordering::SeqCst); // pairs with those in `set` and `hurry`
         match self.word.load(Ordering::Relaxed) {
             AWAKE => return true,
             ASLEEP_UNTIL_LOW if !is_low() => return false,
             _ => {}
         }
+        // Release pairs with the Acquire in `has_rung`: the result is written before.
         match self.word.swap(AWAKE, Ordering::AcqRel) {
             ASLEEP | ASLEEP_UNTIL_LOW => _ = os::wake(&self.word, 1),
             AWAY => ring_driver(),
@@ -45,6 +46,7 @@ impl Doorbell {
 
     /// Changes [`ASLEEP_UNTIL_LOW`] to [`ASLEEP`]: the next result wakes the parent. Returns false if the word was another one.
     pub(super) fn hurry(&self) -> bool {
+        // Before the caller's check for results: by the fence, it pairs with the fence in `ring`, also if it fails.
         let was = self.word.compare_exchange(ASLEEP_UNTIL_LOW, ASLEEP, Ordering::SeqCst, Ordering::Relaxed);
         os::fence(Ordering::SeqCst); // pairs with the one in `ring`
         was.is_ok()
@@ -52,6 +54,7 @@ impl Doorbell {
 
     /// Returns whether a worker has rung since `what` was set.
     pub(super) fn has_rung(&self, what: u32) -> bool {
+        // Pairs with the Release in `ring`.
         self.word.load(Ordering::Acquire) != what
     }
 }

@@ -1,13 +1,13 @@
 //! The parent's side of a pool. One lock guards its state ([`Inner`]). A thread with an event acquires the lock, lets the
-//! scheduler decide, and carries the actions out. Calls into user code are collected ([`Told`]) and made after the lock is
+//! scheduler decide, and carries the actions out. Calls into user code are collected ([`Notifications`]) and made after the lock is
 //! released.
 //!
 //! | file | part |
 //! |---|---|
 //! | `driver` | the state; calls |
-//! | `act` | the scheduler's actions |
-//! | `collect` | results, and the threads that wait for them |
-//! | `watch` | the pool's thread: deaths, timers, starts |
+//! | `effects` | the scheduler's actions |
+//! | `results` | results, and the threads that wait for them |
+//! | `thread` | the pool's thread: deaths, timers, starts |
 
 use std::cell::Cell;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -18,26 +18,26 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
-use super::board::{Board, SLOTS};
 use super::call::{self, CallSettings, End, FunctionId, Parker, Stop};
 use super::callbacks::Callbacks;
-use super::collect::ResultWaiter;
 use super::doorbell;
 use super::handle::{OnLog, PoolError, PoolSettings};
 use super::latch::Latch;
 use super::orders::Orders;
+use super::result_ring::IDLE;
+use super::results::ResultWaiter;
 use super::scheduler::{Action, Place, Scheduler, SchedulerEvent, TaskId};
-use super::staff::{self, Cause, Numbers, WorkerHandle};
-use super::stream::IDLE;
-use super::task::{Items, PoolEvent, TaskEnd, Why, encode_function};
+use super::task::{Items, NoWorkersReason, PoolEvent, TaskEnd, encode_function};
+use super::task_table::{SLOTS, TaskTable};
 use super::timers::{Limited, Limits, Timer, Timers, soon};
+use super::worker_handle::{self, Cause, Numbers, WorkerHandle};
 use crate::deadline::Deadline;
 use crate::prim::{AtomicBool, Ordering, fence};
 use crate::process::{Function, call_user, lock};
 use crate::robust::{RecheckInterval, WaitError};
 use crate::shm::{Blocks, Extent};
 use crate::sys::futex::Wait;
-use crate::sys::identity::process_id;
+use crate::sys::process_stamp::process_id;
 use crate::sys::watch::{EventFd, Poller};
 
 /// Soft limit on bytes of arguments that are out; ignored while fewer than four tasks per worker are out.
@@ -82,7 +82,7 @@ pub(super) struct Task {
     /// Number of attempts at its one item that ended in a panic.
     pub(super) panics: u32,
     /// Items that have not begun may go to another worker.
-    pub(super) is_loose: bool,
+    pub(super) is_splittable: bool,
     /// The time of its entry in [`Limits`].
     pub(super) limit_at: Option<Instant>,
     /// Number of workers in a row that died after they claimed it and before they began it.
@@ -115,7 +115,7 @@ impl Task {
             fds: Vec::new(),
             lost: None,
             panics: 0,
-            is_loose: false,
+            is_splittable: false,
             limit_at: None,
             unbegun_deaths: 0,
             unbegun_since: None,
@@ -133,10 +133,10 @@ pub(super) struct Logged {
 
 /// Notifications to send once the lock is released.
 #[derive(Default)]
-pub(super) struct Told {
+pub(super) struct Notifications {
     parkers: Vec<Arc<Parker>>,
     wakers: Vec<Waker>,
-    thens: Vec<Box<dyn FnOnce() + Send>>,
+    on_complete: Vec<Box<dyn FnOnce() + Send>>,
     /// Events for `on_event`.
     pub(super) events: Vec<PoolEvent>,
     /// There are log records to deliver.
@@ -149,7 +149,7 @@ pub(super) struct Told {
     pub(super) driver: bool,
 }
 
-impl Told {
+impl Notifications {
     /// Wakes the followers of a call.
     pub(super) fn unpark(&mut self, call: &mut call::CallState) {
         call.followers.clear(); // a thread that sleeps again adds itself again
@@ -159,7 +159,7 @@ impl Told {
     fn is_empty(&self) -> bool {
         self.parkers.is_empty()
             && self.wakers.is_empty()
-            && self.thens.is_empty()
+            && self.on_complete.is_empty()
             && !self.logs
             && self.events.is_empty()
             && !self.leader
@@ -205,14 +205,14 @@ pub(super) struct Inner {
     pub(super) leader: Option<ResultWaiter>,
     /// Number of calls whose results must be read as they arrive, even if no thread waits for them.
     pub(super) eager: usize,
-    pub(super) told: Told,
+    pub(super) notifications: Notifications,
     /// The reason that tasks report if the pool has no workers.
-    pub(super) why: Option<Why>,
+    pub(super) why: Option<NoWorkersReason>,
     pub(super) scratch: Vec<u8>,
     pub(super) actions: Vec<Action>,
     pub(super) lost: u64,
-    /// [`Timer::Share`] is set.
-    pub(super) is_sharing: bool,
+    /// [`Timer::Steal`] is set.
+    pub(super) is_stealing: bool,
     /// [`Timer::Memory`] is set.
     pub(super) is_watching_memory: bool,
     /// [`Timer::Room`] is set.
@@ -228,7 +228,7 @@ pub(super) struct Inner {
 /// The shared state of a pool's handle, its calls and its thread.
 pub(super) struct Driver {
     inner: Mutex<Inner>,
-    pub(super) board: Board,
+    pub(super) board: TaskTable,
     pub(super) orders: Orders,
     pub(super) watch: Poller,
     /// Rung by workers, and by threads that have work for the pool's thread.
@@ -259,9 +259,9 @@ impl std::fmt::Debug for Driver {
 
 impl Driver {
     pub(super) fn new(workers: usize, settings: PoolSettings) -> Result<Arc<Self>, PoolError> {
-        let (board, orders) = Board::new().and_then(|board| Ok((board, Orders::new()?))).map_err(PoolError::Os)?;
+        let (board, orders) = TaskTable::new().and_then(|board| Ok((board, Orders::new()?))).map_err(PoolError::Os)?;
         let (watch, bell) = Poller::new().and_then(|watch| Ok((watch, EventFd::new()?))).map_err(PoolError::Os)?;
-        watch.add(&bell, super::watch::BELL).map_err(PoolError::Os)?;
+        watch.add(&bell, super::thread::BELL).map_err(PoolError::Os)?;
         board.doorbell().set(doorbell::AWAY);
         let inner = Inner {
             scheduler: Scheduler::new(workers, SLOTS as usize),
@@ -287,12 +287,12 @@ impl Driver {
             limits: Limits::default(),
             leader: None,
             eager: 0,
-            told: Told::default(),
+            notifications: Notifications::default(),
             why: None,
             scratch: Vec::new(),
             actions: Vec::new(),
             lost: 0,
-            is_sharing: false,
+            is_stealing: false,
             is_watching_memory: false,
             waits_for_room: false,
             is_looking_after: false,
@@ -326,9 +326,9 @@ impl Driver {
     pub(super) fn with<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
         let mut inner = lock(&self.inner);
         let result = f(&mut inner);
-        let published = std::mem::take(&mut inner.told.published);
+        let published = std::mem::take(&mut inner.notifications.published);
         let to_wake = if published > 0 { self.to_wake(&mut inner, published) } else { 0 };
-        let told = (!inner.told.is_empty()).then(|| std::mem::take(&mut inner.told));
+        let notifications = (!inner.notifications.is_empty()).then(|| std::mem::take(&mut inner.notifications));
         // Under the lock, so that one thread sees the value fall below the limit.
         let now = inner.waiting_bytes;
         let before = std::mem::replace(&mut inner.seen_waiting, now);
@@ -340,8 +340,8 @@ impl Driver {
         for _ in 0..to_wake {
             self.board.waiters().wake_one();
         }
-        if let Some(told) = told {
-            self.tell(told);
+        if let Some(notifications) = notifications {
+            self.notify(notifications);
         }
         result
     }
@@ -349,7 +349,9 @@ impl Driver {
     /// Returns how many workers to wake after `published` tasks were put on the table. Workers that poll the table find tasks
     /// by themselves.
     fn to_wake(&self, inner: &mut Inner, published: u32) -> u32 {
-        fence(Ordering::SeqCst); // a worker that stops polling leaves `lookers` first, and then checks the table a last time
+        // Pairs with the fence in `EventCount::wait`: a worker that stops polling leaves `lookers` first, then checks
+        // the table a last time.
+        fence(Ordering::SeqCst);
         let looking = self.board.lookers().count();
         if looking == 0 || self.board.table().waiting() > looking {
             return published.min(WOKEN_AT_ONCE);
@@ -367,6 +369,7 @@ impl Driver {
         thread_local! {
             static DELIVERS: Cell<bool> = const { Cell::new(false) };
         }
+        // Acquire pairs with the Release in `on_log_message`: the record is in `logs`.
         if !self.has_logs.load(Ordering::Acquire) || DELIVERS.replace(true) {
             return; // called by a callback
         }
@@ -380,20 +383,20 @@ impl Driver {
         DELIVERS.set(false);
     }
 
-    fn tell(&self, told: Told) {
-        if told.logs {
+    fn notify(&self, notifications: Notifications) {
+        if notifications.logs {
             self.deliver_logs();
         }
         if let Some(on_event) = &self.settings.on_event {
-            told.events.iter().for_each(|event| call_user(|| on_event(event)));
+            notifications.events.iter().for_each(|event| call_user(|| on_event(event)));
         }
-        told.parkers.iter().for_each(|parker| parker.unpark());
-        told.wakers.into_iter().for_each(|waker| call_user(|| waker.wake()));
-        told.thens.into_iter().for_each(|then| self.callbacks.run(then));
-        if told.leader {
+        notifications.parkers.iter().for_each(|parker| parker.unpark());
+        notifications.wakers.into_iter().for_each(|waker| call_user(|| waker.wake()));
+        notifications.on_complete.into_iter().for_each(|then| self.callbacks.run(then));
+        if notifications.leader {
             self.board.doorbell().ring(|| true, || self.bell.ring());
         }
-        if told.driver {
+        if notifications.driver {
             self.bell.ring();
         }
     }
@@ -422,7 +425,7 @@ impl Driver {
                 followers: Vec::new(),
                 parker: Arc::clone(&parker),
                 waker: None,
-                thens: Vec::new(),
+                on_complete: Vec::new(),
             });
             if let Some(limit) = limit {
                 inner.limit_after(limit, Limited::Call(key));
@@ -431,14 +434,14 @@ impl Driver {
                 self.hand_over(inner);
                 // A leader that sleeps until few tasks are left must now wake for the results of this call.
                 if inner.leader.is_some() && self.board.doorbell().hurry() && inner.is_anything_unread() {
-                    inner.told.leader = true;
+                    inner.notifications.leader = true;
                 }
             }
             (key, parker)
         })
     }
 
-    pub(super) fn submit(&self, call: usize, first: u64, items: &mut Items, fds: Vec<OwnedFd>, is_loose: bool) {
+    pub(super) fn submit(&self, call: usize, first: u64, items: &mut Items, fds: Vec<OwnedFd>, is_splittable: bool) {
         let count = items.count();
         if count == 0 {
             return;
@@ -451,8 +454,8 @@ impl Driver {
             let stop = state.stop;
             let (priority, retries) = (state.settings.priority, state.settings.retries);
             let single = Task::single(call, serial, first, bytes);
-            let is_loose = is_loose && count > 1;
-            let id = inner.add_task(Task { count, fds, is_loose, ..single });
+            let is_splittable = is_splittable && count > 1;
+            let id = inner.add_task(Task { count, fds, is_splittable, ..single });
             if let Some(stop) = stop {
                 return self.remove(inner, id, &stop_end(stop));
             }
@@ -536,9 +539,9 @@ impl Driver {
         let Some(task) = inner.tasks.get_mut(id.0) else { return true };
         let TaskPlace::Out { slot, position, .. } = task.at else { return false };
         let holder = self.board.table().holder(slot, position);
-        let worker = holder.and_then(|number| staff::with_number(&mut inner.workers, number));
+        let worker = holder.and_then(|number| worker_handle::with_number(&mut inner.workers, number));
         let Some(worker) = worker else { return false };
-        worker.doom(cause, Some(position)) || task.is_stuck_before_beginning() && worker.doom_at(cause, IDLE)
+        worker.revoke(cause, Some(position)) || task.is_stuck_before_beginning() && worker.revoke_at(cause, IDLE)
     }
 
     /// Discards the results of a call. The pool's thread reads the remaining results, as no other thread waits for them.
@@ -555,8 +558,8 @@ impl Driver {
 
     pub(super) fn then(&self, call: usize, then: Box<dyn FnOnce() + Send>) {
         self.with(|inner| match inner.calls.get_mut(call) {
-            Some(state) if !state.is_over() => state.thens.push(then),
-            _ => inner.told.thens.push(then),
+            Some(state) if !state.is_over() => state.on_complete.push(then),
+            _ => inner.notifications.on_complete.push(then),
         });
     }
 }
@@ -660,7 +663,7 @@ impl Inner {
     pub(super) fn ended(&mut self, call: usize, count: u64) {
         let Some(state) = self.calls.get_mut(call) else { return };
         state.left -= count;
-        self.told.wakers.extend(state.waker.take());
+        self.notifications.wakers.extend(state.waker.take());
         if state.is_abandoned {
             state.ends = call::Ends::default();
         }
@@ -671,16 +674,16 @@ impl Inner {
     /// Wakes the threads that wait for this call's results.
     fn tell_waiters(&mut self, call: usize) {
         if let Some(state) = self.calls.get_mut(call).filter(|state| !state.followers.is_empty()) {
-            self.told.unpark(state);
+            self.notifications.unpark(state);
         }
-        self.told.leader |= self.leader.is_some_and(|leader| leader.call == call);
+        self.notifications.leader |= self.leader.is_some_and(|leader| leader.call == call);
     }
 
     /// If a call is over, schedules its callbacks, and removes it if it was abandoned.
     fn settle(&mut self, call: usize) {
         let Some(state) = self.calls.get_mut(call).filter(|state| state.is_over()) else { return };
-        self.told.thens.append(&mut state.thens);
-        self.told.wakers.extend(state.waker.take());
+        self.notifications.on_complete.append(&mut state.on_complete);
+        self.notifications.wakers.extend(state.waker.take());
         self.eager -= usize::from(std::mem::take(&mut state.is_eager));
         if let Some(at) = state.limit_at.take() {
             self.limits.remove(at, Limited::Call(call));
@@ -697,7 +700,11 @@ impl Inner {
     pub(super) fn refuse(&mut self, call: usize, index: u64) {
         if let Some(state) = self.calls.get_mut(call) {
             state.left += 1;
-            self.end_item(call, index, call::End::Failed(Box::new(TaskEnd::Refused("it was not sent".to_owned()))));
+            self.end_item(
+                call,
+                index,
+                call::End::Failed(Box::new(TaskEnd::Refused("the item was not submitted".to_owned()))),
+            );
         }
     }
 

@@ -10,14 +10,14 @@ use std::time::Duration;
 use super::call::{Call, CallSettings, FunctionId};
 use super::driver::Driver;
 use super::scheduler::SchedulerEvent;
-use super::staff::WorkerStats;
 use super::task::PoolEvent;
+use super::worker_handle::WorkerStats;
 use crate::deadline::Deadline;
-use crate::frame::Payload;
 use crate::process::{
     EnvChange, ForkWithThreads, Function, FunctionError, StartError, StartMethod, is_interrupted, lock,
 };
 use crate::robust::WaitError;
+use crate::wire::Payload;
 
 /// Called with a worker's process id and a record that it logged.
 pub type OnLog = Arc<dyn Fn(u32, &[u8]) + Send + Sync>;
@@ -74,10 +74,10 @@ impl fmt::Debug for PoolSettings {
 #[non_exhaustive]
 pub enum PoolError {
     /// A pool of no workers would never run anything.
-    #[error("a pool needs at least one worker")]
+    #[error("a pool must have at least one worker")]
     NoWorkers,
     /// Workers have numbers of 18 bits, and each takes a process and descriptors.
-    #[error("a pool can have at most {limit} workers: {workers} were asked for")]
+    #[error("a pool can have at most {limit} workers, not {workers}")]
     TooManyWorkers {
         /// The requested number.
         workers: usize,
@@ -86,15 +86,15 @@ pub enum PoolError {
     },
     /// A thread replaces workers, and must not fork the program unless the user promises that this is sound.
     #[error(
-        "a pool does not start its workers by `fork`, as threads run beside it, its own among them: use `forkserver` or `spawn`, \
-         or promise that it is sound by `fork_with_threads`"
+        "cannot start a pool's workers by `fork`, as the pool's own threads run in this process: use `forkserver` or `spawn`, \
+         or assert with `fork_with_threads` that the fork is sound"
     )]
     Fork,
     /// The number of processors is not known, and no number of workers was given.
-    #[error("could not find out how many processors there are: {0}")]
-    CpuCount(io::Error),
+    #[error("could not count the processors")]
+    CpuCount(#[source] io::Error),
     /// A worker did not start.
-    #[error("could not start a worker: {0}")]
+    #[error("could not start a worker")]
     Start(#[from] StartError),
     /// The initializer or the finalizer has no name by which a worker can find it.
     #[error(transparent)]
@@ -103,8 +103,8 @@ pub enum PoolError {
     #[error(transparent)]
     Argument(Box<dyn std::error::Error + Send + Sync>),
     /// The pool's thread or its descriptors could not be created.
-    #[error("could not start the thread of a pool: {0}")]
-    Os(io::Error),
+    #[error("could not start the pool's thread")]
+    Os(#[source] io::Error),
 }
 
 const MOST_WORKERS: usize = 1 << 16;
@@ -225,7 +225,7 @@ impl Pool {
         if self.driver.is_ours() {
             self.driver.with(|inner| {
                 self.driver.handle(inner, SchedulerEvent::Closed);
-                inner.told.driver = true;
+                inner.notifications.driver = true;
             });
         }
     }
@@ -264,7 +264,8 @@ impl Pool {
     /// Returns the statistics of each living worker.
     #[must_use]
     pub fn stats(&self) -> Vec<WorkerStats> {
-        self.driver.with(|inner| inner.workers.iter().flatten().map(super::staff::WorkerHandle::stats).collect())
+        self.driver
+            .with(|inner| inner.workers.iter().flatten().map(super::worker_handle::WorkerHandle::stats).collect())
     }
 
     /// Returns how many workers have ended other than with exit code 0.

@@ -17,6 +17,7 @@ pub(super) struct Latch {
 
 impl Latch {
     pub(super) fn set(&self) {
+        // Pairs with the Acquire in `wait`.
         self.word.store(1, Ordering::Release);
         futex::wake(&self.word, futex::ALL);
     }
@@ -27,6 +28,7 @@ impl Latch {
     /// [`WaitError::Interrupted`] if a signal handler ran.
     pub(super) fn wait(&self, deadline: Deadline) -> Result<bool, WaitError> {
         loop {
+            // Pairs with the Release in `set`: what was done before it is visible.
             if self.word.load(Ordering::Acquire) != 0 {
                 return Ok(true);
             }

@@ -4,49 +4,49 @@
 //! | file | purpose |
 //! |---|---|
 //! | `scheduler` | decisions: events in, actions out; no clock, no descriptor |
-//! | `claim`, `board` | the table: the claim protocol, and the shared words |
+//! | `claim`, `task_table` | the table: the claim protocol, and the shared words |
 //! | `orders` | functions and arguments of the tasks, read-only for workers |
-//! | `stream` | the memory of one worker: its state, and the ring that returns its results |
+//! | `result_ring` | the memory of one worker: its state, and the ring that returns its results |
 //! | `doorbell` | how workers wake the parent |
 //! | `worker` | the worker's loop |
-//! | `driver`, `act`, `collect`, `watch`, `timers` | the parent: state, the scheduler's actions, results, deaths, timers |
+//! | `driver`, `effects`, `results`, `thread`, `timers` | the parent: state, the scheduler's actions, results, deaths, timers |
 //! | `audit` | repair of a table that a worker has overwritten |
-//! | `staff` | the parent's record of a worker |
+//! | `worker_handle` | the parent's record of a worker |
 //! | `callbacks` | the thread that runs callbacks |
 //! | `latch` | the event that threads wait for when they join a pool |
-//! | `call`, `handle`, `feed` | [`Call`], [`Pool`] and [`Feed`], the interface for the faces |
+//! | `call`, `handle`, `submitter` | [`Call`], [`Pool`] and [`Submitter`], the interface for the faces |
 //! | `task` | how a task ends; messages between worker and parent |
 
-mod act;
 mod audit;
-mod board;
 mod call;
 mod callbacks;
 mod claim;
-mod collect;
 mod doorbell;
 mod driver;
-mod feed;
+mod effects;
 mod handle;
 mod latch;
 mod orders;
+mod result_ring;
+mod results;
 mod scheduler;
-mod staff;
-mod stream;
+mod submitter;
 mod task;
+mod task_table;
+mod thread;
 mod timers;
-mod watch;
 #[cfg(feature = "crash-points")]
 #[doc(hidden)]
 pub mod wild;
 mod worker;
+mod worker_handle;
 
-pub use call::{Call, CallSettings, Ends, ItemEnd, Want};
-pub use feed::{Feed, ReadAhead};
+pub use call::{Call, CallSettings, Ends, ItemEnd, WaitFor};
 pub use handle::{OnEvent, OnLog, Pool, PoolError, PoolSettings, Registered};
-pub use staff::WorkerStats;
-pub use task::{Ended, Items, PoolEvent, TaskEnd, Why};
+pub use submitter::{ReadAhead, Submitter};
+pub use task::{Ended, Items, NoWorkersReason, PoolEvent, TaskEnd};
 pub use worker::{log, may_lend, serve};
+pub use worker_handle::WorkerStats;
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use task::decode_any;
@@ -62,8 +62,8 @@ mod os {
 
 /// The table of tasks: see `claim`.
 #[derive(Debug, Clone, Copy)]
-struct Table<'a> {
-    board: &'a board::Board,
+struct ClaimTable<'a> {
+    board: &'a task_table::TaskTable,
 }
 
 shared! {

@@ -15,13 +15,13 @@
 //! | 8 | 8 | offset of the argument, or 0 if it is inline |
 //! | 16 | 8 | length of the argument in bytes |
 //! | 24 | 4 | number of items |
-//! | 28 | 4 | [`LIMITED`], [`WITH_FDS`], [`STEPWISE`] |
+//! | 28 | 4 | [`LIMITED`], [`WITH_FDS`], [`SPLITTABLE`] |
 //! | 32 | 224 | an inline argument |
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::board::SLOTS;
+use super::task_table::SLOTS;
 use crate::shm::budget::Share;
 use crate::shm::{Blocks, Extent, MemoryError, Segment};
 use crate::sys::memory;
@@ -42,7 +42,7 @@ pub(super) const LIMITED: u32 = 1;
 /// Descriptors belong to the argument: the worker asks for them.
 pub(super) const WITH_FDS: u32 = 2;
 /// The worker reports which item it runs, and leaves the task when it is cut.
-pub(super) const STEPWISE: u32 = 4;
+pub(super) const SPLITTABLE: u32 = 4;
 
 /// An order: the function and items of a task. See the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,11 +171,11 @@ mod tests {
         for (slot, len) in [(0, 0), (SLOTS - 1, INLINE_LEN), (7, INLINE_LEN + 1), (8, 3 << 20)] {
             let argument = vec![len.to_ne_bytes()[0]; len];
             let block = orders
-                .write(&mut blocks, slot, TaskDescriptor::new(5, u32::MAX, STEPWISE), &argument, Share::All)
+                .write(&mut blocks, slot, TaskDescriptor::new(5, u32::MAX, SPLITTABLE), &argument, Share::All)
                 .expect("memory");
             assert_eq!(block.is_some(), len > INLINE_LEN);
             let (order, mut read) = (worker.read(slot).expect("an order"), Vec::new());
-            assert_eq!((order.function, order.items, order.flags), (5, u32::MAX, STEPWISE));
+            assert_eq!((order.function, order.items, order.flags), (5, u32::MAX, SPLITTABLE));
             worker.read_argument(slot, &order, &mut read).expect("memory");
             assert_eq!(read, argument);
             assert!(worker.write(&mut blocks, slot, order, &[1], Share::All).is_err(), "the mapping reads only");

@@ -68,7 +68,7 @@ pub(crate) enum SchedulerEvent {
     /// The worker has died, everything that it sent was read, and it held this task.
     Died(Place, Blame, Option<(TaskId, Held)>),
     /// No worker could be started in the place.
-    NotStarted(Place, Hope),
+    NotStarted(Place, RetryHope),
     /// The delay before the next attempt to start a worker is over.
     StartDue(Place),
     /// The worker has been idle for the time after which workers retire.
@@ -103,7 +103,7 @@ pub(crate) enum Blame {
 
 /// Whether a later attempt may succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Hope {
+pub(crate) enum RetryHope {
     Some,
     None,
 }
@@ -523,13 +523,13 @@ impl Scheduler {
         }
     }
 
-    fn on_failed_start(&mut self, place: Place, hope: Hope, actions: &mut Vec<Action>) {
+    fn on_failed_start(&mut self, place: Place, hope: RetryHope, actions: &mut Vec<Action>) {
         self.failed_starts += 1;
         let alone = !self.workers.iter().any(|worker| matches!(worker, WorkerSlot::Ready | WorkerSlot::Ending));
         self.workers[place.0] = WorkerSlot::Gone;
         match (self.phase, hope) {
             (WorkerLife::Over(_), _) => {}
-            (_, Hope::Some) if !alone || self.failed_starts < FAILED_START_LIMIT * self.count_u32() => {
+            (_, RetryHope::Some) if !alone || self.failed_starts < FAILED_START_LIMIT * self.count_u32() => {
                 self.workers[place.0] = WorkerSlot::Awaited;
                 actions.push(Action::StartLater(place, self.failed_starts / self.count_u32(), Pace::Slow));
             }

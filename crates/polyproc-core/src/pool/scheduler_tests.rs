@@ -88,10 +88,10 @@ fn workers_killed_by_others_before_they_are_ready_are_started_again_for_ever() {
 fn a_worker_that_cannot_start_now_may_start_later() {
     let (mut scheduler, task) = (Scheduler::new(1, SLOTS), TaskId(0));
     after(&mut scheduler, SchedulerEvent::Submitted(task, 0, 0));
-    let failed = SchedulerEvent::NotStarted(Place(0), Hope::Some);
+    let failed = SchedulerEvent::NotStarted(Place(0), RetryHope::Some);
     assert_eq!(after(&mut scheduler, failed), [Action::StartLater(Place(0), 1, Pace::Slow)]);
     assert_eq!(after(&mut scheduler, SchedulerEvent::StartDue(Place(0))), [Action::Start(Place(0))]);
-    let failed = SchedulerEvent::NotStarted(Place(0), Hope::None);
+    let failed = SchedulerEvent::NotStarted(Place(0), RetryHope::None);
     assert_eq!(after(&mut scheduler, failed), [Action::Fail(task, Loss::NoWorkers)]);
 }
 
@@ -330,7 +330,10 @@ impl World {
             Step::NotStarted(at, hope) => {
                 if self.staff.get(&at).is_some_and(|staff| !staff.ready) {
                     self.staff.remove(&at);
-                    self.on(SchedulerEvent::NotStarted(Place(at), if hope { Hope::Some } else { Hope::None }));
+                    self.on(SchedulerEvent::NotStarted(
+                        Place(at),
+                        if hope { RetryHope::Some } else { RetryHope::None },
+                    ));
                 }
             }
             Step::Due(n) => self.due(n),

@@ -11,10 +11,12 @@
 //! | RESULT_FDS | from the worker, before the record of the result | empty | the result's |
 //! | LOG | from the worker | the position of its task `u64`, the record that a face logged | |
 
-use super::stream::ResultKind;
-use crate::frame::Payload;
-use crate::frame::wire::{Reader, WireError, Writer};
+use std::fmt;
+
+use super::result_ring::ResultKind;
 use crate::process::{Function, Outcome, Panic, StartError};
+use crate::wire::Payload;
+use crate::wire::{Reader, WireError, Writer};
 
 pub(super) mod tag {
     pub(in crate::pool) const READY: u8 = 16;
@@ -47,7 +49,7 @@ pub enum TaskEnd {
     /// The pool was terminated, or was closed before the item was submitted.
     Terminated,
     /// No worker could be started, or none lived long enough to take a task.
-    NoWorkers(Why),
+    NoWorkers(NoWorkersReason),
 }
 
 /// How a worker ended.
@@ -59,6 +61,15 @@ pub struct Ended {
     pub status: crate::process::ExitStatus,
     /// It reported that its stack overflowed.
     pub stack_overflow: bool,
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.stack_overflow {
+            true => write!(f, "stack overflow ({})", self.status),
+            false => self.status.fmt(f),
+        }
+    }
 }
 
 /// An event of a pool's workers.
@@ -103,7 +114,7 @@ pub enum PoolEvent {
 
 /// Why a pool has no workers.
 #[derive(Debug, Clone)]
-pub enum Why {
+pub enum NoWorkersReason {
     /// Workers fail to start.
     Start(std::sync::Arc<StartError>),
     /// Workers died before they were ready, one of them like this.
@@ -129,12 +140,12 @@ impl TaskEnd {
 }
 
 /// Decodes why the initializer failed, from a worker's UNFIT message.
-pub(super) fn decode_unfit(payload: Payload) -> Result<Why, WireError> {
-    let (kind, rest) = payload.head.split_first().ok_or(WireError)?;
+pub(super) fn decode_unfit(payload: Payload) -> Result<NoWorkersReason, WireError> {
+    let (kind, rest) = payload.bytes.split_first().ok_or(WireError)?;
     match Outcome::decode(*kind, Payload::from(rest.to_vec()))? {
-        Outcome::Panicked(panic) => Ok(Why::InitializerPanicked(panic)),
-        Outcome::Raised(payload) => Ok(Why::InitializerRaised(payload.head)),
-        Outcome::Refused(why) => Ok(Why::InitializerRefused(why)),
+        Outcome::Panicked(panic) => Ok(NoWorkersReason::InitializerPanicked(panic)),
+        Outcome::Raised(payload) => Ok(NoWorkersReason::InitializerRaised(payload.bytes)),
+        Outcome::Refused(why) => Ok(NoWorkersReason::InitializerRefused(why)),
         Outcome::Returned(_) => Err(WireError),
     }
 }
@@ -284,7 +295,7 @@ pub(crate) fn decode_any(bytes: &[u8]) {
     let mut rest = bytes;
     while next_item(&mut rest).is_ok() {}
     let mut rest = bytes;
-    while super::stream::parse(&mut rest).is_ok() {}
+    while super::result_ring::parse(&mut rest).is_ok() {}
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ pub(super) enum Timer {
     /// Retire workers that have been idle for long.
     Idle,
     /// Move items of long tasks to idle workers.
-    Share,
+    Steal,
     /// Wake workers for tasks for which no worker was woken.
     LookAfter,
     /// Retry to publish tasks for which there was no memory.
@@ -98,7 +98,7 @@ impl Inner {
     pub(super) fn set_timer(&mut self, at: Instant, timer: Timer) {
         let is_first = self.timers.peek().is_none_or(|Reverse((first, _))| at < *first);
         self.timers.push(Reverse((at, timer)));
-        self.told.driver |= is_first;
+        self.notifications.driver |= is_first;
     }
 
     /// Starts the time limit of a task or a call.

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use super::stream::{ResultKind, WORD_LEN};
+use super::result_ring::{ResultKind, WORD_LEN};
 use super::task::tag;
 use super::worker;
 use crate::shm::MemoryError;

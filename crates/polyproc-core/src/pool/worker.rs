@@ -8,13 +8,15 @@ use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::board::Board;
-use super::orders::{LIMITED, Orders, STEPWISE, TaskDescriptor, WITH_FDS};
-use super::stream::{self, Cell, IDLE, INLINE_LEN, RING_LEN, ResultKind, ResultRing, WORD_LEN, WorkerPhase};
+use super::orders::{LIMITED, Orders, SPLITTABLE, TaskDescriptor, WITH_FDS};
+use super::result_ring::{
+    self, IDLE, INLINE_LEN, RING_LEN, ResultKind, ResultRing, WORD_LEN, WorkerPhase, WorkerState,
+};
 use super::task::{Setup, decode_function, next_item, tag};
+use super::task_table::TaskTable;
 use crate::conn::Channel;
 use crate::deadline::Deadline;
-use crate::frame::{Context, Input, Payload, Verdict};
+use crate::error_chain;
 use crate::prim::{AtomicBool, AtomicU64, Ordering};
 use crate::process::{self, Function, FunctionError, Handler, Outcome, ResolvedFunction, panic};
 use crate::robust::{HAS_SPARE_PROCESSOR, RecheckInterval, WaitError, spin_until};
@@ -24,6 +26,7 @@ use crate::shm::{self, Blocks, Extent, MemoryError};
 use crate::sys::clock;
 use crate::sys::crash::{self, Step};
 use crate::sys::watch::EventFd;
+use crate::wire::{Context, Input, Payload, Verdict};
 
 /// How long a worker without a task sleeps before it re-checks. Only a death loses a wake-up, and then the parent wakes all
 /// workers; this is for the case that it does not.
@@ -48,6 +51,7 @@ pub fn log(record: &[u8]) -> bool {
     let head = || [&POSITION.load(Ordering::Relaxed).to_le_bytes(), record].concat();
     let sent = CHANNEL.get().is_some_and(|channel| channel.send(tag::LOG, &head(), &[]).is_ok());
     if sent {
+        // Pairs with the Acquire in `answer`: the record is in the channel.
         LOGGED.store(true, Ordering::Release);
     }
     sent
@@ -78,7 +82,7 @@ static LENDING: OnceLock<(Arc<ResultRing>, u64)> = OnceLock::new();
 #[must_use]
 pub fn may_lend() -> bool {
     LENDING.get().is_none_or(|(stream, most)| {
-        let cell = stream.cell();
+        let cell = stream.state();
         cell.sent.load(Ordering::Relaxed).saturating_sub(cell.received.load(Ordering::Relaxed)) < *most
     })
 }
@@ -89,7 +93,7 @@ pub(super) fn worker_function() -> Result<Function, FunctionError> {
     impl Handler<fn()> for RunsWorker {
         fn handle(_: fn(), input: Input<'_>, _: &mut Payload) -> Verdict {
             let channel = panic::parent_channel().expect("a worker has a parent");
-            let setup = Payload { head: input.bytes.to_vec(), fds: input.fds };
+            let setup = Payload { bytes: input.bytes.to_vec(), fds: input.fds };
             process::end(&run(channel, setup), channel)
         }
     }
@@ -112,7 +116,7 @@ fn run(channel: &'static Channel, setup: Payload) -> Outcome {
             (None, served) => Ok(served),
         }
     });
-    ran.unwrap_or_else(|error| Outcome::Refused(error.to_string()))
+    ran.unwrap_or_else(|error| Outcome::Refused(error_chain(&error)))
 }
 
 type Rest = Box<dyn FnOnce() -> io::Result<()>>;
@@ -131,7 +135,7 @@ thread_local! {
 pub fn serve() -> io::Result<()> {
     let rest = REST
         .take()
-        .ok_or_else(|| io::Error::other("no pool's initializer runs here, or it has served tasks already"))?;
+        .ok_or_else(|| io::Error::other("tasks can be served only in a pool's initializer, and only once"))?;
     rest()
 }
 
@@ -149,7 +153,7 @@ fn initialize((function, input): (Function, Payload)) -> Outcome {
 /// The resources that a worker received from its pool.
 struct Plan {
     channel: &'static Channel,
-    board: Board,
+    board: TaskTable,
     orders: Orders,
     stream: Arc<ResultRing>,
     bell: EventFd,
@@ -161,19 +165,19 @@ struct Plan {
 impl Plan {
     /// Opens the descriptors that the pool has sent. Returns the initializer with its argument, too.
     fn open(channel: &'static Channel, payload: Payload) -> io::Result<(Self, Option<(Function, Payload)>)> {
-        let setup = Setup::decode(&payload.head)?;
+        let setup = Setup::decode(&payload.bytes)?;
         let mut fds = payload.fds.into_iter();
         let mut next = || fds.next().ok_or(io::ErrorKind::InvalidData);
-        let (board, orders) = (Board::open(next()?)?, Orders::open(next()?)?);
+        let (board, orders) = (TaskTable::open(next()?)?, Orders::open(next()?)?);
         let (bell, stream) = (EventFd::from(next()?), Arc::new(ResultRing::open(next()?)?));
         let _ = LENDING.set((Arc::clone(&stream), setup.most_fds)); // once per process
         if let Some(nice) = setup.nice {
             crate::sys::priority::set_nice(nice)?;
         }
         crate::sys::priority::pin(&setup.cpus)?;
-        stream.cell().phase.store(WorkerPhase::Initialising as u32, Ordering::Relaxed);
+        stream.state().phase.store(WorkerPhase::Initialising as u32, Ordering::Relaxed);
         let Setup { number, max_tasks, finalizer, initializer, .. } = setup;
-        let initializer = initializer.map(|(function, head)| (function, Payload { head, fds: fds.collect() }));
+        let initializer = initializer.map(|(function, head)| (function, Payload { bytes: head, fds: fds.collect() }));
         Ok((Self { channel, board, orders, stream, bell, number, max_tasks, finalizer }, initializer))
     }
 }
@@ -186,7 +190,7 @@ struct CachedFunction {
 
 struct WorkerLoop {
     channel: &'static Channel,
-    board: Board,
+    board: TaskTable,
     orders: Orders,
     stream: Arc<ResultRing>,
     bell: EventFd,
@@ -230,7 +234,7 @@ impl WorkerLoop {
             known: HashMap::new(),
             no_context: Context::default(),
             last: None,
-            blocks: Blocks::new(stream::FIRST_BLOCK),
+            blocks: Blocks::new(result_ring::FIRST_BLOCK),
             lent: HashMap::new(),
             untold: false,
             busy_since: clock::monotonic_nanos(),
@@ -239,13 +243,13 @@ impl WorkerLoop {
         })
     }
 
-    fn cell(&self) -> &Cell {
-        self.stream.cell()
+    fn state(&self) -> &WorkerState {
+        self.stream.state()
     }
 
     fn serve(mut self) -> io::Result<()> {
         self.begin_busy();
-        self.cell().ready.store(self.busy_since, Ordering::Relaxed);
+        self.state().ready.store(self.busy_since, Ordering::Relaxed);
         while let Some((slot, position)) = self.next() {
             self.run_task(slot, position).map_err(io::Error::other)?;
         }
@@ -257,23 +261,24 @@ impl WorkerLoop {
     }
 
     fn is_to_retire(&self) -> bool {
-        self.cell().retire.load(Ordering::Acquire) != 0 || self.left == Some(0)
+        // Pairs with the Release in `end_worker`. Only the flag is used.
+        self.state().retire.load(Ordering::Acquire) != 0 || self.left == Some(0)
     }
 
     /// Blocks until there is a task. Returns its slot and position, or `None` if the worker must retire.
     fn next(&mut self) -> Option<(u32, u64)> {
         loop {
             if self.is_to_retire() {
-                self.tell(true);
+                self.notify(true);
                 return None;
             }
             // Before the claim, so that a worker that is stopped in here holds no task that it has not begun.
-            self.tell(false);
+            self.notify(false);
             if let Some(claimed) = self.board.table().claim(self.number) {
                 crash::point(Step::TaskClaimed);
                 return Some(claimed);
             }
-            self.tell(true);
+            self.notify(true);
             self.idle();
         }
     }
@@ -312,19 +317,21 @@ impl WorkerLoop {
 
     fn begin_idle(&mut self) {
         let now = clock::monotonic_nanos();
-        count(&self.cell().busy, now.saturating_sub(self.busy_since));
-        self.cell().since.store(now, Ordering::Relaxed);
-        self.cell().phase.store(WorkerPhase::Idle as u32, Ordering::Release);
+        count(&self.state().busy, now.saturating_sub(self.busy_since));
+        self.state().since.store(now, Ordering::Relaxed);
+        // Pairs with the Acquire in `idle_for`.
+        self.state().phase.store(WorkerPhase::Idle as u32, Ordering::Release);
     }
 
     fn begin_busy(&mut self) {
         self.busy_since = clock::monotonic_nanos();
-        self.cell().since.store(self.busy_since, Ordering::Relaxed);
-        self.cell().phase.store(WorkerPhase::Busy as u32, Ordering::Release);
+        self.state().since.store(self.busy_since, Ordering::Relaxed);
+        // Pairs with the Acquire in `stats`.
+        self.state().phase.store(WorkerPhase::Busy as u32, Ordering::Release);
     }
 
     /// Notifies the parent of new results, unless it does not want to be woken yet.
-    fn tell(&mut self, at_once: bool) {
+    fn notify(&mut self, at_once: bool) {
         if !self.untold {
             return;
         }
@@ -340,9 +347,11 @@ impl WorkerLoop {
     /// Changes the word `current` of the cell. Returns false if the parent has cut the task. Blocks permanently if the parent
     /// has marked this worker for killing.
     fn declare(&self, from: u64, to: u64) -> bool {
-        match self.cell().current.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire) {
+        // Release pairs with the parent's Acquire, in `limit`, `revoke_at` and the audit: the start time and all
+        // results so far are written before. Acquire pairs with its Release in `cut` and `revoke_at`.
+        match self.state().current.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => true,
-            Err(now) if stream::is_cut(now) => {
+            Err(now) if result_ring::is_cut(now) => {
                 if to == IDLE {
                     self.declare(now, IDLE);
                 }
@@ -358,9 +367,9 @@ impl WorkerLoop {
         let order = self.orders.read(slot)?;
         if order.flags & LIMITED != 0 {
             // Before `declare`, so that the parent never relates this item to the start time of an earlier one.
-            self.cell().started.store(clock::monotonic_nanos(), Ordering::Relaxed);
+            self.state().started.store(clock::monotonic_nanos(), Ordering::Relaxed);
         }
-        let mut running = stream::running(position, 0);
+        let mut running = result_ring::running(position, 0);
         self.declare(IDLE, running);
         POSITION.store(position, Ordering::Relaxed);
         crash::point(Step::TaskDeclared);
@@ -376,11 +385,11 @@ impl WorkerLoop {
         let mut rest = &argument[..];
         let mut ran = 0;
         for item in 0..order.items {
-            if order.flags & (LIMITED | STEPWISE) != 0 {
+            if order.flags & (LIMITED | SPLITTABLE) != 0 {
                 if order.flags & LIMITED != 0 {
-                    self.cell().started.store(clock::monotonic_nanos(), Ordering::Relaxed);
+                    self.state().started.store(clock::monotonic_nanos(), Ordering::Relaxed);
                 }
-                let next = stream::running(position, item);
+                let next = result_ring::running(position, item);
                 if item > 0 && !self.declare(running, next) {
                     break;
                 }
@@ -391,8 +400,8 @@ impl WorkerLoop {
             crash::point(Step::ItemAnswered);
             ran += 1;
         }
-        count(&self.cell().items, ran);
-        count(&self.cell().bytes_in, argument.len() as u64);
+        count(&self.state().items, ran);
+        count(&self.state().bytes_in, argument.len() as u64);
         if let Some(left) = &mut self.left {
             *left = left.saturating_sub(ran);
         }
@@ -434,7 +443,7 @@ impl WorkerLoop {
     fn find(&self, id: u64) -> CachedFunction {
         let ask = || -> io::Result<(Function, Vec<u8>)> {
             let answer = self.ask(tag::NEED_FUNCTION, id, tag::FUNCTION)?;
-            let (of, name) = answer.head.split_first_chunk().ok_or(io::ErrorKind::InvalidData)?;
+            let (of, name) = answer.bytes.split_first_chunk().ok_or(io::ErrorKind::InvalidData)?;
             if u64::from_le_bytes(*of) != id {
                 return Err(io::ErrorKind::InvalidData.into());
             }
@@ -442,7 +451,7 @@ impl WorkerLoop {
         };
         match ask() {
             Err(error) => {
-                let why = format!("the function could not be asked for: {error}");
+                let why = format!("the function could not be received from the parent: {}", error_chain(&error));
                 CachedFunction { function: Err(why), context: None }
             }
             Ok((function, context)) => CachedFunction {
@@ -464,7 +473,7 @@ impl WorkerLoop {
         let answer = self.ask(tag::NEED_FDS, position, tag::FDS);
         answer
             .map(|payload| payload.fds)
-            .map_err(|error| format!("the argument's descriptors could not be received: {error}"))
+            .map_err(|error| format!("the argument's descriptors could not be received: {}", error_chain(&error)))
     }
 
     fn run_item(
@@ -474,15 +483,15 @@ impl WorkerLoop {
         fds: Result<Vec<OwnedFd>, String>,
     ) -> Result<(), MemoryError> {
         let mut out = std::mem::take(&mut self.out);
-        out.head.clear();
-        out.head.extend([0; WORD_LEN]); // space for the record's word
+        out.bytes.clear();
+        out.bytes.extend([0; WORD_LEN]); // space for the record's word
         let kind = match (&known.function, fds) {
             (Err(why), _) => {
-                out.head.extend(why.as_bytes());
+                out.bytes.extend(why.as_bytes());
                 ResultKind::Refused
             }
             (_, Err(why)) => {
-                out.head.extend(why.into_bytes());
+                out.bytes.extend(why.into_bytes());
                 ResultKind::Refused
             }
             (Ok(function), Ok(fds)) => {
@@ -498,12 +507,12 @@ impl WorkerLoop {
             }
         };
         crash::point(Step::ItemRun);
-        count(&self.cell().bytes_out, (out.head.len() - WORD_LEN) as u64);
-        let is_plain = out.fds.is_empty() && out.head.len() <= INLINE_LEN && !LOGGED.load(Ordering::Relaxed);
-        if !is_plain || !self.stream.write_end(kind, 0, &mut out.head)? {
+        count(&self.state().bytes_out, (out.bytes.len() - WORD_LEN) as u64);
+        let is_plain = out.fds.is_empty() && out.bytes.len() <= INLINE_LEN && !LOGGED.load(Ordering::Relaxed);
+        if !is_plain || !self.stream.write_end(kind, 0, &mut out.bytes)? {
             self.answer(kind, &mut out)?;
         }
-        if out.head.capacity() <= KEPT {
+        if out.bytes.capacity() <= KEPT {
             self.out = out;
         }
         Ok(())
@@ -512,22 +521,23 @@ impl WorkerLoop {
     /// Writes the result of an item: the bytes after the space for the record's word. Blocks until there is room.
     #[cold]
     fn answer(&mut self, kind: ResultKind, out: &mut Payload) -> Result<(), MemoryError> {
-        let mut flags = if LOGGED.swap(false, Ordering::AcqRel) { stream::LOGGED } else { 0 };
+        // Acquire pairs with the Release in `log`.
+        let mut flags = if LOGGED.swap(false, Ordering::AcqRel) { result_ring::LOGGED } else { 0 };
         let fds = std::mem::take(&mut out.fds);
         if !fds.is_empty() {
             let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
             if let Err(error) = send(self.channel, tag::RESULT_FDS, &[], &borrowed) {
-                let why = format!("the result's descriptors could not be sent to the parent: {error}");
+                let why = format!("the result's descriptors could not be sent to the parent: {}", error_chain(&error));
                 return self.refuse(flags, &why);
             }
-            count(&self.cell().sent, fds.len() as u64);
-            flags |= stream::WITH_FDS;
+            count(&self.state().sent, fds.len() as u64);
+            flags |= result_ring::WITH_FDS;
         }
-        if out.head.len() <= INLINE_LEN {
-            return self.write(|stream| stream.write_end(kind, flags, &mut out.head));
+        if out.bytes.len() <= INLINE_LEN {
+            return self.write(|stream| stream.write_end(kind, flags, &mut out.bytes));
         }
-        let len = out.head.len() - WORD_LEN;
-        match self.lend(&out.head[WORD_LEN..]) {
+        let len = out.bytes.len() - WORD_LEN;
+        match self.lend(&out.bytes[WORD_LEN..]) {
             Ok(offset) => {
                 self.write(|stream| stream.write_end_in_block(kind, flags, offset, len as u64))?;
                 if budget::is_room_awaited() {
@@ -535,7 +545,10 @@ impl WorkerLoop {
                 }
                 Ok(())
             }
-            Err(error) => self.refuse(flags, &format!("there is no memory for the result ({len} bytes): {error}")),
+            Err(error) => {
+                let why = format!("could not allocate {len} bytes for the result: {}", error_chain(&error));
+                self.refuse(flags, &why)
+            }
         }
     }
 

@@ -15,10 +15,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::role::{self, Role};
 use super::{enter, panic, zygote};
 use crate::conn::Channel;
-use crate::sys::cell::PidCell;
 use crate::sys::exit::exit_now;
 #[cfg(feature = "auto-init")]
 use crate::sys::image;
+use crate::sys::pid_slot::PidSlot;
 use crate::sys::{exec, fd, signal, socket};
 
 /// Runs the work of this process and exits, if it was executed as a child. Returns at once in any other process.
@@ -82,21 +82,21 @@ fn run(
     socket: OwnedFd,
     run_remaining_constructors: impl FnOnce(),
 ) -> io::Result<std::convert::Infallible> {
-    let cell = match role {
-        Role::Zygote => Some(PidCell::map(fd::take_inherited(exec::FIRST_FD + 1)?)?),
+    let pid_slot = match role {
+        Role::Zygote => Some(PidSlot::map(fd::take_inherited(exec::FIRST_FD + 1)?)?),
         Role::Process => None,
     };
     if !exec::gives_nothing_else() {
         // Python calls `init` late: descriptors that the interpreter's start opened are closed too.
-        let handed_over = 1 + i32::from(cell.is_some());
+        let handed_over = 1 + i32::from(pid_slot.is_some());
         fd::close_from(exec::FIRST_FD + handed_over)?;
     }
     signal::ignore_sigpipe()?;
     signal::install_overflow_handler()?;
     run_remaining_constructors();
     let channel = Channel::from(socket);
-    match cell {
-        Some(cell) => zygote::serve(parent_pid, &channel, &cell),
+    match pid_slot {
+        Some(pid_slot) => zygote::serve(parent_pid, &channel, &pid_slot),
         None => {
             panic::install_hook(false);
             enter::run(channel)

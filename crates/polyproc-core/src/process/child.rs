@@ -12,11 +12,11 @@ use super::state::lock;
 use super::{ExitStatus, Outcome, Signal, StartMethod, tag};
 use crate::conn::{Channel, Message};
 use crate::deadline::Deadline;
-use crate::frame::wire::WireError;
 use crate::prim::{AtomicBool, AtomicU64, Ordering};
 use crate::retry::retry_interrupted;
 use crate::sys::per_process::PerProcess;
 use crate::sys::{fd, pidfd};
+use crate::wire::WireError;
 
 /// A process that this one started. Clones are handles to the same process, which continues to run when all are dropped.
 #[derive(Debug, Clone)]
@@ -32,15 +32,15 @@ struct ChildData {
     pidfd: OwnedFd,
     channel: Channel,
     /// Unset for the zygote, and for a spare that has no order yet.
-    facts: OnceLock<Facts>,
+    info: OnceLock<ProcessInfo>,
     status: Mutex<Option<ExitStatus>>,
     /// True if it closed its channel before it received its order.
-    was_gone: AtomicBool,
+    was_closed: AtomicBool,
 }
 
 /// The properties of a process that has its order.
 #[derive(Debug)]
-pub(super) struct Facts {
+pub(super) struct ProcessInfo {
     pub(super) name: String,
     pub(super) daemon: bool,
     /// True if it leads a process group, which ends with it.
@@ -66,7 +66,7 @@ impl Ending {
     }
 
     /// Records one of the process's last messages.
-    pub(crate) fn hear(&mut self, message: Message) -> Result<(), WireError> {
+    pub(crate) fn on_message(&mut self, message: Message) -> Result<(), WireError> {
         match message.tag {
             tag::STACK_OVERFLOW => self.stack_overflow = true,
             _ => self.outcome = Some(Outcome::decode(message.tag, message.payload)?),
@@ -79,9 +79,9 @@ impl Child {
     /// Returns a handle to the process `pid`, which was started by `method` and has the other end of `channel`.
     pub(super) fn new(pid: u32, pidfd: OwnedFd, channel: Channel, method: StartMethod) -> Self {
         let key = children().next_key();
-        let (facts, status) = (OnceLock::new(), Mutex::default());
-        let was_gone = AtomicBool::new(false);
-        Self { shared: Arc::new(ChildData { key, pid, method, pidfd, channel, facts, status, was_gone }) }
+        let (info, status) = (OnceLock::new(), Mutex::default());
+        let was_closed = AtomicBool::new(false);
+        Self { shared: Arc::new(ChildData { key, pid, method, pidfd, channel, info, status, was_closed }) }
     }
 
     /// Returns a handle to the process `pid`, which other code of the program reaped before its descriptor was opened.
@@ -93,14 +93,14 @@ impl Child {
     }
 
     /// Sets the properties, once. From then on the process is visible to the user.
-    pub(super) fn introduce(&self, facts: Facts) {
-        let first = self.shared.facts.set(facts);
+    pub(super) fn assign(&self, info: ProcessInfo) {
+        let first = self.shared.info.set(info);
         debug_assert!(first.is_ok(), "a process has one task");
     }
 
     /// Records that the process closed its channel before it received its order.
-    pub(super) fn note_gone(&self) {
-        self.shared.was_gone.store(true, Ordering::Relaxed);
+    pub(super) fn note_closed(&self) {
+        self.shared.was_closed.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn key(&self) -> u64 {
@@ -113,7 +113,7 @@ impl Child {
 
     /// Returns whether the user started this process: false for the zygote and for a spare.
     pub(super) fn is_visible(&self) -> bool {
-        self.shared.facts.get().is_some()
+        self.shared.info.get().is_some()
     }
 
     /// Returns the process id, which the kernel may assign to another process once this one has ended.
@@ -125,13 +125,13 @@ impl Child {
     /// Returns the name.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.shared.facts.get().map_or("forkserver", |facts| &facts.name)
+        self.shared.info.get().map_or("forkserver", |info| &info.name)
     }
 
     /// Returns whether the process is daemonic.
     #[must_use]
     pub fn is_daemon(&self) -> bool {
-        self.shared.facts.get().is_none_or(|facts| facts.daemon)
+        self.shared.info.get().is_none_or(|info| info.daemon)
     }
 
     /// Returns the start method: the requested one, or [`StartMethod::Spawn`] where the system refuses the fork server.
@@ -172,7 +172,7 @@ impl Child {
         if known.is_some() {
             return Ok(*known);
         }
-        let leads_group = self.shared.facts.get().is_some_and(|facts| facts.leads_group);
+        let leads_group = self.shared.info.get().is_some_and(|info| info.leads_group);
         if leads_group && !pidfd::end_group(self.as_fd(), self.shared.pid)? {
             return Ok(None); // if it ends just now, the next call kills its group before it reaps it
         }
@@ -206,7 +206,7 @@ impl Child {
         let mut ending = Ending::new(status);
         while ending.outcome.is_none() {
             match self.shared.channel.try_receive() {
-                Ok(Some(message)) => ending.hear(message)?,
+                Ok(Some(message)) => ending.on_message(message)?,
                 Ok(None) => return Ok(ending),
                 // No more messages, although a process that it started still holds its end of the channel.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(ending),
@@ -222,7 +222,7 @@ impl Child {
     #[must_use]
     pub fn took_its_order(&self) -> bool {
         let is_untold =
-            self.shared.was_gone.load(Ordering::Relaxed) || fd::has_peer_left_unread(self.shared.channel.as_fd());
+            self.shared.was_closed.load(Ordering::Relaxed) || fd::has_peer_left_unread(self.shared.channel.as_fd());
         self.shared.method == StartMethod::Fork || !is_untold
     }
 
@@ -231,8 +231,7 @@ impl Child {
     /// # Errors
     /// When the memory file cannot be read.
     pub fn captured(&self, number: usize) -> io::Result<Option<Vec<u8>>> {
-        let Some(file) = number.checked_sub(1).and_then(|at| self.shared.facts.get()?.captured.get(at)?.as_ref())
-        else {
+        let Some(file) = number.checked_sub(1).and_then(|at| self.shared.info.get()?.captured.get(at)?.as_ref()) else {
             return Ok(None);
         };
         let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?];

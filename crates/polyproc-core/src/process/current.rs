@@ -2,8 +2,8 @@
 
 use std::ptr;
 
-use crate::frame::wire::{Reader, WireError, Writer};
 use crate::prim::{AtomicPtr, Ordering};
+use crate::wire::{Reader, WireError, Writer};
 
 /// The process that started this one.
 #[derive(Debug, Clone, PartialEq, Eq)]

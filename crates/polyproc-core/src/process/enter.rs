@@ -9,31 +9,34 @@ use super::current::set_current;
 use super::order::{EnvDelta, Inherited, StartRequest};
 use super::{Current, Outcome, Parent, panic, tag};
 use crate::conn::{Channel, bare_message, is_peer_gone};
-use crate::frame::wire::WireError;
-use crate::frame::{Input, Payload, Verdict};
+use crate::error_chain;
 use crate::function::{Function, Handler};
 use crate::shm::budget;
 use crate::sys::bounds::Bounds;
 use crate::sys::exit::exit_now;
-use crate::sys::life::{self, Whom};
+use crate::sys::parent_death::{self, DeathScope};
 use crate::sys::{clone, env, fd, signal, title};
+use crate::wire::WireError;
+use crate::wire::{Input, Payload, Verdict};
 
 /// Runs a process that was executed or cloned: receives its order over `channel`, carries it out, reports and exits.
 pub(crate) fn run(channel: Channel) -> io::Result<Infallible> {
     let Some(message) = channel.receive()? else {
         exit_now(0) // the parent closed the channel without an order
     };
-    let (order, Inherited { stdio, life, ledger }, input) = StartRequest::decode(message)?;
-    let whom = if order.leads_group { Whom::Group } else { Whom::Process };
-    if whom == Whom::Group {
-        life::lead_group()?;
+    let (order, Inherited { stdio, parent_death, ledger }, input) = StartRequest::decode(message)?;
+    let scope = if order.leads_group { DeathScope::Group } else { DeathScope::Process };
+    if scope == DeathScope::Group {
+        parent_death::lead_group()?;
     }
     if order.process.bound {
-        die_with_parent(life::die_with_creator(parent_pid(&order.process), whom));
+        die_with_parent(parent_death::die_with_creator(parent_pid(&order.process), scope));
         // Without `/proc` this bond fails, and the one above remains.
-        die_with_parent(life.map_or(Ok(true), |life| Ok(life::die_with_writer(life.as_fd(), whom).unwrap_or(true))));
+        die_with_parent(parent_death.map_or(Ok(true), |parent_death| {
+            Ok(parent_death::die_with_writer(parent_death.as_fd(), scope).unwrap_or(true))
+        }));
     } else {
-        life::outlive_creator()?;
+        parent_death::outlive_creator()?;
     }
     if order.leads_group {
         signal::leave_sigint_to_parent()?;
@@ -51,7 +54,8 @@ pub(crate) fn run(channel: Channel) -> io::Result<Infallible> {
     let set_up = set_up(order.process, &order.env, order.current_dir.as_deref(), &stdio);
     drop(stdio);
     // Last: a lower descriptor limit must not make the set-up fail.
-    let bound = || order.bounds.apply().map_err(|(what, error)| format!("could not take over {what}: {error}"));
+    let bound =
+        || order.bounds.apply().map_err(|(what, error)| format!("could not apply {what} of the parent: {error}"));
     let set_up = set_up.and_then(|()| bound());
     let function = || order.function.resolve().map_err(|error| error.to_string());
     let outcome = match set_up.and_then(|()| function()) {
@@ -68,7 +72,7 @@ pub(super) type Closure<'a> = Box<dyn FnOnce() -> Result<Payload, Payload> + 'a>
 pub(super) struct ForkedOrder<'a> {
     pub(super) process: Current,
     pub(super) leads_group: bool,
-    pub(super) life: Option<&'a life::LifePipe>,
+    pub(super) parent_death: Option<&'a parent_death::ParentDeathPipe>,
     pub(super) env: EnvDelta,
     pub(super) current_dir: Option<&'a OsStr>,
     pub(super) stdio: [Option<OwnedFd>; 3],
@@ -77,15 +81,15 @@ pub(super) struct ForkedOrder<'a> {
 
 /// Runs a process made by `fork`: carries out its order, reports over `channel` and exits.
 pub(super) fn run_forked(order: ForkedOrder<'_>, channel: Channel) -> ! {
-    let ForkedOrder { process, leads_group, life, env, current_dir, stdio, job } = order;
+    let ForkedOrder { process, leads_group, parent_death, env, current_dir, stdio, job } = order;
     signal::restore_mask();
-    let whom = if leads_group { Whom::Group } else { Whom::Process };
-    if whom == Whom::Group {
-        die_with_parent(life::lead_group().map(|()| true));
+    let scope = if leads_group { DeathScope::Group } else { DeathScope::Process };
+    if scope == DeathScope::Group {
+        die_with_parent(parent_death::lead_group().map(|()| true));
     }
-    match life {
-        Some(life) if process.bound => die_with_parent(life.die_with_parent(whom)),
-        Some(life) => life.close_copies(),
+    match parent_death {
+        Some(parent_death) if process.bound => die_with_parent(parent_death.die_with_parent(scope)),
+        Some(parent_death) => parent_death.close_copies(),
         None => {}
     }
     signal::report_overflow_to(channel.as_fd(), bare_message(tag::STACK_OVERFLOW));
@@ -138,7 +142,7 @@ fn set_up(
     }
     if let Some(path) = current_dir {
         std::env::set_current_dir(path)
-            .map_err(|error| format!("could not make {} the working directory: {error}", path.display()))?;
+            .map_err(|error| format!("could not change the working directory to {}: {error}", path.display()))?;
     }
     // `ps` and `top` show 15 bytes of the name.
     clone::name_thread(&process.name);
@@ -194,7 +198,7 @@ fn report(outcome: &Outcome, channel: &Channel) -> i32 {
         // The parent has closed its end, so no process would read more than the exit code.
         Err(error) if is_peer_gone(&error) => outcome.exit_code(),
         Err(error) => {
-            let why = format!("the result could not be sent to the parent: {error}");
+            let why = format!("the result could not be sent to the parent: {}", error_chain(&error));
             let refused = Outcome::Refused(why);
             // If this fails too, the parent observes an end without an outcome.
             let _ = refused.send(channel);

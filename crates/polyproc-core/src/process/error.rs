@@ -12,8 +12,8 @@ use crate::sys::image::FunctionError;
 pub enum StartError {
     /// A child that executes this program would run `main` instead of the function.
     #[error(
-        "nothing in this program takes over its child processes before `main` runs: call `polyproc::init()` as the first \
-         line of `main`, or build with the feature `auto-init`"
+        "this program does not run its child processes before `main`: call `polyproc::init()` as the first line of `main`, \
+         or build with the feature `auto-init`"
     )]
     NotInitialised,
     /// Another process could not find the function by its name.
@@ -24,15 +24,17 @@ pub enum StartError {
     Argument(Box<dyn std::error::Error + Send + Sync>),
     /// `fork` was requested while other threads run.
     #[error(
-        "fork refused: {count} threads run in this process, and the child would get the locks they hold without them; use \
-         the start method `forkserver` or `spawn`, or promise that it is sound with `ForkWithThreads`"
+        "cannot fork while {count} threads run in this process, as the child would inherit locks that no thread releases: \
+         use the start method `forkserver` or `spawn`, or assert with `ForkWithThreads` that the fork is sound"
     )]
     Threads {
         /// The number of the user's threads, including the calling one.
         count: usize,
     },
     /// A closure was used with a start method other than `fork`.
-    #[error("a closure can be started by `fork` only: another process does not have what it captured")]
+    #[error(
+        "cannot start a closure by `forkserver` or `spawn`, as the new process does not have the captured values: use `fork`"
+    )]
     ClosureNeedsFork,
     /// The preload function failed, so the fork server cannot start.
     #[error("preloading the fork server failed: {why}")]
@@ -47,7 +49,7 @@ pub enum StartError {
         why: String,
     },
     /// The requested working directory does not exist, or is not a directory.
-    #[error("cannot start a process in the directory {}: {source}", path.display())]
+    #[error("cannot start a process in the directory {}", path.display())]
     CurrentDir {
         /// The directory.
         path: PathBuf,
@@ -56,7 +58,8 @@ pub enum StartError {
     },
     /// The environment cannot hold such a variable.
     #[error(
-        "{name:?} cannot be set in the environment: a name is not empty and holds no '=', and neither name nor value holds a NUL byte"
+        "cannot set the environment variable {name:?}: its name must not be empty or contain '=', and neither its name nor its \
+         value may contain a NUL byte"
     )]
     Env {
         /// The variable's name.
@@ -69,7 +72,7 @@ pub enum StartError {
     #[error("cannot start a process while the program is ending")]
     Exiting,
     /// A system call failed.
-    #[error("{doing} failed: {source}")]
+    #[error("{doing} failed")]
     Os {
         /// The operation that failed.
         doing: &'static str,

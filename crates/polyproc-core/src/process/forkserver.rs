@@ -16,11 +16,11 @@ use super::supervisor::Supervisor;
 use super::zygote::tag;
 use super::{Child, Signal};
 use crate::deadline::Deadline;
-use crate::frame::Payload;
 use crate::function::Function;
 use crate::prim::Ordering;
 use crate::sys::credentials::Credentials;
 use crate::sys::per_process::PerProcess;
+use crate::wire::Payload;
 
 /// How many attempts a start makes if the zygote is killed during each of them.
 const ATTEMPTS: usize = 3;
@@ -138,7 +138,7 @@ impl Forkserver {
             match server.start(&mut request, give_up) {
                 Ok(child) => {
                     if server.is_spare_requested() {
-                        Supervisor::get()?.look_soon(adopt_spare);
+                        Supervisor::get()?.adopt_soon(adopt_spare);
                     }
                     return Ok(Some(child));
                 }
@@ -147,18 +147,18 @@ impl Forkserver {
                 Err(Failure::Make(MakeError::Gone)) => *self = Self::NotStarted,
                 Err(Failure::Make(MakeError::Clone(error))) => {
                     if !matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL)) {
-                        return Err(os("clone in the fork server")(error));
+                        return Err(os("cloning the fork server")(error));
                     }
                     let _ = self.retire();
                     *self = Self::Refused;
                 }
                 Err(Failure::Make(MakeError::Os(error))) => {
-                    return Err(os("taking over a process from the fork server")(error));
+                    return Err(os("receiving a process from the fork server")(error));
                 }
             }
         }
         Err(killed.unwrap_or_else(|| StartError::Forkserver {
-            why: format!("the fork server was killed {ATTEMPTS} times in a row while it made a process"),
+            why: format!("the fork server was killed {ATTEMPTS} times in a row while it created a process"),
         }))
     }
 
@@ -174,7 +174,7 @@ impl Forkserver {
     /// Retires a zygote with other credentials: a program that gave up privileges must not start processes that have them.
     fn retire_another_users(&mut self) -> Result<(), StartError> {
         if let Self::Starting(server) | Self::Running(server) = self
-            && server.credentials != Credentials::own().map_err(os("looking who this process is"))?
+            && server.credentials != Credentials::own().map_err(os("reading the credentials of this process"))?
         {
             let _ = self.retire();
         }
@@ -196,7 +196,7 @@ impl Forkserver {
         if !is_ready || server.zygote.channel().send(tag::END, &[], &[]).is_err() {
             discard(&server.zygote);
         }
-        // The zygote first answers an earlier request. If it does not do so in time, it is killed; then the cell is final.
+        // The zygote first answers an earlier request. If it does not do so in time, it is killed; then the pid_slot is final.
         let soon = Deadline::after(ASK_EVERY);
         let mut spare = server.take_spare(&|| soon.has_passed());
         if matches!(spare, Err(Failure::Make(MakeError::Interrupted))) {

@@ -66,7 +66,7 @@ pub(crate) fn is_interrupted() -> bool {
 /// # Panics
 /// If `argv` is empty.
 pub fn set_program(argv: Vec<OsString>) {
-    assert!(!argv.is_empty(), "a program has a name");
+    assert!(!argv.is_empty(), "`argv` must not be empty");
     role::set_in_place();
     *lock(PROGRAM.get()) = Some(argv);
 }
@@ -119,5 +119,5 @@ pub(super) fn copy<T>(make: impl FnOnce() -> io::Result<Copied<T>>) -> io::Resul
         made = make.take().map(|make| make());
         matches!(made, Some(Ok(Copied::Child)))
     });
-    made.unwrap_or_else(|| Err(io::Error::other("the program did not let a copy be made")))
+    made.unwrap_or_else(|| Err(io::Error::other("the function of `set_around_fork` made no copy")))
 }

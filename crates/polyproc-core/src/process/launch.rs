@@ -11,9 +11,9 @@ use super::state::lock;
 use super::supervisor::{self, Supervisor};
 use super::{Child, Signal, StartMethod, boot, host};
 use crate::conn::{Channel, is_peer_gone};
-use crate::frame::Payload;
 use crate::sys::per_process::PerProcess;
 use crate::sys::{exec, pidfd};
+use crate::wire::Payload;
 
 static EXECUTABLE: PerProcess<Mutex<Option<OsString>>> = PerProcess::inherited();
 
@@ -41,7 +41,7 @@ pub(super) fn execute(
     };
     let path = lock(EXECUTABLE.get()).clone().unwrap_or(path);
     let program = exec::Program { path, argv, env, fds };
-    let pid = Supervisor::get()?.exec(program).map_err(os("executing the program anew"))?;
+    let pid = Supervisor::get()?.exec(program).map_err(os("executing the program"))?;
     known(pid, channel, StartMethod::Spawn)
 }
 
@@ -62,17 +62,17 @@ pub(super) fn known(pid: u32, channel: Channel, method: StartMethod) -> Result<C
 
 /// Sends a new process its order. Returns false if it is dead already, which a join reports. Kills the process if the order
 /// cannot be sent for another reason.
-pub(super) fn tell(
+pub(super) fn send_order(
     child: &Child,
     order: &StartRequest,
     stdio: &[BorrowedFd<'_>; 3],
-    life: Option<BorrowedFd<'_>>,
+    parent_death: Option<BorrowedFd<'_>>,
     input: &Payload,
 ) -> Result<bool, StartError> {
-    match order.send(child.channel(), stdio, life, input) {
+    match order.send(child.channel(), stdio, parent_death, input) {
         Ok(()) => Ok(true),
         Err(error) if is_peer_gone(&error) => {
-            child.note_gone();
+            child.note_closed();
             Ok(false)
         }
         Err(error) => {

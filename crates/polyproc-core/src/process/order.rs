@@ -1,6 +1,6 @@
 //! The order of a new process: one message over its channel.
 //!
-//! The message's descriptors are standard input, output and error; the read end of the [`LifePipe`](crate::sys::life::LifePipe)
+//! The message's descriptors are standard input, output and error; the read end of the [`ParentDeathPipe`](crate::sys::parent_death::ParentDeathPipe)
 //! for a process that must not outlive its parent; the program's [ledger](crate::shm::budget); then the argument's descriptors.
 
 use std::ffi::OsString;
@@ -10,11 +10,11 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use super::Current;
 use crate::conn::{Channel, Message};
-use crate::frame::Payload;
-use crate::frame::wire::{Reader, WireError, Writer};
 use crate::function::Function;
 use crate::shm::budget;
 use crate::sys::bounds::Bounds;
+use crate::wire::Payload;
+use crate::wire::{Reader, WireError, Writer};
 
 pub(crate) const TAG: u8 = 1;
 
@@ -38,7 +38,7 @@ pub(crate) struct StartRequest {
 #[derive(Debug)]
 pub(crate) struct Inherited {
     pub(crate) stdio: [OwnedFd; 3],
-    pub(crate) life: Option<OwnedFd>,
+    pub(crate) parent_death: Option<OwnedFd>,
     pub(crate) ledger: Option<OwnedFd>,
 }
 
@@ -63,7 +63,7 @@ impl StartRequest {
         &self,
         channel: &Channel,
         stdio: &[BorrowedFd<'_>; 3],
-        life: Option<BorrowedFd<'_>>,
+        parent_death: Option<BorrowedFd<'_>>,
         input: &Payload,
     ) -> io::Result<()> {
         let mut out = Writer::default();
@@ -79,11 +79,11 @@ impl StartRequest {
         out.u8(self.leads_group.into());
         self.function.encode(&mut out);
         let ledger = budget::existing_descriptor();
-        out.u8(life.is_some().into());
+        out.u8(parent_death.is_some().into());
         out.u8(ledger.is_some().into());
-        out.rest(&input.head);
+        out.rest(&input.bytes);
         let fds: Vec<_> =
-            stdio.iter().copied().chain(life).chain(ledger).chain(input.fds.iter().map(AsFd::as_fd)).collect();
+            stdio.iter().copied().chain(parent_death).chain(ledger).chain(input.fds.iter().map(AsFd::as_fd)).collect();
         channel.send(TAG, &out.into_bytes(), &fds)
     }
 
@@ -94,7 +94,7 @@ impl StartRequest {
         }
         let mut fds = message.payload.fds.into_iter();
         let stdio = [fds.next().ok_or(WireError)?, fds.next().ok_or(WireError)?, fds.next().ok_or(WireError)?];
-        let from = &mut Reader::new(&message.payload.head);
+        let from = &mut Reader::new(&message.payload.bytes);
         let os_string = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
         let order = Self {
             process: Current::decode(from)?,
@@ -110,8 +110,8 @@ impl StartRequest {
         };
         let [has_life, has_ledger] = [from.flag()?, from.flag()?];
         let mut next_if = |has| if has { fds.next().map(Some).ok_or(WireError) } else { Ok(None) };
-        let (life, ledger) = (next_if(has_life)?, next_if(has_ledger)?);
-        let inherited = Inherited { stdio, life, ledger };
-        Ok((order, inherited, Payload { head: from.rest().to_vec(), fds: fds.collect() }))
+        let (parent_death, ledger) = (next_if(has_life)?, next_if(has_ledger)?);
+        let inherited = Inherited { stdio, parent_death, ledger };
+        Ok((order, inherited, Payload { bytes: from.rest().to_vec(), fds: fds.collect() }))
     }
 }

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use super::{Panic, tag};
 use crate::conn::Channel;
-use crate::frame::Payload;
-use crate::frame::wire::WireError;
+use crate::wire::Payload;
+use crate::wire::WireError;
 
 /// The outcome of a process's work.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl Outcome {
             Self::Panicked(panic) => return (tag::PANICKED, panic.encode().into(), Vec::new()),
             Self::Refused(why) => return (tag::REFUSED, why.as_bytes().into(), Vec::new()),
         };
-        (tag, payload.head.as_slice().into(), payload.fds.iter().map(AsFd::as_fd).collect())
+        (tag, payload.bytes.as_slice().into(), payload.fds.iter().map(AsFd::as_fd).collect())
     }
 
     /// Decodes a message made of [`Outcome::parts`].
@@ -53,8 +53,8 @@ impl Outcome {
         Ok(match tag {
             tag::RETURNED => Self::Returned(payload),
             tag::RAISED => Self::Raised(payload),
-            tag::PANICKED => Self::Panicked(Panic::decode(&payload.head)?),
-            tag::REFUSED => Self::Refused(String::from_utf8(payload.head).map_err(|_| WireError)?),
+            tag::PANICKED => Self::Panicked(Panic::decode(&payload.bytes)?),
+            tag::REFUSED => Self::Refused(String::from_utf8(payload.bytes).map_err(|_| WireError)?),
             _ => return Err(WireError),
         })
     }

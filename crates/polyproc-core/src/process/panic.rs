@@ -9,8 +9,8 @@ use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::ptr;
 
 use crate::conn::Channel;
-use crate::frame::wire::{Reader, WireError, Writer};
 use crate::prim::{AtomicPtr, Ordering};
+use crate::wire::{Reader, WireError, Writer};
 
 /// A panic that happened in another process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,13 +78,14 @@ static REPORT_TO: AtomicPtr<Channel> = AtomicPtr::new(ptr::null_mut());
 /// Returns the channel.
 pub(crate) fn report_to(channel: Channel) -> &'static Channel {
     let channel = Box::leak(Box::new(channel));
-    // Release pairs with the Acquire in `install_hook`.
+    // Release pairs with the Acquire in `parent_channel`.
     REPORT_TO.store(channel, Ordering::Release);
     channel
 }
 
 /// Returns the channel to the parent of this process, which runs work that its parent ordered.
 pub(crate) fn parent_channel() -> Option<&'static Channel> {
+    // Acquire pairs with the Release in `report_to`.
     crate::sys::leaked(REPORT_TO.load(Ordering::Acquire))
 }
 
@@ -110,7 +111,7 @@ pub(crate) fn install_hook(keep_previous: bool) {
 
 fn print(panic: &Panic) {
     let (name, thread) = (&super::current().name, std::thread::current());
-    let location = panic.location.as_deref().unwrap_or("an unknown place");
+    let location = panic.location.as_deref().unwrap_or("an unknown location");
     let thread =
         thread.name().filter(|name| *name != "main").map(|name| format!(", thread '{name}'")).unwrap_or_default();
     let mut text = format!("\nprocess '{name}'{thread} panicked at {location}:\n{}\n", panic.message);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::environment::delta;
 use super::error::{StartError, os};
 use super::give_up::{ASK_EVERY, GiveUp};
-use super::launch::{self, discard, tell};
+use super::launch::{self, discard, send_order};
 use super::order::{StartRequest, decode_bounds};
 use super::role::Role;
 use super::supervisor;
@@ -17,13 +17,13 @@ use super::zygote::tag;
 use super::{Child, ExitStatus, Signal, StartMethod};
 use crate::conn::{Channel, Message, is_peer_gone};
 use crate::deadline::Deadline;
-use crate::frame::Payload;
-use crate::frame::wire::{Reader, WireError, Writer};
 use crate::function::Function;
 use crate::sys::bounds::Bounds;
-use crate::sys::cell::PidCell;
 use crate::sys::credentials::Credentials;
+use crate::sys::pid_slot::PidSlot;
 use crate::sys::{pidfd, watch};
+use crate::wire::Payload;
+use crate::wire::{Reader, WireError, Writer};
 
 /// How long the requester polls for an answer before it sleeps: about the time in which the kernel clones the zygote. Waking
 /// the requester would delay the zygote, and the new process after it.
@@ -33,7 +33,7 @@ const SPIN: Duration = Duration::from_micros(150);
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(super) zygote: Child,
-    cell: PidCell,
+    pid_slot: PidSlot,
     /// Environment and working directory that the zygote was executed with, and its children inherit.
     env: Vec<(OsString, OsString)>,
     current_dir: Option<PathBuf>,
@@ -77,7 +77,7 @@ pub(super) struct ForkRequest<'a> {
     pub(super) current_dir: Option<&'a PathBuf>,
     pub(super) bounds: &'a Bounds,
     pub(super) stdio: &'a [BorrowedFd<'a>; 3],
-    pub(super) life: Option<BorrowedFd<'a>>,
+    pub(super) parent_death: Option<BorrowedFd<'a>>,
     pub(super) input: &'a Payload,
 }
 
@@ -101,16 +101,16 @@ impl From<StartError> for Failure {
 impl Server {
     /// Executes a zygote and sends it the preload function.
     pub(super) fn launch(preload: Option<&(Function, Payload)>) -> Result<Self, StartError> {
-        let (channel, theirs) = Channel::pair().map_err(os("making a channel to the fork server"))?;
-        let cell = PidCell::new().map_err(os("making the fork server's shared word"))?;
-        let cell_fd = cell.as_fd().try_clone_to_owned().map_err(os("copying a descriptor"))?;
+        let (channel, theirs) = Channel::pair().map_err(os("creating a channel to the fork server"))?;
+        let pid_slot = PidSlot::new().map_err(os("creating the fork server's shared memory"))?;
+        let pid_slot_fd = pid_slot.as_fd().try_clone_to_owned().map_err(os("copying a descriptor"))?;
         let env: Vec<_> = std::env::vars_os().collect();
-        let credentials = Credentials::own().map_err(os("looking who this process is"))?;
-        let zygote = launch::execute(Role::Zygote, env.clone(), channel, vec![theirs, cell_fd])?;
+        let credentials = Credentials::own().map_err(os("reading the credentials of this process"))?;
+        let zygote = launch::execute(Role::Zygote, env.clone(), channel, vec![theirs, pid_slot_fd])?;
         let current_dir = std::env::current_dir().ok();
         let server = Self {
             zygote,
-            cell,
+            pid_slot,
             env,
             current_dir,
             credentials,
@@ -122,7 +122,7 @@ impl Server {
         let mut fds = Vec::new();
         if let Some((function, input)) = preload {
             function.encode(&mut head);
-            head.rest(&input.head);
+            head.rest(&input.bytes);
             fds.extend(input.fds.iter().map(AsFd::as_fd));
         }
         match server.zygote.channel().send(tag::PRELOAD, &head.into_bytes(), &fds) {
@@ -136,16 +136,16 @@ impl Server {
 
     /// Waits until the zygote is ready. Returns false if the system refuses fork servers.
     pub(super) fn await_ready(&mut self, give_up: GiveUp<'_>) -> Result<bool, StartError> {
-        let source = match self.hear(Duration::ZERO, give_up) {
+        let source = match self.receive(Duration::ZERO, give_up) {
             Ok(Some(message)) if message.tag == tag::READY => {
-                let bounds = decode_bounds(&mut Reader::new(&message.payload.head));
+                let bounds = decode_bounds(&mut Reader::new(&message.payload.bytes));
                 self.bounds = bounds.map_err(|error| os("starting the fork server")(error.into()))?;
                 return Ok(true);
             }
             Ok(Some(message)) if message.tag == tag::NO_CLONE => return Ok(false),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(StartError::Interrupted),
             Ok(Some(message)) if message.tag == tag::BAD_PRELOAD => {
-                let why = String::from_utf8_lossy(&message.payload.head).into_owned();
+                let why = String::from_utf8_lossy(&message.payload.bytes).into_owned();
                 return Err(StartError::Preload { why });
             }
             Ok(Some(_)) => WireError.into(),
@@ -166,17 +166,18 @@ impl Server {
         let other_dir = request.current_dir.filter(|path| Some(*path) != self.current_dir.as_ref());
         request.order.current_dir = other_dir.map(|path| path.clone().into());
         request.order.bounds = request.bounds.clone().since(&self.bounds);
-        let tell = |child: &Child| tell(child, request.order, request.stdio, request.life, request.input);
+        let send_order =
+            |child: &Child| send_order(child, request.order, request.stdio, request.parent_death, request.input);
         let spare = match self.take_spare(give_up) {
             // The request below fails in the same way.
             Err(Failure::Make(MakeError::Gone | MakeError::Clone(_))) => None,
             spare => spare?,
         };
         let child = match spare {
-            Some(spare) if tell(&spare)? => spare,
+            Some(spare) if send_order(&spare)? => spare,
             // There is no spare, or it was killed while it waited, and the supervisor reaps it.
             _ => {
-                let (channel, theirs) = Channel::pair().map_err(os("making a channel"))?;
+                let (channel, theirs) = Channel::pair().map_err(os("creating a channel"))?;
                 self.ask(&theirs)?;
                 drop(theirs);
                 let wanted = std::mem::replace(&mut self.spare, Spare::Asked(channel));
@@ -186,7 +187,7 @@ impl Server {
                 }
                 let child = made?.ok_or(MakeError::Gone)?;
                 // If it has been killed already, a join reports that.
-                tell(&child)?;
+                send_order(&child)?;
                 child
             }
         };
@@ -225,10 +226,10 @@ impl Server {
 
     /// Kills and reaps the process that the zygote created last, for which this process has no descriptor.
     fn end_made(&self) {
-        if let Some(pid) = self.cell.pid() {
+        if let Some(pid) = self.pid_slot.pid() {
             pidfd::end(pid.get());
         }
-        self.cell.clear();
+        self.pid_slot.clear();
     }
 
     /// See [`Forkserver::adopt_spare`].
@@ -275,7 +276,7 @@ impl Server {
 
     /// Requests a process that gets `theirs`, its end of a channel. Only one request may be pending.
     fn ask(&self, theirs: &OwnedFd) -> Result<(), MakeError> {
-        self.cell.clear();
+        self.pid_slot.clear();
         match self.zygote.channel().send(tag::MAKE, &[], &[theirs.as_fd()]) {
             // The zygote is dead: `answer` reports that, and whether it left a process.
             Err(error) if is_peer_gone(&error) => Ok(()),
@@ -288,13 +289,13 @@ impl Server {
     ///
     /// # Errors
     /// [`io::ErrorKind::Interrupted`] when `give_up` returns true.
-    fn hear(&self, spin: Duration, give_up: GiveUp<'_>) -> io::Result<Option<Message>> {
+    fn receive(&self, spin: Duration, give_up: GiveUp<'_>) -> io::Result<Option<Message>> {
         let channel = self.zygote.channel();
-        let mut heard = channel.try_receive_for(spin);
-        let would_block = |heard: &io::Result<_>| {
-            heard.as_ref().is_err_and(|error: &io::Error| error.kind() == io::ErrorKind::WouldBlock)
+        let mut received = channel.try_receive_for(spin);
+        let would_block = |received: &io::Result<_>| {
+            received.as_ref().is_err_and(|error: &io::Error| error.kind() == io::ErrorKind::WouldBlock)
         };
-        while would_block(&heard) {
+        while would_block(&received) {
             let ready = match watch::readable(&[channel.as_fd(), self.zygote.as_fd()], Deadline::after(ASK_EVERY)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => Vec::new(),
                 ready => ready?,
@@ -302,17 +303,17 @@ impl Server {
             if ready.is_empty() && give_up() {
                 return Err(io::ErrorKind::Interrupted.into());
             }
-            heard = channel.try_receive();
-            if would_block(&heard) && ready.contains(&1) {
+            received = channel.try_receive();
+            if would_block(&received) && ready.contains(&1) {
                 return Ok(None);
             }
         }
-        heard
+        received
     }
 
     /// Returns the requested process, which has no order yet.
     fn answer(&self, give_up: GiveUp<'_>) -> Result<ForkedChild, MakeError> {
-        let failure = match self.hear(SPIN, give_up) {
+        let failure = match self.receive(SPIN, give_up) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(MakeError::Interrupted),
             Ok(Some(message)) => match decode_made(message) {
                 Ok(answer) => return answer,
@@ -322,11 +323,11 @@ impl Server {
             Err(error) if is_peer_gone(&error) => None,
             Err(error) => Some(error),
         };
-        // The zygote is dead, or its answer was malformed or not received. If it has cloned itself, the cell holds the id of
+        // The zygote is dead, or its answer was malformed or not received. If it has cloned itself, the pid_slot holds the id of
         // the new process, which is a child of this one.
         self.wait_for_end().map_err(MakeError::Os)?;
-        let made = self.cell.pid();
-        self.cell.clear(); // so that the next call does not return the same process
+        let made = self.pid_slot.pid();
+        self.pid_slot.clear(); // so that the next call does not return the same process
         match (made, failure) {
             (Some(pid), None) => Ok(ForkedChild { pid: pid.get(), pidfd: None }),
             (None, None) => Err(MakeError::Gone),
@@ -340,7 +341,7 @@ impl Server {
         }
     }
 
-    /// Kills the zygote and waits for its end. Only then is the cell final, since the channel may close earlier. A zygote that
+    /// Kills the zygote and waits for its end. Only then is the pid_slot final, since the channel may close earlier. A zygote that
     /// closed its channel without ending is of no use.
     fn wait_for_end(&self) -> io::Result<ExitStatus> {
         self.zygote.signal(Signal::KILL)?;
@@ -368,7 +369,7 @@ impl ForkedChild {
 }
 
 fn decode_made(mut message: Message) -> Result<Result<ForkedChild, MakeError>, WireError> {
-    let number = Reader::new(&message.payload.head).u32()?;
+    let number = Reader::new(&message.payload.bytes).u32()?;
     match message.tag {
         tag::MADE => Ok(Ok(ForkedChild { pid: number, pidfd: message.payload.fds.pop() })),
         tag::NO_CLONE => Ok(Err(MakeError::Clone(io::Error::from_raw_os_error(number.cast_signed())))),

@@ -6,13 +6,13 @@ use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use super::child::Facts;
+use super::child::ProcessInfo;
 use super::enter::{self, Closure, ForkedOrder};
 use super::environment::{current_dir, delta, environment};
 use super::error::{StartError, os};
 use super::forkserver::{has_preload, lock_forkserver};
 use super::give_up::{GiveUp, lock_unless};
-use super::launch::{execute, known, tell};
+use super::launch::{execute, known, send_order};
 use super::order::StartRequest;
 use super::role::Role;
 use super::server::ForkRequest;
@@ -22,14 +22,14 @@ use super::supervisor::Supervisor;
 use super::threads::own_threads;
 use super::{Child, Current, Parent, Settings, StartMethod, Stdio, current, host};
 use crate::conn::Channel;
-use crate::frame::Payload;
 use crate::function::Function;
 use crate::prim::Ordering;
 use crate::shm::budget;
 use crate::sys::bounds::Bounds;
 use crate::sys::clone::{self, Copied};
 use crate::sys::exit::exit_now;
-use crate::sys::life::LifePipe;
+use crate::sys::parent_death::ParentDeathPipe;
+use crate::wire::Payload;
 
 /// The work of a new process.
 pub enum Job<'a> {
@@ -121,17 +121,28 @@ fn start_program(
     let mut order =
         StartRequest { process, env: Vec::new(), current_dir: None, bounds: Bounds::default(), leads_group, function };
     let _ = budget::descriptor(); // created here, since the order carries it
-    let life = if order.process.bound { Some(state.life_pipe().map_err(os("making a pipe"))?.as_fd()) } else { None };
+    let parent_death = if order.process.bound {
+        Some(state.parent_death_pipe().map_err(os("creating a pipe"))?.as_fd())
+    } else {
+        None
+    };
 
     let mut child = None;
     if settings.method == StartMethod::Forkserver {
         let current_dir = current_dir.as_ref();
-        let request =
-            ForkRequest { order: &mut order, env: &env, current_dir, bounds: &bounds, stdio: &stdio, life, input };
+        let request = ForkRequest {
+            order: &mut order,
+            env: &env,
+            current_dir,
+            bounds: &bounds,
+            stdio: &stdio,
+            parent_death,
+            input,
+        };
         child = lock_forkserver(give_up)?.start(request, give_up)?;
         if child.is_none() && has_preload() {
-            let why = "the system lets the fork server make no processes (by `clone3` or `clone`, with `/proc` to count threads), \
-                       and no other start method shares its memory: allow one of them, or start without a preload";
+            let why = "the system does not let the fork server create processes (clone3 and clone are refused, or /proc is not \
+                       mounted), and no other start method can preload: allow one of them, or start without preloading";
             return Err(StartError::Preload { why: why.to_owned() });
         }
     }
@@ -139,17 +150,17 @@ fn start_program(
         Some(child) => child,
         // Where the system refuses the fork server, the program is executed, which is only slower.
         None => {
-            let (channel, theirs) = Channel::pair().map_err(os("making a channel"))?;
+            let (channel, theirs) = Channel::pair().map_err(os("creating a channel"))?;
             order.env = Vec::new();
             order.current_dir = current_dir.map(Into::into);
             order.bounds = bounds.of_thread(); // the supervisor thread executes it, and may have others
             let child = execute(Role::Process, env, channel, vec![theirs])?;
             // If it has been killed already, a join reports that.
-            tell(&child, &order, &stdio, life, input)?;
+            send_order(&child, &order, &stdio, parent_death, input)?;
             child
         }
     };
-    child.introduce(Facts { name: order.process.name, daemon: order.process.daemon, leads_group, captured });
+    child.assign(ProcessInfo { name: order.process.name, daemon: order.process.daemon, leads_group, captured });
     Ok(child)
 }
 
@@ -177,25 +188,30 @@ fn fork(process: Current, leads_group: bool, settings: Settings, job: Closure<'_
     let current_dir = current_dir(settings.current_dir.as_deref())?;
     let inherited = settings.stdio.each_ref().map(|stdio| matches!(stdio, Stdio::Inherit));
     let (stdio, captured) = streams(settings.stdio)?;
-    let life = match process.bound {
-        true => Some(state.life_pipe().and_then(LifePipe::check).map_err(os("binding a process to this one"))?),
-        false => state.existing_life_pipe(),
+    let parent_death = match process.bound {
+        true => Some(
+            state
+                .parent_death_pipe()
+                .and_then(ParentDeathPipe::check)
+                .map_err(os("binding a process to the life of this process"))?,
+        ),
+        false => state.existing_parent_death_pipe(),
     };
     let _ = budget::descriptor(); // created before the fork, so that both share it
-    let (channel, theirs) = Channel::pair().map_err(os("making a channel"))?;
+    let (channel, theirs) = Channel::pair().map_err(os("creating a channel"))?;
     // Flushed, so that the child does not write buffered output a second time. Locked during the fork, so that no other
     // thread holds the lock then, and the child can flush its own output.
     let mut stdout = io::stdout().lock();
     let _ = stdout.flush();
     let copied = host::copy(clone::fork);
     drop(stdout);
-    match copied.map_err(os("fork"))? {
+    match copied.map_err(os("forking"))? {
         Copied::Child => {
             drop(channel);
             let mut inherited = inherited.into_iter();
             let stdio = stdio.map(|stream| if inherited.next() == Some(true) { None } else { stream.into_owned() });
             let current_dir = current_dir.as_deref().map(Path::as_os_str);
-            let order = ForkedOrder { process, leads_group, life, env, current_dir, stdio, job };
+            let order = ForkedOrder { process, leads_group, parent_death, env, current_dir, stdio, job };
             // A panic of the engine must not unwind into the caller's frames, which belong to the parent.
             let _ = catch_unwind(AssertUnwindSafe(|| -> () { enter::run_forked(order, theirs.into()) }));
             exit_now(70) // EX_SOFTWARE
@@ -203,7 +219,7 @@ fn fork(process: Current, leads_group: bool, settings: Settings, job: Closure<'_
         Copied::Parent(pid) => {
             drop(theirs); // its place in the descriptor table may be needed for the process descriptor
             let child = known(pid, channel, StartMethod::Fork)?;
-            child.introduce(Facts { name: process.name, daemon: process.daemon, leads_group, captured });
+            child.assign(ProcessInfo { name: process.name, daemon: process.daemon, leads_group, captured });
             Ok(child)
         }
     }

@@ -4,14 +4,14 @@ use std::io;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::prim::{AtomicBool, AtomicU64, Ordering};
-use crate::sys::life::LifePipe;
+use crate::sys::parent_death::ParentDeathPipe;
 use crate::sys::per_process::PerProcess;
 
 /// The state of this process as one that starts others.
 #[derive(Debug)]
 pub(crate) struct ProcessState {
     started: AtomicU64,
-    life_pipe: OnceLock<LifePipe>,
+    parent_death_pipe: OnceLock<ParentDeathPipe>,
     /// True once the program has begun to end: no more processes are started.
     pub(crate) exiting: AtomicBool,
     /// Held during a start, so that at a fork no thread of the engine holds the lock of std's environment.
@@ -21,7 +21,7 @@ pub(crate) struct ProcessState {
 /// Created again in a copy of the process.
 static STATE: PerProcess<ProcessState> = PerProcess::new(|_| ProcessState {
     started: AtomicU64::new(0),
-    life_pipe: OnceLock::new(),
+    parent_death_pipe: OnceLock::new(),
     exiting: AtomicBool::new(false),
     starting: Mutex::new(()),
 });
@@ -46,16 +46,16 @@ impl ProcessState {
         u32::try_from(self.started.fetch_add(1, Ordering::Relaxed) + 1).unwrap_or(u32::MAX)
     }
 
-    /// Returns the pipe of [`ProcessState::life_pipe`], if it was created already.
-    pub(crate) fn existing_life_pipe(&self) -> Option<&LifePipe> {
-        self.life_pipe.get()
+    /// Returns the pipe of [`ProcessState::parent_death_pipe`], if it was created already.
+    pub(crate) fn existing_parent_death_pipe(&self) -> Option<&ParentDeathPipe> {
+        self.parent_death_pipe.get()
     }
 
-    pub(crate) fn life_pipe(&self) -> io::Result<&LifePipe> {
-        if let Some(pipe) = self.life_pipe.get() {
+    pub(crate) fn parent_death_pipe(&self) -> io::Result<&ParentDeathPipe> {
+        if let Some(pipe) = self.parent_death_pipe.get() {
             return Ok(pipe);
         }
-        let pipe = LifePipe::new()?;
-        Ok(self.life_pipe.get_or_init(|| pipe))
+        let pipe = ParentDeathPipe::new()?;
+        Ok(self.parent_death_pipe.get_or_init(|| pipe))
     }
 }

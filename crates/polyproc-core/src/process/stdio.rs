@@ -40,7 +40,7 @@ pub(super) fn streams(stdio: [Stdio; 3]) -> Result<([ChildStream; 3], [Option<Fi
         Ok::<_, StartError>(match stdio {
             Stdio::Fd(fd) => ChildStream::Made(fd),
             Stdio::Captured if number > 0 => {
-                let memory = fd::memfd(c"polyproc-captured").map_err(os("making a memory file"))?;
+                let memory = fd::memfd(c"polyproc-captured").map_err(os("creating a memory file"))?;
                 let copy = memory.try_clone().map_err(os("copying a descriptor"))?;
                 captured[usize::from(number == 2)] = Some(File::from(copy));
                 ChildStream::Made(memory)

@@ -2,7 +2,7 @@
 //!
 //! It executes programs, because a child's parent-death signal is sent when the *thread* that created the child ends, and
 //! this thread ends only with the process. It reaps, so that a child that no other thread waits for does not stay a zombie. It
-//! watches a new child only after [`MOMENT`], so that a child that is joined at once wakes only its joiner (measured: the
+//! watches a new child only after [`FIRST_CHECK`], so that a child that is joined at once wakes only its joiner (measured: the
 //! second wake-up at each exit costs a start and join a tenth of its time).
 
 use std::collections::HashMap;
@@ -20,22 +20,22 @@ use super::threads::own_threads;
 use crate::deadline::Deadline;
 use crate::shm::registry;
 use crate::sys::exec;
-use crate::sys::identity::Identity;
 use crate::sys::per_process::PerProcess;
+use crate::sys::process_stamp::ProcessStamp;
 use crate::sys::watch::{EventFd, Poller};
 
 /// The key of the bell; the keys of children are larger.
 const BELL: u64 = 0;
 /// How long a new child is left to its joiner before it is watched.
-const MOMENT: Duration = Duration::from_millis(10);
-/// How many times it checks for a requested spare, at intervals that double from [`MOMENT`]: about 5 s in all.
-const SPARE_LOOKS: u32 = 9;
+const FIRST_CHECK: Duration = Duration::from_millis(10);
+/// How many times it checks for a requested spare, at intervals that double from [`FIRST_CHECK`]: about 5 s in all.
+const SPARE_CHECKS: u32 = 9;
 
 type SupervisorCommand = Box<dyn FnOnce() + Send>;
 
 /// Recovers all objects of this process when `process` dies, which need not be a child. Returns false if it has died already or
 /// cannot be watched.
-pub(crate) fn watch_death(process: Identity) -> bool {
+pub(crate) fn watch_death(process: ProcessStamp) -> bool {
     Supervisor::get().is_ok_and(|supervisor| supervisor.watch_other(process))
 }
 
@@ -58,8 +58,8 @@ pub(super) struct Supervisor {
     /// The keys of children that are not watched yet.
     new: Mutex<Vec<u64>>,
     /// Watched processes that are not children, by their keys.
-    others: Mutex<HashMap<u64, (Identity, OwnedFd)>>,
-    /// See [`Supervisor::look_soon`].
+    others: Mutex<HashMap<u64, (ProcessStamp, OwnedFd)>>,
+    /// See [`Supervisor::adopt_soon`].
     adopt_spare: Mutex<Option<fn() -> bool>>,
 }
 
@@ -107,20 +107,20 @@ impl Supervisor {
     /// Serves requests and deaths. Returns when its descriptors are closed.
     fn run(&self, requests: &Receiver<SupervisorCommand>) {
         let mut keys = Vec::new();
-        let mut look_at_new = Deadline::NEVER;
-        let mut spare_looks = 0;
+        let mut check_new_at = Deadline::NEVER;
+        let mut spare_checks = 0;
         loop {
-            if self.watch.wait(&mut keys, look_at_new).is_err() {
+            if self.watch.wait(&mut keys, check_new_at).is_err() {
                 return;
             }
-            if look_at_new.has_passed() {
-                look_at_new = Deadline::NEVER;
+            if check_new_at.has_passed() {
+                check_new_at = Deadline::NEVER;
                 // Registers a spare, so that it is reaped if it is killed.
                 let adopt_spare = *lock(&self.adopt_spare);
                 let is_spare_known = adopt_spare.is_none_or(|adopt_spare| adopt_spare());
-                spare_looks = if is_spare_known { 0 } else { spare_looks + 1 };
-                if (1..=SPARE_LOOKS).contains(&spare_looks) {
-                    look_at_new = Deadline::after(MOMENT * 2u32.pow(spare_looks - 1));
+                spare_checks = if is_spare_known { 0 } else { spare_checks + 1 };
+                if (1..=SPARE_CHECKS).contains(&spare_checks) {
+                    check_new_at = Deadline::after(FIRST_CHECK * 2u32.pow(spare_checks - 1));
                 }
                 let new = std::mem::take(&mut *lock(&self.new));
                 for child in new.into_iter().filter_map(|key| children().get(key)) {
@@ -133,8 +133,8 @@ impl Supervisor {
                     self.bell.answer();
                     requests.try_iter().for_each(|request| request());
                     if !lock(&self.new).is_empty() {
-                        spare_looks = 0;
-                        look_at_new = Deadline::after(MOMENT);
+                        spare_checks = 0;
+                        check_new_at = Deadline::after(FIRST_CHECK);
                     }
                 } else if let Some(child) = children().get(key) {
                     // The joiner calls this again and reports an error.
@@ -148,9 +148,9 @@ impl Supervisor {
     }
 
     /// See [`watch_death`].
-    fn watch_other(&self, process: Identity) -> bool {
+    fn watch_other(&self, process: ProcessStamp) -> bool {
         let mut others = lock(&self.others);
-        if process == Identity::LEFT || others.values().any(|(other, _)| *other == process) {
+        if process == ProcessStamp::EXITED_CLEANLY || others.values().any(|(other, _)| *other == process) {
             return true;
         }
         let Some(pidfd) = process.pidfd() else { return false };
@@ -171,8 +171,8 @@ impl Supervisor {
         }
     }
 
-    /// Calls `adopt_spare` after [`MOMENT`], then at longer intervals until it returns true.
-    pub(super) fn look_soon(&self, adopt_spare: fn() -> bool) {
+    /// Calls `adopt_spare` after [`FIRST_CHECK`], then at longer intervals until it returns true.
+    pub(super) fn adopt_soon(&self, adopt_spare: fn() -> bool) {
         *lock(&self.adopt_spare) = Some(adopt_spare);
         self.watch_soon(BELL); // the key of no child
     }
@@ -206,7 +206,7 @@ mod tests {
         let (sender, recovered) = channel();
         let _object = registry::note(u64::MAX, Recovers(Mutex::new(sender)));
         let mut stranger = std::process::Command::new("sleep").arg("1000").spawn().expect("a process");
-        let identity = Identity::of(stranger.id()).expect("it lives");
+        let identity = ProcessStamp::of(stranger.id()).expect("it lives");
         assert!(watch_death(identity) && watch_death(identity));
         assert!(recovered.try_recv().is_err());
         stranger.kill().expect("it lives");

@@ -25,13 +25,13 @@ use std::os::fd::AsFd;
 use super::order::encode_bounds;
 use super::{Function, panic};
 use crate::conn::Channel;
-use crate::frame::Payload;
-use crate::frame::wire::{Reader, WireError, Writer};
 use crate::sys::bounds::Bounds;
-use crate::sys::cell::PidCell;
 use crate::sys::clone::{self, Copied, SiblingMaker};
 use crate::sys::exit::exit_now;
-use crate::sys::{fd, life, signal, title, warm};
+use crate::sys::pid_slot::PidSlot;
+use crate::sys::{fd, parent_death, prefault, signal, title};
+use crate::wire::Payload;
+use crate::wire::{Reader, WireError, Writer};
 
 /// The command line that `ps` shows for the zygote and for a spare. Tools that count the workers of a Python program leave out
 /// processes whose command line contains this.
@@ -48,8 +48,8 @@ pub(super) mod tag {
 }
 
 /// Serves as a zygote until END or the end of the channel, then exits. Returns only errors, also in cloned processes.
-pub(crate) fn serve(parent_pid: u32, channel: &Channel, cell: &PidCell) -> io::Result<Infallible> {
-    if !life::die_with_creator(parent_pid, life::Whom::Process)? {
+pub(crate) fn serve(parent_pid: u32, channel: &Channel, pid_slot: &PidSlot) -> io::Result<Infallible> {
+    if !parent_death::die_with_creator(parent_pid, parent_death::DeathScope::Process)? {
         exit_now(0);
     }
     signal::block_all();
@@ -72,7 +72,7 @@ pub(crate) fn serve(parent_pid: u32, channel: &Channel, cell: &PidCell) -> io::R
     (0..=2).try_for_each(|number| fd::set_standard_stream(number, &null))?;
     drop(null);
     title::set(TITLE);
-    warm::keep_mapped_in_children();
+    prefault::keep_mapped_in_children();
     // A failure costs only speed.
     let _ = super::enter::rehearse();
     let mut bounds = Writer::default();
@@ -83,7 +83,7 @@ pub(crate) fn serve(parent_pid: u32, channel: &Channel, cell: &PidCell) -> io::R
             break;
         }
         let Some(theirs) = request.payload.fds.pop() else { return Err(WireError.into()) };
-        match super::host::copy(|| maker.make(cell)) {
+        match super::host::copy(|| maker.make(pid_slot)) {
             Ok(Copied::Parent((pid, pidfd))) => {
                 let pidfd: Vec<_> = pidfd.iter().map(AsFd::as_fd).collect();
                 channel.send(tag::MADE, &pid.to_le_bytes(), &pidfd)?;
@@ -91,10 +91,10 @@ pub(crate) fn serve(parent_pid: u32, channel: &Channel, cell: &PidCell) -> io::R
             Err(error) => channel.send(tag::NO_CLONE, &encode_errno(&error), &[])?,
             Ok(Copied::Child) => {
                 fd::close_copy(channel.as_fd());
-                fd::close_copy(cell.as_fd());
+                fd::close_copy(pid_slot.as_fd());
                 clone::name_thread("spare");
                 // Bound to its parent until its order says whether it may outlive it.
-                if !life::die_with_creator(parent_pid, life::Whom::Process)? {
+                if !parent_death::die_with_creator(parent_pid, parent_death::DeathScope::Process)? {
                     exit_now(0);
                 }
                 return super::enter::run(Channel::from(theirs));
@@ -111,14 +111,14 @@ fn encode_errno(error: &io::Error) -> [u8; 4] {
 
 /// Runs the preload function, then checks whether this process can be cloned. The outer error is that of the preload.
 fn prepare(preload: Payload) -> Result<io::Result<SiblingMaker>, String> {
-    let preloads = !preload.head.is_empty();
+    let preloads = !preload.bytes.is_empty();
     if preloads {
-        let mut from = Reader::new(&preload.head);
+        let mut from = Reader::new(&preload.bytes);
         let function = Function::decode(&mut from).map_err(|error| error.to_string())?;
         let function = function.resolve().map_err(|error| error.to_string())?;
-        let input = Payload { head: from.rest().to_vec(), fds: preload.fds };
+        let input = Payload { bytes: from.rest().to_vec(), fds: preload.fds };
         panic::catch(true, || function.call_once(input)).map_err(|panic| panic.to_string())?.map_err(|raised| {
-            match raised.head.as_slice() {
+            match raised.bytes.as_slice() {
                 [] => "the preload function failed, or its argument could not be decoded".to_owned(),
                 why => String::from_utf8_lossy(why).into_owned(),
             }
@@ -129,8 +129,8 @@ fn prepare(preload: Payload) -> Result<io::Result<SiblingMaker>, String> {
         // A library of the program started threads: such a program cannot be cloned, but it can be executed.
         Ok(_) if !preloads => Ok(Err(io::Error::from_raw_os_error(libc::EPERM))),
         Ok(threads) => Err(format!(
-            "{threads} threads run in the fork server after it was prepared: a process with more than one thread cannot \
-             be copied soundly; start threads in the processes instead, or use the start method `spawn`"
+            "cannot clone the fork server, in which {threads} threads run after preloading: start threads in the \
+             processes instead, or use the start method `spawn`"
         )),
         // Without `/proc` the threads cannot be counted: handled like a refused clone.
         Err(error) => Ok(Err(error)),

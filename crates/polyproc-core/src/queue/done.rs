@@ -8,14 +8,16 @@ use crate::prim::Ordering;
 use crate::robust::Guard;
 use crate::shm::MemoryError;
 use crate::shm::arena::{Block, BlockState};
-use crate::sys::identity::Identity;
+use crate::sys::process_stamp::ProcessStamp;
 
 /// Reports one message of this process as done.
 pub(super) fn task_done(ring: &Ring) -> Result<(), TaskDoneError> {
     if on_death(ring) == OnConsumerDeath::Nothing {
+        // Pairs with the Release in `commit`. Read before `done`, which therefore never exceeds it.
         let put = ring.layout().put.count.load(Ordering::Acquire);
         let one_more = |done: u64| (done < put).then(|| done + 1);
         let done = &ring.layout().tasks.done;
+        // Release pairs with the Acquire in `unfinished`: a joiner sees what this consumer wrote before.
         done.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).map_err(|_| TaskDoneError::TooMany)?;
     } else {
         let _guard = lock_for_sure(ring)?;
@@ -24,7 +26,7 @@ pub(super) fn task_done(ring: &Ring) -> Result<(), TaskDoneError> {
             Some(block) => block,
             // A message that an earlier handle of this process took.
             None => {
-                let is_own = |owner, position| owner == Identity::own() && position < taken;
+                let is_own = |owner, position| owner == ProcessStamp::own() && position < taken;
                 oldest(ring, BlockState::Held, is_own)?.ok_or(TaskDoneError::TooMany)?
             }
         };
@@ -41,7 +43,7 @@ fn oldest_held(ring: &Ring, taken: u64) -> Result<Option<Block>, MemoryError> {
         let record = ring.arena().record(block)?;
         let is_it = record.state() == Some(BlockState::Held) && record.position() == position && position < taken;
         // A forked child of a consumer has taken no message.
-        if is_it && record.owner() == Identity::own() {
+        if is_it && record.owner() == ProcessStamp::own() {
             return Ok(Some(block));
         }
     }
@@ -60,6 +62,7 @@ fn lock_for_sure(ring: &Ring) -> Result<Guard<'_>, MemoryError> {
 }
 
 fn wake_joiners(ring: &Ring) {
+    // Pairs with the fence in `EventCount::wait`: a joiner finds the last message done, or this process finds its flag.
     crate::prim::fence(Ordering::SeqCst);
     if unfinished(ring) == 0 {
         ring.layout().unfinished.wake_all();
@@ -68,14 +71,14 @@ fn wake_joiners(ring: &Ring) {
 
 /// Takes back blocks that dead processes were filling or reading, and messages that they had taken. Returns the other processes
 /// that hold blocks and are alive.
-pub(super) fn reclaim(ring: &Ring) -> Result<Vec<Identity>, MemoryError> {
+pub(super) fn reclaim(ring: &Ring) -> Result<Vec<ProcessStamp>, MemoryError> {
     let arena = ring.arena();
     let is_held = |state| matches!(state, Some(BlockState::Owned | BlockState::Held));
     let mut owners = Vec::new();
     for block in arena.blocks() {
         let record = arena.record(block)?;
         let owner = record.owner();
-        if is_held(record.state()) && owner != Identity::own() && !owners.contains(&owner) {
+        if is_held(record.state()) && owner != ProcessStamp::own() && !owners.contains(&owner) {
             owners.push(owner);
         }
     }

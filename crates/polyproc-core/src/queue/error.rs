@@ -21,7 +21,7 @@ pub enum PutError {
     #[error("a signal handler ran during the wait")]
     Interrupted,
     /// Descriptors cannot be put back if their consumer dies.
-    #[error("a queue that puts items back cannot hold items with descriptors")]
+    #[error("a queue that puts items back when a consumer dies cannot hold items with descriptors")]
     NotReturnable,
     /// The limit of bytes in flight is reached.
     #[error(transparent)]
@@ -30,7 +30,7 @@ pub enum PutError {
     #[error(transparent)]
     Memory(MemoryError),
     /// The descriptors could not be sent.
-    #[error("the system refused the descriptors: {0}")]
+    #[error("could not send the descriptors of an item")]
     Descriptors(#[from] io::Error),
 }
 
@@ -48,13 +48,13 @@ pub enum GetError {
     #[error("a signal handler ran during the wait")]
     Interrupted,
     /// A message was taken, but its descriptors are lost.
-    #[error("the descriptors of a message are gone")]
+    #[error("the descriptors of an item were lost")]
     DescriptorsLost,
     /// The queue's memory is unusable.
     #[error(transparent)]
     Memory(MemoryError),
     /// The descriptors could not be received. The message is still in the queue.
-    #[error("the system refused the descriptors: {0}")]
+    #[error("could not receive the descriptors of an item")]
     Descriptors(#[from] io::Error),
 }
 
@@ -120,7 +120,7 @@ impl From<WaitError> for GetError {
 #[non_exhaustive]
 pub enum TaskDoneError {
     /// All messages that were put are done already; or, if a consumer's death matters, all messages that this process took.
-    #[error("task_done was called more often than there were items")]
+    #[error("task_done() called too many times")]
     TooMany,
     /// The queue's memory is unusable.
     #[error(transparent)]

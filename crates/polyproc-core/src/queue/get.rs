@@ -13,7 +13,7 @@ use crate::robust::{Guard, WaitError};
 use crate::shm::MemoryError;
 use crate::shm::arena::{Block, BlockRecord, BlockState};
 use crate::sys::crash::{self, Step};
-use crate::sys::identity::Identity;
+use crate::sys::process_stamp::ProcessStamp;
 
 /// The destination of a message.
 #[derive(Debug)]
@@ -83,7 +83,9 @@ impl Ring {
             return Ok(Some(block)); // 2
         }
         let (count, place) = side.place();
-        let closed = layout.settings.closed.load(Ordering::Acquire) != 0; // before the producers' count: if set, that is final
+        // Acquire pairs with the Release in `close`. Before the producers' count: if the flag is set, the count is
+        // final.
+        let closed = layout.settings.closed.load(Ordering::Acquire) != 0;
         if !side.may_get(count, &layout.put) {
             self.silence();
             return Err(if closed { GetError::Closed } else { GetError::Empty });
@@ -163,7 +165,7 @@ impl Ring {
             }
             Entry::InBlock(block) => {
                 let record = queued(self.arena().record(block)?, count)?;
-                record.set_owner(Identity::own());
+                record.set_owner(ProcessStamp::own());
                 record.set_state(BlockState::Held);
                 Ok(Some(block))
             }
@@ -199,6 +201,7 @@ impl Ring {
         {
             self.bell.clear();
         }
+        // Pairs with the swap in `ring_once`.
         layout.polled.rung.store(0, Ordering::SeqCst);
         fence(Ordering::SeqCst); // a producer whose message `has_news` misses reads `rung` as 0
         if self.has_news() {

@@ -22,7 +22,7 @@ use crate::shm::arena::{Block, BlockState};
 use crate::shm::registry::{self, SharedObject};
 use crate::shm::{MemoryError, Segment, wait_for_room};
 use crate::sys::crash::{self, Step};
-use crate::sys::identity::Identity;
+use crate::sys::process_stamp::ProcessStamp;
 use crate::sys::socket::MAX_FDS;
 
 /// How long a waiter sleeps at first before it re-checks, as its wake-up may be lost with a process that no process reaps.
@@ -40,7 +40,7 @@ pub struct QueueSettings {
 }
 
 /// Watches these processes for death. If one cannot be watched, restarts the interval, so that the waiter re-checks often.
-fn watch_deaths(interval: &RecheckInterval, living: Vec<Identity>) {
+fn watch_deaths(interval: &RecheckInterval, living: Vec<ProcessStamp>) {
     if !living.into_iter().all(watch_death) {
         interval.restart();
     }
@@ -71,7 +71,7 @@ impl SharedObject for SharedQueue {
         }
     }
 
-    fn bytes_of(&self, process: Identity) -> u64 {
+    fn bytes_of(&self, process: ProcessStamp) -> u64 {
         let arena = self.ring.arena();
         let records = arena.blocks().filter_map(|block| arena.record(block).ok());
         let put = records.filter(|record| {
@@ -131,6 +131,7 @@ impl Queue {
         layout.settings.maxsize.store(settings.maxsize, Ordering::Relaxed);
         layout.settings.max_bytes.store(settings.max_bytes, Ordering::Relaxed);
         layout.settings.on_death.store(settings.on_consumer_death as u32, Ordering::Relaxed);
+        // Pairs with the Acquire in `from_fds`: the header is complete.
         layout.settings.magic.store(MAGIC, Ordering::Release);
         // The descriptors are passed on only later, so no other process has the file yet.
         Ok(Self(registry::note(ring.segment.inode(), SharedQueue { ring, spin: AdaptiveSpin::new() })))
@@ -154,8 +155,9 @@ impl Queue {
             return Ok(Self(shared));
         }
         let ring = Ring { segment, bell: PollSocket::from_ends([sending, receiving]), held: Mutex::default() };
+        // Pairs with the Release in `new`.
         if ring.layout().settings.magic.load(Ordering::Acquire) != MAGIC {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "these descriptors are not a queue's"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the descriptors do not belong to a queue"));
         }
         Ok(Self(registry::note(inode, SharedQueue { ring, spin: AdaptiveSpin::new() })))
     }
@@ -176,7 +178,7 @@ impl Queue {
     pub fn put_parts(&self, parts: &[&[u8]], fds: &[BorrowedFd<'_>], deadline: Deadline) -> Result<(), PutError> {
         let ring = &self.0.ring;
         if fds.len() > MAX_FDS {
-            let why = format!("{} descriptors in one message: at most {MAX_FDS} are possible", fds.len());
+            let why = format!("cannot send {} descriptors in one message: at most {MAX_FDS} are possible", fds.len());
             return Err(PutError::Descriptors(io::Error::new(io::ErrorKind::InvalidInput, why)));
         }
         let on_death = task::on_death(ring);
@@ -325,6 +327,8 @@ impl Queue {
                 Err(_) => {} // a signal
             }
         };
+        // Pairs with the Acquire in `get`, `has_news` and `is_closed`: every put was committed before, under the same
+        // lock.
         ring.layout().settings.closed.store(1, Ordering::Release);
         drop(guard);
         ring.layout().items.wake_generation();
@@ -336,6 +340,7 @@ impl Queue {
     /// Returns whether the queue was closed.
     #[must_use]
     pub fn is_closed(&self) -> bool {
+        // Pairs with the Release in `close`.
         self.0.ring.layout().settings.closed.load(Ordering::Acquire) != 0
     }
 

@@ -47,7 +47,9 @@ impl Side {
     /// The commit: message number `count` is put or taken, and the next one is at the prepared place.
     #[inline]
     pub(super) fn commit(&self, count: u64) {
-        self.count.store(count.wrapping_add(1), Ordering::Release); // pairs with the Acquire in `may_put` and `may_get`
+        // Release pairs with the Acquire in `may_put`, `may_get` and `count_bytes`, and in `len`, `unfinished` and
+        // `task_done`, which use only the counts.
+        self.count.store(count.wrapping_add(1), Ordering::Release);
     }
 
     /// Returns whether this side may put message number `count`, if the queue may hold `maxsize` messages (0 for no limit).
@@ -56,6 +58,8 @@ impl Side {
         if maxsize == 0 || count.wrapping_sub(self.other().load(Ordering::Relaxed)) < maxsize {
             return true;
         }
+        // Pairs with the consumers' Release in `commit`. A chunk returns to producers by the arena's lock; in the ring
+        // of the model, this count frees an entry.
         let taken = getting.count.load(Ordering::Acquire);
         self.other().store(taken, Ordering::Relaxed);
         count.wrapping_sub(taken) < maxsize
@@ -67,6 +71,7 @@ impl Side {
         if count != self.other().load(Ordering::Relaxed) {
             return true;
         }
+        // Pairs with the producers' Release in `commit`: the entry, its bytes and its block are written before.
         let put = putting.count.load(Ordering::Acquire);
         self.other().store(put, Ordering::Relaxed);
         count != put

@@ -116,6 +116,7 @@ impl Ring {
             MessageBody::Block(block) => self.arena().record(block)?.len(),
         };
         // The bytes of a message that is being taken may already count as taken.
+        // Acquire pairs with the consumers' Release in `commit`: the bytes for that count are written before.
         let taken = get.bytes(get.count.load(Ordering::Acquire)).load(Ordering::Relaxed);
         let put_so_far = put.bytes(count).load(Ordering::Relaxed);
         let in_use = put_so_far.wrapping_sub(taken);

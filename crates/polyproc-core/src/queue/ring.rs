@@ -62,8 +62,11 @@ impl Ring {
     #[inline]
     pub(super) fn len(&self) -> u64 {
         let layout = self.layout();
-        let taken = layout.get.count.load(Ordering::Acquire); // first: it never exceeds the producers' count
+        // Both pair with the Release in `commit`. The consumers' count is read first, so that it never exceeds the
+        // producers'.
+        let taken = layout.get.count.load(Ordering::Acquire);
         let waiting = layout.put.count.load(Ordering::Acquire).wrapping_sub(taken);
+        // Pairs with the Release in `count_returned` and `take_returned`. Only the number is used.
         waiting.saturating_add(layout.tasks.returned.load(Ordering::Acquire).into())
     }
 
@@ -71,6 +74,9 @@ impl Ring {
     #[inline]
     pub(super) fn ring_once(&self) {
         let layout = self.layout();
+        // The swap pairs with the store of 0 and the fence in `silence` and `ring_if_silent`, the load of `polled` with
+        // the fence in `start_ringing`. The caller has made news, then passed a full barrier: a fence, or the release
+        // of a lock with a wake-up.
         if layout.settings.polled.load(Ordering::Relaxed) != 0 && layout.polled.rung.swap(1, Ordering::SeqCst) == 0 {
             self.bell.ring();
         }
@@ -80,6 +86,7 @@ impl Ring {
     pub(super) fn ring_again(&self) {
         let layout = self.layout();
         if layout.settings.polled.load(Ordering::Relaxed) != 0 && self.has_news() {
+            // Pairs with the swap in `ring_once`: producers leave the ring to this process.
             layout.polled.rung.store(1, Ordering::SeqCst);
             self.bell.ring();
         }
@@ -87,6 +94,9 @@ impl Ring {
 
     /// Makes the receiving end readable, from now on, while there are messages or the queue is closed.
     pub(super) fn start_ringing(&self) {
+        // Between setting `polled` and the check. Pairs with the barrier between a commit and `ring_once`, by the
+        // release of the producers' lock and `wake_one`: the producer reads `polled` as 1, or this process finds the
+        // message.
         self.layout().settings.polled.store(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         if self.has_news() {
@@ -96,6 +106,7 @@ impl Ring {
 
     /// Returns whether the receiving end should be readable for pollers.
     pub(super) fn has_news(&self) -> bool {
+        // Pairs with the Release in `close`. Only the flag is used.
         self.len() > 0 || self.layout().settings.closed.load(Ordering::Acquire) != 0
     }
 
@@ -103,6 +114,7 @@ impl Ring {
     pub(super) fn ring_if_silent(&self) {
         let [_, receiving] = self.bell.ends();
         if !crate::sys::watch::is_readable(receiving, Deadline::PASSED).unwrap_or(true) {
+            // Pairs with the swap in `ring_once`.
             self.layout().polled.rung.store(0, Ordering::SeqCst);
             fence(Ordering::SeqCst); // a producer whose message `has_news` misses reads `rung` as 0
             if self.has_news() {

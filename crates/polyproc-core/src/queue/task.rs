@@ -9,7 +9,7 @@ use crate::prim::Ordering;
 use crate::shm::MemoryError;
 use crate::shm::arena::{Block, BlockState};
 use crate::sys::crash::{self, Step};
-use crate::sys::identity::Identity;
+use crate::sys::process_stamp::ProcessStamp;
 
 /// The treatment of items that a consumer took and had not reported as done when it died.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -40,7 +40,9 @@ fn tasks(ring: &Ring) -> &Tasks {
 
 /// Returns the number of messages that are not done.
 pub(super) fn unfinished(ring: &Ring) -> u64 {
-    let done = tasks(ring).done.load(Ordering::Acquire); // first: it never exceeds the producers' count
+    // Pair with the Release in `task_done` or `finish_retiring`, and in `commit`. `done` is read first, so that it
+    // never exceeds the producers' count.
+    let done = tasks(ring).done.load(Ordering::Acquire);
     ring.layout().put.count.load(Ordering::Acquire).wrapping_sub(done)
 }
 
@@ -48,7 +50,7 @@ pub(super) fn unfinished(ring: &Ring) -> u64 {
 pub(super) fn oldest(
     ring: &Ring,
     state: BlockState,
-    matches: impl Fn(Identity, u64) -> bool,
+    matches: impl Fn(ProcessStamp, u64) -> bool,
 ) -> Result<Option<Block>, MemoryError> {
     let arena = ring.arena();
     let mut found: Option<(u64, Block)> = None;
@@ -69,6 +71,7 @@ pub(super) fn oldest(
 pub(super) fn retire(ring: &Ring, block: Block) -> Result<(), MemoryError> {
     let tasks = tasks(ring);
     tasks.target.store(tasks.done.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    // Pairs with the Acquire in `repair`: `target` is stored before, wherever this process dies.
     tasks.retiring.store(block.0.wrapping_add(1), Ordering::Release);
     crash::point(Step::DoneRecorded);
     finish_retiring(ring, block)
@@ -77,18 +80,21 @@ pub(super) fn retire(ring: &Ring, block: Block) -> Result<(), MemoryError> {
 /// Finishes a [`retire`] that may have been interrupted anywhere, even more than once.
 fn finish_retiring(ring: &Ring, block: Block) -> Result<(), MemoryError> {
     let tasks = tasks(ring);
+    // Pairs with the Acquire in `unfinished`. `retiring` is stored before, so a death from here on is repaired.
     tasks.done.store(tasks.target.load(Ordering::Relaxed), Ordering::Release);
     crash::point(Step::DoneCounted);
     // If it is held, it was not freed yet: only the owner of this lock makes a block held.
     if ring.arena().record(block)?.state() == Some(BlockState::Held) {
         ring.arena().free(block)?;
     }
+    // Pairs with the Acquire in `repair`: after `done` is stored and the block is free.
     tasks.retiring.store(0, Ordering::Release);
     Ok(())
 }
 
 /// Finishes the retiring that a dead owner of the consumers' lock had begun, and counts the returned messages.
 pub(super) fn repair(ring: &Ring) -> Result<(), MemoryError> {
+    // Pairs with the Release in `retire`, by a dead owner of the same lock.
     if let Some(block) = tasks(ring).retiring.load(Ordering::Acquire).checked_sub(1) {
         finish_retiring(ring, Block(block))?;
     }
@@ -101,6 +107,7 @@ pub(super) fn count_returned(ring: &Ring) -> Result<(), MemoryError> {
     for block in arena.blocks() {
         returned += u32::from(arena.record(block)?.state() == Some(BlockState::Returned));
     }
+    // Pairs with the Acquire in `len`.
     tasks(ring).returned.store(returned, Ordering::Release);
     Ok(())
 }
@@ -115,10 +122,11 @@ pub(super) fn take_returned(ring: &Ring) -> Result<Option<Block>, MemoryError> {
     }
     let Some(block) = oldest(ring, BlockState::Returned, |_, _| true)? else { return Err(MemoryError::Corrupt) };
     let record = ring.arena().record(block)?;
-    record.set_owner(Identity::own());
+    record.set_owner(ProcessStamp::own());
     record.set_state(BlockState::Held);
     ring.note_held(record.position(), block);
     crash::point(Step::ReturnMarked);
+    // Pairs with the Acquire in `len`. The block is marked before: a death in between leaves a number that is too high.
     returned.store(count - 1, Ordering::Release);
     Ok(Some(block))
 }

@@ -69,8 +69,12 @@ impl EventCount {
         mut check: impl FnMut() -> Result<Option<T>, E>,
     ) -> Result<T, E> {
         loop {
+            // Its Acquire half pairs with the Release half in `wake_generation`: a waiter of the new generation sees
+            // the condition.
             let seen = self.word.fetch_or(WAITERS, Ordering::SeqCst) | WAITERS;
-            // Between setting the flag and the check: pairs with the barrier in `wake_one`.
+            // Between setting the flag and the check. Pairs with the fences in `wake_one`, `wake_all`, `has_waiters`
+            // and `recover`, between making the condition true and reading the flag: neither side may load before its
+            // store is visible.
             os::fence(Ordering::SeqCst);
             if let Some(found) = check()? {
                 return Ok(found);
@@ -90,7 +94,7 @@ impl EventCount {
     /// Wakes one waiter, if there is one. The caller has made the condition true, and then released a lock.
     #[inline]
     pub(crate) fn wake_one(&self) {
-        os::fence_after_unlock();
+        os::fence_after_unlock(); // pairs with the fence in `wait`
         if self.word.load(Ordering::Relaxed) & WAITERS != 0 && os::wake(&self.word, 1) == 0 {
             self.wake_generation();
         }
@@ -98,7 +102,7 @@ impl EventCount {
 
     /// Wakes all waiters. The caller has made the condition true, and then released a lock.
     pub(crate) fn wake_all(&self) {
-        os::fence_after_unlock();
+        os::fence_after_unlock(); // pairs with the fence in `wait`
         if self.word.load(Ordering::Relaxed) & WAITERS != 0 {
             self.wake_generation();
         }
@@ -113,7 +117,7 @@ impl EventCount {
     /// Wakes all waiters after a process died, also those of a waker that died between clearing the flag and its wake-up.
     /// Without waiters this costs one load.
     pub(crate) fn recover(&self) {
-        os::fence(Ordering::SeqCst);
+        os::fence(Ordering::SeqCst); // pairs with the one in `wait`
         if self.word.load(Ordering::Relaxed) & (WAITERS | WAKING) != 0 {
             self.wake_generation();
         }
@@ -123,11 +127,14 @@ impl EventCount {
     pub(crate) fn wake_generation(&self) {
         let begun = |word: u32| (word & !WAITERS | WAKING).wrapping_add(GENERATION);
         let begin = |word| Some(begun(word));
+        // Release pairs with the Acquire half of the `fetch_or` in `wait`, so the caller needs no fence.
         let Ok(before) = self.word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, begin) else { return }; // never
         os::wake(&self.word, os::ALL);
         // Unless another waker has begun since.
         let is_own = |word: u32| word / GENERATION == begun(before) / GENERATION;
         let end = |word: u32| is_own(word).then_some(word & !WAKING);
+        // After the wake-up: a death before this leaves the flag for `recover`. It publishes nothing, and pairs with no
+        // load.
         let _ = self.word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, end);
     }
 }

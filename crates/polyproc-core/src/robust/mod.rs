@@ -34,6 +34,8 @@ mod os {
 
     /// A full barrier after the read-modify-write that released a lock. On x86 that instruction is one itself.
     pub(super) fn fence_after_unlock() {
+        // Pairs with the fence in `EventCount::wait`: the flag of the waiters is read after the release of the lock is
+        // visible.
         if cfg!(target_arch = "x86_64") {
             crate::prim::compiler_fence(Ordering::SeqCst);
         } else {
@@ -65,7 +67,7 @@ shared! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum WaitError {
     /// The deadline passed.
-    #[error("the time ran out")]
+    #[error("the wait timed out")]
     TimedOut,
     /// A signal handler ran. The wait may be repeated.
     #[error("a signal handler ran during the wait")]

@@ -116,7 +116,8 @@ impl Drop for Guard<'_> {
         let robust = &self.mutex.robust;
         self.me.announce(robust);
         self.me.unlink(&self.outer);
-        // Release pairs with the Acquire of the next owner. SeqCst for `os::fence_after_unlock`.
+        // Release pairs with the Acquire of the next owner in `lock` and `lock_contended`. SeqCst: on x86 this is the
+        // full barrier of `os::fence_after_unlock`.
         let free = if self.is_broken { OWNER_DIED } else { 0 };
         if robust.word.swap(free, Ordering::SeqCst) & WAITERS != 0 {
             os::wake(&robust.word, 1);

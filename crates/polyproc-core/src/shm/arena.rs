@@ -13,7 +13,7 @@ use crate::deadline::Deadline;
 use crate::prim::{AtomicU32, AtomicU64, Ordering};
 use crate::robust::{Guard, Mutex, WaitError};
 use crate::sys::crash::{self, Step};
-use crate::sys::identity::Identity;
+use crate::sys::process_stamp::ProcessStamp;
 use crate::sys::shared::shared;
 
 const TABLES: usize = 22;
@@ -56,7 +56,7 @@ shared! {
     /// |---|---|---|---|
     /// | 0 | 4 | state | a [`BlockState`]; see there |
     /// | 4 | 4 | is_warm | 1: the block's memory is reserved; its owner, the process that frees it, or `trim` |
-    /// | 8 | 8 | owner | the [`Identity`] of the process that holds the block; before the state |
+    /// | 8 | 8 | owner | the [`ProcessStamp`] of the process that holds the block; before the state |
     /// | 16 | 8 | position | the number of the message that the block belongs to; before the state |
     /// | 24 | 8 | offset | file offset of the block; once, by the process that adds the record |
     /// | 32 | 8 | capacity | size of the block in bytes; as `offset` |
@@ -101,6 +101,7 @@ impl BlockRecord {
     /// Returns the state, or `None` if the word is not a state.
     pub(crate) fn state(&self) -> Option<BlockState> {
         use BlockState::{Free, Held, Leaving, Owned, Queued, Returned};
+        // Pairs with the Release in `set_state`: fields that are read after the state belong to it, or to a later one.
         let number = self.state.load(Ordering::Acquire);
         [Free, Owned, Queued, Leaving, Held, Returned].into_iter().find(|state| *state as u32 == number)
     }
@@ -110,11 +111,11 @@ impl BlockRecord {
         self.state.store(state as u32, Ordering::Release);
     }
 
-    pub(crate) fn owner(&self) -> Identity {
-        Identity::from_bits(self.owner.load(Ordering::Relaxed))
+    pub(crate) fn owner(&self) -> ProcessStamp {
+        ProcessStamp::from_bits(self.owner.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn set_owner(&self, owner: Identity) {
+    pub(crate) fn set_owner(&self, owner: ProcessStamp) {
         self.owner.store(owner.bits(), Ordering::Relaxed);
     }
 
@@ -174,6 +175,7 @@ impl<'a> Arena<'a> {
                 Err(WaitError::Interrupted) => {}
             }
         };
+        // Acquire pairs with the Release in `free_quietly`: the rebuild finds the block free.
         let is_whole = !guard.owner_died && self.header.unlisted.swap(0, Ordering::AcqRel) == 0;
         if !is_whole {
             guard.repair(|| self.rebuild())?;
@@ -205,6 +207,7 @@ impl<'a> Arena<'a> {
 
     /// Returns the numbers of all records.
     pub(crate) fn blocks(&self) -> impl Iterator<Item = Block> + use<> {
+        // Pairs with the Release in `allocate`: a record is written before it counts.
         let count = self.header.count.load(Ordering::Acquire).min(FIRST_TABLE << TABLES);
         (0..u32::try_from(count).unwrap_or(u32::MAX)).map(Block)
     }
@@ -213,6 +216,7 @@ impl<'a> Arena<'a> {
         let number = u64::from(block.0);
         let table = (number / FIRST_TABLE + 1).ilog2();
         let index = number - FIRST_TABLE * ((1 << table) - 1);
+        // Pairs with the Release in `add`: the memory of the table is reserved.
         let start = self.header.tables.get(table as usize).ok_or(MemoryError::Corrupt)?.load(Ordering::Acquire);
         if start == 0 {
             return Err(MemoryError::Corrupt);
@@ -244,6 +248,7 @@ impl<'a> Arena<'a> {
             let len = (FIRST_TABLE << table) * RECORD;
             let at = self.place(len)?;
             self.segment.reserve(at, len)?;
+            // Pairs with the Acquire in `record`.
             start.store(at, Ordering::Release);
         }
         let record = self.record(block)?;
@@ -275,7 +280,7 @@ impl<'a> Arena<'a> {
             is_warm = record.is_warm.load(Ordering::Relaxed) != 0;
             in_use = self.header.in_use.load(Ordering::Relaxed);
             record.len.store(len, Ordering::Relaxed);
-            record.set_owner(Identity::own());
+            record.set_owner(ProcessStamp::own());
             crash::point(Step::AllocateUnclaimed);
             record.set_state(BlockState::Owned);
             crash::point(Step::AllocateListed);
@@ -286,6 +291,7 @@ impl<'a> Arena<'a> {
                     let left = if is_warm { warm.saturating_sub(capacity) } else { warm };
                     self.header.warm.store(left, Ordering::Relaxed);
                 }
+                // The commit of a new record. Pairs with the Acquire in `blocks`.
                 None => self.header.count.store(u64::from(block.0) + 1, Ordering::Release),
             }
             self.header.in_use.store(in_use.saturating_add(capacity), Ordering::Relaxed);
@@ -329,6 +335,7 @@ impl<'a> Arena<'a> {
             // Do not wait for a stopped process: the block is marked free, and the next owner of the lock lists it.
             Err(MemoryError::Busy) => {
                 record.set_state(BlockState::Free);
+                // Pairs with the Acquire in `lock`: the state is stored before.
                 self.header.unlisted.store(1, Ordering::Release);
                 Ok(())
             }

@@ -24,9 +24,9 @@ use super::registry;
 use crate::prim::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::robust::EventCount;
 use crate::sys::available;
-use crate::sys::identity::{Identity, process_id};
 use crate::sys::memory::{self, Mapping, PAGE};
 use crate::sys::per_process::PerProcess;
+use crate::sys::process_stamp::{ProcessStamp, process_id};
 use crate::sys::shared::shared;
 
 const LEN: u64 = PAGE;
@@ -47,7 +47,7 @@ shared! {
 shared! {
     /// | offset | bytes | field | meaning; writer |
     /// |---|---|---|---|
-    /// | 0 | 8 | holder | the [`Identity`] of its holder; 0: the row is free and does not count |
+    /// | 0 | 8 | holder | the [`ProcessStamp`] of its holder; 0: the row is free and does not count |
     /// | 8 | 8 | file | number of the file; the holder |
     /// | 16 | 8 | bytes | size of the file's memory in bytes; the process that has just changed it |
     struct Row { holder: AtomicU64, file: AtomicU64, bytes: AtomicU64, }
@@ -55,7 +55,9 @@ shared! {
 
 /// There is no room for more data in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("there is no room for {wanted} bytes more: {in_use} are in flight, {limit} may be, and {largest} at a time")]
+#[error(
+    "no room for {wanted} more bytes in flight: {in_use} of {limit} bytes are in use, and one item may have {largest}"
+)]
 #[non_exhaustive]
 pub struct OutOfSpace {
     /// Bytes that were requested.
@@ -153,12 +155,14 @@ impl Ledger {
         memory::reserve(memfd.as_fd(), 0, LEN)?;
         let ledger = Self::map(memfd.as_fd())?;
         ledger.head().limit.store(default_limit(), Ordering::Relaxed);
+        // Pairs with the Acquire in `open`: the limit is stored before.
         ledger.head().magic.store(MAGIC, Ordering::Release);
         Ok(Box::leak(Box::new(ledger)))
     }
 
     fn open(memfd: BorrowedFd<'static>) -> io::Result<&'static Self> {
         let ledger = Self::map(memfd)?;
+        // Pairs with the Release in `create`.
         if ledger.head().magic.load(Ordering::Acquire) != MAGIC {
             return Err(io::ErrorKind::InvalidData.into());
         }
@@ -188,14 +192,15 @@ impl Ledger {
 
     /// Returns the numbers of the rows that were ever used.
     fn rows(&self) -> impl Iterator<Item = u32> + use<> {
+        // Pairs with the Release in `take_up`: the fields of a new row are stored before it counts.
         0..self.head().used.load(Ordering::Acquire).min(ROWS)
     }
 
     /// Returns the sum of the bytes of the rows for which `counts`, called with holder and file, returns true.
-    fn sum(&self, counts: impl Fn(Identity, u64) -> bool) -> u64 {
+    fn sum(&self, counts: impl Fn(ProcessStamp, u64) -> bool) -> u64 {
         let rows = self.rows().map(|at| self.row(at)).filter(|row| {
-            let holder = Identity::from_bits(row.holder.load(Ordering::Relaxed));
-            holder != Identity::NOBODY && counts(holder, row.file.load(Ordering::Relaxed))
+            let holder = ProcessStamp::from_bits(row.holder.load(Ordering::Relaxed));
+            holder != ProcessStamp::NOBODY && counts(holder, row.file.load(Ordering::Relaxed))
         });
         rows.fold(0, |sum, row| sum.saturating_add(row.bytes.load(Ordering::Relaxed)))
     }
@@ -205,11 +210,13 @@ impl Ledger {
     }
 
     /// Frees the rows of dead holders. Returns whether there were any.
-    fn bury(&self) -> bool {
+    fn free_dead_rows(&self) -> bool {
         let mut any = false;
         for row in self.rows().map(|at| self.row(at)) {
             let holder = row.holder.load(Ordering::Relaxed);
-            if holder != 0 && Identity::from_bits(holder).is_dead() {
+            if holder != 0 && ProcessStamp::from_bits(holder).is_dead() {
+                // Release pairs with the Acquire in `take_up`: the stores of the dead holder come before those of the
+                // next one.
                 any |= row.holder.compare_exchange(holder, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
             }
         }
@@ -283,7 +290,7 @@ impl Account {
             let fits = wanted <= largest && in_use.checked_add(wanted).is_some_and(|sum| sum <= share.of_limit(limit));
             if fits { Ok(()) } else { Err(OutOfSpace { wanted, in_use, limit, largest }) }
         };
-        check().or_else(|error| if ledger.bury() { check() } else { Err(error) })
+        check().or_else(|error| if ledger.free_dead_rows() { check() } else { Err(error) })
     }
 
     /// Returns whether all files together use more than this share of the budget.
@@ -302,6 +309,8 @@ impl Account {
     /// repeatedly. Returns whether the file has fewer bytes than before.
     pub(crate) fn settle_quietly(&self, bytes: u64) -> bool {
         let row = Ledger::get().and_then(|ledger| self.row(ledger)); // `None` if there are too many files
+        // Before the flag of the waiters is read: by the fence in `wake_waiting`, it pairs with the fence in
+        // `EventCount::wait`.
         row.is_some_and(|row| bytes < row.bytes.swap(bytes, Ordering::SeqCst))
     }
 
@@ -317,20 +326,22 @@ impl Account {
         };
         let found = known.or_else(|| ledger.rows().find(is_its)).or_else(|| self.take_up(ledger));
         // The holders of all rows may be dead.
-        let found = found.or_else(|| if ledger.bury() { self.take_up(ledger) } else { None });
+        let found = found.or_else(|| if ledger.free_dead_rows() { self.take_up(ledger) } else { None });
         self.row.store(found.map_or(Self::NOT_COUNTED, |at| at + 1), Ordering::Relaxed);
         found.map(|at| ledger.row(at))
     }
 
     #[cold]
     fn take_up(&self, ledger: &Ledger) -> Option<u32> {
-        let own = Identity::own().bits();
+        let own = ProcessStamp::own().bits();
         (0..ROWS).find(|at| {
             let row = ledger.row(*at);
+            // Acquire pairs with the Release by which the row was freed, in `drop` or after the death of its holder.
             let is_taken = row.holder.compare_exchange(0, own, Ordering::AcqRel, Ordering::Relaxed).is_ok();
             if is_taken {
                 row.bytes.store(0, Ordering::Relaxed);
                 row.file.store(self.file, Ordering::Relaxed);
+                // Release pairs with the Acquire in `rows`.
                 ledger.head().used.fetch_max(at + 1, Ordering::AcqRel);
             }
             is_taken
@@ -344,8 +355,9 @@ impl Drop for Account {
         let Some(ledger) = Ledger::get() else { return };
         let row = ledger.row(at);
         // Another process that has the file claims a row again when it reserves memory in it.
+        // Release pairs with the Acquire in `take_up`: the next holder's stores come after those of this one.
         if row.file.load(Ordering::Relaxed) == self.file
-            && row.holder.compare_exchange(Identity::own().bits(), 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+            && row.holder.compare_exchange(ProcessStamp::own().bits(), 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         {
             ledger.room().wake_all();
         }
@@ -354,7 +366,7 @@ impl Drop for Account {
 
 /// Returns how many bytes of shared memory a process has put or created: its items in queues, and memory for its own use.
 /// Excludes its answers: `results`, the file of its results, and its loans.
-pub(crate) fn bytes_of(process: Identity, results: u64) -> u64 {
+pub(crate) fn bytes_of(process: ProcessStamp, results: u64) -> u64 {
     let counts = |holder, file| holder == process && file != results && file & LOANS == 0 && !registry::has(file);
     let of_files = Ledger::get().map_or(0, |ledger| ledger.sum(counts));
     of_files.saturating_add(registry::bytes_of(process))
@@ -402,7 +414,7 @@ impl Drop for PrivateBytes {
 /// Wakes all waiters for room: one may find a free block in its own file.
 pub(crate) fn wake_waiting() {
     if let Some(ledger) = Ledger::get() {
-        fence(Ordering::SeqCst); // between making room and reading the flag; pairs with `EventCount::wait`
+        fence(Ordering::SeqCst); // between making room and reading the flag; pairs with the fence in `EventCount::wait`
         ledger.room().wake_all();
     }
 }
@@ -424,7 +436,7 @@ mod tests {
     #[test]
     fn rows_of_the_dead_make_way() {
         let ledger = Ledger::get().expect("memory");
-        let gone = Identity::from_bits(u64::from(u32::MAX >> 2)); // above any process id
+        let gone = ProcessStamp::from_bits(u64::from(u32::MAX >> 2)); // above any process id
         for row in (0..ROWS).map(|at| ledger.row(at)) {
             row.holder.store(gone.bits(), Ordering::Relaxed);
             row.bytes.store(1 << 20, Ordering::Relaxed);

@@ -24,7 +24,7 @@ struct MemoryFile {
 
 /// The range is not inside the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{len} bytes from {offset} on are not inside {size} bytes of shared memory")]
+#[error("{len} bytes at offset {offset} are not inside {size} bytes of shared memory")]
 pub struct OutOfBounds {
     /// Start of the range in bytes.
     pub offset: usize,
@@ -41,7 +41,7 @@ impl SharedMemory {
     /// [`io::ErrorKind::InvalidInput`] if `len` is 0; else if the system has no memory or no descriptor left.
     pub fn new(len: usize) -> io::Result<Self> {
         if len == 0 {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "shared memory of no bytes"));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "shared memory must have at least one byte"));
         }
         memory::look_for(len as u64)?; // before the file gets its length
         let memfd = memory::create(c"polyproc-memory", len as u64)?;

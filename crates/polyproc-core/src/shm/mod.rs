@@ -39,10 +39,10 @@ use crate::robust::WaitError;
 #[non_exhaustive]
 pub enum MemoryError {
     /// It holds bytes that no process of this version writes: a peer has overwritten it, or has another version.
-    #[error("the shared memory is corrupt: a process wrote where it must not")]
+    #[error("the shared memory is corrupt: a process has overwritten its records")]
     Corrupt,
     /// The deadline passed during a wait for a stopped process that allocates this memory.
-    #[error("a process is stopped while it gives out shared memory")]
+    #[error("timed out: a stopped process holds the lock of the shared memory's allocator")]
     Busy,
     /// A signal handler ran during such a wait.
     #[error("a signal handler ran during the wait")]
@@ -51,7 +51,7 @@ pub enum MemoryError {
     #[error(transparent)]
     OutOfSpace(#[from] OutOfSpace),
     /// The system has no memory, address space or descriptor left.
-    #[error("the system refused shared memory: {0}")]
+    #[error("the system refused shared memory")]
     System(#[from] std::io::Error),
 }
 

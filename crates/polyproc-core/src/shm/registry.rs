@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::robust::RecheckInterval;
-use crate::sys::identity::Identity;
 use crate::sys::per_process::PerProcess;
+use crate::sys::process_stamp::ProcessStamp;
 
 /// An object in shared memory, as this process has mapped it.
 pub(crate) trait SharedObject: Any + Send + Sync {
@@ -19,7 +19,7 @@ pub(crate) trait SharedObject: Any + Send + Sync {
     fn recover(&self);
 
     /// Returns how many bytes `process` has put there that no process has taken.
-    fn bytes_of(&self, _process: Identity) -> u64 {
+    fn bytes_of(&self, _process: ProcessStamp) -> u64 {
         0
     }
 
@@ -85,7 +85,7 @@ pub(crate) fn has(inode: u64) -> bool {
 }
 
 /// Returns how many bytes `process` has put in objects of this process that no process has taken.
-pub(crate) fn bytes_of(process: Identity) -> u64 {
+pub(crate) fn bytes_of(process: ProcessStamp) -> u64 {
     let all: Vec<_> = objects().values().filter_map(Weak::upgrade).collect();
     all.iter().fold(0, |sum, object| sum.saturating_add(object.bytes_of(process)))
 }

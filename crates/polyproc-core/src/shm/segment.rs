@@ -52,6 +52,7 @@ impl Segment {
     /// on.
     pub(crate) fn create(name: &CStr, len_bytes: u64, table: u64, data: u64) -> io::Result<Self> {
         let segment = Self::map(memory::create(name, len_bytes)?, Access::Write, len_bytes, table, data)?;
+        // Pairs with the Acquire in `add_region`. No other process has the file yet.
         segment.regions().ends[0].store(len_bytes, Ordering::Release);
         Ok(segment)
     }
@@ -118,7 +119,7 @@ impl Segment {
         let start = before.ok_or(MemoryError::Corrupt)?.end();
         // Relaxed, with a fence: atomics in a read-only mapping may only be loaded relaxed.
         let end = self.regions().ends[at + 1].load(Ordering::Relaxed);
-        fence(Ordering::Acquire); // pairs with the Release in `add_region`
+        fence(Ordering::Acquire); // pairs with the Release in `add_region`: the file is that long
         if end <= start || !end.is_multiple_of(PAGE) {
             return Err(MemoryError::Corrupt);
         }
@@ -201,6 +202,8 @@ impl Segment {
     /// If the file cannot grow that long, or this process cannot map it.
     fn add_region(&self, len: u64) -> io::Result<u64> {
         let ends = &self.regions().ends;
+        // Acquire pairs with the Release below, in an earlier call. The allocator's lock, or its only thread, orders
+        // the calls, too.
         let used = ends.iter().take_while(|end| end.load(Ordering::Acquire) != 0).count().max(1);
         let start = ends[used - 1].load(Ordering::Acquire);
         let len = len.checked_next_multiple_of(PAGE).filter(|len| used < REGIONS && start < 1 << 47 && *len < 1 << 47);

@@ -17,7 +17,7 @@ use crate::prim::Ordering;
 use crate::process::watch_death;
 use crate::retry::Interrupt;
 use crate::robust::{RecheckInterval, WaitError};
-use crate::sys::identity::Identity;
+use crate::sys::process_stamp::ProcessStamp;
 
 /// The phase of a barrier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl Word {
 #[non_exhaustive]
 pub enum BarrierError {
     /// The barrier is broken: a party died, timed out or aborted it; or it was reset during the wait.
-    #[error("the barrier is broken: a party died, ran out of time or aborted it")]
+    #[error("the barrier is broken: a party died, timed out or aborted it")]
     Broken,
     /// A signal handler ran. This party still counts as waiting: wait again with the same turn.
     #[error("a signal handler ran during the wait")]
@@ -86,7 +86,7 @@ impl Interrupt for BarrierError {
 /// The next step of a party that has arrived.
 #[derive(Debug)]
 #[must_use]
-pub enum Turn {
+pub enum BarrierTurn {
     /// Wait for the others: [`Barrier::wait`].
     Wait {
         /// The order of arrival, from 0.
@@ -115,7 +115,7 @@ impl Barrier {
     /// [`io::ErrorKind::InvalidInput`] if `parties` is 0; else if the system has no memory or no descriptor left.
     pub fn new(parties: usize) -> io::Result<Self> {
         if parties == 0 {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a barrier for no parties"));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a barrier must have at least one party"));
         }
         Ok(Self(Object::create_with_waiters(5, 0, parties as u64)?))
     }
@@ -127,11 +127,14 @@ impl Barrier {
     }
 
     fn word(&self) -> Word {
+        // Pairs with the Release in `step` and `finish_reset`.
         Word(self.0.state().value.load(Ordering::Acquire))
     }
 
     /// Changes the word. Returns false if it was no longer `from`.
     fn step(&self, from: Word, to: Word) -> bool {
+        // Release pairs with the Acquire in `word`: a released party sees what the others wrote before they arrived, as
+        // they arrived under the mutex.
         self.0.state().value.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
@@ -171,8 +174,8 @@ impl Barrier {
     ///
     /// # Errors
     /// [`BarrierError`].
-    pub fn come(&self, deadline: Deadline) -> Result<Turn, BarrierError> {
-        let come = || -> Result<Option<Turn>, ArrivalError> {
+    pub fn arrive(&self, deadline: Deadline) -> Result<BarrierTurn, BarrierError> {
+        let come = || -> Result<Option<BarrierTurn>, ArrivalError> {
             let is_full = self.n_waiting() + 1 >= self.parties() || self.word().phase() == BarrierPhase::Running;
             let dead = if is_full { self.0.dead() } else { Vec::new() };
             self.break_if_dead(&dead);
@@ -192,13 +195,13 @@ impl Barrier {
             }
             let index = self.waiting(word.generation()).count();
             if index + 1 >= self.parties() {
-                self.0.state().owner.store(Identity::own().bits(), Ordering::Relaxed);
+                self.0.state().owner.store(ProcessStamp::own().bits(), Ordering::Relaxed);
                 let is_whole = self.step(word, word.with(BarrierPhase::Running));
-                let last = Turn::Last { index, generation: word.generation() };
+                let last = BarrierTurn::Last { index, generation: word.generation() };
                 return is_whole.then_some(Some(last)).ok_or(ArrivalError::Barrier(BarrierError::Broken));
             }
             let place = self.0.enlist(word.generation()).map_err(|error| ArrivalError::Barrier(error.into()))?;
-            Ok(Some(Turn::Wait { index, place }))
+            Ok(Some(BarrierTurn::Wait { index, place }))
         };
         self.0.layout().waiters.wait(deadline, &RecheckInterval::new(RECHECK_AFTER), come).map_err(
             |ended| match ended {
@@ -216,8 +219,8 @@ impl Barrier {
     ///
     /// # Errors
     /// [`BarrierError::Broken`]; [`BarrierError::Interrupted`]: then wait again, or call [`Barrier::abort`].
-    pub fn wait(&self, turn: &Turn, deadline: Deadline) -> Result<usize, BarrierError> {
-        let &Turn::Wait { index, place } = turn else { return Err(BarrierError::Broken) };
+    pub fn wait(&self, turn: &BarrierTurn, deadline: Deadline) -> Result<usize, BarrierError> {
+        let &BarrierTurn::Wait { index, place } = turn else { return Err(BarrierError::Broken) };
         let waiter = self.0.waiter(place);
         let generation = waiter.generation.load(Ordering::Relaxed);
         let (mut slept, interval) = (false, RecheckInterval::new(RECHECK_AFTER));
@@ -225,7 +228,7 @@ impl Barrier {
             if self.ended(waiter).is_none() {
                 if std::mem::replace(&mut slept, true) {
                     self.0.watch_waiters(&interval);
-                    let runner = Identity::from_bits(self.0.state().owner.load(Ordering::Relaxed));
+                    let runner = ProcessStamp::from_bits(self.0.state().owner.load(Ordering::Relaxed));
                     if self.word().phase() == BarrierPhase::Running && !watch_death(runner) {
                         interval.restart();
                     }
@@ -261,8 +264,8 @@ impl Barrier {
     ///
     /// # Errors
     /// [`BarrierError::Broken`] if the barrier was broken or reset while the action ran.
-    pub fn release(&self, turn: &Turn) -> Result<(), BarrierError> {
-        let &Turn::Last { generation, .. } = turn else { return Err(BarrierError::Broken) };
+    pub fn release(&self, turn: &BarrierTurn) -> Result<(), BarrierError> {
+        let &BarrierTurn::Last { generation, .. } = turn else { return Err(BarrierError::Broken) };
         let running = Word::new(generation, BarrierPhase::Running);
         if !self.step(running, running.next()) {
             return Err(BarrierError::Broken);
@@ -310,13 +313,14 @@ impl Barrier {
         for waiter in self.waiting(word.generation()) {
             waiter.change(Waiting::Waits, Waiting::Broken);
         }
+        // Pairs with the Acquire in `word`: the waiters are marked before the generation changes.
         self.0.state().value.store(word.next().0, Ordering::Release);
     }
 
     /// Breaks the barrier if one of the `dead` is a waiter, or the process that runs the action has died.
-    fn break_if_dead(&self, dead: &[Identity]) {
+    fn break_if_dead(&self, dead: &[ProcessStamp]) {
         let word = self.word();
-        let runner = Identity::from_bits(self.0.state().owner.load(Ordering::Relaxed));
+        let runner = ProcessStamp::from_bits(self.0.state().owner.load(Ordering::Relaxed));
         let runner_died = word.phase() == BarrierPhase::Running && runner.is_dead();
         if runner_died || self.waiting(word.generation()).any(|waiter| dead.contains(&waiter.owner())) {
             self.break_of(word.generation());
@@ -324,7 +328,7 @@ impl Barrier {
     }
 }
 
-/// Why the wait in [`Barrier::come`] ended.
+/// Why the wait in [`Barrier::arrive`] ended.
 enum ArrivalError {
     Barrier(BarrierError),
     Wait(WaitError),

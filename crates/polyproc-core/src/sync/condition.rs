@@ -13,7 +13,7 @@ use crate::deadline::Deadline;
 use crate::prim::{AtomicBool, Ordering};
 use crate::retry::Interrupt;
 use crate::robust::{RecheckInterval, WaitError};
-use crate::sys::identity::Identity;
+use crate::sys::process_stamp::ProcessStamp;
 
 /// A condition. Clones refer to the same condition.
 #[derive(Debug, Clone)]
@@ -76,7 +76,7 @@ impl Condition {
         // Dead waiters may fill the table.
         let dead = self.0.dead();
         let _mutex = self.0.lock(deadline, || {})?;
-        self.bury(&dead);
+        self.free_dead_waiters(&dead);
         Ok(self.0.enlist(0).map(Ticket::new)?)
     }
 
@@ -121,23 +121,23 @@ impl Condition {
     }
 
     /// Frees the places of dead waiters and passes their notifications to living ones. The caller holds the mutex.
-    fn bury(&self, dead: &[Identity]) {
+    fn free_dead_waiters(&self, dead: &[ProcessStamp]) {
         for waiter in self.0.waiters().filter(|waiter| dead.contains(&waiter.owner())) {
             let state = waiter.state();
             // Notify first: if this process dies before it frees the place, the notification is passed on twice, which is
             // harmless.
             if state == Waiting::Released {
-                let mut heirs = self.in_order().into_iter().filter(|heir| !dead.contains(&heir.owner()));
-                heirs.find(|heir| heir.change(Waiting::Waits, Waiting::Released));
+                let mut heirs = self.in_order().into_iter().filter(|next_waiter| !dead.contains(&next_waiter.owner()));
+                heirs.find(|next_waiter| next_waiter.change(Waiting::Waits, Waiting::Released));
             }
             waiter.set(Waiting::Free);
         }
     }
 
-    fn pass_on(&self, dead: &[Identity], deadline: Deadline) -> Result<(), WaitError> {
+    fn pass_on(&self, dead: &[ProcessStamp], deadline: Deadline) -> Result<(), WaitError> {
         if !dead.is_empty() {
             let mutex = self.0.lock(deadline, || {})?;
-            self.bury(dead);
+            self.free_dead_waiters(dead);
             drop(mutex);
             self.0.layout().waiters.wake_all();
         }
@@ -146,9 +146,9 @@ impl Condition {
 
     /// Returns the dead among the notified waiters that have not left, and among the first waiters up to `count` living ones.
     /// Each check costs some system calls.
-    fn dead_before(&self, count: usize) -> Vec<Identity> {
+    fn dead_before(&self, count: usize) -> Vec<ProcessStamp> {
         let (mut dead, mut living) = (Vec::new(), Vec::new());
-        let mut lives = |owner: Identity| {
+        let mut lives = |owner: ProcessStamp| {
             if !dead.contains(&owner) && !living.contains(&owner) {
                 if owner.is_dead() { &mut dead } else { &mut living }.push(owner);
             }
@@ -166,7 +166,7 @@ impl Condition {
         // If all are notified, no notification can be lost to a dead waiter.
         let dead = if count < self.0.waiters().count() { self.dead_before(count) } else { Vec::new() };
         let mutex = self.0.lock_through_signals(|| {});
-        self.bury(&dead);
+        self.free_dead_waiters(&dead);
         // A waiter that leaves at this moment is skipped.
         let notified = self.in_order().into_iter().filter(|waiter| waiter.change(Waiting::Waits, Waiting::Released));
         notified.take(count).for_each(drop);

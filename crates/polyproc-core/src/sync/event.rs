@@ -27,6 +27,7 @@ impl Event {
     }
 
     fn value(&self) -> u64 {
+        // Pairs with the Release in `set` and `clear`.
         self.0.state().value.load(Ordering::Acquire)
     }
 
@@ -39,7 +40,8 @@ impl Event {
     /// Sets the event and wakes all waiters.
     pub fn set(&self) {
         let set = |value: u64| (value & SET == 0).then(|| value.wrapping_add(ONCE) | SET);
-        // Fails if it is set already. SeqCst, with the fence: pairs with the fence in `EventCount::wait`.
+        // Release pairs with the Acquire in `value` and `clear`. It fails if the event is set already, and is no
+        // barrier then: hence the fence, which pairs with the one in `EventCount::wait`.
         let _ = self.0.state().value.fetch_update(Ordering::SeqCst, Ordering::SeqCst, set);
         fence(Ordering::SeqCst);
         self.0.layout().waiters.wake_all();
@@ -47,6 +49,8 @@ impl Event {
 
     /// Clears the event.
     pub fn clear(&self) {
+        // Acquire pairs with the Release in `set`: a caller that clears, then looks, sees what was done before the
+        // `set`. Release pairs with the Acquire in `value`.
         self.0.state().value.fetch_and(!SET, Ordering::AcqRel);
     }
 

@@ -10,7 +10,7 @@
 
 use crate::prim::{AtomicU32, AtomicU64, Ordering};
 use crate::robust::{EventCount, Mutex};
-use crate::sys::identity::Identity;
+use crate::sys::process_stamp::ProcessStamp;
 use crate::sys::shared::shared;
 
 /// The size of an object in bytes.
@@ -35,7 +35,7 @@ shared! {
 shared! {
     /// | offset | bytes | field | meaning |
     /// |---|---|---|---|
-    /// | 0 | 8 | owner | the [`Identity`] of the process that holds a lock, or runs a barrier's action |
+    /// | 0 | 8 | owner | the [`ProcessStamp`] of the process that holds a lock, or runs a barrier's action |
     /// | 8 | 8 | value | a semaphore's permits; twice the number of sets of an event, plus one while it is set; a barrier's generation and phase |
     /// | 16 | 4 | thread | the id of the thread that holds a lock |
     /// | 20 | 4 | count | a lock's number of acquisitions that are not released |
@@ -57,7 +57,7 @@ shared! {
     /// | offset | bytes | field | meaning |
     /// |---|---|---|---|
     /// | 0 | 4 | state | a [`Waiting`]; its store makes the other fields valid |
-    /// | 8 | 8 | owner | the [`Identity`] of the waiting process |
+    /// | 8 | 8 | owner | the [`ProcessStamp`] of the waiting process |
     /// | 16 | 8 | ticket | the order of arrival: the waiter with the smallest ticket is the first |
     /// | 24 | 8 | generation | the generation of a barrier |
     pub(super) struct Waiter {
@@ -83,6 +83,7 @@ pub(super) enum Waiting {
 
 impl Waiter {
     pub(super) fn state(&self) -> Waiting {
+        // Pairs with the Release in `set` and `change`: the other fields are written before.
         match self.state.load(Ordering::Acquire) {
             1 => Waiting::Waits,
             2 => Waiting::Released,
@@ -92,16 +93,19 @@ impl Waiter {
     }
 
     pub(super) fn set(&self, state: Waiting) {
+        // Pairs with the Acquire in `state` and `change`.
         self.state.store(state as u32, Ordering::Release);
     }
 
     /// Changes the state. Returns false if it was not `from`.
     pub(super) fn change(&self, from: Waiting, to: Waiting) -> bool {
+        // Release pairs with the Acquire in `state`: a notified waiter sees what its notifier wrote. Acquire pairs with
+        // the last change: a waiter that leaves sees that, too.
         self.state.compare_exchange(from as u32, to as u32, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    pub(super) fn owner(&self) -> Identity {
-        Identity::from_bits(self.owner.load(Ordering::Relaxed))
+    pub(super) fn owner(&self) -> ProcessStamp {
+        ProcessStamp::from_bits(self.owner.load(Ordering::Relaxed))
     }
 }
 
@@ -126,6 +130,7 @@ impl ObjectLayout {
 
     /// Returns whether there is an object of this kind.
     pub(super) fn is_of(&self, kind: u64) -> bool {
+        // Pairs with the Release in `set_up`.
         self.kind.magic.load(Ordering::Acquire) == MAGIC && self.kind.kind.load(Ordering::Relaxed) == kind
     }
 

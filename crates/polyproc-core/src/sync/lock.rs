@@ -12,7 +12,7 @@ use crate::deadline::Deadline;
 use crate::prim::Ordering;
 use crate::process::watch_death;
 use crate::robust::{AdaptiveSpin, RecheckInterval, WaitError};
-use crate::sys::identity::Identity;
+use crate::sys::process_stamp::ProcessStamp;
 
 /// The kind of a lock's owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub enum Acquired {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ReleaseError {
     /// No process holds it.
-    #[error("release of a lock that nobody holds")]
+    #[error("release of a lock that is not held")]
     NotHeld,
     /// Another thread holds it, and only that thread may release it.
     #[error("release of a lock that another thread holds")]
@@ -84,10 +84,10 @@ impl Lock {
     }
 
     /// Acquires the lock if it is free or its owner is `dead`. Otherwise fails with its owner.
-    fn take(&self, owner: Owner, dead: Identity) -> Result<Acquired, Identity> {
+    fn take(&self, owner: Owner, dead: ProcessStamp) -> Result<Acquired, ProcessStamp> {
         let state = self.0.state();
-        let (own, tid) = (Identity::own(), crate::sys::thread_id());
-        let mut holder = Identity::from_bits(state.owner.load(Ordering::Relaxed));
+        let (own, tid) = (ProcessStamp::own(), crate::sys::thread_id());
+        let mut holder = ProcessStamp::from_bits(state.owner.load(Ordering::Relaxed));
         // `thread` is this thread's id only while this thread holds the lock: it writes 0 before it releases the lock.
         if holder == own && owner == Owner::Thread && state.thread.load(Ordering::Relaxed) == tid {
             let count = state.count.load(Ordering::Relaxed);
@@ -95,18 +95,19 @@ impl Lock {
             return Ok(Acquired::Released);
         }
         loop {
-            if holder != Identity::NOBODY && holder != dead {
+            if holder != ProcessStamp::NOBODY && holder != dead {
                 return Err(holder);
             }
-            // Acquire pairs with the Release in `release`.
+            // Acquire pairs with the Release in `release`. The writes of a dead owner come before its death, which
+            // `is_dead` has found.
             match state.owner.compare_exchange(holder.bits(), own.bits(), Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => break,
-                Err(now) => holder = Identity::from_bits(now),
+                Err(now) => holder = ProcessStamp::from_bits(now),
             }
         }
         state.count.store(1, Ordering::Relaxed);
         state.thread.store(tid, Ordering::Relaxed);
-        Ok(if holder == Identity::NOBODY { Acquired::Released } else { Acquired::OwnerDied })
+        Ok(if holder == ProcessStamp::NOBODY { Acquired::Released } else { Acquired::OwnerDied })
     }
 
     /// Acquires the lock. Blocks until the deadline while another owner holds it.
@@ -115,7 +116,7 @@ impl Lock {
     /// [`WaitError`].
     pub fn acquire(&self, owner: Owner, deadline: Deadline) -> Result<Acquired, WaitError> {
         static SPIN: AdaptiveSpin = AdaptiveSpin::new();
-        if let Ok(acquired) = self.take(owner, Identity::NOBODY) {
+        if let Ok(acquired) = self.take(owner, ProcessStamp::NOBODY) {
             return Ok(acquired);
         }
         if deadline != Deadline::PASSED {
@@ -123,12 +124,12 @@ impl Lock {
         }
         let (mut slept, interval) = (false, RecheckInterval::new(RECHECK_AFTER));
         self.0.layout().waiters.wait(deadline, &interval, || {
-            let holder = match self.take(owner, Identity::NOBODY) {
+            let holder = match self.take(owner, ProcessStamp::NOBODY) {
                 Ok(acquired) => return Ok(Some(acquired)),
                 Err(holder) => holder,
             };
             // The watch begins before the liveness check, so that no death is missed in between.
-            if std::mem::replace(&mut slept, true) && holder != Identity::own() && !watch_death(holder) {
+            if std::mem::replace(&mut slept, true) && holder != ProcessStamp::own() && !watch_death(holder) {
                 interval.restart();
             }
             Ok(if holder.is_dead() { self.take(owner, holder).ok() } else { None })
@@ -146,7 +147,7 @@ impl Lock {
             return Err(ReleaseError::NotHeld);
         }
         let is_own =
-            holder == Identity::own().bits() && state.thread.load(Ordering::Relaxed) == crate::sys::thread_id();
+            holder == ProcessStamp::own().bits() && state.thread.load(Ordering::Relaxed) == crate::sys::thread_id();
         if owner == Owner::Thread {
             let count = state.count.load(Ordering::Relaxed);
             if !is_own {
@@ -160,7 +161,8 @@ impl Lock {
         if is_own {
             state.thread.store(0, Ordering::Relaxed);
         }
-        // Release pairs with the Acquire in `take`. SeqCst for the full barrier in `wake_one`.
+        // Release pairs with the Acquire in `take`, Acquire with the Release in `leave`. SeqCst: on x86 this is the
+        // full barrier in `wake_one`.
         if state.owner.compare_exchange(holder, 0, Ordering::SeqCst, Ordering::Relaxed).is_err() {
             return Err(ReleaseError::NotHeld); // another thread has just released it
         }
@@ -171,9 +173,10 @@ impl Lock {
     /// Marks the lock, if this process holds it, as left by a process that exits normally: it stays held, and no waiter
     /// acquires it as from a dead owner.
     pub fn leave(&self) {
-        let (owner, own) = (&self.0.state().owner, Identity::own().bits());
-        // Fails if this process does not hold it.
-        let _ = owner.compare_exchange(own, Identity::LEFT.bits(), Ordering::AcqRel, Ordering::Relaxed);
+        let (owner, own) = (&self.0.state().owner, ProcessStamp::own().bits());
+        // Release pairs with the Acquire half in `release`, by which another process may release the lock later. Fails
+        // if this process does not hold it.
+        let _ = owner.compare_exchange(own, ProcessStamp::EXITED_CLEANLY.bits(), Ordering::AcqRel, Ordering::Relaxed);
     }
 
     #[cfg(test)]
@@ -199,7 +202,7 @@ impl Lock {
         let state = self.0.state();
         match state.owner.load(Ordering::Relaxed) {
             0 => Holder::Nobody,
-            owner if owner != Identity::own().bits() => Holder::AnotherProcess,
+            owner if owner != ProcessStamp::own().bits() => Holder::AnotherProcess,
             _ if state.thread.load(Ordering::Relaxed) != crate::sys::thread_id() => Holder::AnotherThread,
             _ => Holder::ThisThread(state.count.load(Ordering::Relaxed)),
         }
@@ -208,6 +211,7 @@ impl Lock {
     /// Returns whether the lock is held.
     #[must_use]
     pub fn is_locked(&self) -> bool {
+        // Pairs with the Release in `release`. The engine uses only the answer.
         self.0.state().owner.load(Ordering::Acquire) != 0
     }
 }

@@ -21,7 +21,7 @@ mod object;
 mod places;
 mod semaphore;
 
-pub use barrier::{Barrier, BarrierError, Turn};
+pub use barrier::{Barrier, BarrierError, BarrierTurn};
 pub use condition::{Condition, EnterError, Ticket};
 pub use event::Event;
 pub use lock::{Acquired, Holder, Lock, Owner, ReleaseError, WeakLock};

@@ -18,8 +18,8 @@ use crate::deadline::Deadline;
 use crate::prim::Ordering;
 use crate::process::watch_death;
 use crate::robust::{Guard, RecheckInterval, WaitError};
-use crate::sys::identity::Identity;
 use crate::sys::per_process::PerProcess;
+use crate::sys::process_stamp::ProcessStamp;
 
 /// Offset of the table of waiters from the object's start.
 const WAITERS: u64 = 4096;
@@ -60,7 +60,7 @@ fn note(id: Id, object: Object) -> Arc<Object> {
 
 /// All places of a table of waiters are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{MOST_WAITERS} wait already, more than there are places for")]
+#[error("too many waiters: at most {MOST_WAITERS} threads can wait at a time")]
 pub struct TooManyWaiters;
 
 /// The common part of all synchronisation primitives.
@@ -89,7 +89,7 @@ impl Object {
         let place = ObjectPlace::open(memfd, at)?;
         let object = find(place.id()).unwrap_or_else(|| note(place.id(), Self(place)));
         if !object.layout().is_of(kind) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "this descriptor is of another kind of object"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the descriptor belongs to another kind of object"));
         }
         Ok(object)
     }
@@ -136,6 +136,7 @@ impl Object {
 
     /// Returns the places of the table that were ever used.
     pub(super) fn waiters(&self) -> impl Iterator<Item = &Waiter> {
+        // Pairs with the Release in `enlist`: the memory of a place is reserved, and its fields are written before.
         let used = self.state().used.load(Ordering::Acquire).min(MOST_WAITERS);
         (0..used).map(|at| self.waiter(at))
     }
@@ -159,18 +160,19 @@ impl Object {
         let ticket = state.ticket.load(Ordering::Relaxed).wrapping_add(1);
         state.ticket.store(ticket, Ordering::Relaxed);
         let waiter = self.waiter(at);
-        waiter.owner.store(Identity::own().bits(), Ordering::Relaxed);
+        waiter.owner.store(ProcessStamp::own().bits(), Ordering::Relaxed);
         waiter.ticket.store(ticket, Ordering::Relaxed);
         waiter.generation.store(generation, Ordering::Relaxed);
         waiter.set(Waiting::Waits);
         if at == used {
+            // Pairs with the Acquire in `waiters`.
             state.used.store(used + 1, Ordering::Release);
         }
         Ok(at)
     }
 
     /// Returns the dead processes in the table. Not to be called under the mutex, as it makes system calls.
-    pub(super) fn dead(&self) -> Vec<Identity> {
+    pub(super) fn dead(&self) -> Vec<ProcessStamp> {
         let mut dead = Vec::new();
         for waiter in self.waiters().filter(|waiter| waiter.state() != Waiting::Free) {
             let owner = waiter.owner();
@@ -188,14 +190,14 @@ impl Object {
             self.waiters().filter(|waiter| waiter.state() != Waiting::Free).map(Waiter::owner).collect();
         owners.sort_unstable_by_key(|owner| owner.bits());
         owners.dedup();
-        if !owners.into_iter().filter(|owner| *owner != Identity::own()).all(watch_death) {
+        if !owners.into_iter().filter(|owner| *owner != ProcessStamp::own()).all(watch_death) {
             interval.restart();
         }
     }
 
     /// Returns the dead owners in the run of entries after `place`, up to the first living one. Each waiter checks its
     /// successors, so every death is detected at little cost for each. Not to be called under the mutex, as [`Object::dead`].
-    pub(super) fn dead_behind(&self, place: u32) -> Vec<Identity> {
+    pub(super) fn dead_behind(&self, place: u32) -> Vec<ProcessStamp> {
         let all: Vec<_> = self.waiters().collect();
         let (before, behind) = all.split_at(all.len().min(place as usize + 1));
         let taken = behind.iter().chain(before).filter(|waiter| waiter.state() != Waiting::Free);

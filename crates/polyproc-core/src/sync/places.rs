@@ -18,9 +18,9 @@ use super::layout::{ObjectLayout, SIZE};
 use crate::prim::{AtomicBool, AtomicU32, Ordering};
 use crate::shm::{Segment, registry};
 use crate::sys::clone;
-use crate::sys::identity::process_id;
 use crate::sys::memory::{self, PAGE};
 use crate::sys::per_process::PerProcess;
+use crate::sys::process_stamp::process_id;
 use crate::sys::shared::{Shared, shared};
 
 pub(super) const FILE_LEN: u64 = 4 * PAGE;
@@ -74,6 +74,7 @@ impl PlacesFile {
         if at.is_multiple_of(STEP) && at > 0 {
             self.0.reserve(at, STEP).ok()?;
         }
+        // Pairs with the Acquire in `open` and `recover`: the memory of the place is reserved before.
         self.head().used.store(number + 1, Ordering::Release);
         Some(at)
     }
@@ -81,6 +82,7 @@ impl PlacesFile {
 
 impl registry::SharedObject for PlacesFile {
     fn recover(&self) {
+        // Pairs with the Release in `next` and `alone`.
         let used = u64::from(self.head().used.load(Ordering::Acquire)).min(FILE_LEN / SIZE);
         for at in (0..used).map(|number| number * SIZE).filter(|at| is_place(*at)) {
             self.0.fixed::<ObjectLayout>(at).waiters.recover();
@@ -146,6 +148,7 @@ impl ObjectPlace {
     /// Allocates a place with a file of its own.
     pub(super) fn alone() -> io::Result<Self> {
         let file = PlacesFile::create()?;
+        // Pairs with the Acquire in `open` and `recover`.
         file.head().used.store(1, Ordering::Release);
         Ok(Self::new(file, 0, None))
     }
@@ -154,8 +157,9 @@ impl ObjectPlace {
     pub(super) fn open(memfd: BorrowedFd<'_>, at: u64) -> io::Result<Self> {
         let file = PlacesFile::open(memfd)?;
         // Memory is reserved only for places that were allocated.
+        // Pairs with the Release in `next` and `alone`.
         if !is_place(at) || at / SIZE >= file.head().used.load(Ordering::Acquire).into() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "there is no object at this place"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the file has no object at this offset"));
         }
         Ok(Self::new(file, at, None))
     }

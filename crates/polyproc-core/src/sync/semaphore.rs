@@ -54,7 +54,8 @@ impl Semaphore {
     pub fn release(&self, count: u64) -> Result<(), OverRelease> {
         let limit = self.0.layout().kind.limit.load(Ordering::Relaxed);
         let more = |value: u64| value.checked_add(count).filter(|more| *more <= limit);
-        // Release pairs with the Acquire in `take`. SeqCst for the full barrier in `wake_one`.
+        // Release pairs with the Acquire in `take`. SeqCst: on x86 this is the full barrier in `wake_one` and
+        // `wake_all`.
         self.0.state().value.fetch_update(Ordering::SeqCst, Ordering::Relaxed, more).map_err(|_| OverRelease)?;
         match count {
             1 => self.0.layout().waiters.wake_one(),
@@ -66,6 +67,7 @@ impl Semaphore {
     /// Returns the current number of permits.
     #[must_use]
     pub fn value(&self) -> u64 {
+        // Pairs with the Release in `release`. The engine uses only the number.
         self.0.state().value.load(Ordering::Acquire)
     }
 }

@@ -16,7 +16,7 @@ pub(crate) fn check(len_bytes: u64) -> io::Result<()> {
     match available {
         Some(available) if available < len_bytes => Err(io::Error::new(
             io::ErrorKind::OutOfMemory,
-            format!("{len_bytes} bytes of shared memory are wanted, and {available} are available"),
+            format!("cannot allocate {len_bytes} bytes of shared memory: {available} bytes are available"),
         )),
         _ => Ok(()),
     }

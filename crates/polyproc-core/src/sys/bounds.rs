@@ -61,7 +61,7 @@ impl Bounds {
             set_limit(*resource, *soft, *hard).map_err(|error| ("a resource limit", error))?;
         }
         if !self.cpus.is_empty() {
-            set_cpus(&self.cpus).map_err(|error| ("the processors", error))?;
+            set_cpus(&self.cpus).map_err(|error| ("the CPU affinity", error))?;
         }
         if let Some(nice) = self.nice {
             super::priority::set_nice(nice).map_err(|error| ("the niceness", error))?;

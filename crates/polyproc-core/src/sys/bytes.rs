@@ -6,46 +6,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
 use rustix::fs::SealFlags;
-use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::mm::{MapFlags, ProtFlags};
 
-use super::identity::process_id;
 use super::memory::inspect_sealed;
+use super::process_stamp::process_id;
+use super::region::Region;
 use crate::prim::{AtomicUsize, Ordering};
-
-/// A mapped memory file that may be read as a slice.
-#[derive(Debug)]
-struct Slice {
-    base: NonNull<u8>,
-    len: usize,
-}
-
-// SAFETY: the memory belongs to `self`; it is written through `&mut` only.
-unsafe impl Send for Slice {}
-// SAFETY: as above.
-unsafe impl Sync for Slice {}
-
-impl Slice {
-    fn map(memfd: BorrowedFd<'_>, len: usize, protection: ProtFlags, flags: MapFlags) -> io::Result<Self> {
-        if len == 0 {
-            return Ok(Self { base: NonNull::dangling(), len });
-        }
-        let nowhere = std::ptr::null_mut();
-        // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
-        let base = unsafe { rustix::mm::mmap(nowhere, len, protection, flags, memfd, 0) }?;
-        Ok(Self { base: NonNull::new(base.cast()).ok_or(Errno::FAULT)?, len })
-    }
-}
-
-impl Drop for Slice {
-    fn drop(&mut self) {
-        if self.len > 0 {
-            // SAFETY: the mapping is `self`'s own, and no reference into it outlives `self`.
-            let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
-            debug_assert!(unmapped.is_ok(), "munmap of an own mapping failed");
-        }
-    }
-}
 
 /// Bytes to fill, in a memory file that only this process has.
 ///
@@ -54,7 +20,7 @@ impl Drop for Slice {
 pub(crate) struct UnsealedBytes {
     memfd: OwnedFd,
     /// Not dropped in a copy of the process, where another mapping may have its address.
-    slice: ManuallyDrop<Slice>,
+    slice: ManuallyDrop<Region>,
     pid: u32,
 }
 
@@ -76,11 +42,8 @@ impl UnsealedBytes {
             // Reserves the memory now, or fails now: a write to the file would raise `SIGBUS` if there were none.
             super::memory::allocate(memfd.as_fd(), 0, len as u64)?;
         }
-        let slice = Slice::map(memfd.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED)?;
-        if len > 0 {
-            // SAFETY: the range is the mapping just made; a child that accesses it faults, without other effects.
-            unsafe { rustix::mm::madvise(slice.base.as_ptr().cast(), len, Advice::LinuxDontFork) }?;
-        }
+        let slice = Region::map(memfd.as_fd(), 0, len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED)?;
+        slice.keep_from_children()?;
         Ok(Self { memfd, slice: ManuallyDrop::new(slice), pid: process_id() })
     }
 
@@ -89,7 +52,7 @@ impl UnsealedBytes {
             return &[]; // a copy of the process does not have the mapping
         }
         // SAFETY: mapped for as long as `self` lives; no other process has the file, and writing to it takes `&mut self`.
-        unsafe { std::slice::from_raw_parts(self.slice.base.as_ptr(), self.slice.len) }
+        unsafe { std::slice::from_raw_parts(self.slice.base().as_ptr(), self.slice.len()) }
     }
 
     pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
@@ -97,7 +60,7 @@ impl UnsealedBytes {
             return &mut [];
         }
         // SAFETY: as in `as_slice`; `self` is borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.slice.base.as_ptr(), self.slice.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.slice.base().as_ptr(), self.slice.len()) }
     }
 
     /// Seals the file, so that no process can change it afterwards.
@@ -114,7 +77,7 @@ impl UnsealedBytes {
 #[derive(Debug)]
 pub(crate) struct SealedBytes {
     memfd: OwnedFd,
-    slice: Slice,
+    slice: Region,
 }
 
 impl SealedBytes {
@@ -125,13 +88,13 @@ impl SealedBytes {
     pub(crate) fn map(memfd: OwnedFd) -> io::Result<Self> {
         let (len, _) = inspect_sealed(memfd.as_fd(), SealFlags::WRITE | SealFlags::SHRINK)?;
         let len = usize::try_from(len).map_err(io::Error::other)?;
-        let slice = Slice::map(memfd.as_fd(), len, ProtFlags::READ, MapFlags::SHARED)?;
+        let slice = Region::map(memfd.as_fd(), 0, len, ProtFlags::READ, MapFlags::SHARED)?;
         Ok(Self { memfd, slice })
     }
 
     pub(crate) fn as_slice(&self) -> &[u8] {
         // SAFETY: mapped for as long as `self` lives; the seals, which cannot be removed, forbid writing and shortening.
-        unsafe { std::slice::from_raw_parts(self.slice.base.as_ptr(), self.slice.len) }
+        unsafe { std::slice::from_raw_parts(self.slice.base().as_ptr(), self.slice.len()) }
     }
 }
 
@@ -146,7 +109,7 @@ impl AsFd for SealedBytes {
 pub(crate) struct Borrowed {
     /// `None` if this process keeps [`MOST_KEPT`] descriptors already. The mapping alone keeps the file open.
     memfd: Option<Kept>,
-    slice: Slice,
+    slice: Region,
 }
 
 /// One of at most [`MOST_KEPT`] descriptors, counted in [`KEPT`].
@@ -169,9 +132,9 @@ impl Borrowed {
     /// [`io::ErrorKind::InvalidData`] if the file is shorter than `len` bytes, or could be shortened.
     pub(crate) fn map(memfd: OwnedFd, len: usize) -> io::Result<Self> {
         if super::memory::inspect(memfd.as_fd())?.0 < len as u64 {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a memory file that is too short"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the memory file is too short"));
         }
-        let slice = Slice::map(memfd.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)?;
+        let slice = Region::map(memfd.as_fd(), 0, len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)?;
         let is_kept = KEPT.fetch_add(1, Ordering::Relaxed) < MOST_KEPT;
         let kept = Kept(memfd); // decrements the count on drop
         Ok(Self { memfd: is_kept.then_some(kept), slice })
@@ -179,7 +142,7 @@ impl Borrowed {
 
     /// Returns the address of the first byte and the number of bytes, which are readable and writable while `self` lives.
     pub(crate) fn as_raw(&self) -> (NonNull<u8>, usize) {
-        (self.slice.base, self.slice.len)
+        (self.slice.base(), self.slice.len())
     }
 
     /// Returns the file, if its descriptor was kept.

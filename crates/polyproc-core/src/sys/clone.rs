@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Once;
 
-use super::cell::PidCell;
+use super::pid_slot::PidSlot;
 use crate::prim::{AtomicU64, Ordering};
 
 /// Whether this process is the copy or the one that was copied.
@@ -49,11 +49,12 @@ impl SiblingMaker {
         Ok(Self { tid_address: tid_address.as_ptr() as usize, robust_head, robust_len, is_clone3_refused: false })
     }
 
-    /// Creates a *sibling*, a child of this process's own parent (`CLONE_PARENT`). The kernel stores its id in `cell` before it
+    /// Creates a *sibling*, a child of this process's own parent (`CLONE_PARENT`). The kernel stores its id in `pid_slot` before it
     /// runs. Returns its id, and its pidfd if `clone3` created it.
     ///
     /// The caller must be the only thread of the process; the child continues as a copy of it.
-    pub(crate) fn make(&mut self, cell: &PidCell) -> io::Result<Copied<(u32, Option<OwnedFd>)>> {
+    pub(crate) fn make(&mut self, cell: &PidSlot) -> io::Result<Copied<(u32, Option<OwnedFd>)>> {
+        // Pairs with the load in `copies`.
         COPIES.fetch_add(1, Ordering::SeqCst); // once is enough: the zygote has one thread
         if !self.is_clone3_refused {
             match self.clone3(cell) {
@@ -68,7 +69,7 @@ impl SiblingMaker {
 
     /// Creates a sibling by `clone(2)`, which writes either the child's id or its pidfd to the parent's word. This asks for the
     /// id, which is exact whichever process dies.
-    fn clone(&self, cell: &PidCell) -> io::Result<Copied<(u32, Option<OwnedFd>)>> {
+    fn clone(&self, cell: &PidSlot) -> io::Result<Copied<(u32, Option<OwnedFd>)>> {
         let flags =
             libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID | libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID;
         let [no_stack, no_tls] = [0_usize; 2];
@@ -86,7 +87,7 @@ impl SiblingMaker {
         }
     }
 
-    fn clone3(&self, cell: &PidCell) -> io::Result<Copied<(u32, Option<OwnedFd>)>> {
+    fn clone3(&self, cell: &PidSlot) -> io::Result<Copied<(u32, Option<OwnedFd>)>> {
         let mut pidfd: i32 = -1;
         // SAFETY: all-zero is a valid `clone_args`.
         let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -143,12 +144,15 @@ static COPIES: AtomicU64 = AtomicU64::new(0);
 /// called, and by [`SiblingMaker`].
 pub(crate) fn copies() -> u64 {
     extern "C" fn count() {
+        // Pairs with the load in `copies`.
         COPIES.fetch_add(1, Ordering::SeqCst);
     }
     static IS_COUNTED: Once = Once::new();
     // Counts before the copy, for objects that exist then, and after it, for objects created in between.
     // SAFETY: the handlers are functions of this program that only change an atomic.
     IS_COUNTED.call_once(|| _ = unsafe { libc::pthread_atfork(Some(count), Some(count), None) });
+    // Pairs with the additions in `count` and `make`. Stays before an allocation that follows it: a copy after the
+    // allocation changes the count.
     COPIES.load(Ordering::SeqCst)
 }
 

@@ -25,14 +25,16 @@ pub(crate) struct Location {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FunctionError {
     /// The address lies in no loaded image: the function was made at run time.
-    #[error("the function at {address:#x} lies in no loaded program or library, so no other process can find it")]
+    #[error(
+        "the function at {address:#x} is not in the program or a loaded library, so other processes cannot find it"
+    )]
     NotInAnImage {
         /// The address looked for.
         address: usize,
     },
     /// A shared library without a build id cannot be told from another build of it.
     #[error(
-        "the library {path} was linked without a build id (link it with --build-id), so its functions cannot be named safely"
+        "the library {path} has no build id, so other processes cannot identify its functions: link it with `--build-id`"
     )]
     NoBuildId {
         /// Path of the library.
@@ -47,13 +49,13 @@ pub enum FunctionError {
         reason: String,
     },
     /// The child runs another build than its parent.
-    #[error("the image {path} of this process is another build than the parent's: functions cannot be matched")]
+    #[error("cannot find a function of the parent: this process has another build of {path}")]
     OtherBuild {
         /// Path of the image.
         path: String,
     },
     /// The offset is not in the code of the image.
-    #[error("offset {offset:#x} is not in the code of the image {path}")]
+    #[error("cannot find a function of the parent: offset {offset:#x} is not in the code of {path}")]
     NotCode {
         /// Path of the image.
         path: String,
@@ -138,7 +140,7 @@ impl Code {
     fn resolve(&self, location: &Location) -> Result<usize, FunctionError> {
         let path = || match &self.library {
             Some(path) => path.to_string_lossy().into_owned(),
-            None => "of the program".to_owned(),
+            None => "the program".to_owned(),
         };
         let address = self.base.wrapping_add(to_usize(location.offset));
         if self.build_id != location.build_id {
@@ -258,7 +260,9 @@ pub(crate) fn resolve(location: &Location) -> Result<usize, FunctionError> {
         let reason = unsafe { CStr::from_ptr(reason) };
         return Err(not_loadable(reason.to_string_lossy().into_owned()));
     }
-    loaded().ok_or_else(|| not_loadable("it was loaded under another name".to_owned()))?.resolve(location)
+    loaded()
+        .ok_or_else(|| not_loadable("the dynamic linker loaded it under another name".to_owned()))?
+        .resolve(location)
 }
 
 /// The addresses of the code of the program and of libc, which all children run.

@@ -13,6 +13,7 @@ use rustix::fs::{FallocateFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
+use super::region::Region;
 use super::shared::Shared;
 use crate::prim::{AtomicU64, Ordering};
 
@@ -63,10 +64,10 @@ pub(crate) fn inspect(memfd: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
 pub(super) fn inspect_sealed(memfd: BorrowedFd<'_>, seals: SealFlags) -> io::Result<(u64, u64)> {
     let invalid = |what| Err(io::Error::new(io::ErrorKind::InvalidData, what));
     if !rustix::fs::fcntl_get_seals(memfd)?.contains(seals) {
-        return invalid("a memory file that a peer could make shorter, or change");
+        return invalid("the memory file is not sealed against shrinking and writing");
     }
     if rustix::fs::fstatfs(memfd)?.f_type == rustix::fs::FsWord::from(libc::HUGETLBFS_MAGIC) {
-        return invalid("a memory file of huge pages");
+        return invalid("the memory file has huge pages");
     }
     let stat = rustix::fs::fstat(memfd)?;
     Ok((u64::try_from(stat.st_size).map_err(io::Error::other)?, stat.st_ino))
@@ -96,7 +97,7 @@ pub(super) fn check_limit(len_bytes: u64) -> io::Result<()> {
     match limit {
         Some(limit) if limit < len_bytes => Err(io::Error::new(
             io::ErrorKind::FileTooLarge,
-            format!("a memory file of {len_bytes} bytes, where files may have {limit} (`ulimit -f`)"),
+            format!("cannot create a memory file of {len_bytes} bytes: the limit is {limit} bytes (`ulimit -f`)"),
         )),
         _ => Ok(()),
     }
@@ -224,15 +225,9 @@ pub(crate) enum Access {
 #[derive(Debug)]
 pub(crate) struct Mapping {
     access: Access,
-    base: NonNull<u8>,
+    region: Region,
     start: u64,
-    len: usize,
 }
-
-// SAFETY: the memory belongs to `self` and is only touched through atomics and copies.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Maps the bytes from `start` to `end`. Fails if the file is shorter, or could be shortened (see [`inspect`]).
@@ -260,10 +255,7 @@ impl Mapping {
             Access::Read => ProtFlags::READ,
             Access::Write => ProtFlags::READ | ProtFlags::WRITE,
         };
-        // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
-        let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, protection, flags, memfd, start) }?;
-        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned null"))?;
-        Ok(Self { access, base, start, len })
+        Ok(Self { access, region: Region::map(memfd, start, len, protection, flags)?, start })
     }
 
     /// Returns the file offset of the first byte.
@@ -275,18 +267,18 @@ impl Mapping {
     /// Returns the file offset after the last byte.
     #[inline]
     pub(crate) fn end(&self) -> u64 {
-        self.start + self.len as u64
+        self.start + self.region.len() as u64
     }
 
     /// Returns the address of `len` bytes at the file's `offset`; `None` if not all of them are mapped here.
     #[inline]
     fn at(&self, offset: u64, len: usize) -> Option<NonNull<u8>> {
         let from = usize::try_from(offset.checked_sub(self.start)?).ok()?;
-        if from.checked_add(len)? > self.len {
+        if from.checked_add(len)? > self.region.len() {
             return None;
         }
-        // SAFETY: `from` is at most `self.len`, the length of the mapping at `base`.
-        Some(unsafe { self.base.add(from) })
+        // SAFETY: `from` is at most the length of the region.
+        Some(unsafe { self.region.base().add(from) })
     }
 
     /// Returns the `T` at the file's `offset`; `None` if it is not aligned, or not all of it is mapped here.
@@ -394,14 +386,6 @@ impl Mapping {
             left -= count;
         }
         Some(())
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is `self`'s own, and no reference into it outlives `self`.
-        let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
-        debug_assert!(unmapped.is_ok(), "munmap of an own mapping failed");
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ptr;
 use std::sync::{Mutex, TryLockError};
 
-use super::identity::process_id;
+use super::process_stamp::process_id;
 use crate::prim::{AtomicPtr, Ordering};
 
 /// A static whose value is created at the first access, and again in a copy of the process: the copied value may be locked by a
@@ -27,7 +27,7 @@ impl<T: Send + Sync> PerProcess<T> {
     }
 
     fn made(&'static self) -> Option<&'static Instance<T>> {
-        super::leaked(self.now.load(Ordering::Acquire)) // pairs with the Release of `get`
+        super::leaked(self.now.load(Ordering::Acquire)) // pairs with the Release in `get`
     }
 
     /// Returns this process's value, if it exists yet.
@@ -44,7 +44,8 @@ impl<T: Send + Sync> PerProcess<T> {
             let before = self.made();
             let new = Instance { pid: process_id(), value: (self.make)(before.map(|made| &made.value)) };
             let before = before.map_or(ptr::null_mut(), |made| ptr::from_ref(made).cast_mut());
-            // If another thread stored its value first, the next iteration finds that.
+            // Release pairs with the Acquire in `made`: the value is written before it can be found. If another thread
+            // stored its value first, the next iteration finds that.
             let _ = self.now.compare_exchange(before, Box::leak(Box::new(new)), Ordering::AcqRel, Ordering::Relaxed);
         }
     }

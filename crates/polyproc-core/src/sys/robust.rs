@@ -87,7 +87,7 @@ fn introduce() -> Thread {
         head = register();
     }
     let tid = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
-    let thread = Thread { process: super::identity::process_id(), tid, head };
+    let thread = Thread { process: super::process_stamp::process_id(), tid, head };
     THREAD.set(thread);
     thread
 }
@@ -127,7 +127,7 @@ impl Me {
     #[inline]
     pub(crate) fn new() -> Self {
         let mut thread = THREAD.get();
-        if thread.process != super::identity::process_id() {
+        if thread.process != super::process_stamp::process_id() {
             thread = introduce();
         }
         // SAFETY: the address is registered with the kernel for this thread. The head lives until the thread ends, and a `Me`
@@ -154,13 +154,15 @@ impl Me {
     #[inline]
     pub(crate) fn announce(&self, word: &RobustWord) {
         self.head.list_op_pending.store(self.node(word), Ordering::Relaxed);
-        // Before any access to the word. A compiler fence is enough, as the kernel reads the list on this thread.
+        // Before any access to the word. Pairs with no other thread: the kernel reads the list on this thread, when it
+        // dies, so a compiler fence is enough.
         compiler_fence(Ordering::SeqCst);
     }
 
     /// Ends [`Me::announce`].
     #[inline]
     pub(crate) fn settle(&self) {
+        // After the last access to the word. For the kernel, as in `announce`.
         compiler_fence(Ordering::SeqCst);
         self.head.list_op_pending.store(ptr::null_mut(), Ordering::Relaxed);
     }
@@ -175,6 +177,7 @@ impl Me {
         // SAFETY: libc's distance (32 on glibc, 28 on musl) puts the node in `word.node`, which only the owner of the word
         // writes, and that is this thread.
         unsafe { node.cast::<*mut u8>().write_unaligned(outer) };
+        // The node points to the rest of the list before the list points to the node. For the kernel, as in `announce`.
         compiler_fence(Ordering::SeqCst);
         self.head.list.store(node, Ordering::Relaxed);
         Outer(outer)
@@ -184,6 +187,7 @@ impl Me {
     #[inline]
     pub(crate) fn unlink(&self, outer: &Outer) {
         self.head.list.store(outer.0, Ordering::Relaxed);
+        // Before the word is released: from then on another owner writes the node. For the kernel, as in `announce`.
         compiler_fence(Ordering::SeqCst);
     }
 }

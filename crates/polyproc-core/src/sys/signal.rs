@@ -86,7 +86,7 @@ pub(crate) fn set_handlers_run_later() {
 
 /// Returns whether sleeps of this thread are bounded by [`recheck_interval`].
 pub(crate) fn comes_back() -> bool {
-    HANDLERS_RUN_LATER.load(Ordering::Relaxed) && super::thread_id() == super::identity::process_id()
+    HANDLERS_RUN_LATER.load(Ordering::Relaxed) && super::thread_id() == super::process_stamp::process_id()
 }
 
 const FIRST_INTERVAL: Duration = Duration::from_millis(500);

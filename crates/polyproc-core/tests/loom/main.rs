@@ -80,7 +80,7 @@ struct EventCount {
     word: FutexWord,
 }
 
-/// The table of a pool with two slots, as in `pool/board.rs`.
+/// The table of a pool with two slots, as in `pool/task_table.rs`.
 struct Board {
     head: AtomicU64,
     tail: AtomicU64,
@@ -88,7 +88,7 @@ struct Board {
     states: [AtomicU64; 2],
 }
 
-struct Table<'a> {
+struct ClaimTable<'a> {
     board: &'a Board,
 }
 
@@ -122,7 +122,7 @@ mod os {
     loom::thread_local! {
         static TID: std::cell::Cell<u32> = std::cell::Cell::new(0);
         /// True if this thread dies when it is woken.
-        static DOOMED: std::cell::Cell<bool> = std::cell::Cell::new(false);
+        static SIGNALLED: std::cell::Cell<bool> = std::cell::Cell::new(false);
     }
 
     /// Always false: in the model, the kernel marks the word of every owner that dies.
@@ -130,9 +130,9 @@ mod os {
         false
     }
 
-    pub(super) fn begin_thread(tid: u32, doomed: bool) {
+    pub(super) fn begin_thread(tid: u32, signalled: bool) {
         TID.with(|own| own.set(tid));
-        DOOMED.with(|own| own.set(doomed));
+        SIGNALLED.with(|own| own.set(signalled));
     }
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,7 +172,7 @@ mod os {
             bucket = word.condition.wait(bucket).expect("not poisoned");
         }
         drop(bucket);
-        if DOOMED.with(std::cell::Cell::get) { Wait::Interrupted } else { Wait::Woken }
+        if SIGNALLED.with(std::cell::Cell::get) { Wait::Interrupted } else { Wait::Woken }
     }
 
     pub(super) fn wake(word: &FutexWord, count: u32) -> usize {
@@ -322,8 +322,8 @@ impl Items {
     }
 
     /// Takes one item. Returns false if the thread died instead.
-    fn get(&self, tid: u32, doomed: bool) -> bool {
-        os::begin_thread(tid, doomed);
+    fn get(&self, tid: u32, signalled: bool) -> bool {
+        os::begin_thread(tid, signalled);
         let interval = event_count::RecheckInterval::new(std::time::Duration::from_secs(1));
         let got: Result<(), WaitError> = self.waiters.wait(Deadline::NEVER, &interval, || {
             let mut count = self.count.lock().expect("not poisoned");
@@ -506,12 +506,12 @@ impl Board {
         Self { head, tail, numbers, states: [AtomicU64::new(0), AtomicU64::new(0)] }
     }
 
-    fn table(&self) -> Table<'_> {
-        Table { board: self }
+    fn table(&self) -> ClaimTable<'_> {
+        ClaimTable { board: self }
     }
 }
 
-impl<'a> Table<'a> {
+impl<'a> ClaimTable<'a> {
     fn head(&self) -> &'a AtomicU64 {
         &self.board.head
     }

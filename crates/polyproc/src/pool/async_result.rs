@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use polyproc_core::Deadline;
-use polyproc_core::pool::Want;
+use polyproc_core::pool::{self as core, WaitFor};
+use polyproc_core::{Deadline, retry_interrupted};
 
 use super::call::Call;
 use super::{Failure, TaskError};
@@ -17,14 +17,8 @@ use crate::codec::Transfer;
 
 /// Collects the results of a call.
 trait Gather<T>: Send {
-    /// Takes the results that have arrived. Returns true once all have.
-    fn take(&mut self) -> bool;
-    /// Returns the result of the whole call. To be called once.
-    fn finish(&mut self) -> Result<T, TaskError>;
-    fn wait(&self, deadline: Deadline) -> bool;
-    fn poll(&self, waker: &Waker) -> bool;
-    fn cancel(&self);
-    fn then(&self, then: Box<dyn FnOnce() + Send>);
+    /// Takes the results that have arrived. Once all have, returns the result of the whole call.
+    fn take(&mut self) -> Option<Result<T, TaskError>>;
 }
 
 struct Gathered<A, R, T> {
@@ -35,7 +29,7 @@ struct Gathered<A, R, T> {
 }
 
 impl<A, R: Transfer + Send, T> Gather<T> for Gathered<A, R, T> {
-    fn take(&mut self) -> bool {
+    fn take(&mut self) -> Option<Result<T, TaskError>> {
         let (results, error) = (&mut self.results, &mut self.error);
         let left = self.call.take(|index, end| match end {
             Ok(result) => {
@@ -48,49 +42,32 @@ impl<A, R: Transfer + Send, T> Gather<T> for Gathered<A, R, T> {
             }
             Err(_) => {}
         });
-        left == 0
-    }
-
-    fn finish(&mut self) -> Result<T, TaskError> {
+        if left > 0 {
+            return None;
+        }
         let finished = (self.finish)(std::mem::take(&mut self.results));
-        match (self.error.take(), finished) {
+        Some(match (self.error.take(), finished) {
             (Some(error), _) => Err(error),
             (None, Some(finished)) => Ok(finished),
             (None, None) => Err(TaskError { index: 0, failure: Failure::Terminated }),
-        }
-    }
-
-    fn wait(&self, deadline: Deadline) -> bool {
-        self.call.wait(Want::All, deadline)
-    }
-
-    fn poll(&self, waker: &Waker) -> bool {
-        self.call.core().is_none_or(|call| call.poll(waker))
-    }
-
-    fn cancel(&self) {
-        self.call.cancel();
-    }
-
-    fn then(&self, then: Box<dyn FnOnce() + Send>) {
-        match self.call.core() {
-            Some(call) => call.then(then),
-            None => then(),
-        }
+        })
     }
 }
 
 /// The state that an [`AsyncResult`] and its callbacks share.
 struct Shared<T> {
-    /// Locked after `state`. A waiting thread keeps it locked until its wait ends.
-    gather: Mutex<Box<dyn Gather<T>>>,
+    /// The engine's call; `None` if it could not be submitted. No lock guards it, so that one thread can cancel the call while
+    /// others wait for it.
+    call: Option<Arc<core::Call>>,
     state: Mutex<State<T>>,
+    /// Notified when a callback has run.
     changed: Condvar,
 }
 
 struct State<T> {
+    /// `None` once all results have been taken.
+    gather: Option<Box<dyn Gather<T>>>,
     result: Option<Result<T, TaskError>>,
-    is_over: bool,
     /// The number of callbacks that have not run.
     callbacks: usize,
     waker: Option<Waker>,
@@ -105,20 +82,24 @@ impl<T> Shared<T> {
     /// Takes the results that have arrived. Returns true once all have.
     fn take(&self) -> bool {
         let mut state = lock(&self.state);
-        if !state.is_over {
-            let mut gather = lock(&self.gather);
-            if gather.take() {
-                state.is_over = true;
-                state.result = Some(gather.finish());
-            }
+        if let Some(result) = state.gather.as_mut().and_then(|gather| gather.take()) {
+            state.result = Some(result);
+            state.gather = None;
         }
-        state.is_over
+        state.gather.is_none()
+    }
+
+    /// Blocks until the call is over. Returns false if the deadline passed first.
+    fn wait(&self, deadline: Deadline) -> bool {
+        let Some(call) = &self.call else { return true };
+        retry_interrupted(|| call.wait(WaitFor::All, deadline)).unwrap_or(false)
     }
 
     fn call_back(&self, see: impl FnOnce(&Result<T, TaskError>)) {
         self.take();
         let result = lock(&self.state).result.take();
-        let called = catch_unwind(AssertUnwindSafe(|| {
+        // The panic hook has reported a panic.
+        let _ = catch_unwind(AssertUnwindSafe(|| {
             if let Some(result) = &result {
                 see(result);
             }
@@ -130,9 +111,6 @@ impl<T> Shared<T> {
         drop(state);
         self.changed.notify_all();
         waker.into_iter().for_each(Waker::wake);
-        if let Err(panic) = called {
-            resume_unwind(panic); // already reported; the callback thread continues
-        }
     }
 }
 
@@ -176,18 +154,15 @@ impl<T> AsyncResult<T> {
         T: 'static,
     {
         let results = std::iter::repeat_with(|| None).take(call.count()).collect();
+        let core = call.core().cloned();
         let gather: Box<dyn Gather<T>> = Box::new(Gathered { call, results, error: None, finish });
-        let state = State { result: None, is_over: false, callbacks: 0, waker: None };
-        Self {
-            shared: Arc::new(Shared { gather: Mutex::new(gather), state: Mutex::new(state), changed: Condvar::new() }),
-        }
+        let state = State { gather: Some(gather), result: None, callbacks: 0, waker: None };
+        Self { shared: Arc::new(Shared { call: core, state: Mutex::new(state), changed: Condvar::new() }) }
     }
 
     fn wait_until(&self, deadline: Deadline) -> bool {
         while !self.shared.take() {
-            // The lock is held until the wait ends.
-            let waited = lock(&self.shared.gather).wait(deadline);
-            if !waited {
+            if !self.shared.wait(deadline) {
                 return false;
             }
         }
@@ -253,7 +228,9 @@ impl<T> AsyncResult<T> {
     ///
     /// These items fail with [`Failure::Cancelled`](crate::Failure::Cancelled). Items that have ended keep their results.
     pub fn cancel(&self) {
-        lock(&self.shared.gather).cancel();
+        if let Some(call) = &self.shared.call {
+            call.cancel();
+        }
     }
 
     fn on_result(self, see: impl FnOnce(&Result<T, TaskError>) + Send + 'static) -> Self
@@ -262,7 +239,11 @@ impl<T> AsyncResult<T> {
     {
         lock(&self.shared.state).callbacks += 1;
         let shared = Arc::clone(&self.shared);
-        lock(&self.shared.gather).then(Box::new(move || shared.call_back(see)));
+        let then = move || shared.call_back(see);
+        match &self.shared.call {
+            Some(call) => call.then(then),
+            None => then(),
+        }
         self
     }
 
@@ -299,7 +280,7 @@ impl<T> Future for AsyncResult<T> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         while !self.shared.take() {
-            if !lock(&self.shared.gather).poll(context.waker()) {
+            if self.shared.call.as_ref().is_some_and(|call| !call.poll(context.waker())) {
                 return Poll::Pending;
             }
         }

@@ -37,9 +37,9 @@ fn initialiser<A: Transfer, T: 'static>(
     forwarded: Forwarded,
 ) -> Result<(Function, Payload), PoolError> {
     if forwarded.any() {
-        let head = [&forwarded.levels()[..], &argument.head].concat();
+        let head = [&forwarded.levels()[..], &argument.bytes].concat();
         let name = Function::new::<fn(A) -> T, InitialiseForwarding>(function)?;
-        return Ok((name, Payload { head, ..argument }));
+        return Ok((name, Payload { bytes: head, ..argument }));
     }
     Ok((Function::new::<fn(A) -> T, Initialise>(function)?, argument))
 }

@@ -3,9 +3,10 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem;
+use std::sync::Arc;
 
-use polyproc_core::Deadline;
-use polyproc_core::pool::{self as core, Feed, ItemEnd, Want};
+use polyproc_core::pool::{self as core, ItemEnd, Submitter, WaitFor};
+use polyproc_core::{Deadline, retry_interrupted};
 
 use super::Failure;
 use super::function::Named;
@@ -14,7 +15,7 @@ use crate::codec::{self, Transfer};
 /// The tasks of one call, and the results that have arrived.
 pub(crate) struct Call<A, R> {
     /// An error if the function cannot be named or the context cannot be encoded: then all items fail with it.
-    feed: Result<Feed, Failure>,
+    feed: Result<Submitter, Failure>,
     /// The number of items so far.
     count: usize,
     /// The items that failed in this process, by index.
@@ -40,7 +41,7 @@ impl<A: Transfer, R: Transfer> Call<A, R> {
             Ok(context) => pool.call(named.key, named.name, context.as_deref(), settings).map_err(Failure::from),
             Err(error) => Err(error.into()),
         };
-        let feed = call.map(|call| Feed::new(call, chunksize, pool.workers()));
+        let feed = call.map(|call| Submitter::new(call, chunksize, pool.workers()));
         Self { feed, count: 0, failed: Vec::new(), types: PhantomData }
     }
 
@@ -89,21 +90,16 @@ impl<A, R: Transfer> Call<A, R> {
     }
 
     pub(crate) fn has_room(&self) -> bool {
-        self.core().is_none_or(core::Call::has_room)
+        self.core().is_none_or(|core| core.has_room())
     }
 
     /// Blocks until `want` is satisfied. Returns false if the deadline passed first.
-    pub(crate) fn wait(&self, want: Want, deadline: Deadline) -> bool {
+    pub(crate) fn wait(&self, want: WaitFor, deadline: Deadline) -> bool {
         let Some(core) = self.core() else { return true };
-        if !self.failed.is_empty() && want == Want::Next {
+        if !self.failed.is_empty() && want == WaitFor::Next {
             return true;
         }
-        loop {
-            // Retried after an error: a signal handler ran.
-            if let Ok(done) = core.wait(want, deadline) {
-                return done;
-            }
-        }
+        retry_interrupted(|| core.wait(want, deadline)).unwrap_or(false)
     }
 
     /// Passes each result that has arrived to `see`. Returns how many of the submitted items have not ended.
@@ -116,20 +112,14 @@ impl<A, R: Transfer> Call<A, R> {
     }
 
     /// Returns the engine's call, if there is one.
-    pub(crate) fn core(&self) -> Option<&core::Call> {
-        self.feed.as_ref().ok().map(|feed| &**feed.call())
+    pub(crate) fn core(&self) -> Option<&Arc<core::Call>> {
+        self.feed.as_ref().ok().map(Submitter::call)
     }
 
     /// Withdraws the tasks that no worker has taken. The others run on.
     pub(crate) fn give_up(&self) {
         if let Some(core) = self.core() {
             core.give_up();
-        }
-    }
-
-    pub(crate) fn cancel(&self) {
-        if let Some(core) = self.core() {
-            core.cancel();
         }
     }
 }

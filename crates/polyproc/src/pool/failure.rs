@@ -1,9 +1,10 @@
 //! Why a task has no result.
 
+use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
-use polyproc_core::pool::{Ended, TaskEnd, Why};
+use polyproc_core::pool::{Ended, NoWorkersReason, TaskEnd};
 use polyproc_core::process::{FunctionError, Panic, StartError};
 
 use crate::codec::{self, CodecError};
@@ -22,11 +23,11 @@ pub enum Failure {
     WorkerLost(Death),
     /// The task exceeded its time limit ([`timeout`](crate::CallOptions::timeout),
     /// [`call_timeout`](crate::CallOptions::call_timeout)). A worker that ran it was killed and replaced.
-    #[error("the task ran out of time, and its worker was killed")]
+    #[error("the task exceeded its time limit")]
     TimedOut,
     /// The worker exceeded its memory limit ([`memory_limit`](crate::PoolBuilder::memory_limit)) while it ran the task, and was
     /// killed and replaced.
-    #[error("the worker ran out of its memory limit while it ran the task, and was killed")]
+    #[error("the worker exceeded its memory limit while it ran the task, and was killed")]
     OutOfMemory,
     /// The task was cancelled.
     #[error("the task was cancelled")]
@@ -44,36 +45,29 @@ pub enum Failure {
     #[error("the pool was closed or terminated before the task ended")]
     Terminated,
     /// The pool has no workers, and cannot start any that would run the task.
-    #[error("the pool has no workers: {0}")]
+    #[error(transparent)]
     NoWorkers(NoWorkers),
 }
 
 /// Why a pool has no workers.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum NoWorkers {
     /// Workers could not be started.
-    NotStarted(Arc<StartError>),
+    #[error("the pool has no workers: none could be started")]
+    NotStarted(#[source] Arc<StartError>),
     /// Workers died before they took a task. This is the death of the last one.
+    #[error("the pool has no workers: workers die before they take a task: {0}")]
     Died(Death),
     /// The initializer panicked.
+    #[error("the pool has no workers: the initializer {0}")]
     Panicked(Panic),
     /// The initializer's argument could not be decoded.
-    Codec(CodecError),
+    #[error("the pool has no workers: the initializer could not be called")]
+    Codec(#[source] CodecError),
     /// The initializer did not run; the text gives the reason.
+    #[error("the pool has no workers: the initializer could not be called: {0}")]
     Refused(String),
-}
-
-impl fmt::Display for NoWorkers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotStarted(error) => error.fmt(f),
-            Self::Died(death) => write!(f, "they die before they take a task: {death}"),
-            Self::Panicked(panic) => write!(f, "the initializer {panic}"),
-            Self::Codec(error) => write!(f, "the initializer could not be called: {error}"),
-            Self::Refused(why) => write!(f, "the initializer could not be called: {why}"),
-        }
-    }
 }
 
 impl From<Ended> for Death {
@@ -94,23 +88,35 @@ impl From<TaskEnd> for Failure {
             TaskEnd::Cancelled => Self::Cancelled,
             TaskEnd::Terminated => Self::Terminated,
             TaskEnd::NoWorkers(why) => Self::NoWorkers(match why {
-                Why::Start(error) => NoWorkers::NotStarted(error),
-                Why::Died(ended) => NoWorkers::Died(ended.into()),
-                Why::InitializerPanicked(panic) => NoWorkers::Panicked(panic),
-                Why::InitializerRaised(bytes) => NoWorkers::Codec(codec::raised(&bytes)),
-                Why::InitializerRefused(why) => NoWorkers::Refused(why),
+                NoWorkersReason::Start(error) => NoWorkers::NotStarted(error),
+                NoWorkersReason::Died(ended) => NoWorkers::Died(ended.into()),
+                NoWorkersReason::InitializerPanicked(panic) => NoWorkers::Panicked(panic),
+                NoWorkersReason::InitializerRaised(bytes) => NoWorkers::Codec(codec::raised(&bytes)),
+                NoWorkersReason::InitializerRefused(why) => NoWorkers::Refused(why),
             }),
         }
     }
 }
 
 /// A task that has no result: its index, and the reason.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("item {index}: {failure}")]
+///
+/// Its text contains that of the reason, so its [`source`](Error::source) is the source of the reason.
+#[derive(Debug, Clone)]
 pub struct TaskError {
     /// The position of the argument among the items of the call, from 0.
     pub index: usize,
     /// The reason.
-    #[source]
     pub failure: Failure,
+}
+
+impl fmt::Display for TaskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "item {}: {}", self.index, self.failure)
+    }
+}
+
+impl Error for TaskError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.failure.source()
+    }
 }

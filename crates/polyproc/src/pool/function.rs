@@ -46,7 +46,7 @@ impl<C: Transfer, A: Transfer, R: Transfer> Handler<fn(&C, A) -> R> for Item {
         let context = input.context;
         match context.get_or_decode(|bytes| codec::decode_from::<C>("the context", bytes, Vec::new())) {
             Ok(Some(context)) => codec::through(input, out, |argument| function(context, argument)),
-            Ok(None) => codec::raise(out, CodecError::new::<C>("decode", "the context", "it is of another type")),
+            Ok(None) => codec::raise(out, CodecError::new::<C>("decode", "the context", "it has another type")),
             Err(error) => codec::raise(out, error),
         }
     }
@@ -66,7 +66,7 @@ impl<S: 'static, A: Transfer, R: Transfer> Handler<fn(&mut S, A) -> R> for Item 
         let mut borrowed = Borrowed(STATE.take().or_else(|| Some(Box::new(()))));
         match borrowed.0.as_mut().and_then(|state| state.downcast_mut()) {
             Some(state) => codec::through(input, out, |argument| function(state, argument)),
-            None => codec::raise(out, CodecError::new::<S>("find", "the worker's state", "it is of another type")),
+            None => codec::raise(out, CodecError::new::<S>("find", "the worker's state", "it has another type")),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
 use polyproc_core::Deadline;
-use polyproc_core::pool::{ReadAhead, Want};
+use polyproc_core::pool::{ReadAhead, WaitFor};
 
 use super::call::Call;
 use super::{Failure, TaskError};
@@ -66,7 +66,7 @@ impl<'a, I: Iterator<Item = A>, A: Transfer, R: Transfer> ImapUnordered<'a, I, A
                 return None;
             }
             self.call.flush(); // the expected items may be in an unfinished chunk
-            self.call.wait(Want::Next, Deadline::NEVER);
+            self.call.wait(WaitFor::Next, Deadline::NEVER);
             self.call.take(|index, end| self.ready.push_back((index, end)));
         }
         self.taken += 1;

@@ -3,7 +3,9 @@
 //! | file | purpose |
 //! |---|---|
 //! | `builder` | the settings of a pool |
-//! | `options` | the options of a call, and the calls |
+//! | `options`, `calls` | the options of a call, and the calls |
+//! | `with_state`, `with_context` | the calls of functions that take a worker's state or a context |
+//! | `run` | how all of them run a function |
 //! | `call` | submits items as tasks, and takes their results |
 //! | `function` | the kinds of functions, and how a worker calls each |
 //! | `async_result`, `imap` | results that arrive later, iterators over results |
@@ -13,11 +15,15 @@
 mod async_result;
 mod builder;
 mod call;
+mod calls;
 mod failure;
 mod function;
 mod imap;
 mod options;
+mod run;
 mod stats;
+mod with_context;
+mod with_state;
 
 use std::marker::PhantomData;
 
@@ -29,8 +35,10 @@ pub use async_result::AsyncResult;
 pub use builder::PoolBuilder;
 pub use failure::{Failure, NoWorkers, TaskError};
 pub use imap::{Imap, ImapUnordered};
-pub use options::{CallOptions, WithContext, WithState};
+pub use options::CallOptions;
 pub use stats::{PoolStats, WorkerStats};
+pub use with_context::WithContext;
+pub use with_state::WithState;
 
 /// Worker processes that run functions over arguments.
 ///

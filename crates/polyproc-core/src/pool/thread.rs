@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use super::call::{FunctionId, Stop};
 use super::driver::{Driver, Inner, Logged, Task, TaskPlace, stop_end};
-use super::scheduler::{Blame, Held, Hope, Place, SchedulerEvent, TaskId};
-use super::staff::{self, Cause, Doom, WorkerHandle};
-use super::stream::{DOOMED, cut, is_cut, running_item, running_position};
-use super::task::{PoolEvent, TaskEnd, Why, decode_unfit, next_item, tag};
+use super::result_ring::{REVOKED, cut, is_cut, running_item, running_position};
+use super::scheduler::{Blame, Held, Place, RetryHope, SchedulerEvent, TaskId};
+use super::task::{NoWorkersReason, PoolEvent, TaskEnd, decode_unfit, next_item, tag};
 use super::timers::{Limited, Timer};
+use super::worker_handle::{self, Cause, Revocation, WorkerHandle};
 use crate::conn::{Arrival, Message};
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
@@ -40,7 +40,7 @@ const MESSAGES_AT_ONCE: usize = 64;
 /// More messages than fit in a channel.
 pub(super) const CHANNEL_MESSAGES: usize = 1024;
 /// Maximum time that items wait behind one that takes long while other workers are idle.
-pub(super) const SHARE_PERIOD: Duration = Duration::from_millis(1);
+pub(super) const STEAL_PERIOD: Duration = Duration::from_millis(1);
 /// How often the pool retries to publish a task for which there was no memory, as other data in flight may free some.
 pub(super) const ROOM_PERIOD: Duration = Duration::from_millis(10);
 
@@ -78,7 +78,7 @@ impl Driver {
                         self.bell.answer();
                         self.collect(inner);
                     } else if let Some(at) = inner.position(key) {
-                        self.hear(inner, at);
+                        self.receive(inner, at);
                     }
                 }
                 self.hand_over(inner);
@@ -134,7 +134,7 @@ impl Driver {
                     let shared = worker.identity().map_or(0, |of| shm::bytes_of(of, worker.stream.segment().inode()));
                     let own = priority::resident_bytes(worker.child.pid());
                     if own.is_some_and(|own| own.saturating_add(shared) > limit) {
-                        worker.doom(Cause::OutOfMemory, None);
+                        worker.revoke(Cause::OutOfMemory, None);
                     }
                 }
                 inner.is_watching_memory = inner.out_tasks() > 0;
@@ -151,7 +151,7 @@ impl Driver {
                 }
                 inner.set_timer(Instant::now() + time, Timer::Idle);
             }
-            Timer::Share => self.share(inner),
+            Timer::Steal => self.steal(inner),
             Timer::Audit => self.audit(inner),
             Timer::Room => {
                 inner.waits_for_room = false;
@@ -162,7 +162,7 @@ impl Driver {
                 if self.board.table().waiting() > 0 {
                     self.board.waiters().wake_one();
                     inner.is_looking_after = true;
-                    inner.set_timer(Instant::now() + SHARE_PERIOD, Timer::LookAfter);
+                    inner.set_timer(Instant::now() + STEAL_PERIOD, Timer::LookAfter);
                 }
             }
             Timer::Kill => {
@@ -173,13 +173,13 @@ impl Driver {
     }
 
     /// If workers are idle and no task waits, takes items that have not begun from busy workers.
-    fn share(&self, inner: &mut Inner) {
-        inner.is_sharing =
-            inner.tasks.iter().any(|(_, task)| task.is_loose && matches!(task.at, TaskPlace::Out { .. }));
-        if !inner.is_sharing {
+    fn steal(&self, inner: &mut Inner) {
+        inner.is_stealing =
+            inner.tasks.iter().any(|(_, task)| task.is_splittable && matches!(task.at, TaskPlace::Out { .. }));
+        if !inner.is_stealing {
             return;
         }
-        inner.set_timer(Instant::now() + SHARE_PERIOD, Timer::Share);
+        inner.set_timer(Instant::now() + STEAL_PERIOD, Timer::Steal);
         let is_idle = |worker: &WorkerHandle| !worker.idle_for().is_zero();
         let is_any_idle = self.board.lookers().count() > 0 || inner.workers.iter().flatten().any(is_idle);
         if self.board.table().waiting() > 0 || !is_any_idle {
@@ -195,9 +195,10 @@ impl Driver {
         self.read_worker(inner, at);
         let Some(worker) = &inner.workers[at] else { return };
         let Some(id) = worker.reading else { return };
-        let Some(task) = inner.tasks.get(id.0).filter(|task| task.is_loose) else { return };
+        let Some(task) = inner.tasks.get(id.0).filter(|task| task.is_splittable) else { return };
         let TaskPlace::Out { slot, position, from, .. } = task.at else { return };
-        let current = &worker.stream.cell().current;
+        let current = &worker.stream.state().current;
+        // Pairs with the Release in `declare`. Only the word is used.
         let now = current.load(Ordering::Acquire);
         let Ok(order) = self.orders.read(slot) else { return };
         let kept = running_item(now) + 1;
@@ -246,20 +247,21 @@ impl Driver {
         let Some(call) = inner.calls.get(task.call) else { return };
         let (Some(limit), soft_signal) = (call.settings.limit, call.settings.soft_signal) else { return };
         let holder = self.board.table().holder(slot, position);
-        let worker = holder.and_then(|number| staff::with_number(&mut inner.workers, number));
+        let worker = holder.and_then(|number| worker_handle::with_number(&mut inner.workers, number));
         let Some(worker) = worker else {
             // No worker has claimed the task yet, so its time has not begun.
             return inner.limit_after(limit, Limited::Task(id));
         };
-        let cell = worker.stream.cell();
+        let cell = worker.stream.state();
+        // Pairs with the Release in `declare`: `started` is written before.
         let current = cell.current.load(Ordering::Acquire);
         let ran = clock::monotonic_nanos().saturating_sub(cell.started.load(Ordering::Relaxed));
         let left = limit.saturating_sub(Duration::from_nanos(ran));
         let a_moment = Duration::from_millis(1);
         let again = match running_position(current) {
-            _ if current == DOOMED => return,
+            _ if current == REVOKED => return,
             // The worker is about to begin the task, or has ended it.
-            None if task.is_stuck_before_beginning() && worker.doom_at(Cause::Frozen, current) => return,
+            None if task.is_stuck_before_beginning() && worker.revoke_at(Cause::Frozen, current) => return,
             at if at != Some(position) => a_moment,
             _ if !left.is_zero() => left,
             _ => match soft_signal.filter(|_| worker.warned != Some(current)) {
@@ -268,7 +270,7 @@ impl Driver {
                     let _ = worker.child.signal(signal); // without effect if the worker has exited
                     grace
                 }
-                None if worker.doom_at(Cause::TimedOut, current) => return,
+                None if worker.revoke_at(Cause::TimedOut, current) => return,
                 None => a_moment, // it has begun another item
             },
         };
@@ -289,14 +291,15 @@ impl Driver {
     /// Starts the workers that the scheduler wants, without the lock, since a start takes long.
     pub(super) fn start_workers(&self) {
         // A stopped fork server must not delay the end of the pool.
+        // Acquire pairs with the Release in `terminate` and `kill_all`. Only the flag is used.
         while let Err(error) = self.start_next(&|| self.is_terminated.load(Ordering::Acquire)) {
             let (place, error) = error;
             self.with(|inner| {
-                let hope = if is_passing(&error) { Hope::Some } else { Hope::None };
+                let hope = if is_passing(&error) { RetryHope::Some } else { RetryHope::None };
                 inner.on_arrival.remove(&place);
                 let error = Arc::new(error);
-                inner.told.events.push(PoolEvent::WorkerNotStarted { error: Arc::clone(&error) });
-                inner.why = Some(Why::Start(error));
+                inner.notifications.events.push(PoolEvent::WorkerNotStarted { error: Arc::clone(&error) });
+                inner.why = Some(NoWorkersReason::Start(error));
                 self.handle(inner, SchedulerEvent::NotStarted(place, hope));
             });
         }
@@ -316,7 +319,7 @@ impl Driver {
             Some((place, number, inner.serial()))
         }) {
             let orders = self.orders.for_a_worker();
-            let worker = orders.map_err(|source| StartError::Os { doing: "sharing a pool's tasks", source });
+            let worker = orders.map_err(|source| StartError::Os { doing: "opening a pool's task descriptors", source });
             let worker = worker.and_then(|orders| {
                 let shared = [self.board.as_fd(), orders.as_fd(), self.bell.as_fd()];
                 WorkerHandle::start(&self.settings, place, number, key, shared, give_up)
@@ -330,7 +333,7 @@ impl Driver {
         let (watch, child): (&Poller, _) = (&self.watch, worker.child.clone());
         let watched = watch.add(child.channel(), worker.key).and_then(|()| watch.add(&child, worker.key));
         self.with(|inner| {
-            inner.told.events.push(PoolEvent::WorkerStarted { pid: child.pid() });
+            inner.notifications.events.push(PoolEvent::WorkerStarted { pid: child.pid() });
             if let Some(action) = inner.on_arrival.remove(&place) {
                 self.end_worker(&worker, action);
                 if inner.is_past_grace {
@@ -347,19 +350,19 @@ impl Driver {
             let _ = child.wait_through_signals(Deadline::NEVER);
             self.with(|inner| {
                 let error = Arc::new(StartError::Os { doing: "watching a worker", source });
-                inner.told.events.push(PoolEvent::WorkerNotStarted { error: Arc::clone(&error) });
-                inner.why = Some(Why::Start(error));
+                inner.notifications.events.push(PoolEvent::WorkerNotStarted { error: Arc::clone(&error) });
+                inner.why = Some(NoWorkersReason::Start(error));
                 if let Some(Some(worker)) = inner.workers.get_mut(place.0) {
                     // Blames the program, so that the pool does not retry for ever.
-                    worker.doom = Some(Doom { position: None, cause: Cause::Frozen });
+                    worker.revocation = Some(Revocation { position: None, cause: Cause::Frozen });
                 }
-                self.hear(inner, place.0);
+                self.receive(inner, place.0);
             });
         }
     }
 
     /// Reads the messages of a worker, and checks whether it is alive.
-    fn hear(&self, inner: &mut Inner, at: usize) {
+    fn receive(&self, inner: &mut Inner, at: usize) {
         let Some(worker) = &inner.workers[at] else { return };
         let child = worker.child.clone();
         // Checked first, so that all output of a dead worker is read below. If the check fails, the worker counts as alive.
@@ -381,7 +384,7 @@ impl Driver {
         self.watch.remove(&child);
         self.read_worker(inner, at);
         if let Some(worker) = inner.workers[at].take() {
-            self.bury(inner, Place(at), worker, status);
+            self.reap(inner, Place(at), worker, status);
         }
     }
 
@@ -415,7 +418,7 @@ impl Driver {
         let Some(worker) = &mut inner.workers[at] else { return };
         match message.tag {
             tag::READY => {
-                inner.told.events.push(PoolEvent::WorkerReady { pid: worker.child.pid() });
+                inner.notifications.events.push(PoolEvent::WorkerReady { pid: worker.child.pid() });
                 inner.unfit = 0;
                 self.handle(inner, SchedulerEvent::Ready(Place(at)));
             }
@@ -428,17 +431,17 @@ impl Driver {
             tag::RESULT_FDS => worker.fds.push_back(Ok(message.payload.fds)),
             tag::LOG => {
                 let pid = worker.child.pid();
-                self.on_log_message(inner, pid, message.payload.head);
+                self.on_log_message(inner, pid, message.payload.bytes);
             }
-            tag::NEED_FDS => self.send_fds(inner, at, &message.payload.head),
+            tag::NEED_FDS => self.send_fds(inner, at, &message.payload.bytes),
             tag::NEED_FUNCTION => {
-                let id = message.payload.head.first_chunk().map(|id| u64::from_le_bytes(*id)).unwrap_or_default();
+                let id = message.payload.bytes.first_chunk().map(|id| u64::from_le_bytes(*id)).unwrap_or_default();
                 let name = inner.names.get(&FunctionId(id)).map_or(&[][..], Vec::as_slice);
                 self.answer(inner, at, tag::FUNCTION, &[&id.to_le_bytes(), name].concat(), &[]);
             }
             process::RETURNED..=process::STACK_OVERFLOW => {
                 // A malformed message is ignored.
-                let _ = worker.last_words.hear(message);
+                let _ = worker.exit_report.on_message(message);
             }
             _ => {}
         }
@@ -467,8 +470,9 @@ impl Driver {
         let call = self.task_at(inner, position).map(|task| task.call);
         let on_log = call.and_then(|call| inner.calls.get(call)).and_then(|call| call.settings.on_log.clone());
         lock(&self.logs).push_back(Logged { pid, record, on_log });
+        // Pairs with the Acquire in `deliver_logs`.
         self.has_logs.store(true, Ordering::Release);
-        inner.told.logs = true;
+        inner.notifications.logs = true;
     }
 
     /// Returns the task at a position, if it is out.
@@ -492,24 +496,24 @@ impl Driver {
     }
 
     /// Handles the death of a worker, after its output was read.
-    fn bury(&self, inner: &mut Inner, place: Place, mut worker: WorkerHandle, status: ExitStatus) {
-        worker.last_words.status = status;
+    fn reap(&self, inner: &mut Inner, place: Place, mut worker: WorkerHandle, status: ExitStatus) {
+        worker.exit_report.status = status;
         let ended = worker.ended();
-        inner.told.events.push(PoolEvent::WorkerEnded { pid: ended.pid, ended });
+        inner.notifications.events.push(PoolEvent::WorkerEnded { pid: ended.pid, ended });
         self.board.lookers().leave(worker.number);
         // It may have died between being woken for a task and claiming it.
         self.board.waiters().wake_generation();
         let held = self.held(inner, &worker).and_then(|(id, position)| self.unfinished(inner, id, position, &worker));
         let is_outside = matches!(status, ExitStatus::Signaled { signal, .. } if !signal.is_fault());
-        let blame = if is_outside && worker.doom.is_none() { Blame::Outside } else { Blame::Program };
+        let blame = if is_outside && worker.revocation.is_none() { Blame::Outside } else { Blame::Program };
         if blame == Blame::Program && worker.is_initialising() && self.settings.initializer.is_some() {
             inner.unfit += 1;
         }
-        inner.why = inner.why.take().or(Some(Why::Died(ended)));
+        inner.why = inner.why.take().or(Some(NoWorkersReason::Died(ended)));
         inner.lost += u64::from(status.exit_code() != Some(0));
         self.handle(inner, SchedulerEvent::Died(place, blame, held));
         if inner.unfit >= UNFIT_LIMIT {
-            inner.why = Some(Why::Died(ended));
+            inner.why = Some(NoWorkersReason::Died(ended));
             self.handle(inner, SchedulerEvent::Broken);
         }
     }
@@ -537,9 +541,12 @@ impl Driver {
     ) -> Option<(TaskId, Held)> {
         self.take_off(inner, id, 0);
         let task = inner.tasks.get_mut(id.0)?;
-        let doom = worker.doom.filter(|doom| doom.position == Some(position)).map(|Doom { cause, .. }| cause);
-        let is_begun = worker.reading == Some(id) || doom.is_some();
-        let is_stopped_here = doom.is_some_and(|cause| matches!(cause, Cause::TimedOut | Cause::Cancelled));
+        let revocation = worker
+            .revocation
+            .filter(|revocation| revocation.position == Some(position))
+            .map(|Revocation { cause, .. }| cause);
+        let is_begun = worker.reading == Some(id) || revocation.is_some();
+        let is_stopped_here = revocation.is_some_and(|cause| matches!(cause, Cause::TimedOut | Cause::Cancelled));
         let stop = inner.calls.get(task.call).and_then(|call| call.stop);
         if let Some(stop) = stop.filter(|stop| is_stopped_here || !is_begun && *stop != Stop::GivenUp) {
             self.remove(inner, id, &stop_end(stop));
@@ -552,7 +559,7 @@ impl Driver {
             return Some((id, Held::NotBegun));
         }
         let is_same = task.lost.as_ref().is_some_and(|lost| lost.0 == task.done);
-        let end = match (doom, &worker.last_words.outcome) {
+        let end = match (revocation, &worker.exit_report.outcome) {
             (Some(Cause::TimedOut), _) => TaskEnd::TimedOut,
             (Some(Cause::OutOfMemory), _) => TaskEnd::OutOfMemory,
             (Some(Cause::Cancelled), _) => TaskEnd::Cancelled,
@@ -561,7 +568,7 @@ impl Driver {
             (None, _) => TaskEnd::WorkerLost(worker.ended()),
         };
         task.lost = Some(Box::new((task.done, end)));
-        let may_retry = !matches!(doom, Some(Cause::TimedOut | Cause::Cancelled));
+        let may_retry = !matches!(revocation, Some(Cause::TimedOut | Cause::Cancelled));
         Some((id, Held::Running { is_same, may_retry }))
     }
 
@@ -569,14 +576,16 @@ impl Driver {
     pub(super) fn terminate(&self) {
         self.with(|inner| {
             self.handle(inner, SchedulerEvent::Terminated);
+            // Pairs with the Acquire in `start_workers`.
             self.is_terminated.store(true, Ordering::Release);
             inner.set_timer(Instant::now() + GRACE, Timer::Kill);
-            inner.told.driver = true;
+            inner.notifications.driver = true;
         });
     }
 
     /// Kills all workers.
     pub(super) fn kill_all(&self) {
+        // Pairs with the Acquire in `start_workers`.
         self.is_terminated.store(true, Ordering::Release);
         self.with(|inner| self.fire(inner, Timer::Kill));
     }
@@ -588,7 +597,7 @@ impl Driver {
                 inner.workers.push(None);
             }
             self.handle(inner, SchedulerEvent::Resized(workers));
-            inner.told.driver = true;
+            inner.notifications.driver = true;
         });
     }
 }

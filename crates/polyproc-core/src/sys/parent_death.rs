@@ -17,12 +17,12 @@ use rustix::process::Signal;
 
 use super::signal;
 
-/// Ends this process when the thread that created it ends: by `SIGKILL`, or for [`Whom::Group`] by a signal handler that sends
+/// Ends this process when the thread that created it ends: by `SIGKILL`, or for [`DeathScope::Group`] by a signal handler that sends
 /// `SIGKILL` to the group. Returns false if the parent has exited already.
-pub(crate) fn die_with_creator(parent_pid: u32, whom: Whom) -> io::Result<bool> {
-    let signal = match whom {
-        Whom::Process => Signal::KILL,
-        Whom::Group => signal::end_group_by_handler()?,
+pub(crate) fn die_with_creator(parent_pid: u32, scope: DeathScope) -> io::Result<bool> {
+    let signal = match scope {
+        DeathScope::Process => Signal::KILL,
+        DeathScope::Group => signal::end_group_by_handler()?,
     };
     rustix::process::set_parent_process_death_signal(Some(signal))?;
     // If the parent died before the call, this process has another parent by now.
@@ -34,14 +34,19 @@ pub(crate) fn outlive_creator() -> io::Result<()> {
     Ok(rustix::process::set_parent_process_death_signal(None)?)
 }
 
+/// `/proc` is not mounted, by which a forked child reopens the read end of a [`ParentDeathPipe`].
+#[derive(Debug, thiserror::Error)]
+#[error("a forked process needs /proc to be mounted")]
+struct NeedsProc(#[source] io::Error);
+
 /// The two ends of the pipe by which forked children detect that the parent has ended.
 #[derive(Debug)]
-pub(crate) struct LifePipe {
+pub(crate) struct ParentDeathPipe {
     read: OwnedFd,
     write: OwnedFd,
 }
 
-impl LifePipe {
+impl ParentDeathPipe {
     pub(crate) fn new() -> io::Result<Self> {
         let (read, write) = io::pipe()?;
         Ok(Self { read: read.into(), write: write.into() })
@@ -52,9 +57,8 @@ impl LifePipe {
     /// # Errors
     /// If `/proc` is not mounted.
     pub(crate) fn check(&self) -> io::Result<&Self> {
-        let without_proc =
-            |error| io::Error::other(format!("a copy is bound to its parent by /proc, which is not there: {error}"));
-        File::open(format!("/proc/self/fd/{}", self.read.as_raw_fd())).map_err(without_proc)?;
+        let path = format!("/proc/self/fd/{}", self.read.as_raw_fd());
+        File::open(path).map_err(|error| io::Error::other(NeedsProc(error)))?;
         Ok(self)
     }
 
@@ -65,16 +69,16 @@ impl LifePipe {
     }
 
     /// Binds a forked child to its parent: see [`die_with_writer`].
-    pub(crate) fn die_with_parent(&self, whom: Whom) -> io::Result<bool> {
+    pub(crate) fn die_with_parent(&self, scope: DeathScope) -> io::Result<bool> {
         super::fd::close_copy(&self.write);
-        let lives = die_with_writer(self.read.as_fd(), whom)?;
+        let lives = die_with_writer(self.read.as_fd(), scope)?;
         super::fd::close_copy(&self.read);
         Ok(lives)
     }
 }
 
 /// The read end, which becomes readable when the parent has ended.
-impl AsFd for LifePipe {
+impl AsFd for ParentDeathPipe {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.read.as_fd()
     }
@@ -82,18 +86,18 @@ impl AsFd for LifePipe {
 
 /// The processes that end together with the parent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Whom {
+pub(crate) enum DeathScope {
     Process,
     /// The process group that this process leads, which includes the commands that it started.
     Group,
 }
 
-/// Requests `SIGKILL` for `whom` when the last write end of a [`LifePipe`] is closed. Returns false if it is closed already.
-pub(crate) fn die_with_writer(read: BorrowedFd<'_>, whom: Whom) -> io::Result<bool> {
+/// Requests `SIGKILL` for `scope` when the last write end of a [`ParentDeathPipe`] is closed. Returns false if it is closed already.
+pub(crate) fn die_with_writer(read: BorrowedFd<'_>, scope: DeathScope) -> io::Result<bool> {
     // Reopened, as owner and signal belong to the open file description, which all copies of a descriptor share.
     let own = File::open(format!("/proc/self/fd/{}", read.as_raw_fd()))?;
     let pid = c_int::try_from(std::process::id()).map_err(io::Error::other)?;
-    fcntl(own.as_fd(), libc::F_SETOWN, if whom == Whom::Group { -pid } else { pid })?;
+    fcntl(own.as_fd(), libc::F_SETOWN, if scope == DeathScope::Group { -pid } else { pid })?;
     fcntl(own.as_fd(), F_SETSIG, libc::SIGKILL)?;
     fcntl(own.as_fd(), libc::F_SETFL, libc::O_ASYNC | libc::O_NONBLOCK)?;
     let is_closed = super::watch::is_readable(own.as_fd(), crate::deadline::Deadline::PASSED)?;

@@ -7,12 +7,13 @@ use super::audit::AUDIT_PERIOD;
 use super::call::End;
 use super::claim;
 use super::driver::{Driver, Inner, TaskPlace};
-use super::orders::{LIMITED, STEPWISE, TaskDescriptor, WITH_FDS};
+use super::orders::{LIMITED, SPLITTABLE, TaskDescriptor, WITH_FDS};
 use super::scheduler::{Action, Loss, SchedulerEvent, TaskId};
-use super::staff::WorkerHandle;
 use super::task::{PoolEvent, TaskEnd, next_item};
+use super::thread::{MEMORY_PERIOD, ROOM_PERIOD, STEAL_PERIOD};
 use super::timers::{Limited, Timer, after_backoff, after_failed_starts};
-use super::watch::{MEMORY_PERIOD, ROOM_PERIOD, SHARE_PERIOD};
+use super::worker_handle::WorkerHandle;
+use crate::error_chain;
 use crate::prim::Ordering;
 use crate::process::Signal;
 use crate::shm::budget::Share;
@@ -51,7 +52,7 @@ impl Driver {
                     }
                 }
                 Err(error) => {
-                    let why = format!("there is no memory for the argument: {error}");
+                    let why = format!("could not allocate memory for the argument: {}", error_chain(&error));
                     self.remove(inner, id, &TaskEnd::Refused(why));
                     events.push_back(SchedulerEvent::Ended(id));
                 }
@@ -83,14 +84,14 @@ impl Driver {
             Action::Delay(id, attempt) => {
                 let Some(task) = inner.tasks.get(id.0) else { return };
                 let index = task.first + u64::from(task.done);
-                inner.told.events.push(PoolEvent::ItemRetried { index, attempts: attempt });
+                inner.notifications.events.push(PoolEvent::ItemRetried { index, attempts: attempt });
                 let backoff = inner.calls.get(task.call).map_or_else(Default::default, |call| call.settings.backoff);
                 let serial = task.serial;
                 inner.set_timer(after_backoff(backoff, attempt), Timer::Due { task: id, serial });
             }
             Action::Start(place) => {
                 inner.to_start.push_back(place);
-                inner.told.driver = true;
+                inner.notifications.driver = true;
             }
             Action::StartLater(place, failures, pace) => {
                 inner.set_timer(after_failed_starts(failures, pace), Timer::Start(place));
@@ -110,7 +111,8 @@ impl Driver {
                 worker.child.channel().shut_down();
             }
         } else {
-            worker.stream.cell().retire.store(1, Ordering::Release);
+            // Pairs with the Acquire in `is_to_retire`. A waiter sees it after `wake_generation`.
+            worker.stream.state().retire.store(1, Ordering::Release);
             self.board.waiters().wake_generation();
         }
     }
@@ -125,7 +127,8 @@ impl Driver {
         let Some(call) = inner.calls.get(task.call) else { return Ok(()) };
         let len = bytes.len() as u64;
         let limited = call.settings.limit.map_or(0, |_| LIMITED);
-        let flags = limited | if task.fds.is_empty() { 0 } else { WITH_FDS } | if task.is_loose { STEPWISE } else { 0 };
+        let flags =
+            limited | if task.fds.is_empty() { 0 } else { WITH_FDS } | if task.is_splittable { SPLITTABLE } else { 0 };
         let order = TaskDescriptor::new(call.function.0, task.count - task.done, flags);
         let slot = inner.free_slots.pop().ok_or(MemoryError::Corrupt)?;
         let position = inner.tail;
@@ -147,8 +150,8 @@ impl Driver {
         task.at = TaskPlace::Out { slot, position, block, len, from: task.done };
         task.unbegun_since = None;
         inner.out_bytes += len;
-        inner.told.published += 1;
-        let is_loose = task.is_loose;
+        inner.notifications.published += 1;
+        let is_splittable = task.is_splittable;
         if let Some(limit) = call.settings.limit.filter(|_| task.limit_at.is_none()) {
             inner.limit_after(limit, Limited::Task(id));
         }
@@ -159,9 +162,9 @@ impl Driver {
             inner.is_auditing = true;
             inner.set_timer(Instant::now() + AUDIT_PERIOD, Timer::Audit);
         }
-        if is_loose && !inner.is_sharing {
-            inner.is_sharing = true;
-            inner.set_timer(Instant::now() + SHARE_PERIOD, Timer::Share);
+        if is_splittable && !inner.is_stealing {
+            inner.is_stealing = true;
+            inner.set_timer(Instant::now() + STEAL_PERIOD, Timer::Steal);
         }
         if inner.spare.len() < 64 && used.capacity() <= 4096 {
             used.clear();
@@ -194,7 +197,7 @@ impl Driver {
             *position = tail;
             task.unbegun_since = None;
             inner.tail = claim::next(tail);
-            inner.told.published += 1;
+            inner.notifications.published += 1;
         }
     }
 
@@ -229,7 +232,7 @@ impl Driver {
             *bytes = rest.to_vec();
         }
         let is_last = task.done == task.count;
-        inner.told.events.push(PoolEvent::ItemLost { index });
+        inner.notifications.events.push(PoolEvent::ItemLost { index });
         inner.end_item(call, index, End::Failed(Box::new(end)));
         if is_last {
             inner.remove_task(id);

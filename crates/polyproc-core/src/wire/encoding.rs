@@ -9,7 +9,7 @@
 
 /// A message is truncated, or a field has an invalid value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a message between polyproc's processes is cut short or malformed")]
+#[error("a message between polyproc's processes is truncated or malformed")]
 pub(crate) struct WireError;
 
 impl From<WireError> for std::io::Error {

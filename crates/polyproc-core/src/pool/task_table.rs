@@ -1,4 +1,4 @@
-//! [`Board`]: the words that a pool and all its workers write: which tasks can be claimed, and which worker has claimed which.
+//! [`TaskTable`]: the words that a pool and all its workers write: which tasks can be claimed, and which worker has claimed which.
 //! The contents of tasks are in [`Orders`](super::orders::Orders).
 //!
 //! | offset | bytes | content | writer |
@@ -15,7 +15,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::{Count, Doorbell, Table};
+use super::{ClaimTable, Count, Doorbell};
 use crate::prim::{AtomicU32, AtomicU64, Ordering};
 use crate::robust::EventCount;
 use crate::sys::memory::{self, Mapping, PAGE};
@@ -47,6 +47,8 @@ impl Lookers {
     /// Enters a worker that begins to poll. Returns its place, or `None` if there are enough.
     pub(super) fn enter(&self, worker: u32) -> Option<usize> {
         let me = u64::from(worker) + 1;
+        // Pairs with the loads in `count`. A poller that the parent misses costs a wake-up in vain, so no order is
+        // needed.
         self.numbers.iter().position(|place| place.compare_exchange(0, me, Ordering::SeqCst, Ordering::Relaxed).is_ok())
     }
 
@@ -54,6 +56,8 @@ impl Lookers {
     pub(super) fn leave(&self, worker: u32) {
         let me = u64::from(worker) + 1;
         for place in &self.numbers {
+            // Before the last check, in `EventCount::wait`, whose fence pairs with the one in `Driver::to_wake`: the
+            // parent finds that this worker does not poll, or the worker finds the task.
             let _ = place.compare_exchange(me, 0, Ordering::SeqCst, Ordering::Relaxed);
         }
     }
@@ -63,6 +67,7 @@ impl Lookers {
         for place in &self.numbers {
             let number = place.load(Ordering::Relaxed);
             if number != 0 && !is_one(number) {
+                // Pairs with `enter` and `leave` of workers. `count` is called under the same lock of the parent.
                 let _ = place.compare_exchange(number, 0, Ordering::SeqCst, Ordering::Relaxed);
             }
         }
@@ -80,12 +85,12 @@ shared! {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Board {
+pub(super) struct TaskTable {
     memfd: OwnedFd,
     mapping: Mapping,
 }
 
-impl Board {
+impl TaskTable {
     pub(super) fn new() -> io::Result<Self> {
         let memfd = memory::create(c"polyproc-pool", LEN_BYTES)?;
         memory::reserve(memfd.as_fd(), 0, LEN_BYTES)?;
@@ -118,12 +123,12 @@ impl Board {
         self.at(320)
     }
 
-    pub(super) fn table(&self) -> Table<'_> {
-        Table { board: self }
+    pub(super) fn table(&self) -> ClaimTable<'_> {
+        ClaimTable { board: self }
     }
 }
 
-impl<'a> Table<'a> {
+impl<'a> ClaimTable<'a> {
     pub(super) fn head(&self) -> &'a AtomicU64 {
         &self.board.at::<Count>(128).count
     }
@@ -147,7 +152,7 @@ impl<'a> Table<'a> {
     }
 }
 
-impl AsFd for Board {
+impl AsFd for TaskTable {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.memfd.as_fd()
     }
@@ -159,7 +164,7 @@ mod tests {
 
     #[test]
     fn tasks_are_taken_in_order_once_and_not_after_they_were_taken_back() {
-        let board = Board::new().expect("memory");
+        let board = TaskTable::new().expect("memory");
         let table = board.table();
         let positions: Vec<u64> = (0..4).collect();
         assert!((0..4).zip(&positions).all(|(slot, position)| table.publish(slot, *position)));
@@ -175,7 +180,7 @@ mod tests {
 
     #[test]
     fn what_is_taken_back_makes_room() {
-        let board = Board::new().expect("memory");
+        let board = TaskTable::new().expect("memory");
         let table = board.table();
         let mut positions = 0..;
         for _ in 0..3 {
@@ -190,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_corrupt_table_gives_nothing() {
-        let board = Board::new().expect("memory");
+        let board = TaskTable::new().expect("memory");
         let table = board.table();
         assert!(table.publish(0, 0));
         table.number(0).store(SLOTS + 7, Ordering::Relaxed);

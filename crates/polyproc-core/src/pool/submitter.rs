@@ -1,4 +1,4 @@
-//! [`Feed`]: the items of a call, in chunks.
+//! [`Submitter`]: the items of a call, in chunks.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ impl ReadAhead {
 
 /// A call that takes its items one by one, and submits them in chunks.
 #[derive(Debug)]
-pub struct Feed {
+pub struct Submitter {
     call: Arc<Call>,
     workers: usize,
     /// Bytes of all items so far.
@@ -89,7 +89,7 @@ impl Batching {
     }
 }
 
-impl Feed {
+impl Submitter {
     /// Creates a feed with chunks of `chunksize` items, for `workers` workers. If `chunksize` is 1, short tasks still travel
     /// together.
     #[must_use]

@@ -7,16 +7,16 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::handle::PoolSettings;
+use super::result_ring::{IDLE, REVOKED, ResultRing, Results, WorkerPhase, running_position};
 use super::scheduler::{Place, TaskId};
-use super::stream::{DOOMED, IDLE, ResultRing, Results, WorkerPhase, running_position};
 use super::task::{Ended, Setup};
 use super::worker::worker_function;
-use crate::frame::Payload;
 use crate::prim::{AtomicU64, Ordering};
 use crate::process::{Child, Ending, ExitStatus, GiveUp, Settings, Signal, StartError, start_group};
 use crate::shm;
-use crate::sys::identity::Identity;
+use crate::sys::process_stamp::ProcessStamp;
 use crate::sys::{self, clock, priority};
+use crate::wire::Payload;
 
 /// Why a worker is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub(super) enum Cause {
 
 /// Why the pool kills a worker, and for which task.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Doom {
+pub(super) struct Revocation {
     /// The position of the task; `None` if it ran none.
     pub(super) position: Option<u64>,
     pub(super) cause: Cause,
@@ -52,12 +52,12 @@ pub(super) struct WorkerHandle {
     /// Offsets of blocks that could not be returned yet.
     pub(super) to_return: Vec<u64>,
     /// Its last messages: a stack overflow, or a panic where panics abort.
-    pub(super) last_words: Ending,
-    pub(super) doom: Option<Doom>,
+    pub(super) exit_report: Ending,
+    pub(super) revocation: Option<Revocation>,
     /// The word `current` of the item for which the soft signal was sent.
     pub(super) warned: Option<u64>,
     started_nanos: u64,
-    identity: OnceLock<Identity>,
+    identity: OnceLock<ProcessStamp>,
 }
 
 /// Numbers by which workers claim tasks. A pool may start more workers in its life than there are numbers, so a number is
@@ -133,7 +133,7 @@ impl WorkerHandle {
         let started_nanos = clock::monotonic_nanos();
         let stream = ResultRing::new().map_err(os)?;
         let (function, argument, fds) = match &settings.initializer {
-            Some((function, payload)) => (Some(function), payload.head.clone(), payload.fds.as_slice()),
+            Some((function, payload)) => (Some(function), payload.bytes.clone(), payload.fds.as_slice()),
             None => (None, Vec::new(), &[][..]),
         };
         let setup = Setup {
@@ -156,7 +156,7 @@ impl WorkerHandle {
             ..Settings::default()
         };
         let child =
-            start_group("PoolWorker", process, worker_function()?, Payload { head: setup.encode(), fds }, give_up)?;
+            start_group("PoolWorker", process, worker_function()?, Payload { bytes: setup.encode(), fds }, give_up)?;
         Ok(Self {
             child,
             key,
@@ -165,8 +165,8 @@ impl WorkerHandle {
             reading: None,
             fds: VecDeque::new(),
             to_return: Vec::new(),
-            last_words: Ending::new(ExitStatus::Unknown),
-            doom: None,
+            exit_report: Ending::new(ExitStatus::Unknown),
+            revocation: None,
             warned: None,
             started_nanos,
             identity: OnceLock::new(),
@@ -175,28 +175,29 @@ impl WorkerHandle {
 
     /// Kills the worker, so that exactly the item that it runs now ends for this cause. With `only`, kills it only if it runs
     /// the task of that position. Returns false if it was not killed.
-    pub(super) fn doom(&mut self, cause: Cause, only: Option<u64>) -> bool {
+    pub(super) fn revoke(&mut self, cause: Cause, only: Option<u64>) -> bool {
         loop {
-            let now = self.stream.cell().current.load(Ordering::Acquire);
+            // Pairs with the Release in `declare`.
+            let now = self.stream.state().current.load(Ordering::Acquire);
             let position = running_position(now);
-            if now == DOOMED || only.is_some() && position != only {
+            if now == REVOKED || only.is_some() && position != only {
                 return false;
             }
-            if self.doom_at(cause, now) {
+            if self.revoke_at(cause, now) {
                 return true;
             }
         }
     }
 
-    /// As [`WorkerHandle::doom`], but only if the worker's word is still `current`: that item, or none for [`IDLE`].
-    pub(super) fn doom_at(&mut self, cause: Cause, current: u64) -> bool {
-        let cell = self.stream.cell();
+    /// As [`WorkerHandle::revoke`], but only if the worker's word is still `current`: that item, or none for [`IDLE`].
+    pub(super) fn revoke_at(&mut self, cause: Cause, current: u64) -> bool {
+        let cell = self.stream.state();
         // AcqRel pairs with the worker's compare-and-swap in `declare`: earlier results are visible, and it begins and ends no
         // further item.
-        if cell.current.compare_exchange(current, DOOMED, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        if cell.current.compare_exchange(current, REVOKED, Ordering::AcqRel, Ordering::Acquire).is_err() {
             return false;
         }
-        self.doom = Some(Doom { position: running_position(current), cause });
+        self.revocation = Some(Revocation { position: running_position(current), cause });
         self.kill();
         true
     }
@@ -213,7 +214,8 @@ impl WorkerHandle {
 
     /// Returns for how long the worker has been idle; zero if it is not.
     pub(super) fn idle_for(&self) -> Duration {
-        let cell = self.stream.cell();
+        let cell = self.stream.state();
+        // Pairs with the Release in `begin_idle`: `since` is written before.
         let is_idle = cell.phase.load(Ordering::Acquire) == WorkerPhase::Idle as u32;
         if !is_idle || cell.current.load(Ordering::Relaxed) != IDLE {
             return Duration::ZERO;
@@ -223,12 +225,12 @@ impl WorkerHandle {
 
     /// Returns whether the worker has reached its initializer, and does not serve tasks yet.
     pub(super) fn is_initialising(&self) -> bool {
-        self.stream.cell().phase.load(Ordering::Relaxed) == WorkerPhase::Initialising as u32
+        self.stream.state().phase.load(Ordering::Relaxed) == WorkerPhase::Initialising as u32
     }
 
     /// Returns how the worker ended, once its last messages were read.
     pub(super) fn ended(&self) -> Ended {
-        let Ending { status, stack_overflow, .. } = self.last_words;
+        let Ending { status, stack_overflow, .. } = self.exit_report;
         Ended { pid: self.child.pid(), status, stack_overflow }
     }
 
@@ -241,17 +243,18 @@ impl WorkerHandle {
     }
 
     /// Returns the identity by which shared memory refers to the worker; `None` if it has exited.
-    pub(super) fn identity(&self) -> Option<Identity> {
+    pub(super) fn identity(&self) -> Option<ProcessStamp> {
         if self.identity.get().is_none() {
-            let _ = self.identity.set(Identity::of(self.child.pid()).ok()?);
+            let _ = self.identity.set(ProcessStamp::of(self.child.pid()).ok()?);
         }
         self.identity.get().copied()
     }
 
     pub(super) fn stats(&self) -> WorkerStats {
-        let cell = self.stream.cell();
+        let cell = self.stream.state();
         let load = |field: &AtomicU64| field.load(Ordering::Relaxed);
         let now = clock::monotonic_nanos();
+        // Pairs with the Release in `begin_busy`: `since` is written before.
         let is_busy = cell.phase.load(Ordering::Acquire) == WorkerPhase::Busy as u32;
         let ready = Some(load(&cell.ready)).filter(|ready| *ready > 0);
         let busy = load(&cell.busy) + if is_busy { now.saturating_sub(load(&cell.since)) } else { 0 };

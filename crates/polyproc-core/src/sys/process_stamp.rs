@@ -1,4 +1,4 @@
-//! [`Identity`]: names a process in shared memory, and says whether it is still alive.
+//! [`ProcessStamp`]: names a process in shared memory, and says whether it is still alive.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -42,7 +42,8 @@ fn learn() -> u32 {
         && !IS_REFUSED.load(Ordering::Relaxed)
         && let Ok(page) = page()
     {
-        // If another thread stored its page first, that one is used.
+        // Release pairs with the Acquire in `known`: the page is initialised before it can be found. If another thread
+        // stored its page first, that one is used.
         let _ = KNOWN.compare_exchange(std::ptr::null_mut(), page, Ordering::AcqRel, Ordering::Relaxed);
     }
     // Without such a page nothing is cached.
@@ -56,12 +57,12 @@ fn learn() -> u32 {
 ///
 /// Zero names no process. The id is valid in the reader's PID namespace: processes that share memory share the namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Identity(u64);
+pub(crate) struct ProcessStamp(u64);
 
-impl Identity {
+impl ProcessStamp {
     pub(crate) const NOBODY: Self = Self(0);
     /// Sentinel: the owner has exited normally. Never treated as dead.
-    pub(crate) const LEFT: Self = Self(u64::MAX);
+    pub(crate) const EXITED_CLEANLY: Self = Self(u64::MAX);
 
     pub(crate) fn from_bits(bits: u64) -> Self {
         Self(bits)
@@ -116,7 +117,7 @@ impl Identity {
 
     /// Returns whether the process has ended. A zombie has ended. A process whose state is unknown counts as alive.
     pub(crate) fn is_dead(self) -> bool {
-        if self == Self::own() || self == Self::LEFT {
+        if self == Self::own() || self == Self::EXITED_CLEANLY {
             return false;
         }
         let Some(pid) = i32::try_from(self.pid()).ok().and_then(Pid::from_raw) else { return true };
@@ -157,21 +158,21 @@ mod tests {
 
     #[test]
     fn the_living_and_the_dead_are_told_apart() {
-        assert!(!Identity::own().is_dead());
+        assert!(!ProcessStamp::own().is_dead());
         let parent = std::os::unix::process::parent_id();
-        let living = Identity::new(parent, start_time(parent).expect("/proc"));
+        let living = ProcessStamp::new(parent, start_time(parent).expect("/proc"));
         assert!(!living.is_dead());
-        assert!(Identity::new(parent, start_time(parent).expect("/proc") ^ 1).is_dead(), "the id is used again");
+        assert!(ProcessStamp::new(parent, start_time(parent).expect("/proc") ^ 1).is_dead(), "the id is used again");
         let mut child = std::process::Command::new("true").spawn().expect("true");
-        let identity = Identity::new(child.id(), start_time(child.id()).expect("not reaped"));
+        let identity = ProcessStamp::new(child.id(), start_time(child.id()).expect("not reaped"));
         child.wait().expect("it ends");
         assert!(identity.is_dead());
-        assert!(Identity::NOBODY.is_dead());
+        assert!(ProcessStamp::NOBODY.is_dead());
     }
     #[test]
     fn proc_of_another_namespace_says_nothing() {
         let test = std::env::current_exe().expect("this test");
-        let name = "sys::identity::tests::in_a_namespace_whose_proc_is_another_ones";
+        let name = "sys::process_stamp::tests::in_a_namespace_whose_proc_is_another_ones";
         let mut unshare = std::process::Command::new("unshare");
         let output = unshare.args(["--fork", "--pid"]).arg(test).args(["--exact", name, "--ignored"]).output();
         let Ok(output) = output else { return eprintln!("not tried: there is no unshare(1)") };
@@ -186,9 +187,9 @@ mod tests {
     #[ignore = "run by another test, in a namespace of its own"]
     fn in_a_namespace_whose_proc_is_another_ones() {
         assert_eq!(std::process::id(), 1);
-        assert_eq!(Identity::own().start(), 0, "of another process 1");
-        assert!(!Identity::own().is_dead());
-        let another = Identity::new(1, 12_345);
+        assert_eq!(ProcessStamp::own().start(), 0, "of another process 1");
+        assert!(!ProcessStamp::own().is_dead());
+        let another = ProcessStamp::new(1, 12_345);
         assert!(!another.is_dead(), "what cannot be known counts as living");
     }
 }

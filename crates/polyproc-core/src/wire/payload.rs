@@ -9,14 +9,14 @@ use std::os::fd::OwnedFd;
 #[derive(Debug, Default)]
 pub struct Payload {
     /// The encoded value.
-    pub head: Vec<u8>,
+    pub bytes: Vec<u8>,
     /// Descriptors that travel with the value, at most 240. The receiver gets its own copies, close-on-exec.
     pub fds: Vec<OwnedFd>,
 }
 
 impl From<Vec<u8>> for Payload {
-    fn from(head: Vec<u8>) -> Self {
-        Self { head, fds: Vec::new() }
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { bytes, fds: Vec::new() }
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! | offset | bytes | content | writer |
 //! |---|---|---|---|
-//! | 0 | 128 | [`Cell`] | see there |
+//! | 0 | 128 | [`WorkerState`] | see there |
 //! | 384 | 64 | tail: bytes written so far | the worker, after a whole record: the store that commits it |
 //! | 128 | 64 | head: bytes read so far; the parent relies on its private copy | the parent |
 //! | 192 | 64 | [`EventCount`]: the worker, while the ring is full | see there |
@@ -39,7 +39,7 @@ const FIRST_REGION: u64 = 3 * 65536;
 pub(super) const INLINE_LEN: usize = 16384;
 /// Number of bits of the slot in a [`ResultKind::Begin`].
 const SLOT_BITS: u32 = 10;
-const _: () = assert!(super::board::SLOTS == 1 << SLOT_BITS && super::claim::POSITIONS << SLOT_BITS <= 1 << 56);
+const _: () = assert!(super::task_table::SLOTS == 1 << SLOT_BITS && super::claim::POSITIONS << SLOT_BITS <= 1 << 56);
 /// Length of a record's word in bytes.
 pub(super) const WORD_LEN: usize = 8;
 
@@ -144,7 +144,7 @@ shared! {
     ///
     /// | offset | bytes | field | writer |
     /// |---|---|---|---|
-    /// | 0 | 8 | current: [`IDLE`], the running item ([`running`]), or [`DOOMED`] | the worker; the parent, to cut or kill |
+    /// | 0 | 8 | current: [`IDLE`], the running item ([`running`]), or [`REVOKED`] | the worker; the parent, to cut or kill |
     /// | 8 | 8 | started: when it began the item, if items are limited | the worker |
     /// | 16 | 8 | since: when it became idle or busy | the worker |
     /// | 24 | 8 | busy: nanoseconds that it was busy before `since` | the worker |
@@ -156,7 +156,7 @@ shared! {
     /// | 68 | 4 | retire: not 0 if it must exit | the parent |
     /// | 72 | 8 | sent: number of result descriptors that it sent | the worker |
     /// | 80 | 8 | received: number of sent descriptors that the parent no longer holds | the parent |
-    pub(super) struct Cell {
+    pub(super) struct WorkerState {
         pub(super) current: AtomicU64,
         pub(super) started: AtomicU64,
         pub(super) since: AtomicU64,
@@ -171,12 +171,12 @@ shared! {
         pub(super) received: AtomicU64,
     }
 }
-const _: () = assert!(size_of::<Cell>() == 128);
+const _: () = assert!(size_of::<WorkerState>() == 128);
 
 /// The worker runs no task.
 pub(super) const IDLE: u64 = 0;
 /// The parent has marked the worker for killing: it begins and ends no item any more.
-pub(super) const DOOMED: u64 = 1;
+pub(super) const REVOKED: u64 = 1;
 
 /// The parent has taken the items after the running one: the worker must leave the task after it.
 const CUT: u64 = 1 << 19;
@@ -189,9 +189,9 @@ pub(super) fn running(position: u64, item: u32) -> u64 {
 /// Tasks whose worker reports which item it runs have fewer items than this.
 pub(super) const MOST_STEPS: u32 = (1 << 19) - 3;
 
-/// Returns the position in a word of [`running`]; `None` for [`IDLE`] and [`DOOMED`].
+/// Returns the position in a word of [`running`]; `None` for [`IDLE`] and [`REVOKED`].
 pub(super) fn running_position(current: u64) -> Option<u64> {
-    (current > DOOMED).then_some(current >> 20)
+    (current > REVOKED).then_some(current >> 20)
 }
 
 /// Returns the item in a word of [`running`].
@@ -206,7 +206,7 @@ pub(super) fn cut(current: u64) -> u64 {
 
 /// Returns whether the parent has cut the task.
 pub(super) fn is_cut(current: u64) -> bool {
-    current > DOOMED && current & CUT != 0
+    current > REVOKED && current & CUT != 0
 }
 
 /// The phase of a worker's life; 0 while it is being set up.
@@ -246,7 +246,7 @@ impl ResultRing {
         &self.segment
     }
 
-    pub(super) fn cell(&self) -> &Cell {
+    pub(super) fn state(&self) -> &WorkerState {
         self.segment.fixed(0)
     }
 
@@ -268,6 +268,7 @@ impl ResultRing {
 
     /// Returns the number of bytes that the parent has not read, from the shared counts.
     pub(super) fn unread(&self) -> u64 {
+        // The head pairs with the Release in `read`. The tail is the worker's own.
         self.tail().load(Ordering::Acquire).wrapping_sub(self.head().load(Ordering::Acquire))
     }
 
@@ -287,6 +288,7 @@ impl ResultRing {
     fn write(&self, flags: u8, number: u64, record: &mut [u8]) -> Result<bool, MemoryError> {
         let tail = self.written.load(Ordering::Relaxed);
         let len = record.len() as u64;
+        // Pairs with the Release in `read`: the parent has copied the bytes that this overwrites.
         if tail.wrapping_sub(self.head().load(Ordering::Acquire)).saturating_add(len) > RING_LEN {
             return Ok(false);
         }
@@ -294,7 +296,8 @@ impl ResultRing {
         *word = (number << 8 | u64::from(flags)).to_le_bytes();
         self.copy_in(tail, record)?;
         self.written.store(tail.wrapping_add(len), Ordering::Relaxed);
-        self.tail().store(tail.wrapping_add(len), Ordering::Release); // pairs with the load in `read`
+        // The commit. Pairs with the Acquire in `read` and `is_anything_unread`.
+        self.tail().store(tail.wrapping_add(len), Ordering::Release);
         Ok(true)
     }
 
@@ -332,6 +335,7 @@ impl ResultRing {
 
     /// Returns whether there are returned blocks that the worker has not taken.
     pub(super) fn has_returned(&self) -> bool {
+        // Pairs with the Release in `give_back`.
         self.count(256).load(Ordering::Acquire) != self.count(320).load(Ordering::Relaxed)
     }
 
@@ -339,10 +343,12 @@ impl ResultRing {
     pub(super) fn take_back(&self) -> Option<u64> {
         let (returned, taken) = (self.count(256), self.count(320));
         let at = taken.load(Ordering::Relaxed);
+        // Pairs with the Release in `give_back`: the parent has copied the block, and written its offset.
         if at == returned.load(Ordering::Acquire) {
             return None;
         }
         let offset = self.returns().offsets[Self::return_slot(at)].load(Ordering::Relaxed);
+        // Pairs with the Acquire in `give_back`: the offset was read before its place is used again.
         taken.store(at.wrapping_add(1), Ordering::Release);
         Some(offset)
     }
@@ -373,7 +379,7 @@ pub(super) struct ReceivedBlocks {
 
 impl Drop for ReceivedBlocks {
     fn drop(&mut self) {
-        self.stream.cell().received.fetch_add(self.count, Ordering::Relaxed);
+        self.stream.state().received.fetch_add(self.count, Ordering::Relaxed);
     }
 }
 
@@ -384,8 +390,8 @@ impl From<ResultRing> for Results {
 }
 
 impl Results {
-    pub(super) fn cell(&self) -> &Cell {
-        self.stream.cell()
+    pub(super) fn state(&self) -> &WorkerState {
+        self.stream.state()
     }
 
     pub(super) fn segment(&self) -> &Segment {
@@ -399,11 +405,13 @@ impl Results {
 
     /// Returns whether there are unread bytes. Always false once the stream is broken.
     pub(super) fn is_anything_unread(&self) -> bool {
+        // Pairs with the Release in `write`.
         !self.is_broken && self.stream.tail().load(Ordering::Acquire) != self.head
     }
 
     /// Restores the shared counts from the parent's own, and wakes the worker.
     pub(super) fn repair_counts(&self) {
+        // Pair with the Acquire in `write` and `unread`, and in `take_back`.
         self.stream.head().store(self.head, Ordering::Release);
         self.stream.count(256).store(self.returned, Ordering::Release);
         self.stream.space().wake_generation();
@@ -436,8 +444,9 @@ impl Results {
         }
         if len > 0 {
             self.head = tail;
-            stream.head().store(tail, Ordering::Release); // pairs with the load in `unread`
-            // The worker sets the flag of the event count, then reads the head: one of the two sees the other.
+            stream.head().store(tail, Ordering::Release); // pairs with the Acquire in `write` and `unread`
+            // Pairs with the fence in `EventCount::wait`: the worker sets the flag of the event count, then reads the
+            // head, so one of the two sees the other.
             fence(Ordering::SeqCst);
             stream.space().wake_all();
         }
@@ -447,13 +456,14 @@ impl Results {
     /// Returns a block to the worker. Returns false if [`RETURN_SLOTS`] blocks wait to be taken.
     pub(super) fn give_back(&mut self, offset: u64) -> bool {
         let (returned, taken) = (self.stream.count(256), self.stream.count(320));
+        // Pairs with the Release in `take_back`.
         if self.returned.wrapping_sub(taken.load(Ordering::Acquire)) >= RETURN_SLOTS as u64 {
             return false;
         }
         let slot = ResultRing::return_slot(self.returned);
         self.stream.returns().offsets[slot].store(offset, Ordering::Relaxed);
         self.returned = self.returned.wrapping_add(1);
-        returned.store(self.returned, Ordering::Release); // pairs with the load in `take_back`
+        returned.store(self.returned, Ordering::Release); // pairs with the Acquire in `take_back`
         true
     }
 }
@@ -558,9 +568,9 @@ mod tests {
     fn what_runs_is_told_apart() {
         assert_eq!(running_position(running(5, 0)), Some(5));
         assert_ne!(running(5, 0), running(5, 1));
-        assert!(running(0, 0) > DOOMED);
+        assert!(running(0, 0) > REVOKED);
         assert_eq!((running_item(running(5, 7)), running_item(cut(running(5, 7)))), (7, 7));
-        assert!(is_cut(cut(running(5, 7))) && !is_cut(running(5, MOST_STEPS)) && !is_cut(DOOMED));
+        assert!(is_cut(cut(running(5, 7))) && !is_cut(running(5, MOST_STEPS)) && !is_cut(REVOKED));
         assert_eq!(running_position(IDLE), None);
     }
 }

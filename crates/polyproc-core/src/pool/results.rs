@@ -6,21 +6,21 @@
 
 use std::time::Duration;
 
-use super::call::{Call, End, Want};
+use super::call::{Call, End, WaitFor};
 use super::doorbell::{ASLEEP, ASLEEP_UNTIL_LOW, AWAKE, AWAY, SPINNING};
 use super::driver::{Driver, Inner, Task, TaskPlace};
+use super::result_ring::{LOGGED, ResultBody, ResultKind, ResultRecord, WITH_FDS, begun, parse, take_results};
 use super::scheduler::{SchedulerEvent, TaskId};
-use super::stream::{LOGGED, ResultBody, ResultKind, ResultRecord, WITH_FDS, begun, parse, take_results};
 use super::task::{TaskEnd, next_item};
+use super::thread::CHANNEL_MESSAGES;
 use super::timers::{Timer, after_backoff};
-use super::watch::CHANNEL_MESSAGES;
 use crate::deadline::Deadline;
-use crate::frame::Payload;
 use crate::prim::Ordering;
 use crate::robust::{HAS_SPARE_PROCESSOR, RecheckInterval, WaitError, spin_until};
 use crate::shm::MemoryError;
 use crate::shm::budget;
 use crate::sys::futex::{self, Wait};
+use crate::wire::Payload;
 
 /// How long a thread sleeps at first before it re-checks. The pool's thread detects a worker that dies before it wakes a
 /// thread; this is for the case that it does not.
@@ -51,7 +51,7 @@ pub(super) struct ResultWaiter {
 
 impl Driver {
     /// See [`Call::wait`].
-    pub(super) fn wait(&self, call: &Call, want: Want, deadline: Deadline) -> Result<bool, WaitError> {
+    pub(super) fn wait(&self, call: &Call, want: WaitFor, deadline: Deadline) -> Result<bool, WaitError> {
         let mut may_spin = true;
         let (mut me, interval) = (None, RecheckInterval::new(RECHECK_AFTER));
         loop {
@@ -87,7 +87,7 @@ impl Driver {
         &self,
         inner: &mut Inner,
         me: ResultWaiter,
-        want: Want,
+        want: WaitFor,
         deadline: Deadline,
         may_spin: &mut bool,
     ) -> WaitStep {
@@ -117,15 +117,15 @@ impl Driver {
                 self.collect(inner);
                 continue;
             }
-            let how = if *may_spin && want == Want::Next && *HAS_SPARE_PROCESSOR {
+            let how = if *may_spin && want == WaitFor::Next && *HAS_SPARE_PROCESSOR {
                 SPINNING
             } else {
                 inner.way_to_sleep(want)
             };
-            let low = if inner.scheduler.waiting() > 0 || want == Want::Room { inner.out_tasks() / 2 } else { 0 };
+            let low = if inner.scheduler.waiting() > 0 || want == WaitFor::Room { inner.out_tasks() / 2 } else { 0 };
             self.board.low_water().store(low, Ordering::Relaxed);
             doorbell.set(how);
-            inner.told.leader = false; // this thread is the leader
+            inner.notifications.leader = false; // this thread is the leader
             if !inner.is_anything_unread() {
                 *may_spin = false;
                 return WaitStep::Lead(how);
@@ -157,10 +157,10 @@ impl Driver {
             return;
         }
         inner.leader = None;
-        inner.told.leader = false;
+        inner.notifications.leader = false;
         self.hand_over(inner);
         if let Some((_, state)) = inner.calls.iter_mut().find(|(_, state)| !state.followers.is_empty()) {
-            inner.told.unpark(state);
+            inner.notifications.unpark(state);
         }
     }
 
@@ -179,7 +179,7 @@ impl Driver {
             }
             self.collect(inner);
         }
-        inner.told.driver = true; // it continues here, after other threads had the lock
+        inner.notifications.driver = true; // it continues here, after other threads had the lock
     }
 
     /// Reads the results of all workers.
@@ -285,7 +285,7 @@ impl Driver {
         let worker = inner.workers[at].as_mut().ok_or(MemoryError::Corrupt)?;
         let fds = match record.flags & WITH_FDS {
             0 => Ok(Vec::new()),
-            _ => worker.fds.pop_front().unwrap_or_else(|| Err("the result's descriptors are gone".to_owned())),
+            _ => worker.fds.pop_front().unwrap_or_else(|| Err("the result's descriptors were lost".to_owned())),
         };
         let head = match record.body {
             ResultBody::Block { offset, len } => {
@@ -303,7 +303,7 @@ impl Driver {
         Ok(match (record.kind, fds) {
             (ResultKind::Returned, Ok(fds)) => {
                 let received = (!fds.is_empty()).then(|| worker.stream.received(fds.len()));
-                End::Payload(Box::new((Payload { head, fds }, received)))
+                End::Payload(Box::new((Payload { bytes: head, fds }, received)))
             }
             (ResultKind::Returned, Err(why)) => End::Failed(Box::new(TaskEnd::Refused(why))),
             (kind, _) => End::Failed(Box::new(TaskEnd::of_record(kind, head).map_err(|_| MemoryError::Corrupt)?)),
@@ -361,11 +361,11 @@ impl Inner {
         }
     }
 
-    fn is_satisfied(&self, call: usize, want: Want) -> bool {
+    fn is_satisfied(&self, call: usize, want: WaitFor) -> bool {
         self.calls.get(call).is_none_or(|state| match want {
-            Want::Next => !state.ends.is_empty() || state.is_over(),
-            Want::Room => self.has_room() || state.is_over(),
-            Want::All => state.is_over(),
+            WaitFor::Next => !state.ends.is_empty() || state.is_over(),
+            WaitFor::Room => self.has_room() || state.is_over(),
+            WaitFor::All => state.is_over(),
         })
     }
 
@@ -373,8 +373,8 @@ impl Inner {
         self.workers.iter().flatten().any(|worker| worker.stream.is_anything_unread())
     }
 
-    fn way_to_sleep(&self, want: Want) -> u32 {
+    fn way_to_sleep(&self, want: WaitFor) -> u32 {
         let is_minded = self.eager > 0 || self.calls.iter().any(|(_, state)| !state.followers.is_empty());
-        if want == Want::Next || is_minded { ASLEEP } else { ASLEEP_UNTIL_LOW }
+        if want == WaitFor::Next || is_minded { ASLEEP } else { ASLEEP_UNTIL_LOW }
     }
 }
