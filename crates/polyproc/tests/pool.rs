@@ -217,6 +217,24 @@ fn a_worker_that_ignores_sigterm_is_terminated_all_the_same() -> TestResult {
     Ok(())
 }
 
+/// Terminates a pool whose workers this process may no longer signal.
+fn terminate_as_another_user((): ()) -> Result<(), String> {
+    let pool = Pool::new(2).map_err(|error| error.to_string())?;
+    pool.map(|x: u32| x, 0..10).map_err(|error| error.to_string())?;
+    support::become_another_user();
+    pool.terminate();
+    pool.join().map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_program_that_gave_up_privileges_terminates_its_workers() -> TestResult {
+    if support::may_change_user() {
+        let _clean = Clean::start();
+        Process::new(terminate_as_another_user, ()).start()?.join()??;
+    }
+    Ok(())
+}
+
 #[test]
 fn closing_runs_what_was_submitted() -> TestResult {
     let _clean = Clean::start();

@@ -106,15 +106,16 @@ impl Driver {
     /// Retires or terminates a worker.
     pub(super) fn end_worker(&self, worker: &WorkerHandle, action: Action) {
         if matches!(action, Action::Kill(_)) {
-            // A worker that this process may not signal (it changed its user) detects that its channel is closed.
-            if worker.child.signal(Signal::TERMINATE).is_err() {
-                worker.child.channel().shut_down();
+            if worker.child.signal(Signal::TERMINATE).is_ok() {
+                return;
             }
-        } else {
-            // Pairs with the Acquire in `is_to_retire`. A waiter sees it after `wake_generation`.
-            worker.stream.state().retire.store(1, Ordering::Release);
-            self.board.waiters().wake_generation();
+            // This process may not signal the worker, since it has given up its privileges. An idle worker retires; one that runs a
+            // task detects that its channel is closed.
+            worker.child.channel().shut_down();
         }
+        // Pairs with the Acquire in `is_to_retire`. A waiter sees it after `wake_generation`.
+        worker.stream.state().retire.store(1, Ordering::Release);
+        self.board.waiters().wake_generation();
     }
 
     /// Puts a task on the table.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::call::{FunctionId, Stop};
 use super::driver::{Driver, Inner, Logged, Task, TaskPlace, stop_end};
+use super::orders::TaskDescriptor;
 use super::result_ring::{REVOKED, cut, is_cut, running_item, running_position};
 use super::scheduler::{Blame, Held, Place, RetryHope, SchedulerEvent, TaskId};
 use super::task::{NoWorkersReason, PoolEvent, TaskEnd, decode_unfit, next_item, tag};
@@ -203,18 +204,16 @@ impl Driver {
         let Ok(order) = self.orders.read(slot) else { return };
         let kept = running_item(now) + 1;
         let items = task.count - from;
-        let is_cuttable = running_position(now) == Some(position) && !is_cut(now) && kept < items;
+        if running_position(now) != Some(position) || is_cut(now) || kept >= items {
+            return;
+        }
+        // Before the cut, which cannot be taken back: without memory for the argument the task stays whole.
+        let Some(left) = self.items_after(slot, &order, kept, items) else { return };
         // AcqRel pairs with the worker's compare-and-swap in `declare`: a cut task begins no further item.
-        if !is_cuttable || current.compare_exchange(now, cut(now), Ordering::AcqRel, Ordering::Acquire).is_err() {
+        if current.compare_exchange(now, cut(now), Ordering::AcqRel, Ordering::Acquire).is_err() {
             return;
         }
         let rest = items - kept;
-        let mut bytes = Vec::new();
-        let _ = self.orders.read_argument(slot, &order, &mut bytes); // fails only for lack of memory
-        let mut left = &bytes[..];
-        for _ in 0..kept {
-            let _ = next_item(&mut left);
-        }
         let serial = inner.serial();
         let Some(task) = inner.tasks.get_mut(id.0) else { return };
         task.count -= rest;
@@ -224,16 +223,27 @@ impl Driver {
         }
         let settings = inner.calls.get(call).map(|call| (call.settings.priority, call.settings.retries));
         let Some((priority, retries)) = settings else { return };
-        for item in 0..rest {
-            let start = left;
-            if next_item(&mut left).is_err() {
-                return;
-            }
-            let bytes = start[..start.len() - left.len()].to_vec();
-            let id = inner.add_task(Task::single(call, serial, end + u64::from(item), bytes));
+        for (item, bytes) in (0..).zip(left) {
+            let id = inner.add_task(Task::single(call, serial, end + item, bytes));
             self.handle(inner, SchedulerEvent::Resubmitted(id, priority, retries));
             self.handle(inner, SchedulerEvent::Due(id));
         }
+    }
+
+    /// Returns the bytes of each of a task's `count` items but the first `kept`; `None` without memory for them, or if they are malformed.
+    fn items_after(&self, slot: u32, order: &TaskDescriptor, kept: u32, count: u32) -> Option<Vec<Vec<u8>>> {
+        let mut bytes = Vec::new();
+        self.orders.read_argument(slot, order, &mut bytes).ok()?;
+        let mut left = &bytes[..];
+        let mut items = Vec::new();
+        for at in 0..count {
+            let start = left;
+            next_item(&mut left).ok()?;
+            if at >= kept {
+                items.push(start[..start.len() - left.len()].to_vec());
+            }
+        }
+        Some(items)
     }
 
     /// Checks whether the running item of the task has exceeded its limit, and sets the time of the next check.

@@ -15,7 +15,7 @@ use super::put::MessageBody;
 use super::ring::Ring;
 use super::task::{self, OnConsumerDeath};
 use crate::deadline::Deadline;
-use crate::prim::Ordering;
+use crate::prim::{Ordering, fence};
 use crate::process::watch_death;
 use crate::robust::{AdaptiveSpin, RecheckInterval, WaitError};
 use crate::shm::arena::{Block, BlockState};
@@ -333,6 +333,7 @@ impl Queue {
         drop(guard);
         ring.layout().items.wake_generation();
         ring.layout().space.wake_generation();
+        fence(Ordering::SeqCst); // pairs with the fence in `start_ringing`: one of the two sees the other's store
         ring.ring_once();
         Ok(())
     }
