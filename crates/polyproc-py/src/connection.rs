@@ -8,7 +8,7 @@ use pyo3::exceptions::PyEOFError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::codec::{self, How};
+use crate::codec::{self, Purpose};
 use crate::{buffer, sys, time};
 
 /// Tags of messages: sent as a value, or as bytes.
@@ -32,7 +32,7 @@ fn send(handle: RawFd, obj: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = obj.py();
     codec::with_memory(|bytes| {
         let mut fds = Vec::new();
-        codec::encode(obj, How::VALUE, bytes, &mut fds)?;
+        codec::encode(obj, Purpose::Value, bytes, &mut fds)?;
         send_message(py, handle, VALUE, bytes, &fds)
     })
 }

@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
+use polyproc_core::error_chain;
 use polyproc_core::pool::{ItemEnd, NoWorkersReason, PoolError, TaskEnd};
-use polyproc_core::{WaitError, error_chain};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use crate::codec::Source;
+use crate::exception::{exception, runtime_error};
 use crate::task::{WHOLE, raised};
 
 /// Returns an exception of class `name` of `polyproc.pool`.
 fn pool_error(py: Python<'_>, name: &str, text: String) -> PyErr {
-    let error = py.import("polyproc.pool").and_then(|module| module.getattr(name)?.call1((text,)));
-    error.map_or_else(|error| error, PyErr::from_value)
+    exception(py, "polyproc.pool", name, (text,))
 }
 
 /// The item of a call that failed, for the `index` or a note of its error; and the time limit of the call's tasks.
@@ -94,13 +94,8 @@ pub(crate) fn failure(py: Python<'_>, end: TaskEnd) -> PyErr {
 pub(crate) fn refused(error: PoolError) -> PyErr {
     match error {
         PoolError::Start(error) => crate::process::error(error),
-        error => PyRuntimeError::new_err(error_chain(&error)),
+        error => runtime_error(error),
     }
-}
-
-/// Returns the exception for a wait without a deadline that ended before its condition held.
-pub(crate) fn gave_up(error: WaitError) -> PyErr {
-    PyRuntimeError::new_err(error.to_string())
 }
 
 /// A result, or the exception in its place: objects that the garbage collector can visit, unlike a [`PyErr`].

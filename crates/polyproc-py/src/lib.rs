@@ -3,6 +3,7 @@
 mod buffer;
 mod codec;
 mod connection;
+mod exception;
 mod failure;
 mod imap;
 mod outcome;

@@ -10,7 +10,8 @@ use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::PyList;
 
-use crate::failure::{Fate, Place, failure, fate, gave_up, value};
+use crate::exception::runtime_error;
+use crate::failure::{Fate, Place, failure, fate, value};
 use crate::time;
 
 /// How often signal handlers run during a wait for a callback.
@@ -135,7 +136,7 @@ impl Outcome {
         loop {
             let waited = time::wait(py, || self.call.wait(want, deadline))?;
             let is_there = waited.or_else(|error| match deadline {
-                Deadline::NEVER => Err(gave_up(error)),
+                Deadline::NEVER => Err(runtime_error(error)),
                 _ => Ok(false),
             })?;
             if !is_there || want == WaitFor::All || self.call.is_over() {

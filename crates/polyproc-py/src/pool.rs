@@ -10,15 +10,16 @@ use std::time::Duration;
 use polyproc_core::pool::{self, CallSettings, PoolSettings, ReadAhead, Registered, Submitter, TaskEnd, WaitFor};
 use polyproc_core::process::{self, StartMethod};
 use polyproc_core::{Deadline, error_chain};
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::sync::MutexExt;
 use pyo3::types::{PyDict, PyFunction, PyIterator, PyList, PyTuple, PyType};
 
-use crate::codec::{self, How};
-use crate::failure::{Place, failure, gave_up, refused, value};
+use crate::codec::{self, Purpose};
+use crate::exception::runtime_error;
+use crate::failure::{Place, failure, refused, value};
 use crate::imap::Imap;
 use crate::outcome::{Outcome, Shape};
 use crate::process::{Child, function, payload};
@@ -73,7 +74,7 @@ impl Pool {
             return Ok(plain(self.pool.call_registered(registered, settings)));
         }
         let (mut bytes, mut fds) = (Vec::new(), Vec::new());
-        codec::encode(func, How::FUNCTION, &mut bytes, &mut fds)?;
+        codec::encode(func, Purpose::Function, &mut bytes, &mut fds)?;
         if !fds.is_empty() {
             let inline = function::<Inline>()?;
             let registered = self.inline.get_or_init(|| self.pool.register(&inline, &[]));
@@ -90,15 +91,13 @@ impl Pool {
         }
         let task = function::<Task>()?;
         let call = self.pool.call((0, 0), || Ok(task), Some(&bytes), settings);
-        call.map(plain).map_err(|error| PyRuntimeError::new_err(error_chain(&error)))
+        call.map(plain).map_err(runtime_error)
     }
-}
 
-impl Pool {
     /// Blocks until another task may be submitted.
     fn wait_to_submit(&self, py: Python<'_>) -> PyResult<()> {
         // Without a deadline the wait ends only when there is room.
-        time::wait(py, || self.pool.wait_to_submit(Deadline::NEVER))?.map(drop).map_err(gave_up)
+        time::wait(py, || self.pool.wait_to_submit(Deadline::NEVER))?.map(drop).map_err(runtime_error)
     }
 
     /// Like [`Pool::wait_to_submit`], but returns at once if `is_bulk`: the caller takes the results after it has submitted all
@@ -161,7 +160,7 @@ impl Pool {
         let mut tasks = self.tasks(func, 1, settings)?;
         tasks.push_call(args, kwds)?;
         tasks.feed.seal();
-        time::wait(py, || tasks.feed.call().wait(WaitFor::Next, Deadline::NEVER))?.map_err(gave_up)?;
+        time::wait(py, || tasks.feed.call().wait(WaitFor::Next, Deadline::NEVER))?.map_err(runtime_error)?;
         let mut result = None;
         let place = Place { item: None, chunksize: 1, limit };
         tasks.feed.take(|_, end| result = Some(value(py, end, place)));
@@ -246,7 +245,7 @@ impl Pool {
 
     fn join(&self, py: Python<'_>) -> PyResult<()> {
         // Without a deadline the wait ends only when the pool has ended.
-        time::wait(py, || self.pool.join(Deadline::NEVER))?.map_err(gave_up)?;
+        time::wait(py, || self.pool.join(Deadline::NEVER))?.map_err(runtime_error)?;
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use crate::exception::{exception, runtime_error};
 use crate::{sys, time};
 
 pyo3::create_exception!(
@@ -49,13 +50,9 @@ pub(crate) fn error(error: StartError) -> PyErr {
         StartError::Os { ref source, .. } => (source.raw_os_error(), error_chain(&error)),
         error => (None, error_chain(&error)),
     };
-    Python::attach(|py| {
-        let class = py.import("polyproc.context").and_then(|module| module.getattr("StartError"));
-        let error = class.and_then(|class| match errno {
-            Some(errno) => class.call1((errno, text)),
-            None => class.call1((text,)),
-        });
-        error.map_or_else(|error| error, PyErr::from_value)
+    Python::attach(|py| match errno {
+        Some(errno) => exception(py, "polyproc.context", "StartError", (errno, text)),
+        None => exception(py, "polyproc.context", "StartError", (text,)),
     })
 }
 
@@ -165,7 +162,7 @@ impl Handler<fn()> for Preload {
 
 /// Returns the engine's name of a handler, by which new processes find and run it.
 pub(crate) fn function<H: Handler<fn()>>() -> PyResult<Function> {
-    Function::new::<fn(), H>(|| ()).map_err(|error| PyRuntimeError::new_err(error.to_string()))
+    Function::new::<fn(), H>(|| ()).map_err(runtime_error)
 }
 
 pub(crate) fn payload(data: &[u8], fds: &[RawFd]) -> PyResult<Payload> {

@@ -5,32 +5,15 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use polyproc_core::queue::{self, GetError, PutError, QueueSettings};
-use polyproc_core::{Deadline, OutOfSpace, WaitError, error_chain};
+use polyproc_core::{Deadline, WaitError, error_chain};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 
-use crate::codec::{self, How};
-use crate::sys;
-use crate::time;
-
-/// Returns `queue.Empty` or `queue.Full`.
-fn queue_error(py: Python<'_>, class: &'static PyOnceLock<Py<PyAny>>, name: &str) -> PyErr {
-    let class = class.get_or_try_init(py, || Ok::<_, PyErr>(py.import("queue")?.getattr(name)?.into()));
-    match class.and_then(|class| class.bind(py).call0()) {
-        Ok(error) => PyErr::from_value(error),
-        Err(error) => error,
-    }
-}
-
-/// Returns `polyproc.OutOfSpace`.
-fn out_of_space(py: Python<'_>, error: &OutOfSpace) -> PyErr {
-    match py.import("polyproc.queues").and_then(|module| module.getattr("OutOfSpace")?.call1((error.to_string(),))) {
-        Ok(error) => PyErr::from_value(error),
-        Err(error) => error,
-    }
-}
+use crate::codec::{self, Purpose};
+use crate::exception::exception;
+use crate::{sys, time};
 
 /// Returns how many bytes of shared memory this program may have in flight, and how many it has.
 #[pyfunction]
@@ -129,8 +112,8 @@ impl Queue {
             } else {
                 let mut fds = Vec::new();
                 // The queue does not count lent bytes, so none are lent if it has a limit of bytes.
-                let how = if queue.max_bytes() > 0 { How::WHOLE } else { How::VALUE };
-                if let Err(error) = codec::encode(obj, how, bytes, &mut fds) {
+                let purpose = if queue.max_bytes() > 0 { Purpose::CopiedValue } else { Purpose::Value };
+                if let Err(error) = codec::encode(obj, purpose, bytes, &mut fds) {
                     return slf.call_method1("_put_failed", (error, obj)).map(drop);
                 }
                 let lent = codec::is_lent(bytes);
@@ -139,7 +122,7 @@ impl Queue {
                         // There may be room for the item, but not for descriptors.
                         bytes.clear();
                         fds.clear();
-                        codec::encode(obj, How::WHOLE, bytes, &mut fds)?;
+                        codec::encode(obj, Purpose::CopiedValue, bytes, &mut fds)?;
                         put(py, queue, &[bytes], &codec::borrowed(&fds), block, timeout)?
                     }
                     put => put,
@@ -150,8 +133,10 @@ impl Queue {
                     this.used.store(true, Ordering::Relaxed);
                     Ok(())
                 }
-                Err(PutError::Full) => Err(queue_error(py, &FULL, "Full")),
-                Err(PutError::OutOfSpace(error)) => Err(out_of_space(py, &error)),
+                Err(PutError::Full) => Err(PyErr::from_value(FULL.import(py, "queue", "Full")?.call0()?)),
+                Err(PutError::OutOfSpace(error)) => {
+                    Err(exception(py, "polyproc.queues", "OutOfSpace", (error.to_string(),)))
+                }
                 Err(error) => Err(PyOSError::new_err(error_chain(&error))),
             }
         })
@@ -176,7 +161,7 @@ impl Queue {
             }
             match got {
                 Ok(()) => codec::decode_message(py, bytes, fds),
-                Err(GetError::Empty) => Err(queue_error(py, &EMPTY, "Empty")),
+                Err(GetError::Empty) => Err(PyErr::from_value(EMPTY.import(py, "queue", "Empty")?.call0()?)),
                 Err(error) => Err(PyOSError::new_err(error_chain(&error))),
             }
         })

@@ -11,8 +11,8 @@ use pyo3::exceptions::{PyAssertionError, PyOSError, PyRuntimeError, PyRuntimeWar
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 
-use crate::sys;
-use crate::time;
+use crate::exception::{exception, runtime_error};
+use crate::{sys, time};
 
 /// The kinds of [`SemLock`], numbered as in `_multiprocessing`.
 const RECURSIVE_MUTEX: i32 = 0;
@@ -218,10 +218,6 @@ impl SemLock {
     fn _after_fork(&self) {}
 }
 
-fn no_place(error: EnterError) -> PyErr {
-    PyRuntimeError::new_err(error.to_string())
-}
-
 /// A condition without its lock.
 #[derive(Debug)]
 #[pyclass(frozen, module = "polyproc._polyproc")]
@@ -264,7 +260,7 @@ impl Condition {
         let deadline = time::deadline(timeout);
         let ticket = match time::wait(py, || self.0.enter(deadline))? {
             Err(EnterError::Wait(_)) => return Ok(None),
-            entered => entered.map_err(no_place)?,
+            entered => entered.map_err(runtime_error)?,
         };
         Ok(Some(Ticket { condition: self.0.clone(), ticket: Mutex::new(Some(ticket)) }))
     }
@@ -355,11 +351,8 @@ struct Barrier(sync::Barrier);
 
 fn broken(py: Python<'_>, error: BarrierError) -> PyErr {
     match error {
-        BarrierError::TooManyWaiters(error) => PyRuntimeError::new_err(error.to_string()),
-        _ => match py.import("threading").and_then(|module| module.getattr("BrokenBarrierError")?.call0()) {
-            Ok(error) => PyErr::from_value(error),
-            Err(error) => error,
-        },
+        BarrierError::TooManyWaiters(error) => runtime_error(error),
+        _ => exception(py, "threading", "BrokenBarrierError", ()),
     }
 }
 

@@ -52,20 +52,23 @@ pub(crate) fn fork_with_threads() -> ForkWithThreads {
     unsafe { ForkWithThreads::new() }
 }
 
-/// Duplicates a descriptor that Python code owns.
-pub(crate) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+fn check(fd: RawFd) -> io::Result<()> {
     if fd < 0 {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a file descriptor must not be negative"));
     }
+    Ok(())
+}
+
+/// Duplicates a descriptor that Python code owns.
+pub(crate) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    check(fd)?;
     // SAFETY: the number is not -1; if it is not open, the system call fails.
     unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()
 }
 
 /// Borrows a connection that Python code owns, for one call.
 pub(crate) fn connection(fd: RawFd) -> io::Result<ManuallyDrop<Connection>> {
-    if fd < 0 {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a file descriptor must not be negative"));
-    }
+    check(fd)?;
     // SAFETY: the number is not -1; `ManuallyDrop` never closes it, and if it is not open, system calls fail.
     Ok(ManuallyDrop::new(Connection::from(unsafe { OwnedFd::from_raw_fd(fd) })))
 }

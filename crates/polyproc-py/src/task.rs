@@ -22,7 +22,8 @@ use pyo3::exceptions::{PyOSError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 
-use crate::codec::{self, How, Source};
+use crate::codec::{self, Purpose, Source};
+use crate::exception::exception;
 use crate::sys;
 
 const CALL: u8 = 0;
@@ -59,21 +60,21 @@ impl Tasks {
     /// Adds an item of the arguments of a call.
     pub(crate) fn push_call(&mut self, args: &Bound<'_, PyTuple>, kwds: &Bound<'_, PyDict>) -> PyResult<()> {
         self.push(CALL, |out, fds| {
-            codec::encode(args, How::ARGUMENTS, out, fds)?;
-            codec::encode(kwds, How::ARGUMENTS, out, fds)
+            codec::encode(args, Purpose::Arguments, out, fds)?;
+            codec::encode(kwds, Purpose::Arguments, out, fds)
         })
     }
 
     /// Adds an item of one argument, or, if `star`, of several arguments.
     pub(crate) fn push_value(&mut self, star: bool, value: &Bound<'_, PyAny>) -> PyResult<()> {
         let kind = if star { STAR_ONE } else { ONE };
-        self.push(kind, |out, fds| codec::encode(value, How::ARGUMENTS, out, fds))
+        self.push(kind, |out, fds| codec::encode(value, Purpose::Arguments, out, fds))
     }
 
     /// Adds an item of many values, whose result is a list.
     pub(crate) fn push_values(&mut self, star: bool, values: &Bound<'_, PyList>) -> PyResult<()> {
         let kind = if star { STAR_MANY } else { MANY };
-        self.push(kind, |out, fds| codec::encode_all(values, How::ARGUMENTS, out, fds))
+        self.push(kind, |out, fds| codec::encode_all(values, Purpose::Arguments, out, fds))
     }
 }
 
@@ -136,8 +137,7 @@ pub(crate) fn raised(py: Python<'_>, bytes: &[u8]) -> PyErr {
         return PyRuntimeError::new_err("the task failed, and its exception could not be decoded");
     };
     let (text, pickle) = (PyString::new(py, &String::from_utf8_lossy(text)), PyBytes::new(py, pickle));
-    let rebuilt = py.import("polyproc.pool").and_then(|module| module.call_method1("_rebuild_error", (text, pickle)));
-    rebuilt.map_or_else(|error| error, PyErr::from_value)
+    exception(py, "polyproc.pool", "_rebuild_error", (text, pickle))
 }
 
 /// Calls a function with one argument, or, if `star`, with the items of the value as arguments.
@@ -177,14 +177,13 @@ fn run(function: &Bound<'_, PyAny>, mut source: Source<'_>, out: &mut Payload, a
 fn answer_with<'py, T>(
     result: &Bound<'py, T>,
     out: &mut Payload,
-    encode: impl FnOnce(&Bound<'py, T>, How, &mut Vec<u8>, &mut Vec<OwnedFd>) -> PyResult<()>,
+    encode: impl FnOnce(&Bound<'py, T>, Purpose, &mut Vec<u8>, &mut Vec<OwnedFd>) -> PyResult<()>,
 ) -> PyResult<()> {
     let (py, start) = (result.py(), out.bytes.len());
-    encode(result, How::VALUE, &mut out.bytes, &mut out.fds).or_else(|error| {
+    encode(result, Purpose::Value, &mut out.bytes, &mut out.fds).map_err(|error| {
         out.bytes.truncate(start);
         out.fds.clear();
-        let class = py.import("polyproc.pool")?.getattr("MaybeEncodingError")?;
-        Err(PyErr::from_value(class.call1((error.value(py), result.as_any()))?))
+        exception(py, "polyproc.pool", "MaybeEncodingError", (error.value(py), result.as_any()))
     })
 }
 
@@ -227,8 +226,8 @@ impl Handler<fn()> for Live {
             let live = || {
                 let data = PyBytes::new(py, input.bytes);
                 let name = process::current().name;
-                let run = py.import("polyproc._child")?.getattr("run_worker")?;
-                run.call1((data, sys::hand_over(input.fds), name))?.extract::<i32>()
+                let args = (data, sys::hand_over(input.fds), name);
+                py.import("polyproc._child")?.call_method1("run_worker", args)?.extract::<i32>()
             };
             match live() {
                 Ok(0) => Verdict::Returned,
