@@ -31,6 +31,7 @@ LIBRARIES = {
 KNOWN = {
     "pebble": {"DeadlockOn": "wants the pool to break when a worker dies that holds the lock of its pipe: ours is taken over"},
     "joblib": {"interactively_defined_functions[multiprocessing]": "functions of `-c`, by its own pickles, need `fork`"},
+    "loky": {"test_sync_object_handling": "expects a pipe between a process and its resource tracker: ours is a socket"},
     "coverage": {"bootstrap_error": "looks for `_bootstrap` in a stack from which it leaves out what is installed"},
 }
 # Seconds after which a suite counts as hung.

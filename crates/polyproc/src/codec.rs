@@ -1,6 +1,6 @@
 //! Encodes values as bytes, in postcard, and as the descriptors that [`carry`] adds and [`take`] removes.
 
-use std::any::type_name;
+use std::any::{Any, type_name};
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -243,7 +243,15 @@ pub(crate) fn take<'de, D: Deserializer<'de>, const N: usize>(deserializer: D) -
 
 /// Appends the encoded value to `bytes`, and returns the descriptors that belong to it.
 #[inline]
-pub(crate) fn encode_to<T: Serialize>(what: &str, value: &T, bytes: &mut Vec<u8>) -> Result<Vec<OwnedFd>, CodecError> {
+pub(crate) fn encode_to<T: Serialize + 'static>(
+    what: &str,
+    value: &T,
+    bytes: &mut Vec<u8>,
+) -> Result<Vec<OwnedFd>, CodecError> {
+    if let Some(value) = (value as &dyn Any).downcast_ref::<Vec<u8>>() {
+        encode_bytes(value, bytes);
+        return Ok(Vec::new());
+    }
     let encoding = Encoding::begin();
     match postcard::serialize_with_flavor(value, Buffer(bytes)) {
         Ok(()) => Ok(encoding.fds()),
@@ -252,15 +260,43 @@ pub(crate) fn encode_to<T: Serialize>(what: &str, value: &T, bytes: &mut Vec<u8>
 }
 
 /// Returns the encoded value. `what` names it in the error, as "the argument" or "the result".
-pub(crate) fn encode<T: Serialize>(what: &str, value: &T) -> Result<Payload, CodecError> {
+pub(crate) fn encode<T: Serialize + 'static>(what: &str, value: &T) -> Result<Payload, CodecError> {
     let mut head = Vec::new();
     let fds = encode_to(what, value, &mut head)?;
     Ok(Payload { bytes: head, fds })
 }
 
+/// Encodes bytes as postcard does, but copies them at once: serde visits each byte of a `Vec<u8>`.
+fn encode_bytes(value: &[u8], out: &mut Vec<u8>) {
+    out.reserve(value.len() + 10); // the length has at most 10 bytes
+    let mut len = value.len();
+    while len >= 0x80 {
+        out.push(len.to_le_bytes()[0] | 0x80);
+        len >>= 7;
+    }
+    out.push(len.to_le_bytes()[0]);
+    out.extend_from_slice(value);
+}
+
+/// Decodes a `Vec<u8>` that [`encode_bytes`] encoded, if `T` is one.
+fn decode_bytes<T: 'static>(bytes: &[u8]) -> Option<T> {
+    let mut decoded: Option<T> = None;
+    let slot = (&mut decoded as &mut dyn Any).downcast_mut::<Option<Vec<u8>>>()?;
+    let (len, rest) = postcard::take_from_bytes::<usize>(bytes).ok()?;
+    *slot = (rest.len() == len).then(|| rest.to_vec());
+    decoded
+}
+
 /// Decodes a value from its bytes and descriptors.
 #[inline]
-pub(crate) fn decode_from<T: DeserializeOwned>(what: &str, bytes: &[u8], fds: Vec<OwnedFd>) -> Result<T, CodecError> {
+pub(crate) fn decode_from<T: DeserializeOwned + 'static>(
+    what: &str,
+    bytes: &[u8],
+    fds: Vec<OwnedFd>,
+) -> Result<T, CodecError> {
+    if let Some(decoded) = decode_bytes(bytes) {
+        return Ok(decoded);
+    }
     let outer = (!fds.is_empty()).then(|| ARRIVING.replace(fds.into_iter().map(Some).collect()));
     let decoded = postcard::take_from_bytes(bytes);
     if let Some(outer) = outer {
@@ -273,7 +309,7 @@ pub(crate) fn decode_from<T: DeserializeOwned>(what: &str, bytes: &[u8], fds: Ve
     }
 }
 
-pub(crate) fn decode<T: DeserializeOwned>(what: &str, payload: Payload) -> Result<T, CodecError> {
+pub(crate) fn decode<T: DeserializeOwned + 'static>(what: &str, payload: Payload) -> Result<T, CodecError> {
     decode_from(what, &payload.bytes, payload.fds)
 }
 
@@ -281,8 +317,8 @@ pub(crate) fn decode<T: DeserializeOwned>(what: &str, payload: Payload) -> Resul
 #[inline]
 pub(crate) fn through<A, R>(input: Input<'_>, out: &mut Payload, call: impl FnOnce(A) -> R) -> Verdict
 where
-    A: DeserializeOwned,
-    R: Serialize,
+    A: DeserializeOwned + 'static,
+    R: Serialize + 'static,
 {
     match decode_from("the argument", input.bytes, input.fds) {
         Ok(argument) => answer(out, &call(argument)),
@@ -292,7 +328,7 @@ where
 
 /// Encodes a result, or the error if that fails.
 #[inline]
-pub(crate) fn answer<R: Serialize>(out: &mut Payload, result: &R) -> Verdict {
+pub(crate) fn answer<R: Serialize + 'static>(out: &mut Payload, result: &R) -> Verdict {
     let start = out.bytes.len();
     match encode_to("the result", result, &mut out.bytes) {
         Ok(fds) => {
@@ -321,6 +357,18 @@ pub(crate) fn raised(bytes: &[u8]) -> CodecError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_are_encoded_as_postcard_encodes_them() {
+        for len in [0, 1, 127, 128, 300, 70_000] {
+            let value = vec![7u8; len];
+            let encoded = encode("the value", &value).expect("bytes");
+            assert_eq!(encoded.bytes, postcard::to_stdvec(&value).expect("bytes"), "{len}");
+            assert_eq!(decode::<Vec<u8>>("the value", encoded).expect("bytes"), value);
+        }
+        let cut = Payload::from(vec![200, 1, 7]);
+        assert!(decode::<Vec<u8>>("the value", cut).is_err());
+    }
 
     #[test]
     fn what_cannot_travel_says_so() {

@@ -57,8 +57,9 @@ impl<A, R: Transfer + Send, T> Gather<T> for Gathered<A, R, T> {
 /// The state that an [`AsyncResult`] and its callbacks share.
 struct Shared<T> {
     /// The engine's call; `None` if it could not be submitted. No lock guards it, so that one thread can cancel the call while
-    /// others wait for it.
-    call: Option<Arc<core::Call>>,
+    /// others wait for it. Unwind safety: a thread that panics leaves the call consistent, as its state is changed by the engine
+    /// only.
+    call: AssertUnwindSafe<Option<Arc<core::Call>>>,
     state: Mutex<State<T>>,
     /// Notified when a callback has run.
     changed: Condvar,
@@ -91,7 +92,7 @@ impl<T> Shared<T> {
 
     /// Blocks until the call is over. Returns false if the deadline passed first.
     fn wait(&self, deadline: Deadline) -> bool {
-        let Some(call) = &self.call else { return true };
+        let Some(call) = &*self.call else { return true };
         retry_interrupted(|| call.wait(WaitFor::All, deadline)).unwrap_or(false)
     }
 
@@ -125,7 +126,7 @@ impl<T> Shared<T> {
 /// assert_eq!((square.get()?, more.get()?), (144, vec![2, 3]));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[must_use = "without it nobody sees the result"]
+#[must_use = "dropping it discards the result"]
 pub struct AsyncResult<T> {
     shared: Arc<Shared<T>>,
 }
@@ -157,7 +158,13 @@ impl<T> AsyncResult<T> {
         let core = call.core().cloned();
         let gather: Box<dyn Gather<T>> = Box::new(Gathered { call, results, error: None, finish });
         let state = State { gather: Some(gather), result: None, callbacks: 0, waker: None };
-        Self { shared: Arc::new(Shared { call: core, state: Mutex::new(state), changed: Condvar::new() }) }
+        Self {
+            shared: Arc::new(Shared {
+                call: AssertUnwindSafe(core),
+                state: Mutex::new(state),
+                changed: Condvar::new(),
+            }),
+        }
     }
 
     fn wait_until(&self, deadline: Deadline) -> bool {
@@ -228,7 +235,7 @@ impl<T> AsyncResult<T> {
     ///
     /// These items fail with [`Failure::Cancelled`](crate::Failure::Cancelled). Items that have ended keep their results.
     pub fn cancel(&self) {
-        if let Some(call) = &self.shared.call {
+        if let Some(call) = &*self.shared.call {
             call.cancel();
         }
     }
@@ -240,7 +247,7 @@ impl<T> AsyncResult<T> {
         lock(&self.shared.state).callbacks += 1;
         let shared = Arc::clone(&self.shared);
         let then = move || shared.call_back(see);
-        match &self.shared.call {
+        match &*self.shared.call {
             Some(call) => call.then(then),
             None => then(),
         }

@@ -51,7 +51,7 @@ impl<'a> CallOptions<'a> {
     /// # Panics
     /// Panics if `items` is 0.
     pub fn chunksize(mut self, items: usize) -> Self {
-        assert!(items > 0, "a chunk holds at least one item");
+        assert!(items > 0, "a chunk must have at least one item");
         self.chunksize = Some(items);
         self
     }
@@ -61,7 +61,7 @@ impl<'a> CallOptions<'a> {
     /// # Panics
     /// Panics if `items` is 0.
     pub fn look_ahead(mut self, items: usize) -> Self {
-        assert!(items > 0, "at least one item is under way");
+        assert!(items > 0, "at least one item must be in flight");
         self.look_ahead = Some(items);
         self
     }
@@ -77,7 +77,7 @@ impl<'a> CallOptions<'a> {
 
     /// Limits how long each item may run, from when a worker begins it.
     ///
-    /// On timeout the worker is killed, and the item fails with [`Failure::TimedOut`].
+    /// On timeout the worker is killed, and the item fails with [`Failure::TimedOut`](crate::Failure::TimedOut).
     pub fn timeout(mut self, each: Duration) -> Self {
         self.settings.limit = Some(each);
         self
@@ -91,7 +91,7 @@ impl<'a> CallOptions<'a> {
     }
 
     /// Limits how long the whole call may take, from its start. Items that have not ended by then fail with
-    /// [`Failure::TimedOut`].
+    /// [`Failure::TimedOut`](crate::Failure::TimedOut).
     pub fn call_timeout(mut self, all: Duration) -> Self {
         self.settings.call_limit = Some(all);
         self
@@ -99,7 +99,8 @@ impl<'a> CallOptions<'a> {
 
     /// Sets how many times an item is retried after its worker was lost while running it. An item may thus run more than once.
     ///
-    /// If its worker is lost in each attempt, only that item fails, with [`Failure::WorkerLost`] or [`Failure::OutOfMemory`].
+    /// If its worker is lost in each attempt, only that item fails, with [`Failure::WorkerLost`](crate::Failure::WorkerLost) or
+    /// [`Failure::OutOfMemory`](crate::Failure::OutOfMemory).
     pub fn retries(mut self, retries: u32) -> Self {
         self.settings.retries = retries;
         self
