@@ -1,4 +1,8 @@
 //! [`Deadline`], the only timeout type of the engine.
+//!
+//! A face turns a timeout into a deadline once, when the user's call begins. All waits of the call get the same value, so that
+//! retries, signal handlers and several steps of one operation do not extend it. A deadline is a moment of this process's
+//! monotonic clock: it is never sent to another process.
 
 use std::time::{Duration, Instant};
 
@@ -8,27 +12,32 @@ use rustix::event::Timespec;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadline(When);
 
+/// The moment. `Passed` needs no clock, so that a check without blocking is cheap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum When {
+    /// No limit.
     Never,
+    /// A moment of the monotonic clock.
     At(Instant),
+    /// The past, whatever the clock reads.
     Passed,
 }
 
 impl Deadline {
-    /// The wait never gives up.
+    /// The wait never gives up. It may still be interrupted by a signal handler.
     pub const NEVER: Self = Self(When::Never);
 
     /// Has passed already: the condition is checked once, without blocking.
     pub const PASSED: Self = Self(When::Passed);
 
-    /// Returns the deadline `timeout` from now; [`Deadline::NEVER`] if the clock cannot represent it.
+    /// Returns the deadline `timeout` from now; [`Deadline::NEVER`] if the clock cannot represent it. A timeout of zero is
+    /// equivalent to [`Deadline::PASSED`], but not equal to it.
     #[must_use]
     pub fn after(timeout: Duration) -> Self {
         Self(Instant::now().checked_add(timeout).map_or(When::Never, When::At))
     }
 
-    /// Returns the earlier of this deadline and `timeout` from now.
+    /// Returns the earlier of this deadline and `timeout` from now: a wait that also re-checks its condition at intervals.
     pub(crate) fn or_sooner(self, timeout: Duration) -> Self {
         match self.remaining() {
             Some(left) if left <= timeout => self,
@@ -36,7 +45,7 @@ impl Deadline {
         }
     }
 
-    /// Returns the later of this deadline and `timeout` from now.
+    /// Returns the later of this deadline and `timeout` from now: a wait with a shortest length (`robust::Mutex`).
     pub(crate) fn or_after(self, timeout: Duration) -> Self {
         match self.remaining() {
             Some(left) if left < timeout => Self::after(timeout),
@@ -44,13 +53,13 @@ impl Deadline {
         }
     }
 
-    /// Returns whether the deadline has passed.
+    /// Returns whether the deadline has passed. Once true, it stays true.
     #[must_use]
     pub fn has_passed(self) -> bool {
         self.remaining() == Some(Duration::ZERO)
     }
 
-    /// Returns the remaining time; `None` for [`Deadline::NEVER`].
+    /// Returns the remaining time, zero once the deadline has passed; `None` for [`Deadline::NEVER`].
     #[must_use]
     pub fn remaining(self) -> Option<Duration> {
         match self.0 {
@@ -60,12 +69,14 @@ impl Deadline {
         }
     }
 
-    /// Returns [`Deadline::remaining`] in the form that `poll(2)` and `epoll_wait(2)` take.
+    /// Returns [`Deadline::remaining`] in the form that `poll(2)` and `epoll_wait(2)` take; `None`, which they take as no
+    /// limit, also for a time that the form cannot represent.
     pub(crate) fn timespec(self) -> Option<Timespec> {
         self.remaining().and_then(|left| Timespec::try_from(left).ok())
     }
 }
 
+/// An optional timeout of a user: `None` is [`Deadline::NEVER`].
 impl From<Option<Duration>> for Deadline {
     fn from(timeout: Option<Duration>) -> Self {
         timeout.map_or(Self::NEVER, Self::after)

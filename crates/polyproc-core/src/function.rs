@@ -1,10 +1,20 @@
 //! Function pointers that another process of the same build can call.
 //!
 //! A [`Function`] is two code locations: a trampoline, monomorphised for the type `F` of the user's function and for the
-//! [`Handler`] that feeds it, and that function itself. The two are made together by [`Function::new`], travel together
-//! over channels that only our own processes hold, and are used together by [`Resolved::call`]: so the trampoline always
-//! gets a function of the type that it was compiled for. `fn` pointers and not zero-sized `F: Fn` types, because a closure
-//! that captured a zero-sized proof token would be conjured up in a process that never earned the token.
+//! [`Handler`] that feeds it, and that function itself. The two are made together by [`Function::new`], travel together over
+//! channels that only processes of the engine hold, and are used together by [`Resolved::call`]: so the trampoline always gets
+//! a function of the type that it was compiled for. They are `fn` pointers and not zero-sized `F: Fn` types: a closure that
+//! captured a zero-sized proof token would otherwise be created in a process that never earned the token.
+//!
+//! 1. In the parent, a face names a function and its codec by [`Function::new`].
+//! 2. The name travels in an order (`process/order.rs`), in a worker's setup, or in the answer to a worker's question
+//!    (`pool/task.rs`).
+//! 3. The child reads it by [`Function::decode`], and finds both locations in its images by [`Function::resolve`].
+//! 4. It calls the function: [`Resolved::call_once`] for a process, [`Resolved::call`] for each item of a task.
+//!
+//! A name identifies code to run, so it is never read from shared memory that a peer can write: tasks have numbers, for which a
+//! worker asks its parent. This file and [`image`] argue from SAFETY.md, 1. No state is kept here; the caller caches resolved
+//! functions.
 #![expect(unsafe_code, reason = "an address becomes a function pointer again in another process")]
 
 use std::ffi::CString;
@@ -14,16 +24,18 @@ use crate::wire::{Context, Input, Payload, Verdict};
 use crate::wire::{Reader, WireError, Writer};
 
 mod sealed {
+    /// Keeps other crates from implementing [`Callable`](super::Callable), on which safety depends.
     #[expect(unnameable_types, reason = "sealing a trait takes a name that nobody else can write")]
     pub trait Sealed {}
 }
 
-/// A function pointer type: `fn() -> R`, `fn(A) -> R`, `fn(&C, A) -> R`, `fn(&mut S, A) -> R`, or [`Binary`]. Sealed.
+/// A function pointer type: `fn() -> R`, `fn(A) -> R`, `fn(&C, A) -> R`, `fn(&mut S, A) -> R`, or [`Binary`]. Sealed. All types
+/// are `'static`, so that no lifetime is invented in another process.
 pub trait Callable: Copy + 'static + sealed::Sealed {
-    /// The address of the function's code.
+    /// Returns the address of the function's code in this process.
     fn address(self) -> usize;
 
-    /// The function at `address`.
+    /// Returns the function at `address`.
     ///
     /// # Safety
     /// `address` is what [`Callable::address`] gave for a function of this very type, in this process or, moved by the
@@ -76,15 +88,21 @@ impl<A: 'static, B: 'static, R: 'static> Callable for Binary<A, B, R> {
     }
 }
 
-/// How bytes reach a function of type `F` and its result becomes bytes again: the codec of a face.
+/// How bytes reach a function of type `F` and its result becomes bytes again: the codec of a face. Never instantiated: the type
+/// selects the trampoline.
 pub trait Handler<F>: 'static {
-    /// Decodes `input`, calls `function`, and puts what it returned, or an error in the face's own encoding, at the end of
-    /// `out.bytes`, and descriptors in `out.fds`.
+    /// Decodes `input`, calls `function`, and puts its result, or an error in the face's own encoding, at the end of
+    /// `out.bytes`, and descriptors in `out.fds`. The bytes that `out.bytes` has already belong to the caller.
+    ///
+    /// May panic, as `function` may; the caller catches the panic and drops `out`.
     fn handle(function: F, input: Input<'_>, out: &mut Payload) -> Verdict;
 }
 
+/// The type of the trampoline: the address of the user's function, its input, and the output.
 type EntryPoint = unsafe fn(usize, Input<'_>, &mut Payload) -> Verdict;
 
+/// The trampoline. Its address identifies the type of the function and the codec.
+///
 /// # Safety
 /// `target` is the address of a function of type `F`.
 unsafe fn enter<F: Callable, H: Handler<F>>(target: usize, input: Input<'_>, out: &mut Payload) -> Verdict {
@@ -92,10 +110,12 @@ unsafe fn enter<F: Callable, H: Handler<F>>(target: usize, input: Input<'_>, out
     H::handle(unsafe { F::from_address(target) }, input, out)
 }
 
-/// The name of a function, good in every process of the same build.
+/// The name of a function, good in every process of the same build. Equal names call the same function by the same codec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Function {
+    /// The trampoline, an [`enter`].
     entry: Location,
+    /// The user's function.
     target: Location,
 }
 
@@ -109,14 +129,18 @@ impl Function {
         Ok(Self { entry: image::locate(entry as usize)?, target: image::locate(function.address())? })
     }
 
-    /// What tells it from other functions in this process: cheaper than its name.
+    /// Returns two addresses that identify the function and its codec in this process: cheaper than a name, for caches.
+    /// Addresses mean nothing in another process.
     #[must_use]
     pub fn key<F: Callable, H: Handler<F>>(function: F) -> (usize, usize) {
         let entry: EntryPoint = enter::<F, H>;
         (entry as usize, function.address())
     }
 
-    /// Finds the function in this process.
+    /// Finds the function in this process. May load a library, and so run its constructors.
+    ///
+    /// # Errors
+    /// [`FunctionError::NotLoadable`], [`FunctionError::OtherBuild`] or [`FunctionError::NotCode`].
     pub(crate) fn resolve(&self) -> Result<Resolved, FunctionError> {
         let entry = image::resolve(&self.entry)?;
         let target = image::resolve(&self.target)?;
@@ -126,6 +150,8 @@ impl Function {
         Ok(Resolved { entry, target })
     }
 
+    /// Appends the name to a message: for each location the path of the library (empty for the program), the offset, the build
+    /// id.
     pub(crate) fn encode(&self, out: &mut Writer) {
         for location in [&self.entry, &self.target] {
             out.bytes(location.library.as_deref().map(|path| path.to_bytes()).unwrap_or_default());
@@ -134,7 +160,10 @@ impl Function {
         }
     }
 
-    /// Only for bytes from a channel between our own processes: they name code to run.
+    /// Reads a name. Only for bytes from a channel between processes of the engine: they name code to run.
+    ///
+    /// # Errors
+    /// [`WireError`] if the bytes end early, or a path contains a NUL byte.
     pub(crate) fn decode(from: &mut Reader<'_>) -> Result<Self, WireError> {
         let mut location = || {
             let path = from.bytes()?;
@@ -145,20 +174,25 @@ impl Function {
     }
 }
 
-/// A [`Function`] found in this process.
+/// A [`Function`] found in this process. Valid while the images that contain it are loaded, which the engine never unloads.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Resolved {
     entry: EntryPoint,
+    /// The address of the user's function, of the type that `entry` was compiled for.
     target: usize,
 }
 
 impl Resolved {
+    /// Calls the function for one item. See [`Handler::handle`]; a panic passes through.
     pub(crate) fn call(&self, input: Input<'_>, out: &mut Payload) -> Verdict {
         // SAFETY: `entry` and `target` were named together by `Function::new`, so `target` is of the type `entry` wants.
         unsafe { (self.entry)(self.target, input, out) }
     }
 
-    /// Calls it for a process of its own.
+    /// Calls the function once, without a context, for a process of its own, a preload function or an initializer.
+    ///
+    /// # Errors
+    /// The function's error, in the encoding of the face.
     pub(crate) fn call_once(&self, input: Payload) -> Result<Payload, Payload> {
         let mut out = Payload::default();
         let input = Input { bytes: &input.bytes, fds: input.fds, context: &Context::default() };

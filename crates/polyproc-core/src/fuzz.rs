@@ -1,7 +1,16 @@
-//! Entry points for the fuzz targets, which decode arbitrary bytes of a peer; the tests run them on random bytes.
+//! Entry points for the fuzz targets (`fuzz/fuzz_targets`), which decode arbitrary bytes of a peer; the tests run them on
+//! random bytes. Compiled for tests and with the feature `fuzzing` only.
 //!
 //! They must not panic or access memory outside the objects. Shared memory that a peer has overwritten may cause errors or
-//! wrong messages.
+//! wrong messages. They must not block either: each wait has a deadline that has passed, and words of locks are left alone.
+//!
+//! | entry point | input | code under test |
+//! |---|---|---|
+//! | [`message`] | a message on a channel | decoders of `conn`, `process`, `pool` |
+//! | [`queue`] | the settings in one byte, then words to overwrite | `queue`, `shm` |
+//! | [`sync`] | words to overwrite | `sync`, `robust` |
+//!
+//! Words are overwritten between operations, not during one: races with a faulty peer are not covered.
 
 use crate::conn::channel;
 use crate::deadline::Deadline;
@@ -11,7 +20,10 @@ use crate::queue::{OnConsumerDeath, Queue, QueueSettings};
 use crate::sync::{Barrier, Condition, Event, Lock, Owner, Semaphore};
 use crate::wire::Payload;
 
-/// Decodes `bytes` as a message on a channel, and as the messages of each protocol.
+/// Decodes `bytes` as a message on a channel, and as the messages of each protocol. The message has no descriptors.
+///
+/// # Panics
+/// Any panic is a bug.
 pub fn message(bytes: &[u8]) {
     let decoded = || channel::decode((bytes.to_vec(), Vec::new())).ok().flatten();
     if let Some(message) = decoded() {
@@ -23,8 +35,11 @@ pub fn message(bytes: &[u8]) {
     decode_any(bytes);
 }
 
-/// Overwrites words of a memory file: of each 12 bytes of `words`, 4 are the offset and 8 the new value. Skips the words of
-/// locks: a peer that writes these can block all others.
+/// Overwrites words of a memory file, as a faulty peer might: of each 12 bytes of `words`, 4 are the offset and 8 the new
+/// value, both little-endian. Skips the words of locks: a peer that writes these can block all others.
+///
+/// `memfd` and `start` are the file and the offset of the object in it, `len` is the length of its interesting part in bytes,
+/// `locks` are the offsets of the lock words in the object.
 fn scribble((memfd, start): (std::os::fd::BorrowedFd<'_>, u64), words: &[u8], len: u64, locks: &[u64]) {
     for word in words.chunks_exact(12) {
         let (offset, value) = word.split_at(4);
@@ -35,7 +50,8 @@ fn scribble((memfd, start): (std::os::fd::BorrowedFd<'_>, u64), words: &[u8], le
     }
 }
 
-/// Uses a queue whose memory a peer has overwritten.
+/// Uses a queue whose memory a peer has overwritten: puts, overwrites, then puts, gets and counts as done messages of several
+/// sizes. The first byte selects what happens at a consumer's death, and the limits.
 ///
 /// # Panics
 /// If the system has no memory. Any other panic is a bug.
@@ -63,7 +79,7 @@ pub fn queue(words: &[u8]) {
     let _ = (queue.len(), queue.join(Deadline::PASSED), queue.close());
 }
 
-/// Uses locks and other synchronisation objects whose memory a peer has overwritten.
+/// Uses locks and other synchronisation objects whose memory a peer has overwritten. All objects get the same words.
 ///
 /// # Panics
 /// If the system has no memory. Any other panic is a bug.

@@ -1,4 +1,8 @@
 //! Waits that a signal handler interrupted (`EINTR`, `signal(7)`).
+//!
+//! A wait of the engine ends when a signal handler ran, with an error that implements [`Interrupt`], and may then be repeated.
+//! The Rust face repeats it by [`retry_interrupted`]; the Python face serves the signal first, and repeats it unless the
+//! handler raised.
 
 use std::io;
 
@@ -14,7 +18,8 @@ impl Interrupt for io::Error {
     }
 }
 
-/// Repeats `wait` as long as signal handlers interrupt it, as std's blocking calls do.
+/// Repeats `wait` as long as signal handlers interrupt it, as std's blocking calls do. The closure uses one deadline for all
+/// attempts.
 ///
 /// # Errors
 /// The first error of `wait` for which [`Interrupt::is_interrupted`] returns false.

@@ -360,3 +360,26 @@ fn a_copy_of_the_process_takes_back_what_its_own_children_held() -> TestResult {
     copy.join()?;
     Ok(())
 }
+
+/// Stops in the arena's lock, in the middle of a put.
+fn stops_while_it_allocates(queue: Queue<Vec<u8>>) {
+    let step = STEPS.iter().position(|step| *step == Step::AllocateListed).expect("a step of the arena");
+    crash::freeze(STEPS[step], 1);
+    let _ = queue.put(vec![0; 1 << 20]);
+}
+
+#[test]
+fn a_get_waits_until_its_deadline_while_a_process_is_stopped_in_the_arena() -> TestResult {
+    let _clean = Clean::start();
+    let queue = Queue::new(0)?;
+    queue.put(vec![0u8; 1 << 20])?;
+    queue.get()?; // its block is free now, and has its memory
+    let stopped = Process::new(stops_while_it_allocates, queue.clone()).start()?;
+    support::wait_until(|| support::state_and_parent(stopped.pid()).is_some_and(|(state, _)| state == 'T'));
+    let (began, patience) = (std::time::Instant::now(), Duration::from_secs(1));
+    assert!(matches!(queue.get_timeout(patience), Err(GetError::Empty)));
+    assert!(began.elapsed() >= patience, "not before the deadline");
+    stopped.kill()?;
+    assert!(stopped.join().is_err());
+    Ok(())
+}

@@ -10,6 +10,13 @@
 //! exchange or for the other role. HMAC-SHA256: RFC 2104. The scheme is the mutual authentication of ISO/IEC 9798-4.
 //!
 //! Until the peer is authenticated, no message longer than [`LONGEST`] is accepted from it, and no descriptor.
+//!
+//! [`listener`](super::listener) is the only caller. Its side is split at the response ([`Challenged`]), so that one thread can
+//! serve many peers without blocking; the connecting side blocks ([`answer`]).
+//!
+//! The exchange authenticates the connection at its beginning. It does not encrypt or sign later messages: over a Unix socket,
+//! only processes that hold one of its ends, and privileged ones, can read or change them. A key that can be guessed is not
+//! protected, since a listener can test guesses with one recorded response.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -25,9 +32,12 @@ const RANDOM_LEN: usize = 32;
 const MAC_LEN: usize = 32;
 /// The length of the longest message of the exchange, in bytes. A longer message is rejected.
 const LONGEST: usize = RANDOM_LEN + MAC_LEN;
+/// The role in the listener's proof.
 const LISTEN: &[u8] = b"polyproc listen";
+/// The role in the connecting side's response.
 const CONNECT: &[u8] = b"polyproc connect";
 
+/// A random number of one side, from the kernel (`getrandom(2)`), used in one exchange only.
 type Random = [u8; RANDOM_LEN];
 
 /// The other side did not prove that it knows the key.
@@ -48,10 +58,13 @@ pub enum AuthError {
     Silent(#[from] io::Error),
 }
 
-/// Returns the next message.
+/// Returns the body of the next message, without blocking. Reads the bytes only: the kernel drops descriptors, and a memory
+/// file is not opened.
 ///
 /// # Errors
-/// [`AuthError::Silent`] with [`io::ErrorKind::WouldBlock`] when no message has arrived.
+/// [`AuthError::Silent`] with [`io::ErrorKind::WouldBlock`] when no message has arrived, or with
+/// [`io::ErrorKind::UnexpectedEof`] when the peer has closed the connection; [`AuthError::Protocol`] for a message that is too
+/// long or not a plain one.
 fn try_receive(connection: &Connection) -> Result<Vec<u8>, AuthError> {
     let mut bytes = [0; 8 + LONGEST + 1];
     let len = socket::receive_bytes(connection.as_fd(), &mut bytes).map_err(io::Error::from)?;
@@ -62,6 +75,7 @@ fn try_receive(connection: &Connection) -> Result<Vec<u8>, AuthError> {
     }
 }
 
+/// As [`try_receive`], but blocks until the deadline, also through signals.
 fn receive(connection: &Connection, deadline: Deadline) -> Result<Vec<u8>, AuthError> {
     loop {
         match try_receive(connection) {
@@ -81,17 +95,21 @@ fn send(connection: &Connection, parts: &[&[u8]]) -> Result<(), AuthError> {
     Ok(connection.send(&parts.concat(), &[], Deadline::PASSED)?)
 }
 
+/// Returns a new random number.
 fn random() -> Result<Random, AuthError> {
     let mut random = [0; RANDOM_LEN];
     crate::sys::random(&mut random)?;
     Ok(random)
 }
 
-/// Returns whether two proofs are equal, in constant time.
+/// Returns whether two proofs are equal, in constant time for proofs of the right length: the time must not reveal how many
+/// bytes match.
 fn is_same(a: &[u8], b: &[u8; MAC_LEN]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
 }
 
+/// Returns the HMAC of `role`, `first` and `second` under `key`. The two numbers have fixed lengths and no role is a prefix of
+/// the other, so the concatenation is unambiguous.
 fn mac(key: &[u8], role: &[u8], first: &[u8], second: &[u8]) -> [u8; MAC_LEN] {
     HMAC::mac([role, first, second].concat(), key)
 }
@@ -99,18 +117,27 @@ fn mac(key: &[u8], role: &[u8], first: &[u8], second: &[u8]) -> [u8; MAC_LEN] {
 /// The listener's side of an exchange, after the challenge and before the response.
 #[derive(Debug)]
 pub(super) struct Challenged {
+    /// The number `L`, against which the response is checked.
     random: Random,
 }
 
 impl Challenged {
     /// Sends the challenge.
+    ///
+    /// # Errors
+    /// [`AuthError::Silent`] when the peer has closed the connection or the message could not be sent at once.
     pub(super) fn send(connection: &Connection) -> Result<Self, AuthError> {
         let random = random()?;
         send(connection, &[&random])?;
         Ok(Self { random })
     }
 
-    /// Receives the response and sends the listener's proof. Returns false if no response has arrived yet.
+    /// Receives the response and sends the listener's proof. Returns false if no response has arrived yet. Call it until it
+    /// returns anything else, then use or drop the connection.
+    ///
+    /// # Errors
+    /// [`AuthError::WrongKey`] for a wrong proof, [`AuthError::Protocol`] for a malformed message, [`AuthError::Silent`] for a
+    /// closed connection.
     pub(super) fn take(&self, connection: &Connection, key: &[u8]) -> Result<bool, AuthError> {
         let response = match try_receive(connection) {
             Err(AuthError::Silent(error)) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
@@ -127,7 +154,13 @@ impl Challenged {
     }
 }
 
-/// The connecting side of an exchange: proves that it knows the key, and checks the listener's proof.
+/// The connecting side of an exchange: proves that it knows the key, and checks the listener's proof. Blocks until the
+/// deadline.
+///
+/// # Errors
+/// - [`AuthError::Refused`] when the listener sent an empty proof: it found the response to be wrong.
+/// - [`AuthError::WrongKey`] when it sent a wrong proof, as a listener without the key that accepts any response.
+/// - [`AuthError::Protocol`] for a malformed message; [`AuthError::Silent`] at the deadline or the end of the connection.
 pub(super) fn answer(connection: &Connection, key: &[u8], deadline: Deadline) -> Result<(), AuthError> {
     let challenge = receive(connection, deadline)?;
     let theirs: Random = challenge.try_into().map_err(|_| AuthError::Protocol)?;

@@ -12,6 +12,14 @@
 //! hundred messages, however large their files are. So a message is padded in proportion to the data outside the socket, such
 //! that [`WINDOW_BYTES`] fill the buffer. The kernel then enforces the bound, for any number of senders and receivers,
 //! whichever of them dies.
+//!
+//! `docs/design/channel.md` lists the protocols over channels, what a death leaves and what the end of file means. `process`
+//! uses a channel for each zygote and child, `pool` for its workers, [`Connection`](super::Connection) for the user's pipes.
+//!
+//! A channel has no lock and no state besides the socket: any thread, and any process that has a copy of an end, may send and
+//! receive, and the kernel keeps messages whole. A received message is copied out of the socket before it is decoded; a head in
+//! a memory file is copied out of the file, which the sender may still write to. Decoding refuses malformed messages. It limits
+//! neither their number nor their descriptors: each protocol limits these for its own peers.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -33,17 +41,21 @@ const WINDOW_BYTES: usize = 16 << 20;
 /// The source of padding, and its limit: a socket's buffer can be made larger than this.
 static PADDING: [u8; 1 << 20] = [0; 1 << 20];
 
-/// A message that is about to be sent.
+/// A message that is about to be sent. Lives for one send, which may take several attempts while the peer's buffer is full; the
+/// memory file is created once.
 #[derive(Debug)]
 pub(super) struct Outgoing<'a> {
     tag: u8,
     head: &'a [u8],
-    /// The memory file that holds a large head.
+    /// The memory file that holds a large head; `None` for a head that is sent inline.
     spilled: Option<OwnedFd>,
+    /// The descriptors of the message, without the memory file.
     fds: &'a [BorrowedFd<'a>],
+    /// The number of zero bytes after the head.
     padding: usize,
 }
 
+/// Returns the first 8 bytes of a message. `len_bytes` is the length of the head, below 2^48.
 fn header(tag: u8, spilled: bool, len_bytes: usize) -> [u8; HEADER_LEN] {
     let mut header = ((len_bytes as u64) << 16).to_le_bytes();
     header[0] = tag;
@@ -56,12 +68,13 @@ pub(crate) fn is_peer_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET))
 }
 
-/// Returns a whole message with an empty head.
+/// Returns a whole message with an empty head, for a signal handler, which cannot allocate.
 pub(crate) const fn bare_message(tag: u8) -> [u8; HEADER_LEN] {
     [tag, 0, 0, 0, 0, 0, 0, 0]
 }
 
-/// A received message.
+/// A received message. Its descriptors are close-on-exec and belong to the receiver; the one of a memory file is not among
+/// them.
 #[derive(Debug)]
 pub(crate) struct Message {
     pub(crate) tag: u8,
@@ -78,27 +91,37 @@ pub(super) fn bare_bytes(message: &[u8]) -> Option<&[u8]> {
 /// The result of [`Channel::try_receive_any`].
 #[derive(Debug)]
 pub(crate) enum Arrival {
+    /// A message with all its descriptors.
     Whole(Message),
     /// A message with this tag, whose descriptors did not fit in this process's table and were dropped.
     FdsLost(u8),
 }
 
-/// One end of a socket pair. Messages arrive whole and in order, or not at all.
+/// One end of a socket pair. Messages arrive whole and in order, or not at all. Dropping it closes this process's copy of the
+/// end; the peer reads the end of file when all copies are closed.
 #[derive(Debug)]
 pub(crate) struct Channel {
+    /// A blocking `SOCK_SEQPACKET` socket. Calls that must not block request that for themselves, as a forked process shares
+    /// the socket's flags.
     socket: OwnedFd,
 }
 
 impl Channel {
+    /// Returns a new channel and the peer's end, close-on-exec, to pass on to another process. The caller closes its copy of
+    /// that end then: otherwise it never reads the end of file.
+    ///
+    /// # Errors
+    /// When no descriptors are available.
     pub(crate) fn pair() -> io::Result<(Self, OwnedFd)> {
         let (ours, theirs) = socket::pair()?;
         Ok((Self { socket: ours }, theirs))
     }
 
-    /// Sends a message. Blocks while the peer's buffer is full.
+    /// Sends a message. Blocks while the peer's buffer is full, also through signals.
     ///
     /// # Errors
-    /// `EPIPE` or `ECONNRESET` when the peer has closed its end; `EMFILE` or `ENOMEM` when a large head got no memory file.
+    /// `EPIPE` or `ECONNRESET` when the peer has closed its end; `EMFILE` or `ENOMEM` when a large head got no memory file;
+    /// [`io::ErrorKind::InvalidInput`] for more than 252 descriptors. Nothing was sent then.
     pub(crate) fn send(&self, tag: u8, head: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         self.send_with(tag, head, fds, true)
     }
@@ -146,7 +169,8 @@ impl Channel {
         Ok(message)
     }
 
-    /// Returns the padding, in bytes, for a message of `len` bytes with `beside` bytes of data outside the socket.
+    /// Returns the padding, in bytes, for a message of `len` bytes with `beside` bytes of data outside the socket: the same
+    /// fraction of the buffer as `beside` is of the window, and not more than the kernel accepts in one message.
     fn padding(&self, beside: usize, len: usize) -> usize {
         let Ok(buffer) = socket::send_buffer_len(self.as_fd()) else { return 0 };
         // The kernel rejects a message as long as the buffer.
@@ -154,7 +178,11 @@ impl Channel {
         (beside.min(WINDOW_BYTES) as u128 * buffer as u128 / WINDOW_BYTES as u128).try_into().unwrap_or(most).min(most)
     }
 
-    /// Sends a prepared message. After an error the same message can be sent again.
+    /// Sends a prepared message. After an error the same message can be sent again. A head that the socket's buffer cannot hold
+    /// is moved to a memory file, and the message is sent once more with the same padding.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] when the peer's buffer is full and `wait` is false; else as [`Channel::send`].
     pub(super) fn transmit(&self, message: &mut Outgoing<'_>, wait: bool) -> io::Result<()> {
         let &mut Outgoing { tag, head, fds, padding, .. } = message;
         let padding = IoSlice::new(&PADDING[..padding]);
@@ -170,15 +198,18 @@ impl Channel {
         Ok(socket::send(self.as_fd(), &[IoSlice::new(&header(tag, true, head.len())), padding], &all, wait)?)
     }
 
-    /// Ends the connection in both directions: the peer reads the end of file.
+    /// Ends the connection in both directions, for all processes that have an end: the peer reads the end of file. For a worker
+    /// that may not be signalled.
     pub(crate) fn shut_down(&self) {
         socket::shut_down(self.as_fd());
     }
 
-    /// Returns the next message; `None` when the peer has closed its end and all messages have been read.
+    /// Returns the next message; `None` when the peer has closed its end and all messages have been read. Blocks until then,
+    /// also through signals.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidData`] for a malformed message.
+    /// [`io::ErrorKind::InvalidData`] for a malformed message; `EMFILE` when its descriptors do not fit in this process's
+    /// table. The message is lost in both cases, and the next call returns the one after it.
     pub(crate) fn receive(&self) -> io::Result<Option<Message>> {
         decode(rustix::io::retry_on_intr(|| socket::receive(self.as_fd(), true))?)
     }
@@ -227,7 +258,12 @@ impl Channel {
     }
 }
 
-/// Decodes bytes and descriptors that a peer may have forged; `None` for the end of file.
+/// Decodes bytes and descriptors that a peer may have forged; `None` for the end of file. Bytes after the head are padding.
+/// Descriptors of a refused message are closed.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidData`] for a header that is incomplete or contradicts the message; the error of [`memory::read`] for
+/// a head that is not in a memory file of that length.
 pub(crate) fn decode((mut bytes, mut fds): (Vec<u8>, Vec<OwnedFd>)) -> io::Result<Option<Message>> {
     if bytes.is_empty() {
         return Ok(None);

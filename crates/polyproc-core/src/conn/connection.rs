@@ -1,4 +1,10 @@
-//! [`Connection`]: one end of a pipe.
+//! [`Connection`]: one end of a pipe, for the user's messages.
+//!
+//! A channel with deadlines: each wait is a non-blocking attempt, then `poll(2)` until the deadline, then another attempt,
+//! since another thread or process may have been faster. Waits end when a signal handler ran, so that a face can run the user's
+//! handlers.
+//!
+//! Both faces use it, the Rust face also for connections by address. Tags are for the faces; this module gives them no meaning.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,11 +15,12 @@ use crate::robust::AdaptiveSpin;
 use crate::sys::{signal, socket, watch};
 use crate::wire::Payload;
 
-/// One end of a pipe for messages. A message arrives whole or not at all, even if several processes use the same end.
+/// One end of a pipe for messages. A message arrives whole or not at all, even if several processes use the same end. Closed
+/// when it is dropped; the other end can still read the messages that were sent.
 #[derive(Debug)]
 pub struct Connection(Channel);
 
-/// Spins before a receive sleeps, while answers arrive at once.
+/// Spins before a receive sleeps, while answers arrive at once. One for all connections of the process.
 static SPIN: AdaptiveSpin = AdaptiveSpin::new();
 
 /// The tag of a user's message.

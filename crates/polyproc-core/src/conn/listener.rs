@@ -1,4 +1,22 @@
 //! [`Listener`] and [`connect`]: connections by address, over Unix sockets.
+//!
+//! The Rust face uses them between processes that have no common parent. The socket is `SOCK_SEQPACKET`, so a connection is a
+//! [`Connection`] like one end of a pipe.
+//!
+//! A listener decides on a peer by two independent checks: the user of the peer as the kernel reports it, and, if the listener
+//! has a key, the exchange in [`auth`]. Peers in that exchange are *strangers*:
+//!
+//! 1. [`Listener::accept`] takes the strangers that no thread serves.
+//! 2. It reads the response of each stranger that has sent one, then accepts new peers and sends each a challenge. Neither
+//!    blocks.
+//! 3. It sleeps until a stranger answers, another peer arrives, a stranger's time is over, or another thread leaves strangers
+//!    behind.
+//! 4. When it returns, for whatever reason, its remaining strangers go back to the listener, and the bell wakes a thread that
+//!    sleeps in step 3.
+//!
+//! So several threads may accept at once, an interrupted call loses no stranger, and a peer that never answers delays no other.
+//! Between calls nothing serves the strangers, and their time runs on. A stranger costs one descriptor and one short message,
+//! for [`AUTH_TIME`] at most; a thread with [`STRANGERS`] of them drops the oldest for each new one.
 
 use std::fmt;
 use std::io;
@@ -16,10 +34,11 @@ use crate::sys::process_stamp::process_id;
 use crate::sys::socket::{self, UnixAddress};
 use crate::sys::watch::{self, EventFd};
 
-/// How long a peer has to prove that it knows the key. A silent peer must not occupy a place permanently.
+/// How long a peer has to prove that it knows the key, and how long [`connect`] waits for the listener's part. A silent peer
+/// must not occupy a place permanently.
 const AUTH_TIME: Duration = Duration::from_secs(10);
 
-/// The address of a listener.
+/// The address of a listener: a name that processes of one machine, and one network namespace for an abstract name, can find.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Address {
     /// A file, which the listener creates, and removes when it is dropped.
@@ -38,6 +57,11 @@ impl fmt::Display for Address {
 }
 
 impl Address {
+    /// Returns the address for the system calls.
+    ///
+    /// # Errors
+    /// `ENAMETOOLONG` for a path or name of more than about 100 bytes; [`io::ErrorKind::InvalidInput`] for a path with a NUL
+    /// byte.
     fn to_unix(&self) -> io::Result<UnixAddress> {
         match self {
             Self::Path(path) => socket::path_address(path),
@@ -77,27 +101,37 @@ impl Interrupt for ConnectError {
     }
 }
 
-/// A peer that has not yet proved that it knows the key.
+/// A peer that has not yet proved that it knows the key. Owned by an accepting thread, or by the listener between calls.
 #[derive(Debug)]
 struct Stranger {
+    /// The connection, over which only messages of the exchange are read until the proof is complete.
     connection: Connection,
+    /// The challenge that was sent to it.
     challenged: Challenged,
+    /// The end of [`AUTH_TIME`], at which it is disconnected.
     until: Deadline,
 }
 
-/// How many strangers are served at once. A further one replaces the oldest.
+/// How many strangers a thread serves at once. A further one replaces the oldest, so that peers that do not answer cannot
+/// exclude the others.
 const STRANGERS: usize = 64;
 
-/// Accepts connections at an address.
+/// Accepts connections at an address. Any number of threads may accept. Dropping it stops new connections; existing ones
+/// continue.
 #[derive(Debug)]
 pub struct Listener {
+    /// The listening socket, non-blocking, since several threads and forked processes may accept from it.
     socket: OwnedFd,
+    /// The address, also if the system chose it.
     address: Address,
+    /// The key that peers must know; `None` admits all peers of the permitted users.
     key: Option<Vec<u8>>,
     /// True if processes of other users may connect, too.
     is_public: bool,
+    /// The strangers that no thread serves. Locked only to move them.
     strangers: Mutex<Vec<Stranger>>,
-    /// Rings while there are strangers that no thread serves; `None` without a key.
+    /// Rings while there are strangers that no thread serves; `None` without a key. A thread that takes them clears the ring
+    /// first, so that a later ring is not lost.
     left_behind: Option<EventFd>,
     /// The process that created the listener: a copy of that process does not remove the file.
     pid: u32,
@@ -137,10 +171,14 @@ impl Listener {
     }
 
     /// Blocks until the deadline for the next connection. With a key, peers have 10 s to prove that they know it. Several are
-    /// served at a time, so that a silent peer does not delay the others.
+    /// served at a time, so that a silent peer does not delay the others. Peers of other users, and peers that stay silent for
+    /// that time, are dropped without an error.
     ///
     /// # Errors
-    /// [`ConnectError`]. After [`ConnectError::Auth`] the next connection may be accepted.
+    /// - [`ConnectError::Auth`] when a peer has another key, does not follow the protocol or disconnects during the exchange.
+    ///   The next connection may be accepted.
+    /// - [`ConnectError::Interrupted`] when a signal handler ran.
+    /// - [`ConnectError::Os`] with [`io::ErrorKind::TimedOut`] when the deadline passed, or with the error of a system call.
     pub fn accept(&self, deadline: Deadline) -> Result<Connection, ConnectError> {
         let mut strangers = Strangers { all: Vec::new(), listener: self };
         loop {
@@ -168,6 +206,7 @@ impl Listener {
         self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns the error of a system call of this listener.
     fn os(&self, source: io::Error) -> ConnectError {
         match source.kind() {
             io::ErrorKind::Interrupted => ConnectError::Interrupted,
@@ -176,6 +215,11 @@ impl Listener {
     }
 
     /// Serves the strangers and accepts new connections, without blocking. Returns a connection that passed, if there is one.
+    /// Returns after the first result, good or bad; later calls find the rest. Strangers come before new peers, so that
+    /// arrivals cannot keep them waiting.
+    ///
+    /// # Errors
+    /// [`ConnectError::Auth`] for a stranger, which is disconnected; others when `accept(2)` failed.
     fn look(&self, strangers: &mut Vec<Stranger>) -> Result<Option<Connection>, ConnectError> {
         let auth = |source| ConnectError::Auth { address: self.address.clone(), source };
         strangers.retain(|stranger| !stranger.until.has_passed());
@@ -214,7 +258,7 @@ impl Listener {
     }
 }
 
-/// The strangers that a thread serves. Dropping this leaves them to the next thread.
+/// The strangers that a thread serves. Dropping this leaves them to the next thread, also when the accepting thread panics.
 struct Strangers<'a> {
     all: Vec<Stranger>,
     listener: &'a Listener,
@@ -251,10 +295,15 @@ impl Drop for Listener {
 }
 
 /// Connects to the listener at `address`. With a key, both sides must prove within 10 s that they know it. Without one, the
-/// listener at an abstract name must run as the same user or as root, since any process may take a free name.
+/// listener at an abstract name must run as the same user or as root, since any process may take a free name. A path needs no
+/// such check: the permissions of its directory decide which users can create it.
+///
+/// Blocks while the listener's queue is full, without a limit. Signal handlers do not end the call.
 ///
 /// # Errors
-/// [`ConnectError`]; [`ConnectError::Os`] with [`io::ErrorKind::PermissionDenied`] when another user listens there.
+/// - [`ConnectError::Os`] when there is no listener; with [`io::ErrorKind::PermissionDenied`] when another user listens at the
+///   abstract name.
+/// - [`ConnectError::Auth`] when the keys differ, or the listener did not answer in time.
 pub fn connect(address: &Address, key: Option<&[u8]>) -> Result<Connection, ConnectError> {
     let os = |source| ConnectError::Os { address: address.clone(), source };
     let socket = address.to_unix().and_then(|unix| socket::connect(&unix)).map_err(os)?;

@@ -6,6 +6,8 @@
 //! | `connection` | [`Connection`]: the user's messages |
 //! | `listener` | [`Listener`] and [`connect`]: connections by address between unrelated processes |
 //! | `auth` | mutual proof that both sides of such a connection know a key |
+//!
+//! `docs/design/channel.md` describes channels and the engine's protocols over them.
 
 mod auth;
 pub(crate) mod channel;

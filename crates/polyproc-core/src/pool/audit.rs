@@ -1,8 +1,21 @@
-//! Finds tasks that are lost on the table. All workers can write to it, and a faulty one may have overwritten its words. The
-//! parent's private state, and what each worker reports in its own stream, are authoritative: a task that is out, but that no
-//! worker runs and no worker can claim, is put on the table again.
+//! Finds tasks that are lost on the table. All workers can write to it, and a faulty one may have overwritten its
+//! words. The parent's private state, and what each worker reports in its own stream, are authoritative: a task that is
+//! out, but that no worker runs and no worker can claim, is put on the table again.
 //!
 //! The audit also finds workers that were stopped between claiming a task and beginning it.
+//!
+//! It runs on the pool's thread, under its lock, once per [`AUDIT_PERIOD`] while tasks are out:
+//!
+//! 1. Restores the head and tail of the table, and the parent's counts in each worker's memory.
+//! 2. Discards each worker whose state contradicts what it has written ([`audit_worker`]).
+//! 3. Removes polling workers that do not exist, on which the parent would rely for new tasks.
+//! 4. Checks each task that is out. If no worker reports to run it, and its slot says that none can claim it, clears
+//!    the slot and queues it again.
+//!
+//! A correct pool is not changed by it: a task between claim and beginning is left alone for
+//! [`Task::is_stuck_before_beginning`](super::driver::Task::is_stuck_before_beginning), and a queued task is withdrawn
+//! by a compare-and-swap, which fails if a worker was faster. A task that several workers claim because of overwritten
+//! words may run more than once, but is answered once (`results`).
 
 use std::time::{Duration, Instant};
 
@@ -20,6 +33,9 @@ pub(super) const AUDIT_PERIOD: Duration = Duration::from_secs(1);
 
 impl Driver {
     /// Runs the audit, and sets the timer of the next one. See the module.
+    ///
+    /// The caller removed the timer. If no task is out, returns the memory of free blocks instead, and sets no timer:
+    /// the next publication does.
     pub(super) fn audit(&self, inner: &mut Inner) {
         inner.is_auditing = inner.out_tasks() > 0;
         if !inner.is_auditing {
@@ -41,6 +57,8 @@ impl Driver {
     }
 
     /// Restores the counts of the table from the parent's state.
+    ///
+    /// Also used when the ring of positions is full. The head is restored to the oldest task that is queued.
     pub(super) fn repair_counts(&self, inner: &Inner) {
         let table = self.board.table();
         let is_queued = |(position, slot, _): &(u64, u32, TaskId)| {
@@ -51,6 +69,9 @@ impl Driver {
     }
 
     /// Returns whether a worker reports in its own stream that it runs the task.
+    ///
+    /// A worker may claim so falsely, which only keeps its own task from others; `audit_worker` finds it if it stays
+    /// silent.
     fn is_run_by_anybody(&self, inner: &Inner, id: TaskId, position: u64) -> bool {
         inner.workers.iter().flatten().any(|worker| {
             // Pairs with the Release in `declare`. Only the word is used.
@@ -60,6 +81,9 @@ impl Driver {
     }
 
     /// Returns whether a task that no worker runs is one that no worker can claim, either.
+    ///
+    /// Withdraws a task that is queued but unreachable, so that no worker claims it meanwhile. Kills a worker that is
+    /// stopped before it begins the task; then the task is not lost, as the death returns it.
     fn is_lost(&self, inner: &mut Inner, id: TaskId, slot: u32, position: u64) -> bool {
         let table = self.board.table();
         match table.slot_state(slot) {
@@ -92,6 +116,9 @@ impl Driver {
 
 /// Checks a worker that may have overwritten its own stream: it may wait for room that exists, or report that it is idle while
 /// it has a task to answer. Restores the shared counts of its stream, and discards it if its state stays contradictory.
+///
+/// `at` is its place. A worker counts as silent if it is in no task for as long as a stopped one, and its results are
+/// incomplete.
 fn audit_worker(inner: &mut Inner, at: usize) {
     let Some(worker) = &inner.workers[at] else { return };
     worker.stream.repair_counts();

@@ -1,4 +1,12 @@
 //! [`Call`]: the tasks of one call, and their results.
+//!
+//! A call is one use of a function: by `apply` with one item, by `map` with many. The faces, or a
+//! [`Submitter`](super::Submitter), open it with [`Pool::call`](super::Pool::call), submit its items as tasks, seal it,
+//! and take the results as they arrive, in any order. [`CallState`] is its part of the pool's state, under the pool's
+//! lock; [`Call`] is the handle. A call is *over* when it is sealed and all its items have ended; each item ends
+//! exactly once.
+//!
+//! The bytes of items and results are opaque here: the faces encode and decode them.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -9,36 +17,46 @@ use std::time::{Duration, Instant};
 use super::TaskEnd;
 use super::driver::Driver;
 use super::handle::OnLog;
+use super::latch::Parker;
 use super::result_ring::{ReceivedBlocks, next_result};
 use super::scheduler::Priority;
 use super::task::Items;
 use crate::deadline::Deadline;
-use crate::prim::{AtomicU32, Ordering};
 use crate::process::Signal;
 use crate::robust::WaitError;
-use crate::sys::futex;
 use crate::wire::Payload;
 
 /// How the tasks of a call run.
+///
+/// Fixed when the call is opened.
 #[derive(Clone, Default)]
 pub struct CallSettings {
     /// How many times an item is retried after its worker was lost.
+    ///
+    /// After a death of the worker, not after an error; see `retries_panics`.
     pub retries: u32,
     /// Delay before the first retry of an item, doubled for each further one.
     pub backoff: Duration,
     /// Items that panic are retried, too.
     pub retries_panics: bool,
     /// How long an item may run before its worker is killed.
+    ///
+    /// Measured by the worker's clock from the beginning of the item. The item ends with [`TaskEnd::TimedOut`], and is
+    /// not retried.
     pub limit: Option<Duration>,
     /// With `limit`: the signal sent to the worker when the time is over, and how long until it is killed after that.
     pub soft_signal: Option<(Signal, Duration)>,
     /// How long the whole call may take before its remaining items end with [`TaskEnd::TimedOut`].
+    ///
+    /// Runs from the opening of the call.
     pub call_limit: Option<Duration>,
     /// Tasks of higher priority go first.
     pub priority: Priority,
     /// The submitter blocks on this task at once, so no wake-up of the pool thread is needed.
     pub is_awaited: bool,
     /// A thread waits for all results together, so it need not be woken for each.
+    ///
+    /// Then workers wake the waiting thread only when few tasks are left on the table.
     pub is_bulk: bool,
     /// Called with the log records of the call's tasks, instead of the pool's callback.
     pub on_log: Option<OnLog>,
@@ -56,22 +74,32 @@ impl fmt::Debug for CallSettings {
 }
 
 /// Results that have arrived, each with the index of its item.
+///
+/// Filled by the thread that reads results, emptied by the face. Plain results share one vector, so that they cost no
+/// allocation each.
 #[derive(Debug, Default)]
 pub struct Ends {
+    /// Records of plain results, one after the other. [`End::Returned`] refers to ranges of them.
     bytes: Vec<u8>,
+    /// The index of the first item, and how it and its successors ended. In order of arrival.
     list: Vec<(u64, End)>,
 }
 
+/// How one item ended, or several in a row that returned.
 #[derive(Debug)]
 pub(super) enum End {
     /// `count` results of consecutive items, as records in the bytes of [`Ends`].
     Returned {
+        /// At least 1.
         count: u32,
+        /// Offset of the first record in the bytes.
         start: usize,
+        /// Length of all records in bytes.
         len: usize,
     },
     /// A large result, or one with descriptors, which count as held by the parent until the result is taken.
     Payload(Box<(Payload, Option<ReceivedBlocks>)>),
+    /// The item has no result.
     Failed(Box<TaskEnd>),
 }
 
@@ -86,6 +114,7 @@ impl Ends {
         self.list.push((index, End::Returned { count, start, len: results.len() }));
     }
 
+    /// Adds the end of the item with this index.
     pub(super) fn push(&mut self, index: u64, end: End) {
         self.list.push((index, end));
     }
@@ -97,6 +126,8 @@ impl Ends {
     }
 
     /// Removes all results, and calls `see` with each, in order of arrival. Keeps the allocated memory.
+    ///
+    /// Descriptors that `see` does not take are closed.
     pub fn drain(&mut self, mut see: impl FnMut(u64, ItemEnd<'_>)) {
         for (index, end) in self.list.drain(..) {
             match end {
@@ -123,22 +154,33 @@ impl Ends {
 pub(super) struct FunctionId(pub(super) u64);
 
 /// Why a call is stopped early.
+///
+/// Ordered by strength: a call that is stopped twice keeps the stronger one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stop {
     /// Tasks that a worker has claimed may continue.
+    ///
+    /// No caller wants the results any more, but side effects of running items should complete.
     GivenUp,
+    /// Workers that run its items are killed; the items end with [`TaskEnd::Cancelled`].
     Cancelled,
+    /// As cancelled, but the items end with [`TaskEnd::TimedOut`].
     TimedOut,
 }
 
 /// A call in the state of the pool.
+///
+/// Lives until it is over and its [`Call`] was dropped.
 pub(super) struct CallState {
     /// Distinguishes it from a later call with the same key.
     pub(super) serial: u64,
+    /// As given when it was opened.
     pub(super) settings: CallSettings,
+    /// The function that its items are passed to.
     pub(super) function: FunctionId,
     /// The function is removed with the call.
     pub(super) has_context: bool,
+    /// Results that were not taken yet.
     pub(super) ends: Ends,
     /// Number of items that were submitted and have not ended.
     pub(super) left: u64,
@@ -147,7 +189,11 @@ pub(super) struct CallState {
     /// The [`Call`] was dropped: results are discarded.
     pub(super) is_abandoned: bool,
     /// Counted in `eager` of the pool's state.
+    ///
+    /// Its results must be read as they arrive, even if no thread waits: it is neither awaited nor bulk, or was
+    /// abandoned.
     pub(super) is_eager: bool,
+    /// Why its items end early; `None` if they do not.
     pub(super) stop: Option<Stop>,
     /// The key of its last task. The tasks form a linked list.
     pub(super) last_task: Option<usize>,
@@ -155,43 +201,24 @@ pub(super) struct CallState {
     pub(super) limit_at: Option<Instant>,
     /// The serials of the threads that sleep on `parker`.
     pub(super) followers: Vec<u64>,
+    /// Where its followers sleep. Shared with [`Call`], so that they sleep without the lock.
     pub(super) parker: Arc<Parker>,
+    /// Woken once at the next result, or when the call is over: see [`Call::poll`].
     pub(super) waker: Option<Waker>,
+    /// Run by the callback thread when the call is over.
     pub(super) on_complete: Vec<Box<dyn FnOnce() + Send>>,
 }
 
 impl CallState {
+    /// Returns whether no further item will end.
     pub(super) fn is_over(&self) -> bool {
         self.is_sealed && self.left == 0
     }
 }
 
-/// Blocks threads until they are unparked: followers, which wait for their call while another thread is the leader, and threads
-/// that wait to submit.
-#[derive(Debug, Default)]
-pub(super) struct Parker {
-    word: AtomicU32,
-}
-
-impl Parker {
-    pub(super) fn ticket(&self) -> u32 {
-        // Pairs with the Release in `unpark`. The check of the caller's condition stays after this load.
-        self.word.load(Ordering::Acquire)
-    }
-
-    /// Sleeps, unless [`Parker::unpark`] was called since the ticket was taken.
-    pub(super) fn park(&self, ticket: u32, timeout: Duration) -> futex::Wait {
-        futex::wait(&self.word, ticket, timeout)
-    }
-
-    pub(super) fn unpark(&self) {
-        // Release pairs with the Acquire in `ticket`: the condition is true before.
-        self.word.fetch_add(1, Ordering::AcqRel);
-        futex::wake(&self.word, futex::ALL);
-    }
-}
-
 /// What a thread waits for.
+///
+/// A call that is over satisfies each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WaitFor {
     /// A result, or the end of the call.
@@ -205,8 +232,11 @@ pub enum WaitFor {
 /// One call: a function, and the tasks that run it. Dropping it discards the results; the tasks still run.
 #[derive(Debug)]
 pub struct Call {
+    /// The pool, which therefore lives at least as long as the call.
     pub(super) driver: Arc<Driver>,
+    /// The key of its [`CallState`].
     pub(super) key: usize,
+    /// Where this thread sleeps if another one leads.
     pub(super) parker: Arc<Parker>,
 }
 

@@ -1,4 +1,14 @@
 //! The thread that runs callbacks, one after the other. It is started when it is first needed.
+//!
+//! Callbacks of a pool are the functions given to [`Call::then`](super::Call::then). They may take long, block, use the
+//! pool and panic, so they run neither under the pool's lock nor on the pool's thread. `Driver::with` passes them on
+//! after it has released the lock; [`Pool::join`](super::Pool::join) waits for them after the workers have exited.
+//!
+//! Unlike the pool's thread it does not block signals. Its queue is unbounded.
+//!
+//! 1. *Fresh*: no callback yet.
+//! 2. *Running*: callbacks go to the thread.
+//! 3. *Over*: the pool was joined. A later callback runs at once, on the thread that ends the call.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Sender, channel};
@@ -10,20 +20,25 @@ use crate::deadline::Deadline;
 use crate::process::lock;
 use crate::robust::WaitError;
 
+/// A callback of a call, which decodes the results and calls the user's function.
 type Callback = Box<dyn FnOnce() + Send>;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Callbacks {
+    /// Held while a callback is handed over, never while one runs.
     state: Mutex<CallbackQueue>,
     /// Set when the thread is about to end.
     end: Arc<Latch>,
 }
 
+/// The states of the module's header; they only go forward.
 #[derive(Debug, Default)]
 enum CallbackQueue {
+    /// No thread was started, or none could be.
     #[default]
     Fresh,
+    /// The thread ends when the sender is dropped and the queue is empty.
     Running(Sender<Callback>, JoinHandle<()>),
     /// [`Callbacks::join`] was called. Holds the thread until it is joined.
     Over(Option<JoinHandle<()>>),
@@ -31,6 +46,9 @@ enum CallbackQueue {
 
 impl Callbacks {
     /// Runs `callback` on the thread. If it panics, the panic hook reports that, and the next callback runs.
+    ///
+    /// The caller does not hold the pool's lock. Returns at once, unless no thread runs: then it runs the callback
+    /// itself.
     pub(super) fn run(&self, callback: Callback) {
         let mut state = lock(&self.state);
         if matches!(*state, CallbackQueue::Fresh) {
@@ -63,6 +81,9 @@ impl Callbacks {
     ///
     /// # Errors
     /// [`WaitError::Interrupted`] if a signal handler ran.
+    ///
+    /// Several threads may call it, and again after a timeout. Callbacks that are added later run on the threads that
+    /// add them.
     pub(super) fn join(&self, deadline: Deadline) -> Result<bool, WaitError> {
         let mut state = lock(&self.state);
         *state = match std::mem::replace(&mut *state, CallbackQueue::Over(None)) {

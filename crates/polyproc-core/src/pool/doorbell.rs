@@ -3,27 +3,37 @@
 //! One word says how the parent must be woken. Before the parent sleeps, it sets the word, then *re-checks* for results. A
 //! worker writes a result, *then* reads the word. Both have a full barrier in between, so one of them sees the other. A worker
 //! that finds the parent asleep sets the word to [`AWAKE`] and wakes it, so only one of many workers does. If that worker dies
-//! in between, the pool's thread detects the death and reads the results. Compiled a second time in `tests/loom`.
+//! in between, the pool's thread detects the death and reads the results.
 
-use super::Doorbell;
-use super::os::{self, Ordering};
+use crate::prim::{AtomicU32, Ordering, fence};
+use crate::sys::futex;
+use crate::sys::shared::shared;
 
 /// No wake-up is needed: a thread reads results, and re-checks before it sleeps.
-pub(super) const AWAKE: u32 = 0;
+pub(crate) const AWAKE: u32 = 0;
 /// A thread polls this word.
-pub(super) const SPINNING: u32 = 1;
+pub(crate) const SPINNING: u32 = 1;
 /// A thread sleeps on this word.
-pub(super) const ASLEEP: u32 = 2;
+pub(crate) const ASLEEP: u32 = 2;
 /// A thread sleeps on this word, and must be woken only when few tasks are left on the table.
-pub(super) const ASLEEP_UNTIL_LOW: u32 = 3;
+pub(crate) const ASLEEP_UNTIL_LOW: u32 = 3;
 /// The pool's thread sleeps in `epoll_wait(2)`, and is woken by an `eventfd(2)`.
-pub(super) const AWAY: u32 = 4;
+pub(crate) const AWAY: u32 = 4;
+
+shared! {
+    /// See the module.
+    ///
+    /// | offset | bytes | field | writer |
+    /// |---|---|---|---|
+    /// | 0 | 4 | word | the parent: how it must be woken; a worker: [`AWAKE`], when it rings |
+    pub(crate) struct Doorbell { pub(crate) word: AtomicU32, }
+}
 
 impl Doorbell {
     /// Wakes the parent after a worker has written a result. `is_low` returns whether few tasks are left; `ring_driver` writes
     /// to the eventfd. Returns false if the parent does not want to be woken yet.
-    pub(super) fn ring(&self, is_low: impl FnOnce() -> bool, ring_driver: impl FnOnce()) -> bool {
-        os::fence(Ordering::SeqCst); // pairs with those in `set` and `hurry`
+    pub(crate) fn ring(&self, is_low: impl FnOnce() -> bool, ring_driver: impl FnOnce()) -> bool {
+        fence(Ordering::SeqCst); // pairs with those in `set` and `hurry`
         match self.word.load(Ordering::Relaxed) {
             AWAKE => return true,
             ASLEEP_UNTIL_LOW if !is_low() => return false,
@@ -31,7 +41,7 @@ impl Doorbell {
         }
         // Release pairs with the Acquire in `has_rung`: the result is written before.
         match self.word.swap(AWAKE, Ordering::AcqRel) {
-            ASLEEP | ASLEEP_UNTIL_LOW => _ = os::wake(&self.word, 1),
+            ASLEEP | ASLEEP_UNTIL_LOW => _ = futex::wake(&self.word, 1),
             AWAY => ring_driver(),
             _ => {}
         }
@@ -39,21 +49,21 @@ impl Doorbell {
     }
 
     /// Sets how the parent must be woken. The parent re-checks for results after this.
-    pub(super) fn set(&self, what: u32) {
+    pub(crate) fn set(&self, what: u32) {
         self.word.store(what, Ordering::Relaxed);
-        os::fence(Ordering::SeqCst); // pairs with the one in `ring`
+        fence(Ordering::SeqCst); // pairs with the one in `ring`
     }
 
     /// Changes [`ASLEEP_UNTIL_LOW`] to [`ASLEEP`]: the next result wakes the parent. Returns false if the word was another one.
-    pub(super) fn hurry(&self) -> bool {
+    pub(crate) fn hurry(&self) -> bool {
         // Before the caller's check for results: by the fence, it pairs with the fence in `ring`, also if it fails.
         let was = self.word.compare_exchange(ASLEEP_UNTIL_LOW, ASLEEP, Ordering::SeqCst, Ordering::Relaxed);
-        os::fence(Ordering::SeqCst); // pairs with the one in `ring`
+        fence(Ordering::SeqCst); // pairs with the one in `ring`
         was.is_ok()
     }
 
     /// Returns whether a worker has rung since `what` was set.
-    pub(super) fn has_rung(&self, what: u32) -> bool {
+    pub(crate) fn has_rung(&self, what: u32) -> bool {
         // Pairs with the Release in `ring`.
         self.word.load(Ordering::Acquire) != what
     }

@@ -1,4 +1,19 @@
 //! Carries out the scheduler's actions: puts tasks on the table, takes them off, retires and kills workers.
+//!
+//! [`Driver::handle`] is the only way from an event to its actions. It is called under the lock of [`Inner`] by every
+//! thread with an event: threads that submit, wait or cancel, and the pool's thread. No action blocks. What must happen
+//! without the lock is only noted here: starts (`to_start`), wake-ups and events of the user
+//! ([`Notifications`](super::driver::Notifications)).
+//!
+//! This file also keeps three things consistent: a task's [`TaskPlace`], the slot and block that it uses, and its entry
+//! on the table. Their order:
+//!
+//! - *Publish*: allocate the slot; write the argument and the task descriptor; publish. A failure frees what was
+//!   allocated, and the task waits unchanged.
+//! - *Take off*: first make sure that no worker can claim the task (withdrawn, or its worker is dead); then copy the
+//!   argument back to private memory, and free slot and block.
+//!
+//! The next position, [`Inner::tail`], is the parent's own. It advances only together with the table's.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -21,6 +36,10 @@ use crate::shm::{self, MemoryError};
 
 impl Driver {
     /// Passes `event` to the scheduler, and carries out the actions.
+    ///
+    /// Follow-up events of the actions are passed in the same call, so that the scheduler's state and the parent's
+    /// agree when the lock is released. Must not be called by an action: an action adds to `events` instead, or passes
+    /// the event to the scheduler itself.
     pub(super) fn handle(&self, inner: &mut Inner, event: SchedulerEvent) {
         let mut actions = std::mem::take(&mut inner.actions);
         let mut events = VecDeque::new();
@@ -35,6 +54,22 @@ impl Driver {
         inner.actions = actions; // keeps the allocation
     }
 
+    /// Carries out one action. Adds the events that it demands to `events`.
+    ///
+    /// `Full` events are added in front, the last task first. Each such task goes to the front of the queue, so the
+    /// tasks wait again in their old order.
+    ///
+    /// - `Publish` without room in the budget: the task waits again (`Full`), the memory of free blocks and loans is
+    ///   returned, and a timer tries again. With another error the task fails, as it could never go out.
+    /// - `MakeWay`: takes back the newest task first, since workers claim the oldest in the meantime. A task that is
+    ///   claimed stays out.
+    /// - `Fail`: the items end with [`Inner::why`] if there are no workers, else with [`TaskEnd::Terminated`].
+    /// - `Delay`: the timer carries the task's serial, since the task may be cancelled before it fires, and its key
+    ///   reused.
+    /// - `Start`: only noted, for the pool's thread, which is woken.
+    /// - `Retire` and `Kill` of a worker that is being started: noted in `on_arrival`, where a later action replaces an
+    ///   earlier one.
+    /// - `Lose`: the item ends with the reason that was stored at the death of its worker.
     fn act(&self, inner: &mut Inner, action: Action, events: &mut VecDeque<SchedulerEvent>) {
         match action {
             // A task ahead of this one found no memory.
@@ -104,13 +139,23 @@ impl Driver {
     }
 
     /// Retires or terminates a worker.
+    ///
+    /// `action` is [`Action::Retire`] or [`Action::Kill`]. Neither waits for the end of the worker, which its pidfd
+    /// reports.
+    ///
+    /// - Retire: the worker exits when it has finished its task. It is woken if it is idle.
+    /// - Kill: sends `SIGTERM`, since the user's code may clean up. `SIGKILL` follows by a timer if the pool is
+    ///   terminated.
+    ///
+    /// A worker that this process may not signal is retired, and its channel is closed: its next message to the parent
+    /// fails.
     pub(super) fn end_worker(&self, worker: &WorkerHandle, action: Action) {
         if matches!(action, Action::Kill(_)) {
             if worker.child.signal(Signal::TERMINATE).is_ok() {
                 return;
             }
-            // This process may not signal the worker, since it has given up its privileges. An idle worker retires; one that runs a
-            // task detects that its channel is closed.
+            // This process may not signal the worker, since it has given up its privileges. An idle worker retires; one that
+            // runs a task detects that its channel is closed.
             worker.child.channel().shut_down();
         }
         // Pairs with the Acquire in `is_to_retire`. A waiter sees it after `wake_generation`.
@@ -119,6 +164,19 @@ impl Driver {
     }
 
     /// Puts a task on the table.
+    ///
+    /// Does nothing for a task that has ended or is out. The scheduler has made sure that a slot is free.
+    ///
+    /// Also starts what watches a task that is out: its time limit, the memory measurement, the audit, and the timer
+    /// that moves items. Workers are woken after the release of the lock.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfSpace`] if the memory budget has no room for the argument, [`MemoryError::System`] if the
+    /// system has no memory, [`MemoryError::Corrupt`] if no slot or no place in the table is free. The task waits,
+    /// unchanged.
+    ///
+    /// `out_bytes` decides about the share of the budget: the argument of an only task may use all of it, so that any
+    /// argument that fits in the budget goes out in the end.
     fn publish(&self, inner: &mut Inner, id: TaskId) -> Result<(), MemoryError> {
         if !self.board.table().has_place(inner.tail) {
             self.make_places(inner);
@@ -175,6 +233,12 @@ impl Driver {
     }
 
     /// Moves the queued tasks to the end of the table's ring, in their order, which frees the places of withdrawn tasks.
+    ///
+    /// Needed when the ring of positions is full although slots are free, which happens after many withdrawals. Workers
+    /// may claim tasks in the meantime; these are left alone.
+    ///
+    /// Withdraws the newest task first, and publishes the withdrawn ones from the oldest on. Their slots, and so their
+    /// descriptors and arguments, stay where they are.
     fn make_places(&self, inner: &mut Inner) {
         let table = self.board.table();
         let mut waiting = inner.out();
@@ -189,6 +253,11 @@ impl Driver {
     }
 
     /// Queues a task again at the next position. It keeps its slot, where no worker can claim it now.
+    ///
+    /// The caller has withdrawn the task or cleared its slot. If the table has no place, the task stays out but cannot
+    /// be claimed; the audit lays it again.
+    ///
+    /// Its argument is not written again, since only the position changes; the descriptor does not contain it.
     pub(super) fn lay_again(&self, inner: &mut Inner, id: TaskId, slot: u32) {
         let (table, tail) = (self.board.table(), inner.tail);
         let Some(task) = inner.tasks.get_mut(id.0) else { return };
@@ -203,6 +272,15 @@ impl Driver {
     }
 
     /// Takes a task that no worker holds off the board, without the items that have ended and `skip` further ones.
+    ///
+    /// The task waits with the rest of its argument. The scheduler is informed by the caller. Does nothing if the task
+    /// is not out.
+    ///
+    /// If the argument cannot be read back, for lack of memory, the task has no bytes, and its items fail in the
+    /// worker.
+    ///
+    /// `skip` items are neither run nor ended here: the caller accounts for them. The copy is needed, since the block
+    /// is reused at once.
     pub(super) fn take_off(&self, inner: &mut Inner, id: TaskId, skip: u32) {
         let Some(task) = inner.tasks.get_mut(id.0) else { return };
         let TaskPlace::Out { slot, block, len, from, .. } = task.at else { return };
@@ -221,6 +299,12 @@ impl Driver {
     }
 
     /// Fails the item that ran. Returns the event that follows.
+    ///
+    /// How it ends was stored in [`Task::lost`](super::driver::Task::lost) when its worker died. The task waits; its
+    /// bytes begin with this item, which is removed.
+    ///
+    /// The event is for the scheduler: [`SchedulerEvent::Requeued`] if items are left, else [`SchedulerEvent::Ended`].
+    /// A task that is unknown counts as ended.
     fn lose(&self, inner: &mut Inner, id: TaskId) -> SchedulerEvent {
         let Some(task) = inner.tasks.get_mut(id.0) else { return SchedulerEvent::Ended(id) };
         let end = task.lost.take().map_or(TaskEnd::Terminated, |lost| lost.1);
@@ -243,6 +327,11 @@ impl Driver {
     }
 
     /// Removes a task. Its remaining items end with `end`.
+    ///
+    /// Passes no event to the scheduler. Does nothing for a task that has ended.
+    ///
+    /// The caller decides what follows for the scheduler: nothing if it has forgotten the task, else
+    /// [`SchedulerEvent::Ended`] or [`SchedulerEvent::Dropped`].
     pub(super) fn remove(&self, inner: &mut Inner, id: TaskId, end: &TaskEnd) {
         let Some(task) = inner.remove_task(id) else { return };
         if let TaskPlace::Out { slot, position, block, len, .. } = task.at {

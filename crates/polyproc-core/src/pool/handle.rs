@@ -1,4 +1,11 @@
 //! [`Pool`]: the interface of the engine's pools for the faces.
+//!
+//! The faces are `crates/polyproc` and `crates/polyproc-py`. They encode functions, arguments and results; the engine
+//! handles bytes, descriptors and deaths. All methods may be called on any thread, at the same time.
+//!
+//! A pool runs from [`Pool::new`] to [`Pool::close`] or [`Pool::terminate`], and ends when its workers have exited and
+//! its thread has returned, for which [`Pool::join`] waits. In a forked copy of the process the workers belong to the
+//! original: there, changes of the pool have no effect and [`Pool::join`] returns at once.
 
 use std::fmt;
 use std::io;
@@ -20,9 +27,14 @@ use crate::robust::WaitError;
 use crate::wire::Payload;
 
 /// Called with a worker's process id and a record that it logged.
+///
+/// Called outside the pool's lock, one record at a time, in order, on any thread that uses the pool. May use the pool.
+/// A panic is caught.
 pub type OnLog = Arc<dyn Fn(u32, &[u8]) + Send + Sync>;
 
 /// Called with events of workers, on the thread that detects them.
+///
+/// Called outside the pool's lock. Calls from several threads may overlap. A panic is caught.
 pub type OnEvent = Arc<dyn Fn(&PoolEvent) + Send + Sync>;
 
 /// The settings of a pool.
@@ -107,16 +119,23 @@ pub enum PoolError {
     Os(#[source] io::Error),
 }
 
+/// Maximum number of workers. Below [`WORKERS`](super::claim::WORKERS), so that a free number can be found quickly.
 const MOST_WORKERS: usize = 1 << 16;
 
 /// A function that a pool knows; see [`Pool::register`].
+///
+/// Valid in the pool that returned it.
 #[derive(Debug, Clone, Copy)]
 pub struct Registered(FunctionId);
 
 /// Worker processes that run tasks. Dropping it terminates them.
+///
+/// The faces share it by reference; a [`Call`] keeps the state of the pool, but not its workers, after the drop.
 #[derive(Debug)]
 pub struct Pool {
+    /// The state, shared with calls and with the pool's thread.
     driver: Arc<Driver>,
+    /// The pool's thread, until it is joined.
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -125,6 +144,8 @@ impl Pool {
     ///
     /// # Errors
     /// See [`PoolError`]. No worker is left running in that case.
+    ///
+    /// Returns when all worker processes exist; they may not be ready yet. Workers that die from now on are replaced.
     pub fn new(settings: PoolSettings) -> Result<Self, PoolError> {
         let workers = match settings.workers {
             Some(workers) => workers,
@@ -275,6 +296,7 @@ impl Pool {
     }
 }
 
+/// Fails unless a pool may have this number of workers.
 fn check(workers: usize) -> Result<(), PoolError> {
     match workers {
         0 => Err(PoolError::NoWorkers),

@@ -4,9 +4,11 @@
 //! | file | purpose |
 //! |---|---|
 //! | `scheduler` | decisions: events in, actions out; no clock, no descriptor |
-//! | `claim`, `task_table` | the table: the claim protocol, and the shared words |
+//! | `claim`, `lookers`, `task_table` | the table: the claim protocol, polling workers, and the shared words |
 //! | `orders` | functions and arguments of the tasks, read-only for workers |
 //! | `result_ring` | the memory of one worker: its state, and the ring that returns its results |
+//! | `result_index` | the counts of that ring, and of the blocks that return to the worker |
+//! | `count` | a word in a cache line of its own |
 //! | `doorbell` | how workers wake the parent |
 //! | `worker` | the worker's loop |
 //! | `driver`, `effects`, `results`, `thread`, `timers` | the parent: state, the scheduler's actions, results, deaths, timers |
@@ -21,12 +23,15 @@ mod audit;
 mod call;
 mod callbacks;
 mod claim;
+mod count;
 mod doorbell;
 mod driver;
 mod effects;
 mod handle;
 mod latch;
+mod lookers;
 mod orders;
+mod result_index;
 mod result_ring;
 mod results;
 mod scheduler;
@@ -50,32 +55,3 @@ pub use worker_handle::WorkerStats;
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use task::decode_any;
-
-use crate::prim::{AtomicU32, AtomicU64};
-use crate::sys::shared::shared;
-
-/// The system calls and atomics that the table and the doorbell use.
-mod os {
-    pub(super) use crate::prim::{Ordering, fence};
-    pub(super) use crate::sys::futex::wake;
-}
-
-/// The table of tasks: see `claim`.
-#[derive(Debug, Clone, Copy)]
-struct ClaimTable<'a> {
-    board: &'a task_table::TaskTable,
-}
-
-shared! {
-    /// A word that several processes use, in a cache line of its own.
-    struct Count { count: AtomicU64, }
-}
-
-shared! {
-    /// How workers wake the parent: see `doorbell`.
-    ///
-    /// | offset | bytes | field | writer |
-    /// |---|---|---|---|
-    /// | 0 | 4 | word | the parent: how it must be woken; a worker: `AWAKE`, when it rings |
-    struct Doorbell { word: AtomicU32, }
-}

@@ -45,8 +45,12 @@ pub(super) const WITH_FDS: u32 = 2;
 pub(super) const SPLITTABLE: u32 = 4;
 
 /// An order: the function and items of a task. See the module.
+///
+/// Written before the task is published; copied out by the worker that claimed the task and by the parent. The parent
+/// is the only writer, so the content is trusted; offsets are still checked when bytes are copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TaskDescriptor {
+    /// The number of the function, as `FunctionId`.
     pub(super) function: u64,
     pub(super) items: u32,
     pub(super) flags: u32,
@@ -77,6 +81,11 @@ pub(super) struct Orders {
 }
 
 impl Orders {
+    /// Creates the memory of a new pool, in the parent. Its blocks count as in flight. All descriptors are reserved, so
+    /// that writing one cannot fail.
+    ///
+    /// # Errors
+    /// The process has no descriptor, or the system no memory.
     pub(super) fn new() -> io::Result<Self> {
         let segment = Segment::create(c"polyproc-orders", FIRST_REGION, 0, FIRST_ORDER)?.counted();
         segment.reserve(0, FIRST_BLOCK)?;
@@ -89,6 +98,9 @@ impl Orders {
     }
 
     /// Returns a read-only descriptor of the memory.
+    ///
+    /// It is not a duplicate, so the kernel refuses writing and writable mappings through it. Without `/proc` it is
+    /// one, and writable: see [`memory::reopen_read_only`].
     pub(super) fn for_a_worker(&self) -> io::Result<OwnedFd> {
         memory::reopen_read_only(self.segment.as_fd())
     }

@@ -4,36 +4,45 @@
 //! | offset | bytes | content | writer |
 //! |---|---|---|---|
 //! | 0 | 128 | [`WorkerState`] | see there |
-//! | 384 | 64 | tail: bytes written so far | the worker, after a whole record: the store that commits it |
-//! | 128 | 64 | head: bytes read so far; the parent relies on its private copy | the parent |
-//! | 192 | 64 | [`EventCount`]: the worker, while the ring is full | see there |
-//! | 256 | 64 | returned: number of blocks returned; the parent relies on its private copy | the parent, after the entry |
-//! | 320 | 64 | taken: number of returned blocks that the worker has taken | the worker |
+//! | 128 | 320 | [`ResultIndex`]: the counts | see there |
 //! | 1024 | 256 | the segment's regions | see [`Segment`] |
 //! | 4096 | 8192 | a ring of offsets of returned blocks | the parent |
 //! | 16384 | 131072 | the ring of records | the worker |
 //! | 147456 | | large results | the worker, before the record that refers to them |
 //!
 //! A record is a word, followed by bytes. The low eight bits of the word are a [`ResultKind`] and flags, the others a number.
+//!
+//! The parent creates the memory and starts the worker with its descriptor. The worker's main thread is the only writer
+//! of records ([`ResultRing`]); the parent reads them under the pool's lock ([`Results`]). Callers: `worker` on one
+//! side, `results`, `thread` and `audit` on the other.
+//!
+//! A record is committed by the store of the tail. So after a death of the worker at any instruction the ring contains
+//! whole records only, and the parent reads them as those of a living worker.
+//!
+//! The parent copies records before it parses them, and relies on no count that the worker can write except the tail,
+//! which it checks. [`parse`] accepts any bytes; a worker that writes invalid ones loses its ring
+//! ([`Results::break_off`]).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::Count;
-use crate::prim::{AtomicU32, AtomicU64, Ordering, fence};
+use super::result_index::{RING_LEN, ResultIndex, Returns};
+use crate::prim::{AtomicU32, AtomicU64, Ordering};
 use crate::robust::EventCount;
 use crate::shm::{MemoryError, Segment};
 use crate::sys::shared::shared;
 
+const INDEX: u64 = 128;
+/// Offset of the segment's table of regions.
 const REGION_TABLE: u64 = 1024;
+/// Offset of the ring of returned offsets.
 const RETURNS: u64 = 4096;
-/// Maximum number of returned blocks that the worker has not taken.
-pub(super) const RETURN_SLOTS: usize = 1024;
+/// Offset of the ring of records.
 const RING: u64 = 16384;
-/// Length of the ring in bytes.
-pub(super) const RING_LEN: u64 = 131_072;
+/// Offset of the first block of a large result. All bytes before it are reserved when the memory is created.
 pub(super) const FIRST_BLOCK: u64 = RING + RING_LEN;
+/// Length of the first mapping in bytes; blocks beyond it are in further regions.
 const FIRST_REGION: u64 = 3 * 65536;
 /// Results up to this length in bytes go through the ring, larger ones through a block.
 pub(super) const INLINE_LEN: usize = 16384;
@@ -71,30 +80,43 @@ const FLAGS: u8 = IN_BLOCK | LOGGED | WITH_FDS;
 /// A parsed record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ResultRecord<'a> {
+    /// Which event of a task it reports.
     pub(super) kind: ResultKind,
     /// [`LOGGED`], [`WITH_FDS`].
     pub(super) flags: u8,
+    /// The result, or a number.
     pub(super) body: ResultBody<'a>,
 }
 
 /// Returns slot and position of the task from the number of a [`ResultKind::Begin`].
+///
+/// Both are unchecked: a faulty worker may have written any number.
 pub(super) fn begun(number: u64) -> (usize, u64) {
     ((number & ((1 << SLOT_BITS) - 1)) as usize, number >> SLOT_BITS)
 }
 
 /// Where a record's bytes are.
+///
+/// Unchecked, apart from the length of [`ResultBody::Bytes`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ResultBody<'a> {
     /// A number, and no bytes.
     Number(u64),
+    /// In the record: at most [`INLINE_LEN`] from a correct worker.
     Bytes(&'a [u8]),
+    /// In the worker's file. Copying checks that the range exists.
     Block {
+        /// File offset of the first byte.
         offset: u64,
+        /// Number of bytes.
         len: u64,
     },
 }
 
 /// Splits the plain results at the front of `bytes` off, at most `most` of them. Returns their records and how many they are.
+///
+/// A plain result is a [`ResultKind::Returned`] without flags: its bytes are in the record, and nothing of it is in the
+/// channel. Stops at the first other, incomplete or malformed record, which is left for [`parse`].
 pub(super) fn take_results<'a>(bytes: &mut &'a [u8], most: u32) -> (&'a [u8], u32) {
     let (mut len, mut count) = (0usize, 0);
     while count < most
@@ -111,6 +133,8 @@ pub(super) fn take_results<'a>(bytes: &mut &'a [u8], most: u32) -> (&'a [u8], u3
 }
 
 /// Splits the first result off the records from [`take_results`].
+///
+/// `None` if none is left.
 pub(super) fn next_result<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
     let word = bytes.split_off(..WORD_LEN)?;
     let len = usize::try_from(u64::from_le_bytes(word.try_into().ok()?) >> 8).ok()?;
@@ -118,6 +142,11 @@ pub(super) fn next_result<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
 }
 
 /// Splits the first record off `bytes`.
+///
+/// `bytes` are private memory. An offset follows the word if the bytes are in a block.
+///
+/// # Errors
+/// [`MemoryError::Corrupt`] if there is no such kind or the record is incomplete. Then `bytes` may have been shortened.
 pub(super) fn parse<'a>(bytes: &mut &'a [u8]) -> Result<ResultRecord<'a>, MemoryError> {
     let word = bytes.split_off(..8).and_then(|word| word.try_into().ok()).map(u64::from_le_bytes);
     let word = word.ok_or(MemoryError::Corrupt)?;
@@ -176,12 +205,20 @@ const _: () = assert!(size_of::<WorkerState>() == 128);
 /// The worker runs no task.
 pub(super) const IDLE: u64 = 0;
 /// The parent has marked the worker for killing: it begins and ends no item any more.
+///
+/// Final: neither side changes the word any more.
 pub(super) const REVOKED: u64 = 1;
 
 /// The parent has taken the items after the running one: the worker must leave the task after it.
+///
+/// Set by the parent, reset by the worker when it stores its next word.
 const CUT: u64 = 1 << 19;
 
 /// Returns the word for a running item of the task at `position`.
+///
+/// Layout: 44 bits of position, the flag [`CUT`], then `item` + 2 in 19 bits, so that no word of a running item equals
+/// [`IDLE`] or [`REVOKED`]. `item` counts from the first item of the order. From [`MOST_STEPS`] on all items have the
+/// same word.
 pub(super) fn running(position: u64, item: u32) -> u64 {
     position << 20 | u64::from(item.min(MOST_STEPS) + 2)
 }
@@ -210,73 +247,81 @@ pub(super) fn is_cut(current: u64) -> bool {
 }
 
 /// The phase of a worker's life; 0 while it is being set up.
+///
+/// Written by the worker, read by the parent for statistics, retirement and the cause of an early death.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum WorkerPhase {
+    /// The pool's memory is mapped; the initializer runs, or is about to.
     Initialising = 1,
+    /// Sleeps without a task. A worker that polls counts as busy.
     Idle = 2,
+    /// Runs a task, or looks for one.
     Busy = 3,
 }
 
-shared! {
-    struct Returns { offsets: [AtomicU64; RETURN_SLOTS], }
-}
-
-/// See the module.
+/// The memory as one process has mapped it: the worker, which writes records, or the parent inside [`Results`].
 #[derive(Debug)]
 pub(super) struct ResultRing {
+    /// The memory file, and its mapping for reading and writing.
     segment: Segment,
     /// The worker's private count of bytes written, copied to the shared tail.
     written: AtomicU64,
 }
 
 impl ResultRing {
+    /// Creates the memory of a new worker, in the parent. The first [`FIRST_BLOCK`] bytes are reserved, so that writing
+    /// them cannot fail.
+    ///
+    /// # Errors
+    /// The process has no descriptor, or the system no memory.
     pub(super) fn new() -> io::Result<Self> {
         let segment = Segment::create(c"polyproc-worker", FIRST_REGION, REGION_TABLE, RETURNS)?;
         segment.reserve(0, FIRST_BLOCK)?;
         Ok(Self { segment, written: AtomicU64::new(0) })
     }
 
+    /// Maps the memory in the worker. From here on its blocks count as in flight, on the worker's account.
+    ///
+    /// # Errors
+    /// The memory cannot be mapped.
     pub(super) fn open(memfd: OwnedFd) -> io::Result<Self> {
         let segment = Segment::open(memfd, FIRST_REGION, REGION_TABLE, RETURNS)?.counted();
         Ok(Self { segment, written: AtomicU64::new(0) })
     }
 
+    /// Returns the memory file, in which the worker allocates blocks.
     pub(super) fn segment(&self) -> &Segment {
         &self.segment
     }
 
+    /// Returns the state of the worker, which both processes may write.
     pub(super) fn state(&self) -> &WorkerState {
         self.segment.fixed(0)
     }
 
-    fn count(&self, offset: u64) -> &AtomicU64 {
-        &self.segment.fixed::<Count>(offset).count
+    fn index(&self) -> &ResultIndex {
+        self.segment.fixed(INDEX)
     }
 
-    fn tail(&self) -> &AtomicU64 {
-        self.count(384)
-    }
-
-    fn head(&self) -> &AtomicU64 {
-        self.count(128)
-    }
-
+    /// Where the worker waits while the ring is full.
     pub(super) fn space(&self) -> &EventCount {
-        self.segment.fixed(192)
+        &self.index().space
     }
 
     /// Returns the number of bytes that the parent has not read, from the shared counts.
     pub(super) fn unread(&self) -> u64 {
-        // The head pairs with the Release in `read`. The tail is the worker's own.
-        self.tail().load(Ordering::Acquire).wrapping_sub(self.head().load(Ordering::Acquire))
+        self.index().unread()
     }
 
+    /// Returns the file offset of a byte of the ring, and the number of bytes from there to the ring's end.
     fn at(position: u64) -> (u64, u64) {
         let at = position % RING_LEN;
         (RING + at, RING_LEN - at)
     }
 
+    /// Copies bytes to the ring, in two parts if they pass its end. Only the bytes between tail and head may be
+    /// overwritten.
     fn copy_in(&self, position: u64, bytes: &[u8]) -> Result<(), MemoryError> {
         let (at, room) = Self::at(position);
         let (first, second) = bytes.split_at(bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
@@ -285,33 +330,43 @@ impl ResultRing {
     }
 
     /// Writes a record: space of eight bytes for the word, then up to [`INLINE_LEN`] bytes. Returns false if there is no room.
+    ///
+    /// `number` must be below 2^56. Only the worker's main thread may call it. A death before the commit leaves no
+    /// trace.
+    ///
+    /// # Errors
+    /// [`MemoryError::Corrupt`] if `record` is shorter than its word.
     fn write(&self, flags: u8, number: u64, record: &mut [u8]) -> Result<bool, MemoryError> {
         let tail = self.written.load(Ordering::Relaxed);
         let len = record.len() as u64;
-        // Pairs with the Release in `read`: the parent has copied the bytes that this overwrites.
-        if tail.wrapping_sub(self.head().load(Ordering::Acquire)).saturating_add(len) > RING_LEN {
+        if !self.index().has_room(tail, len) {
             return Ok(false);
         }
         let word = record.first_chunk_mut().ok_or(MemoryError::Corrupt)?;
         *word = (number << 8 | u64::from(flags)).to_le_bytes();
         self.copy_in(tail, record)?;
         self.written.store(tail.wrapping_add(len), Ordering::Relaxed);
-        // The commit. Pairs with the Acquire in `read` and `is_anything_unread`.
-        self.tail().store(tail.wrapping_add(len), Ordering::Release);
+        self.index().commit(tail.wrapping_add(len));
         Ok(true)
     }
 
     /// Writes that the worker begins a task. Returns false if there is no room.
+    ///
+    /// After it, the worker answers exactly the items of this task, in order.
     pub(super) fn write_begin(&self, slot: u32, position: u64) -> Result<bool, MemoryError> {
         self.write(ResultKind::Begin as u8, position << SLOT_BITS | u64::from(slot), &mut [0; WORD_LEN])
     }
 
     /// Writes how an item ended: the bytes after the first [`WORD_LEN`] of `record`. Returns false if there is no room.
+    ///
+    /// `record` begins with [`WORD_LEN`] bytes that are overwritten, so that the bytes of a result are copied once.
     pub(super) fn write_end(&self, kind: ResultKind, flags: u8, record: &mut [u8]) -> Result<bool, MemoryError> {
         self.write(kind as u8 | flags, (record.len() - WORD_LEN) as u64, record)
     }
 
     /// As [`ResultRing::write_end`], with the bytes in a block.
+    ///
+    /// The block is written before, and stays allocated until the parent returns `offset`.
     pub(super) fn write_end_in_block(
         &self,
         kind: ResultKind,
@@ -324,33 +379,18 @@ impl ResultRing {
         self.write(kind as u8 | IN_BLOCK | flags, len, &mut record)
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "a remainder")]
-    fn return_slot(at: u64) -> usize {
-        (at % RETURN_SLOTS as u64) as usize
-    }
-
     fn returns(&self) -> &Returns {
         self.segment.fixed(RETURNS)
     }
 
     /// Returns whether there are returned blocks that the worker has not taken.
     pub(super) fn has_returned(&self) -> bool {
-        // Pairs with the Release in `give_back`.
-        self.count(256).load(Ordering::Acquire) != self.count(320).load(Ordering::Relaxed)
+        self.index().has_returned()
     }
 
     /// Takes the next returned block. Returns its offset.
     pub(super) fn take_back(&self) -> Option<u64> {
-        let (returned, taken) = (self.count(256), self.count(320));
-        let at = taken.load(Ordering::Relaxed);
-        // Pairs with the Release in `give_back`: the parent has copied the block, and written its offset.
-        if at == returned.load(Ordering::Acquire) {
-            return None;
-        }
-        let offset = self.returns().offsets[Self::return_slot(at)].load(Ordering::Relaxed);
-        // Pairs with the Acquire in `give_back`: the offset was read before its place is used again.
-        taken.store(at.wrapping_add(1), Ordering::Release);
-        Some(offset)
+        self.index().take_back(self.returns())
     }
 }
 
@@ -362,15 +402,24 @@ impl AsFd for ResultRing {
 
 /// The parent's end of a [`ResultRing`]. Data that the worker may overwrite is read once and checked; the parent's counts are
 /// in private memory. So a worker that writes invalid data breaks its own stream only.
+///
+/// Owned by the worker's `WorkerHandle`, and used under the pool's lock. The memory outlives the worker: results that
+/// were written before its death are read after it.
 #[derive(Debug)]
 pub(super) struct Results {
     stream: Arc<ResultRing>,
+    /// Number of bytes read so far. Authoritative; the shared one is a copy.
     head: u64,
+    /// Number of blocks returned so far. Authoritative.
     returned: u64,
+    /// Invalid data was found: nothing more is read.
     is_broken: bool,
 }
 
 /// Result descriptors that this process holds until this is dropped.
+///
+/// Travels with the result that has the descriptors, outside the pool's lock. Its drop lets the worker send further
+/// ones ([`may_lend`](super::may_lend)).
 #[derive(Debug)]
 pub(super) struct ReceivedBlocks {
     stream: Arc<ResultRing>,
@@ -390,10 +439,12 @@ impl From<ResultRing> for Results {
 }
 
 impl Results {
+    /// Returns the state of the worker. The worker may change it at any time.
     pub(super) fn state(&self) -> &WorkerState {
         self.stream.state()
     }
 
+    /// Returns the worker's file, in which large results are.
     pub(super) fn segment(&self) -> &Segment {
         &self.stream.segment
     }
@@ -405,16 +456,14 @@ impl Results {
 
     /// Returns whether there are unread bytes. Always false once the stream is broken.
     pub(super) fn is_anything_unread(&self) -> bool {
-        // Pairs with the Release in `write`.
-        !self.is_broken && self.stream.tail().load(Ordering::Acquire) != self.head
+        !self.is_broken && self.stream.index().written() != self.head
     }
 
     /// Restores the shared counts from the parent's own, and wakes the worker.
+    ///
+    /// For the audit: a worker that has overwritten its own counts may wait for room that exists.
     pub(super) fn repair_counts(&self) {
-        // Pair with the Acquire in `write` and `unread`, and in `take_back`.
-        self.stream.head().store(self.head, Ordering::Release);
-        self.stream.count(256).store(self.returned, Ordering::Release);
-        self.stream.space().wake_generation();
+        self.stream.index().repair(self.head, self.returned);
     }
 
     /// Ends the stream after invalid data: nothing more is read.
@@ -432,7 +481,7 @@ impl Results {
             return Ok(());
         }
         let stream = &self.stream;
-        let tail = stream.tail().load(Ordering::Acquire); // pairs with the Release in `write`
+        let tail = stream.index().written();
         let len = tail.wrapping_sub(self.head);
         if len > RING_LEN {
             return Err(MemoryError::Corrupt);
@@ -444,27 +493,16 @@ impl Results {
         }
         if len > 0 {
             self.head = tail;
-            stream.head().store(tail, Ordering::Release); // pairs with the Acquire in `write` and `unread`
-            // Pairs with the fence in `EventCount::wait`: the worker sets the flag of the event count, then reads the
-            // head, so one of the two sees the other.
-            fence(Ordering::SeqCst);
-            stream.space().wake_all();
+            stream.index().free(tail);
         }
         Ok(())
     }
 
-    /// Returns a block to the worker. Returns false if [`RETURN_SLOTS`] blocks wait to be taken.
+    /// Returns a block to the worker. Returns false if the ring of offsets is full.
+    ///
+    /// The caller has copied the block. If it is refused, the caller keeps the offset and tries again later.
     pub(super) fn give_back(&mut self, offset: u64) -> bool {
-        let (returned, taken) = (self.stream.count(256), self.stream.count(320));
-        // Pairs with the Release in `take_back`.
-        if self.returned.wrapping_sub(taken.load(Ordering::Acquire)) >= RETURN_SLOTS as u64 {
-            return false;
-        }
-        let slot = ResultRing::return_slot(self.returned);
-        self.stream.returns().offsets[slot].store(offset, Ordering::Relaxed);
-        self.returned = self.returned.wrapping_add(1);
-        returned.store(self.returned, Ordering::Release); // pairs with the Acquire in `take_back`
-        true
+        self.stream.index().give_back(self.stream.returns(), &mut self.returned, offset)
     }
 }
 
@@ -472,6 +510,7 @@ impl Results {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::result_index::RETURN_SLOTS;
     use super::*;
 
     /// Returns both ends of a ring.
@@ -554,8 +593,8 @@ mod tests {
     fn a_count_that_is_nonsense_breaks_the_stream_once_and_for_good() {
         let (stream, mut results) = pair();
         assert!(stream.write_begin(1, 2).expect("memory"));
-        stream.tail().store(u64::MAX, Ordering::Release);
-        stream.head().store(u64::MAX - 5, Ordering::Release);
+        stream.index().commit(u64::MAX);
+        stream.index().repair(u64::MAX - 5, 0);
         let mut bytes = vec![1];
         assert!(results.is_anything_unread());
         assert!(matches!(results.read(&mut bytes), Err(MemoryError::Corrupt)));

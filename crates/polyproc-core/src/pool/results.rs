@@ -1,8 +1,30 @@
 //! Results, and the threads that wait for them.
 //!
-//! A thread that waits for results reads them itself, for all calls, as the *leader*; so a result passes through no further
-//! thread. There is one leader at a time. The other waiting threads, the *followers*, sleep until their own call has a
-//! result, or until the leader leaves and one of them takes its place. Without a leader, workers wake the pool's thread.
+//! A thread that waits for results reads them itself, for all calls, as the *leader*; so a result passes through no
+//! further thread. There is one leader at a time. The other waiting threads, the *followers*, sleep until their own
+//! call has a result, or until the leader leaves and one of them takes its place. Without a leader, workers wake the
+//! pool's thread. (After D. Schmidt et al., "Leader/Followers", 2000.)
+//!
+//! | thread | sleeps on | is woken by |
+//! |---|---|---|
+//! | leader | the doorbell's word | a worker with a result; a thread with a result for its call |
+//! | follower | the parker of its call | the thread that reads a result of the call; a leader that leaves |
+//! | the pool's thread | `epoll_wait(2)` | a worker, by the `eventfd(2)`, if the doorbell is [`AWAY`] |
+//!
+//! All state is read and changed under the lock of [`Inner`]; threads sleep without it. No wake-up is lost, since each
+//! sleeper announces itself first and checks after that: the leader and the pool's thread set the doorbell, then check
+//! the rings (`doorbell`); a follower takes a ticket of its parker, under the lock under which its condition is false.
+//!
+//! # From a ring to a call
+//!
+//! [`Driver::read_worker`] copies a ring's records to private memory and parses the copy. A *begin* record is checked
+//! against the table and selects the task (`reading`); each further record ends its next item. After its last item the
+//! task is removed. Results go to the [`Ends`](super::call::Ends) of their call, also if no thread waits for it.
+//!
+//! A worker that writes an invalid record is discarded: no more of its ring is read, and it is killed. Its death is
+//! handled as any other, so its task is retried or fails; other workers are not affected.
+//!
+//! This file does not detect deaths, except that a dead worker's ring is read like that of a living one.
 
 use std::time::Duration;
 
@@ -24,26 +46,41 @@ use crate::wire::Payload;
 
 /// How long a thread sleeps at first before it re-checks. The pool's thread detects a worker that dies before it wakes a
 /// thread; this is for the case that it does not.
+///
+/// Doubles with each sleep that nothing ends: see [`RecheckInterval`].
 const RECHECK_AFTER: Duration = Duration::from_secs(1);
 
 /// How often results are read before other threads can acquire the lock: workers may answer as fast as results are read.
+///
+/// Then the waiting thread releases the lock, yields, and continues.
 const ROUNDS: usize = 64;
 
 /// The next step of a waiting thread.
+///
+/// Decided under the lock by [`Driver::step`], carried out without it by [`Driver::wait`].
 enum WaitStep {
+    /// The wanted condition holds, or this process is a forked copy without results.
     Done,
+    /// The deadline has passed.
     TimedOut,
     /// Repeat, after other threads had the lock.
     Again,
     /// Sleep while the doorbell has this value.
+    ///
+    /// The thread stays the leader while it sleeps.
     Lead(u32),
     /// Sleep until unparked after this ticket.
+    ///
+    /// Each sleep ends after an interval, too.
     Follow(u32),
 }
 
 /// A thread that waits for a call.
+///
+/// Created at the first step of [`Driver::wait`]; it identifies the leader and the followers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ResultWaiter {
+    /// The key of the call that it waits for.
     pub(super) call: usize,
     /// Distinguishes threads that wait for the same call.
     serial: u64,
@@ -51,6 +88,12 @@ pub(super) struct ResultWaiter {
 
 impl Driver {
     /// See [`Call::wait`].
+    ///
+    /// The caller does not hold the lock. Results of any call are read meanwhile. A thread spins once per wait, for a
+    /// single result only, before it sleeps.
+    ///
+    /// # Errors
+    /// [`WaitError::Interrupted`] if a signal handler ran; the thread has left the leaders and followers.
     pub(super) fn wait(&self, call: &Call, want: WaitFor, deadline: Deadline) -> Result<bool, WaitError> {
         let mut may_spin = true;
         let (mut me, interval) = (None, RecheckInterval::new(RECHECK_AFTER));
@@ -83,6 +126,18 @@ impl Driver {
         }
     }
 
+    /// Decides what a waiting thread does next, under the lock.
+    ///
+    /// 1. If there is no other leader and the wanted condition does not hold, becomes the leader and reads all results.
+    /// 2. If the condition holds or the deadline has passed, leaves.
+    /// 3. As a follower: takes a ticket. If a leader sleeps until few tasks are left, asks to be woken for the next
+    ///    result instead ([`Doorbell::hurry`](super::doorbell::Doorbell::hurry)), and reads the results that this may
+    ///    have come too late for.
+    /// 4. As the leader: sets how it must be woken, then re-checks. If no result has arrived in between, it may sleep.
+    ///
+    /// `may_spin` becomes false once the thread was permitted to spin or sleep.
+    ///
+    /// At most [`ROUNDS`] rounds of reading happen under one acquisition of the lock.
     fn step(
         &self,
         inner: &mut Inner,
@@ -136,6 +191,12 @@ impl Driver {
         WaitStep::Again
     }
 
+    /// Spins or sleeps until a worker rings, without the lock. `how` is the value that the doorbell was set to.
+    ///
+    /// Before it sleeps it wakes one worker if tasks are queued, since none was woken for them if enough workers
+    /// polled.
+    ///
+    /// Returns [`Wait::Again`] after spinning: the next step decides.
     fn sleep_as_leader(&self, how: u32, deadline: Deadline) -> Wait {
         let doorbell = self.board.doorbell();
         if how == SPINNING {
@@ -150,6 +211,8 @@ impl Driver {
     }
 
     /// Ends the wait of a thread. If there is no other leader, a follower or the pool's thread takes its place.
+    ///
+    /// A follower that is woken to lead becomes the leader in its next step.
     fn leave(&self, inner: &mut Inner, me: ResultWaiter) {
         inner.follow_no_more(me);
         // A follower that was woken to lead, but whose own wait is over, wakes the next one below.
@@ -165,6 +228,9 @@ impl Driver {
     }
 
     /// Without a leader, reads the results and has workers wake the pool's thread from then on, unless no call needs that.
+    ///
+    /// Without such a call the doorbell stays [`AWAKE`]: no worker rings, and results stay in the rings until a thread
+    /// waits. After [`ROUNDS`] rounds the pool's thread continues.
     pub(super) fn hand_over(&self, inner: &mut Inner) {
         if inner.leader.is_none() && inner.eager == 0 {
             self.board.doorbell().set(AWAKE);
@@ -183,6 +249,8 @@ impl Driver {
     }
 
     /// Reads the results of all workers.
+    ///
+    /// Requires the lock. Any thread may read any ring.
     pub(super) fn collect(&self, inner: &mut Inner) {
         for at in 0..inner.workers.len() {
             if inner.workers[at].as_ref().is_some_and(|worker| worker.stream.is_anything_unread()) {
@@ -192,6 +260,9 @@ impl Driver {
     }
 
     /// Reads the results of a worker.
+    ///
+    /// The worker may be dead. A malformed record discards it; the records before it count. Returns at once if the
+    /// place is empty.
     pub(super) fn read_worker(&self, inner: &mut Inner, at: usize) {
         let mut bytes = std::mem::take(&mut inner.scratch);
         let Some(worker) = &mut inner.workers[at] else { return };
@@ -210,6 +281,9 @@ impl Driver {
     }
 
     /// Splits the plain results of the worker's current task off `bytes`, and adds them to the call.
+    ///
+    /// A fast path: consecutive plain results are copied to the call as they are, without parsing each. The task ends
+    /// if they are its last ones.
     fn take_results(&self, inner: &mut Inner, at: usize, bytes: &mut &[u8]) {
         let Some(id) = inner.workers[at].as_ref().and_then(|worker| worker.reading) else { return };
         let Some(task) = inner.tasks.get_mut(id.0) else { return };
@@ -230,6 +304,11 @@ impl Driver {
     }
 
     /// Removes a task whose items have all been answered.
+    ///
+    /// Frees its slot and its block, and informs the scheduler, which may publish another task at once. Its worker is
+    /// free for a further *begin* record.
+    ///
+    /// The caller has counted all its items as ended. `at` is the place of the worker that ran it.
     pub(super) fn finish(&self, inner: &mut Inner, at: usize, id: TaskId) {
         if let Some(TaskPlace::Out { slot, block, len, .. }) = inner.remove_task(id).map(|task| task.at) {
             inner.free(&self.orders, slot, block, len);
@@ -240,6 +319,17 @@ impl Driver {
         self.handle(inner, SchedulerEvent::Ended(id));
     }
 
+    /// Handles one record of the worker at place `at`.
+    ///
+    /// A *begin* record is accepted if the task is out at that position, this worker has claimed it, has ended its last
+    /// task, and no other worker answers it. So two workers never answer the same task, even if one has overwritten the
+    /// table.
+    ///
+    /// # Errors
+    /// [`MemoryError::Corrupt`] if the record does not fit the parent's state. The caller discards the worker.
+    ///
+    /// For any other record, the worker must have begun a task; the record ends that task's item `done`. A panic that
+    /// may be retried ends no item here, but adds a task ([`Driver::try_again`]).
     fn on_record(&self, inner: &mut Inner, at: usize, record: ResultRecord<'_>) -> Result<(), MemoryError> {
         let worker = inner.workers[at].as_mut().ok_or(MemoryError::Corrupt)?;
         if let ResultBody::Number(number) = record.body {
@@ -277,6 +367,16 @@ impl Driver {
     }
 
     /// Returns how an item ended: the contents of a record, with the bytes and descriptors that belong to it.
+    ///
+    /// Log records and descriptors of the item are in the channel by now, since the worker sends them first; they are
+    /// read here. A block is copied, and returned to the worker at once. Descriptors that did not arrive make a result
+    /// [`TaskEnd::Refused`].
+    ///
+    /// # Errors
+    /// [`MemoryError::Corrupt`] if a block is outside the worker's file, or the bytes of a failure are malformed; the
+    /// errors of copying the block.
+    ///
+    /// `record` is not a *begin* record.
     fn end_of(&self, inner: &mut Inner, at: usize, record: ResultRecord<'_>) -> Result<End, MemoryError> {
         let has_fds = inner.workers[at].as_ref().is_some_and(|worker| !worker.fds.is_empty());
         if record.flags & LOGGED != 0 || record.flags & WITH_FDS != 0 && !has_fds {
@@ -311,6 +411,10 @@ impl Driver {
     }
 
     /// Retries the current item of a task, which panicked, as a task of its own. Returns false if it may not be retried.
+    ///
+    /// For [`retries_panics`](super::CallSettings::retries_panics). The item is copied from the task's argument, which
+    /// the worker cannot have changed, and goes out after the back-off. The old task continues with its next item: the
+    /// caller counts this one as done without a result. An item with descriptors is not retried.
     fn try_again(&self, inner: &mut Inner, id: TaskId) -> bool {
         let serial = inner.serial();
         let Some(task) = inner.tasks.get(id.0) else { return false };
@@ -347,6 +451,9 @@ impl Driver {
 
 impl Inner {
     /// Removes a thread from the followers of its call, if it is one.
+    ///
+    /// Each waiter removes its own entry when it wakes; [`Notifications::unpark`](super::driver::Notifications::unpark)
+    /// removes all.
     fn follow_no_more(&mut self, me: ResultWaiter) {
         if let Some(state) = self.calls.get_mut(me.call).filter(|state| !state.followers.is_empty()) {
             state.followers.retain(|serial| *serial != me.serial);
@@ -354,6 +461,10 @@ impl Inner {
     }
 
     /// Kills a worker that wrote invalid data, and reads no more of its results.
+    ///
+    /// Its death, which the pool's thread detects, decides about its task. Also called by the audit.
+    ///
+    /// A discarded worker stays in its place until it is reaped.
     pub(super) fn discard(&mut self, at: usize) {
         if let Some(worker) = &mut self.workers[at] {
             worker.stream.break_off();
@@ -361,6 +472,7 @@ impl Inner {
         }
     }
 
+    /// Returns whether a thread that waits for `want` must return. True for a call that is unknown.
     fn is_satisfied(&self, call: usize, want: WaitFor) -> bool {
         self.calls.get(call).is_none_or(|state| match want {
             WaitFor::Next => !state.ends.is_empty() || state.is_over(),
@@ -369,10 +481,13 @@ impl Inner {
         })
     }
 
+    /// Returns whether any worker has written records that were not read.
     pub(super) fn is_anything_unread(&self) -> bool {
         self.workers.iter().flatten().any(|worker| worker.stream.is_anything_unread())
     }
 
+    /// Returns how the leader must be woken: for each result, or only when few tasks are left on the table. The latter
+    /// suffices if it waits for no single result, and no other thread or callback waits for one.
     fn way_to_sleep(&self, want: WaitFor) -> u32 {
         let is_minded = self.eager > 0 || self.calls.iter().any(|(_, state)| !state.followers.is_empty());
         if want == WaitFor::Next || is_minded { ASLEEP } else { ASLEEP_UNTIL_LOW }

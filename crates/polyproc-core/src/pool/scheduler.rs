@@ -11,22 +11,52 @@
 //! - a death costs the one item that ran, and no other; an item is tried no more often than allowed;
 //! - there are as many workers as wanted, unless they fail to start, are retired, or the pool ends; in each case every task
 //!   ends.
+//!
+//! The parent (`driver`) owns one [`Scheduler`], under the lock of its state, and passes each event by `Driver::handle`
+//! (`effects`), which carries out the actions in their order before it passes the next event. Some actions demand a
+//! later event of the parent; each is named at its action. An event that does not fit the state, for instance a timer
+//! for a task that has ended, changes nothing.
+//!
+//! Besides its own state the scheduler knows nothing of a task but its id, priority and permitted retries. Items,
+//! arguments, slots and positions are the parent's.
+//!
+//! *Urgent tasks.* Workers claim tasks in the order of publication. If a waiting task is more urgent than one that is
+//! out, the scheduler asks the parent to take the less urgent ones back ([`Action::MakeWay`]), and publishes in the
+//! right order after that.
+//!
+//! *Lack of memory.* When the parent reports [`SchedulerEvent::Full`], nothing is published until a task ends or
+//! [`SchedulerEvent::Room`] arrives. The task that found no memory stays the first one of its priority, so that small
+//! tasks do not overtake it for ever.
+//!
+//! *Workers.* The workers have places from 0 on. A place that loses its worker gets another one while it is wanted.
+//! Starts that fail are repeated, and workers that die before they are ready are replaced, up to limits; deaths by
+//! signals from outside have no limit. When a limit is reached, the pool is over: all tasks fail, all workers are
+//! killed, and later tasks fail at once.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 
 /// A task: the key of its record, which is reused after the task has ended.
+///
+/// The parent chooses it, at [`SchedulerEvent::Submitted`] or [`SchedulerEvent::Resubmitted`]. Small numbers, since
+/// they index a vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct TaskId(pub(crate) usize);
 
 /// A worker's place in the pool. A replacement takes the place of its predecessor.
+///
+/// From 0, below the largest wanted number of workers so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Place(pub(crate) usize);
 
 /// Tasks of higher priority go out first.
+///
+/// 0 is the default of a call. Equal priorities are served in the order of submission.
 pub(crate) type Priority = i32;
 
 /// How far a worker was with its task when it died.
+///
+/// The parent finds it from the worker's ring and its revocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Held {
     /// The worker had claimed the task, and begun none of its items.
@@ -44,12 +74,20 @@ pub(crate) enum Held {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SchedulerEvent {
     /// A new task, and how many times each of its items may be retried.
+    ///
+    /// If the pool is not open, [`Action::Fail`] follows at once.
     Submitted(TaskId, Priority, u32),
     /// A new task with items of an earlier one: delayed until `Due`.
+    ///
+    /// For items that the parent separates from a task that is out. Allowed when the pool is closed, too.
     Resubmitted(TaskId, Priority, u32),
     /// A task that went out has ended: its last item has, or the driver removed it.
+    ///
+    /// Makes room for the argument of another task.
     Ended(TaskId),
     /// The task was taken back from the table after `MakeWay`, and waits again. The newest task comes first.
+    ///
+    /// Passed without publication in between, so that all tasks are back before [`SchedulerEvent::WayMade`].
     Withdrawn(TaskId),
     /// There is no memory for the task's argument, so it waits again. Of several tasks, the last one to publish comes first.
     Full(TaskId),
@@ -60,20 +98,34 @@ pub(crate) enum SchedulerEvent {
     /// The driver removed a waiting or delayed task.
     Dropped(TaskId),
     /// A task still has items after `Lose`, and waits again.
+    ///
+    /// It goes out before other tasks of its priority, and its next item has all its attempts.
     Requeued(TaskId),
     /// The delay of a task is over.
+    ///
+    /// Ignored unless the task is delayed.
     Due(TaskId),
     /// The worker takes tasks from now on.
+    ///
+    /// Ends the series of failures of all workers: later ones count from 0 again.
     Ready(Place),
     /// The worker has died, everything that it sent was read, and it held this task.
     Died(Place, Blame, Option<(TaskId, Held)>),
     /// No worker could be started in the place.
+    ///
+    /// Answers [`Action::Start`].
     NotStarted(Place, RetryHope),
     /// The delay before the next attempt to start a worker is over.
+    ///
+    /// Answers [`Action::StartLater`]. Ignored if no attempt is pending in the place any more.
     StartDue(Place),
     /// The worker has been idle for the time after which workers retire.
+    ///
+    /// The worker retires only if no task is left in the pool.
     Idle(Place),
     /// The wanted number of workers has changed.
+    ///
+    /// Ignored unless the pool is open.
     Resized(usize),
     /// No more tasks will be submitted; submitted tasks still run.
     Closed,
@@ -93,6 +145,8 @@ pub(crate) enum Pace {
 }
 
 /// What caused the death of a worker.
+///
+/// Counts only for workers that die before they are ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Blame {
     /// The program: it exited, or a fault ended it. It may do so again.
@@ -101,10 +155,12 @@ pub(crate) enum Blame {
     Outside,
 }
 
-/// Whether a later attempt may succeed.
+/// Whether a later attempt to start a worker may succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RetryHope {
+    /// The system lacked a resource, or the fork server failed.
     Some,
+    /// Any other error. If no worker is left then, the pool gives up.
     None,
 }
 
@@ -118,98 +174,147 @@ pub(crate) enum Loss {
 }
 
 /// An action that the driver carries out.
+///
+/// The parent carries out all actions of an event, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Put the task on the table.
+    ///
+    /// If there is no memory for it, [`SchedulerEvent::Full`] follows, and tasks after it in the same list are not
+    /// published.
     Publish(TaskId),
     /// Take less urgent tasks back from the table, the newest first: `Withdrawn` follows for each, then `WayMade`.
     MakeWay(Priority),
     /// End the task: all its remaining items fail for this reason.
+    ///
+    /// The scheduler has forgotten the task: no event follows.
     Fail(TaskId, Loss),
     /// Fail the item that ran. `Requeued` follows, or `Ended` if it was the last item.
     Lose(TaskId),
     /// Retry the task after a delay that grows with the number of attempts. `Due` follows.
+    ///
+    /// The number is that of the attempts so far.
     Delay(TaskId, u32),
+    /// Start a worker. [`SchedulerEvent::Ready`], [`SchedulerEvent::Died`] or [`SchedulerEvent::NotStarted`] follows.
     Start(Place),
     /// Try to start a worker after a delay that grows with the number of failures. `StartDue` follows.
     StartLater(Place, u32, Pace),
     /// Ask the worker to exit when it has finished its task.
+    ///
+    /// The worker may still be starting; then the request waits for it.
     Retire(Place),
     /// Terminate the worker, even if it runs a task.
+    ///
+    /// Only when the pool is over. The worker may still be starting.
     Kill(Place),
 }
 
+/// Where a task is. A task without a stage is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TaskStage {
+    /// Here, for a free slot; in `waiting`.
     Waiting,
+    /// On the table, or held by a worker.
     Out,
+    /// Waits for [`SchedulerEvent::Due`], or for the answer to [`Action::Lose`].
     Delayed,
 }
 
+/// A task that has not ended.
 #[derive(Debug, Clone, Copy)]
 struct QueuedTask {
+    /// Changes only with the counts of [`Scheduler`].
     at: TaskStage,
+    /// Does not change.
     priority: Priority,
+    /// How many times each of its items may be retried.
     retries: u32,
+    /// Number of attempts at the current item that were lost with a worker.
     attempts: u32,
     /// The number of its latest entry in `waiting`.
     wait: u64,
 }
 
 impl QueuedTask {
+    /// Creates a task without attempts and without an entry in `waiting`.
     fn new(at: TaskStage, priority: Priority, retries: u32) -> Self {
         Self { at, priority, retries, attempts: 0, wait: 0 }
     }
 }
 
+/// The state of a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WorkerSlot {
+    /// [`Action::Start`] was issued, and the worker is not ready.
     Starting,
+    /// It claims tasks.
     Ready,
     /// Asked to exit, or killed.
     Ending,
     /// Another attempt to start a worker is pending.
+    ///
+    /// [`SchedulerEvent::StartDue`] follows.
     Awaited,
+    /// The place is empty.
     Gone,
 }
 
+/// The phase of the pool's life: goes forward only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WorkerLife {
+    /// Tasks can be submitted.
     Open,
+    /// Submitted tasks still run. Workers retire when no task is left.
     Closed,
+    /// Every task fails for this reason, and no worker is started.
     Over(Loss),
 }
 
 /// Deaths in a row, per worker, by the program's fault and before any worker was ready, after which the pool gives up.
+///
+/// Workers that are killed from outside do not count.
 const STILLBORN_LIMIT: usize = 50;
 /// Failed starts in a row, per worker and while no worker is ready, after which the pool gives up: with the delays, about 2 s.
 const FAILED_START_LIMIT: u32 = 8;
 
 /// The state of the scheduler. See the module.
+///
+/// Owned by the parent's state; lives as long as the pool.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
+    /// Number of tasks that may be out.
     slots: usize,
     /// By [`TaskId`]; `None` once the task has ended.
     tasks: Vec<Option<QueuedTask>>,
     /// The waiting tasks, each with [`QueuedTask::wait`]. An entry with an outdated number is stale, and skipped.
+    ///
+    /// The most urgent queue comes first. An empty queue stays until it is found first.
     waiting: BTreeMap<Reverse<Priority>, VecDeque<(TaskId, u64)>>,
+    /// Number of tasks that have not ended.
     live: usize,
+    /// Number of tasks in the stage *waiting*.
     waiting_count: usize,
     /// Number of stale entries in `waiting`.
     passed_over: usize,
+    /// The number of the latest entry in `waiting`.
     waits: u64,
     /// The memory budget has no room for the argument of the first waiting task.
     is_full: bool,
     /// Number of tasks that are out, by priority.
     out: BTreeMap<Priority, usize>,
+    /// Sum of `out`. At most `slots`.
     out_count: usize,
+    /// By [`Place`]. Never shrinks.
     workers: Vec<WorkerSlot>,
+    /// The configured number of workers.
     wanted: usize,
+    /// Decides whether tasks and workers are accepted.
     phase: WorkerLife,
     /// Deaths in a row before any worker was ready, by the program's fault.
     stillborn: usize,
     /// Deaths in a row before any worker was ready, by signals from outside.
     killed_at_birth: u32,
+    /// Failed starts since a worker became ready.
     failed_starts: u32,
 }
 
@@ -256,11 +361,18 @@ impl Scheduler {
         self.wanted
     }
 
+    /// Returns whether no worker runs, starts or is awaited.
     fn is_deserted(&self) -> bool {
         self.workers.iter().all(|worker| *worker == WorkerSlot::Gone)
     }
 
     /// Handles `event`. Appends the actions that follow from it to `actions`.
+    ///
+    /// The only function that changes the state. Afterwards no task waits while there is a slot, except for lack of
+    /// memory, and between [`Action::MakeWay`] and [`SchedulerEvent::WayMade`].
+    ///
+    /// # Panics
+    /// If a place is not below the largest wanted number of workers so far.
     pub(crate) fn on(&mut self, event: SchedulerEvent, actions: &mut Vec<Action>) {
         match event {
             SchedulerEvent::Submitted(task, priority, retries) => return self.submit(task, priority, retries, actions),
@@ -330,6 +442,8 @@ impl Scheduler {
         self.retire_when_closed(actions);
     }
 
+    /// Accepts a new task, or fails it because the pool is not open. The first task after a quiet time also fills empty
+    /// places.
     fn submit(&mut self, task: TaskId, priority: Priority, retries: u32, actions: &mut Vec<Action>) {
         let loss = match self.phase {
             WorkerLife::Open => None,
@@ -348,6 +462,8 @@ impl Scheduler {
     }
 
     /// Publishes waiting tasks after one of this priority was added.
+    ///
+    /// Otherwise asks the parent to take back less urgent tasks; it publishes after [`SchedulerEvent::WayMade`].
     fn publish_first(&mut self, priority: Priority, actions: &mut Vec<Action>) {
         // Workers would claim less urgent tasks that are on the table first.
         if self.out.range(..priority).any(|(_, count)| *count > 0) {
@@ -357,6 +473,7 @@ impl Scheduler {
         }
     }
 
+    /// Adds a task whose stage is set. The caller adds a waiting one to its queue.
     fn add(&mut self, id: TaskId, task: QueuedTask) {
         if self.tasks.len() <= id.0 {
             self.tasks.resize(id.0 + 1, None);
@@ -365,6 +482,7 @@ impl Scheduler {
         self.live += 1;
     }
 
+    /// Adds a task to the queue of its priority. Its earlier entry, if there is one, becomes stale.
     fn wait(&mut self, task: TaskId, in_front: bool) {
         let Some(Some(state)) = self.tasks.get_mut(task.0) else { return };
         state.at = TaskStage::Waiting;
@@ -376,6 +494,7 @@ impl Scheduler {
         if in_front { queue.push_front(entry) } else { queue.push_back(entry) }
     }
 
+    /// Lets a task that was out or delayed wait in front of its priority. If the pool is over, fails it.
     fn wait_again(&mut self, task: TaskId, actions: &mut Vec<Action>) {
         match self.phase {
             WorkerLife::Open | WorkerLife::Closed => {
@@ -391,6 +510,7 @@ impl Scheduler {
         }
     }
 
+    /// Takes a task out of the counts of tasks that are out, if it is. The caller sets its next stage.
     fn not_out(&mut self, task: TaskId) {
         let Some(Some(state)) = self.tasks.get(task.0) else { return };
         if state.at == TaskStage::Out {
@@ -428,6 +548,7 @@ impl Scheduler {
         }
     }
 
+    /// Publishes waiting tasks, the most urgent first, while there are slots and memory.
     fn publish(&mut self, actions: &mut Vec<Action>) {
         while self.waiting_count > 0 && self.out_count < self.slots && !self.is_full {
             let Some(mut queue) = self.waiting.first_entry() else { return };
@@ -453,6 +574,9 @@ impl Scheduler {
         }
     }
 
+    /// Handles the death of a worker: first its task, then its place. A worker that dies before it is ready is started
+    /// again at once if the program is to blame, up to [`STILLBORN_LIMIT`], and after a delay if it was killed from
+    /// outside.
     fn on_death(&mut self, place: Place, blame: Blame, held: Option<(TaskId, Held)>, actions: &mut Vec<Action>) {
         let was = std::mem::replace(&mut self.workers[place.0], WorkerSlot::Gone);
         if let Some((task, held)) = held {
@@ -476,6 +600,8 @@ impl Scheduler {
         }
     }
 
+    /// Decides about the task that a dead worker held. A task that was not begun waits again, in front. Otherwise the
+    /// item that ran is delayed for another attempt if that is permitted, and lost if not.
     fn on_unfinished(&mut self, task: TaskId, held: Held, actions: &mut Vec<Action>) {
         let Some(Some(state)) = self.tasks.get_mut(task.0) else { return };
         let Held::Running { is_same, may_retry } = held else {
@@ -497,6 +623,9 @@ impl Scheduler {
     }
 
     /// Returns whether a worker must be started in `place`.
+    ///
+    /// The place is empty, and fewer workers than wanted run, start or are awaited. An open pool fills its places even
+    /// without tasks.
     fn is_wanted(&self, place: Place) -> bool {
         let needed = match self.phase {
             WorkerLife::Open => true,
@@ -523,6 +652,8 @@ impl Scheduler {
         }
     }
 
+    /// Handles a start that failed. If there is hope, tries again later, unless [`FAILED_START_LIMIT`] is reached while
+    /// no worker is ready or ending. Otherwise leaves the place empty, and gives up if all places are.
     fn on_failed_start(&mut self, place: Place, hope: RetryHope, actions: &mut Vec<Action>) {
         self.failed_starts += 1;
         let alone = !self.workers.iter().any(|worker| matches!(worker, WorkerSlot::Ready | WorkerSlot::Ending));
@@ -538,10 +669,13 @@ impl Scheduler {
         }
     }
 
+    /// Returns the number of places, at least 1: limits and delays count rounds over all places.
     fn count_u32(&self) -> u32 {
         u32::try_from(self.workers.len()).unwrap_or(u32::MAX).max(1)
     }
 
+    /// Changes the wanted number of workers. Retires surplus workers from the last place on, so that low places stay in
+    /// use.
     fn resize(&mut self, wanted: usize, actions: &mut Vec<Action>) {
         if self.phase != WorkerLife::Open {
             return;
@@ -567,6 +701,9 @@ impl Scheduler {
     }
 
     /// Fails every task, and kills every worker.
+    ///
+    /// Does nothing if the pool is over already. The tasks are forgotten here; events that still come for them change
+    /// nothing.
     fn give_up(&mut self, loss: Loss, actions: &mut Vec<Action>) {
         if matches!(self.phase, WorkerLife::Over(_)) {
             return;
@@ -592,6 +729,7 @@ impl Scheduler {
         }
     }
 
+    /// In a closed pool without tasks, retires all workers, and cancels pending attempts to start some.
     fn retire_when_closed(&mut self, actions: &mut Vec<Action>) {
         if self.phase != WorkerLife::Closed || self.live > 0 {
             return;

@@ -1,4 +1,14 @@
 //! [`Submitter`]: the items of a call, in chunks.
+//!
+//! Used by both faces. It groups items into tasks, counts bytes for the limit on read-ahead, and adapts the size of
+//! batches. It belongs to one thread at a time and has no lock of its own; the [`Call`] that it fills has.
+//!
+//! An item becomes part of a task as soon as its chunk is full: after `chunksize` items, or [`FULL_LEN_BYTES`]. Items
+//! with descriptors are tasks of their own, since a task has descriptors for its first item only. Before an item that
+//! is sent alone or cannot be encoded, the pending chunk is submitted, so that the indices in a task are consecutive.
+//!
+//! It never blocks and enforces no limit itself: [`Submitter::may_read_on`] and [`Call::has_room`] say when the caller
+//! should wait.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -9,6 +19,8 @@ use super::task::Items;
 use crate::shm::memory_budget;
 
 /// A chunk of this many bytes is full.
+///
+/// With it, a task of large items has few of them, so that workers share them.
 const FULL_LEN_BYTES: usize = 64 << 10;
 
 /// How far a call may read its items ahead of the consumer of its results.
@@ -23,6 +35,8 @@ pub struct ReadAhead {
 /// Default limit: reading further ahead does not make a call faster.
 const AHEAD_BYTES: u64 = 256 << 20;
 /// Divisor of the memory budget for the default limit.
+///
+/// Other calls, queues and processes of the program use the same budget.
 const AHEAD_SHARE: u64 = 8;
 
 impl ReadAhead {
@@ -35,15 +49,20 @@ impl ReadAhead {
 }
 
 /// A call that takes its items one by one, and submits them in chunks.
+///
+/// `push` it items, then [`Submitter::seal`] it; take results in between and after that.
 #[derive(Debug)]
 pub struct Submitter {
     call: Arc<Call>,
+    /// Number of workers of the pool, as given at the start.
     workers: usize,
     /// Bytes of all items so far.
     argument_bytes: u64,
     /// Number of results that have arrived, and their bytes.
     ended: u64,
+    /// Bytes of the results that have arrived, and of memory that descriptors lent.
     result_bytes: u64,
+    /// Number of items in a full chunk: fixed, or the current size of a batch.
     chunksize: usize,
     /// If each item is a task of its own: how many items travel together.
     batching: Option<Batching>,
@@ -51,25 +70,33 @@ pub struct Submitter {
     chunk: Items,
     /// Number of items so far.
     count: usize,
+    /// The buffer for results between [`Call::take`] and the caller.
     ends: Ends,
 }
 
 /// Short tasks travel together, though each is a task of its own: as many as take [`BATCH_TIME`].
+///
+/// It measures how fast the items of this call end on all workers together, so no clock in the workers is needed.
 #[derive(Debug)]
 struct Batching {
+    /// Number of workers: that many tasks run at the same time.
     workers: usize,
+    /// Number of items that travel together, from 1 to [`LARGEST_BATCH`].
     size: usize,
     /// The start of the sample, and the number of tasks that have ended since.
     since: Instant,
     ended: usize,
 }
 
+/// Work for about this time travels together: then the cost of publishing and claiming a task is small beside it.
 const BATCH_TIME: Duration = Duration::from_micros(30);
+/// Maximum number of items that travel together.
 const LARGEST_BATCH: usize = 64;
 /// Number of tasks that are measured together.
 const SAMPLE: usize = 256;
 
 impl Batching {
+    /// Begins with single items: their durations are not known.
     fn new(workers: usize) -> Self {
         Self { workers, size: 1, since: Instant::now(), ended: 0 }
     }
@@ -92,6 +119,8 @@ impl Batching {
 impl Submitter {
     /// Creates a feed with chunks of `chunksize` items, for `workers` workers. If `chunksize` is 1, short tasks still travel
     /// together.
+    ///
+    /// Opens nothing: `call` was opened by the caller, with the settings that its use needs.
     #[must_use]
     pub fn new(call: Call, chunksize: usize, workers: usize) -> Self {
         let batching = (chunksize == 1).then(|| Batching::new(workers));
@@ -114,6 +143,8 @@ impl Submitter {
     ///
     /// # Errors
     /// The error of `encode`.
+    ///
+    /// `encode` must only append to the bytes.
     pub fn push<E>(&mut self, encode: impl FnOnce(&mut Vec<u8>) -> Result<Vec<OwnedFd>, E>) -> Result<bool, E> {
         let index = self.count;
         self.count += 1;
@@ -143,6 +174,8 @@ impl Submitter {
     }
 
     /// Submits the chunk, whose last item has the index `end - 1`.
+    ///
+    /// Does nothing if the chunk is empty. If chunks are batches, workers may take single items of it from each other.
     fn submit(&mut self, end: usize) {
         let first = (end - self.chunk.count() as usize) as u64;
         self.call.submit(first, &mut self.chunk, Vec::new(), self.batching.is_some());
@@ -190,6 +223,8 @@ impl Submitter {
     }
 
     /// Returns whether the caller may submit one more item, given that it has consumed `taken` results.
+    ///
+    /// Items that were not submitted count as in progress.
     #[must_use]
     pub fn may_read_on(&self, taken: usize, ahead: ReadAhead) -> bool {
         let least = 2 * self.workers;

@@ -10,6 +10,13 @@
 //! | FUNCTION | to the worker | id `u64`, name and context; the latter are empty if the function is unknown | |
 //! | RESULT_FDS | from the worker, before the record of the result | empty | the result's |
 //! | LOG | from the worker | the position of its task `u64`, the record that a face logged | |
+//!
+//! Messages travel over the channel of each worker's process, in both directions, with the framing of
+//! `conn/channel.rs`. The parent reads them in `thread` and trusts none; a worker trusts the parent. A worker has at
+//! most one question without an answer. Tags below 16 are those of `process/tag.rs`, for any process.
+//!
+//! The file also defines the start message of a worker ([`Setup`]), the encoding of a task's items ([`Items`]), and how
+//! an item ends ([`TaskEnd`]).
 
 use std::fmt;
 
@@ -18,6 +25,7 @@ use crate::process::{Function, Outcome, Panic, StartError};
 use crate::wire::Payload;
 use crate::wire::{Reader, WireError, Writer};
 
+/// Tags of the messages in the table above.
 pub(super) mod tag {
     pub(in crate::pool) const READY: u8 = 16;
     pub(in crate::pool) const UNFIT: u8 = 17;
@@ -30,6 +38,8 @@ pub(super) mod tag {
 }
 
 /// How an item of a task ended.
+///
+/// Exactly one for each item that did not return a result. The faces convert it to their errors.
 #[derive(Debug, Clone)]
 pub enum TaskEnd {
     /// Its function failed: an error in the encoding of the face.
@@ -39,6 +49,8 @@ pub enum TaskEnd {
     /// It could not be run, for this reason.
     Refused(String),
     /// Its worker died.
+    ///
+    /// Its side effects may have happened.
     WorkerLost(Ended),
     /// It or its call exceeded its time limit.
     TimedOut,
@@ -73,6 +85,8 @@ impl fmt::Display for Ended {
 }
 
 /// An event of a pool's workers.
+///
+/// Passed to [`PoolSettings::on_event`](super::PoolSettings::on_event), in the order in which the parent detects them.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum PoolEvent {
@@ -113,6 +127,8 @@ pub enum PoolEvent {
 }
 
 /// Why a pool has no workers.
+///
+/// All tasks of the pool fail with it, and later ones, too.
 #[derive(Debug, Clone)]
 pub enum NoWorkersReason {
     /// Workers fail to start.
@@ -129,6 +145,11 @@ pub enum NoWorkersReason {
 
 impl TaskEnd {
     /// Decodes the record of an item that failed. Fails for the kinds of other records.
+    ///
+    /// `bytes` were copied from the worker's memory, and may be anything.
+    ///
+    /// # Errors
+    /// [`WireError`] for the other kinds, and if the bytes do not decode.
     pub(super) fn of_record(kind: ResultKind, bytes: Vec<u8>) -> Result<Self, WireError> {
         match kind {
             ResultKind::Raised => Ok(Self::Raised(bytes)),
@@ -140,6 +161,9 @@ impl TaskEnd {
 }
 
 /// Decodes why the initializer failed, from a worker's UNFIT message.
+///
+/// # Errors
+/// [`WireError`] if the message is malformed, or says that the initializer returned.
 pub(super) fn decode_unfit(payload: Payload) -> Result<NoWorkersReason, WireError> {
     let (kind, rest) = payload.bytes.split_first().ok_or(WireError)?;
     match Outcome::decode(*kind, Payload::from(rest.to_vec()))? {
@@ -152,20 +176,28 @@ pub(super) fn decode_unfit(payload: Payload) -> Result<NoWorkersReason, WireErro
 
 /// The message with which a worker starts. It carries descriptors: the board, the orders, the bell, the worker's stream, then
 /// those of the initializer.
+///
+/// It is the input of the worker's process function, and comes from the parent: a malformed one ends the worker.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Setup {
+    /// The number by which the worker claims tasks.
     pub(super) number: u32,
     /// Number of items after which the worker exits; 0 for no limit.
     pub(super) max_tasks: u64,
     /// See [`may_lend`](super::may_lend).
     pub(super) most_fds: u64,
+    /// The niceness of the worker; `None` for that of the parent.
     pub(super) nice: Option<i32>,
+    /// Processors that the worker may use; empty for no restriction.
     pub(super) cpus: Vec<u32>,
+    /// Runs before the first task, with its encoded argument.
     pub(super) initializer: Option<(Function, Vec<u8>)>,
+    /// Runs after the last task.
     pub(super) finalizer: Option<Function>,
 }
 
 impl Setup {
+    /// Encodes it without its descriptors, which travel beside the bytes.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Writer::default();
         out.u32(self.number);
@@ -187,6 +219,10 @@ impl Setup {
         out.into_bytes()
     }
 
+    /// Decodes the bytes of [`Setup::encode`].
+    ///
+    /// # Errors
+    /// [`WireError`] if they are malformed.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         let from = &mut Reader::new(bytes);
         let (number, max_tasks, most_fds) = (from.u32()?, from.u64()?, from.u64()?);
@@ -206,6 +242,7 @@ pub(super) fn encode_function(function: &Function, context: &[u8]) -> Vec<u8> {
     out.into_bytes()
 }
 
+/// Decodes the bytes of [`encode_function`]: the name, and the context, empty if there is none.
 pub(super) fn decode_function(bytes: &[u8]) -> Result<(Function, Vec<u8>), WireError> {
     let mut from = Reader::new(bytes);
     Ok((Function::decode(&mut from)?, from.rest().to_vec()))
@@ -215,9 +252,13 @@ pub(super) fn decode_function(bytes: &[u8]) -> Result<(Function, Vec<u8>), WireE
 const LEN_LEN: usize = 8;
 
 /// The items of a task, each a length `u64` followed by that number of bytes.
+///
+/// The bytes are the argument of a task as workers read it.
 #[derive(Debug, Default)]
 pub struct Items {
+    /// All items, the first one first.
     bytes: Vec<u8>,
+    /// Number of items in `bytes`.
     count: u32,
     /// Offset of the last item.
     last: usize,
@@ -280,6 +321,9 @@ impl Items {
 }
 
 /// Splits the first item off `bytes`.
+///
+/// # Errors
+/// [`WireError`] if `bytes` are too short. Then they may have lost their first bytes.
 pub(super) fn next_item<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8], WireError> {
     let len =
         bytes.split_off(..LEN_LEN).and_then(|len| len.try_into().ok()).map(u64::from_le_bytes).ok_or(WireError)?;

@@ -1,5 +1,5 @@
-//! [`TaskTable`]: the words that a pool and all its workers write: which tasks can be claimed, and which worker has claimed which.
-//! The contents of tasks are in [`Orders`](super::orders::Orders).
+//! [`TaskTable`]: the words that a pool and all its workers write: which tasks can be claimed, and which worker has
+//! claimed which. The contents of tasks are in [`Orders`](super::orders::Orders).
 //!
 //! | offset | bytes | content | writer |
 //! |---|---|---|---|
@@ -11,12 +11,19 @@
 //! | 320 | 64 | [`Lookers`]: workers that poll for tasks | a worker, from 0 and back; the parent, after a death |
 //! | 4096 | 8192 | the ring of slot numbers | the parent, before it advances `tail` |
 //! | 12288 | 65536 | the state of each slot, in a cache line of its own | see `claim` |
+//!
+//! The parent creates the memory file, and sends its descriptor to each worker; all map it for reading and writing, so
+//! any word may be overwritten by a faulty worker. It has a fixed length, and is reserved when it is created. Counts
+//! and states have a cache line each.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::{ClaimTable, Count, Doorbell};
-use crate::prim::{AtomicU32, AtomicU64, Ordering};
+use super::claim::{ClaimTable, TableWords};
+use super::count::Count;
+use super::doorbell::Doorbell;
+use super::lookers::Lookers;
+use crate::prim::{AtomicU32, AtomicU64};
 use crate::robust::EventCount;
 use crate::sys::memory::{self, Mapping, PAGE};
 use crate::sys::shared::{Shared, shared};
@@ -26,64 +33,20 @@ pub(super) const SLOTS: u32 = 1024;
 /// Places in the ring of slot numbers. With as many spare places as slots, at most one task is moved to a new place for each
 /// one that is published, on average.
 const PLACES: u32 = 2 * SLOTS;
+/// Offset of the ring of slot numbers.
 const RING: u64 = 4096;
+/// Offset of the state of slot 0.
 const STATES: u64 = RING + size_of::<TaskRing>() as u64;
+/// Distance between two states in bytes: a cache line.
 const STATE_LEN: u64 = size_of::<Count>() as u64;
+/// Length of the memory file in bytes.
 const LEN_BYTES: u64 = (STATES + SLOTS as u64 * STATE_LEN).next_multiple_of(PAGE);
-
-/// Maximum number of workers that poll for tasks at a time; the others sleep.
-const LOOKERS: usize = 4;
-
-shared! {
-    /// Workers that poll for tasks before they sleep. They find a new task without a wake-up.
-    ///
-    /// | offset | bytes | field | writer |
-    /// |---|---|---|---|
-    /// | 0 | 8 each | 1 + the number of a polling worker, or 0 | that worker, at begin and end; the parent, after its death |
-    pub(super) struct Lookers { numbers: [AtomicU64; LOOKERS], }
-}
-
-impl Lookers {
-    /// Enters a worker that begins to poll. Returns its place, or `None` if there are enough.
-    pub(super) fn enter(&self, worker: u32) -> Option<usize> {
-        let me = u64::from(worker) + 1;
-        // Pairs with the loads in `count`. A poller that the parent misses costs a wake-up in vain, so no order is
-        // needed.
-        self.numbers.iter().position(|place| place.compare_exchange(0, me, Ordering::SeqCst, Ordering::Relaxed).is_ok())
-    }
-
-    /// Removes a worker that ends polling, or has died. A living one must check the table once more after this.
-    pub(super) fn leave(&self, worker: u32) {
-        let me = u64::from(worker) + 1;
-        for place in &self.numbers {
-            // Before the last check, in `EventCount::wait`, whose fence pairs with the one in `Driver::to_wake`: the
-            // parent finds that this worker does not poll, or the worker finds the task.
-            let _ = place.compare_exchange(me, 0, Ordering::SeqCst, Ordering::Relaxed);
-        }
-    }
-
-    /// Removes the entries for which `is_one`, called with 1 + the worker's number, returns false.
-    pub(super) fn retain(&self, is_one: impl Fn(u64) -> bool) {
-        for place in &self.numbers {
-            let number = place.load(Ordering::Relaxed);
-            if number != 0 && !is_one(number) {
-                // Pairs with `enter` and `leave` of workers. `count` is called under the same lock of the parent.
-                let _ = place.compare_exchange(number, 0, Ordering::SeqCst, Ordering::Relaxed);
-            }
-        }
-    }
-
-    /// Returns how many workers poll. The caller has put a task on the table, followed by a full barrier.
-    pub(super) fn count(&self) -> u64 {
-        self.numbers.iter().filter(|place| place.load(Ordering::Relaxed) != 0).count() as u64
-    }
-}
 
 shared! {
     struct TaskRing { numbers: [AtomicU32; PLACES as usize], }
 }
 
-/// See the module.
+/// The table, as mapped by one process: the parent, or a worker.
 #[derive(Debug)]
 pub(super) struct TaskTable {
     memfd: OwnedFd,
@@ -91,21 +54,31 @@ pub(super) struct TaskTable {
 }
 
 impl TaskTable {
+    /// Creates the table of a new pool, all slots empty.
+    ///
+    /// # Errors
+    /// The process has no descriptor, or the system no memory.
     pub(super) fn new() -> io::Result<Self> {
         let memfd = memory::create(c"polyproc-pool", LEN_BYTES)?;
         memory::reserve(memfd.as_fd(), 0, LEN_BYTES)?;
         Self::open(memfd)
     }
 
+    /// Maps the table of the pool in a worker.
     pub(super) fn open(memfd: OwnedFd) -> io::Result<Self> {
         let mapping = Mapping::new(memfd.as_fd(), 0, LEN_BYTES)?;
         Ok(Self { memfd, mapping })
     }
 
+    /// Returns the object at `offset`.
+    ///
+    /// # Panics
+    /// If it does not lie in the table, or `offset` is not aligned: an error in this file.
     fn at<T: Shared>(&self, offset: u64) -> &T {
         self.mapping.view(offset).expect("an aligned place inside")
     }
 
+    /// Returns the word by which workers wake the parent.
     pub(super) fn doorbell(&self) -> &Doorbell {
         self.at(0)
     }
@@ -115,40 +88,42 @@ impl TaskTable {
         &self.at::<Count>(64).count
     }
 
+    /// Returns the event count on which workers without a task sleep.
     pub(super) fn waiters(&self) -> &EventCount {
         self.at(256)
     }
 
+    /// Returns the list of polling workers.
     pub(super) fn lookers(&self) -> &Lookers {
         self.at(320)
     }
 
-    pub(super) fn table(&self) -> ClaimTable<'_> {
-        ClaimTable { board: self }
+    /// Returns the part that is used to publish and claim tasks.
+    pub(super) fn table(&self) -> ClaimTable<'_, Self> {
+        ClaimTable { words: self }
     }
 }
 
-impl<'a> ClaimTable<'a> {
-    pub(super) fn head(&self) -> &'a AtomicU64 {
-        &self.board.at::<Count>(128).count
+impl TableWords for TaskTable {
+    fn head(&self) -> &AtomicU64 {
+        &self.at::<Count>(128).count
     }
 
-    pub(super) fn tail(&self) -> &'a AtomicU64 {
-        &self.board.at::<Count>(192).count
+    fn tail(&self) -> &AtomicU64 {
+        &self.at::<Count>(192).count
     }
 
-    pub(super) fn places(&self) -> u64 {
+    fn places(&self) -> u64 {
         PLACES.into()
     }
 
-    /// Returns the entry of the ring for a position: the number of a slot.
     #[expect(clippy::cast_possible_truncation, reason = "a remainder")]
-    pub(super) fn number(&self, position: u64) -> &'a AtomicU32 {
-        &self.board.at::<TaskRing>(RING).numbers[(position % u64::from(PLACES)) as usize]
+    fn number(&self, position: u64) -> &AtomicU32 {
+        &self.at::<TaskRing>(RING).numbers[(position % u64::from(PLACES)) as usize]
     }
 
-    pub(super) fn state(&self, slot: u32) -> Option<&'a AtomicU64> {
-        (slot < SLOTS).then(|| &self.board.at::<Count>(STATES + u64::from(slot) * STATE_LEN).count)
+    fn state(&self, slot: u32) -> Option<&AtomicU64> {
+        (slot < SLOTS).then(|| &self.at::<Count>(STATES + u64::from(slot) * STATE_LEN).count)
     }
 }
 
@@ -161,6 +136,7 @@ impl AsFd for TaskTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::prim::Ordering;
 
     #[test]
     fn tasks_are_taken_in_order_once_and_not_after_they_were_taken_back() {
@@ -198,7 +174,7 @@ mod tests {
         let board = TaskTable::new().expect("memory");
         let table = board.table();
         assert!(table.publish(0, 0));
-        table.number(0).store(SLOTS + 7, Ordering::Relaxed);
+        table.words.number(0).store(SLOTS + 7, Ordering::Relaxed);
         assert_eq!(table.claim(1), None);
     }
 }

@@ -1,5 +1,35 @@
-//! The pool's thread: it detects workers that become ready or die, replaces dead workers, and fires timers. It reads results
-//! only while no other thread waits for them.
+//! The pool's thread: it detects workers that become ready or die, replaces dead workers, and fires timers. It reads
+//! results only while no other thread waits for them. `docs/design/pool.md` describes what a death at each step of a
+//! worker costs.
+//!
+//! A pool has one such thread, `polyproc-pool`. [`Pool::new`](super::Pool::new) starts it, and
+//! [`Pool::join`](super::Pool::join) waits for its end. One round of its loop:
+//!
+//! 1. Fires the timers that are due.
+//! 2. Starts the workers that the scheduler wants. This needs no lock, since a start takes milliseconds.
+//! 3. Ends if the scheduler is over and no start is pending.
+//! 4. Sleeps in `epoll_wait(2)` until a timer is due, the bell rings, or the channel or the pidfd of a worker is
+//!    readable.
+//! 5. Reads results if the bell rang. Reads the messages of the reported workers, and handles their deaths.
+//! 6. Takes over the reading of results if no thread leads and a call needs it ([`Driver::hand_over`]).
+//!
+//! Locks: functions with an `inner` argument run under the lock of [`Inner`], and several of them are also called by
+//! threads that wait for results or cancel calls. Functions without it acquire the lock themselves, and must not be
+//! called under it. Only one thread starts workers: the one in `Pool::new`, then this one.
+//!
+//! No function here waits for a worker. Messages and results of workers are untrusted: a message that is malformed or
+//! unexpected is ignored, and a question that refers to a task of another worker gets an empty answer.
+//!
+//! This thread runs the callbacks `on_event` and `on_log` and wakes futures, as any thread does that releases the lock.
+//! Completion callbacks go to the thread of `callbacks`.
+//!
+//! | object | written by | used up by |
+//! |---|---|---|
+//! | `timers` | any thread, under the lock; an earlier first timer rings the bell | this thread |
+//! | `to_start`, `on_arrival` | actions of the scheduler, on any thread, under the lock | the thread that starts workers |
+//! | the poller | the thread that starts workers | this thread, which also removes dead workers |
+//! | the bell | workers, and any thread with work for this one | this thread |
+//! | a worker's channel | the worker | any thread, under the lock |
 
 use std::cmp::Reverse;
 use std::io;
@@ -9,6 +39,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::call::{FunctionId, Stop};
+use super::claim::TableWords;
 use super::driver::{Driver, Inner, Logged, Task, TaskPlace, stop_end};
 use super::orders::TaskDescriptor;
 use super::result_ring::{REVOKED, cut, is_cut, running_item, running_position};
@@ -30,22 +61,36 @@ pub(super) const BELL: u64 = 0;
 /// How long workers have between `SIGTERM` and `SIGKILL` when a pool is terminated.
 const GRACE: Duration = Duration::from_secs(1);
 /// How often the memory of workers is measured, if it is limited, while tasks are out.
+///
+/// A worker can exceed its limit by what it allocates in this time.
 pub(super) const MEMORY_PERIOD: Duration = Duration::from_millis(20);
 /// Number of workers in a row that end in their initializers by the program's fault, after which the pool gives up.
+///
+/// The scheduler counts all deaths of workers that are not ready yet, with a larger limit.
 const UNFIT_LIMIT: usize = 3;
 /// Number of workers in a row that die between claiming a task and beginning it, after which the task loses an item: otherwise
 /// workers might die of it for ever.
 const UNBEGUN_DEATHS: u32 = 3;
 /// Maximum number of messages that are read from a worker at a time, so that other threads can acquire the lock in between.
+///
+/// The poller reports the rest again.
 const MESSAGES_AT_ONCE: usize = 64;
 /// More messages than fit in a channel.
 pub(super) const CHANNEL_MESSAGES: usize = 1024;
 /// Maximum time that items wait behind one that takes long while other workers are idle.
+///
+/// Also the pause between two checks of [`Timer::LookAfter`].
 pub(super) const STEAL_PERIOD: Duration = Duration::from_millis(1);
 /// How often the pool retries to publish a task for which there was no memory, as other data in flight may free some.
 pub(super) const ROOM_PERIOD: Duration = Duration::from_millis(10);
 
 impl Driver {
+    /// Starts the pool's thread, which sets the latch `end` when the pool is over.
+    ///
+    /// All signals are blocked in it, so that signal handlers of the program run on other threads.
+    ///
+    /// # Errors
+    /// The error of `pthread_create(3)`. The workers that were started before still run.
     pub(super) fn spawn_thread(self: &Arc<Self>) -> io::Result<JoinHandle<()>> {
         let driver = Arc::clone(self);
         own_threads().spawn("polyproc-pool", move || {
@@ -54,6 +99,10 @@ impl Driver {
         })
     }
 
+    /// Runs the loop of the module's header until the pool is over.
+    ///
+    /// If `epoll_wait(2)` fails, the pool cannot detect deaths any more. Then the function terminates the pool and
+    /// returns without waiting for the exits of the workers.
     fn run(&self) {
         let mut keys = Vec::new();
         self.with(|inner| {
@@ -88,6 +137,8 @@ impl Driver {
     }
 
     /// Fires the timers that are due. Returns when the next one is due.
+    ///
+    /// An action may set further timers; these fire in the same call only if they are due already.
     fn fire_timers(&self, inner: &mut Inner) -> Option<Instant> {
         let now = Instant::now();
         loop {
@@ -100,6 +151,19 @@ impl Driver {
         }
     }
 
+    /// Performs the action of a timer that was removed from the heap.
+    ///
+    /// Called by the pool's thread, and with [`Timer::Kill`] by [`Driver::kill_all`].
+    ///
+    /// Timers are not removed when their reason disappears, so each kind re-checks it here. Tasks and calls are checked
+    /// by their serial, since their keys are reused. A periodic timer sets itself again while there is something to
+    /// watch, and keeps its flag in [`Inner`] up to date, so that at most one timer of its kind is set.
+    ///
+    /// - [`Timer::Limits`] is set for the earliest limit. It ends all limits that are due, and is set for the next one.
+    /// - [`Timer::Memory`] measures each worker's own memory, and the data that it has put into queues and other shared
+    ///   objects. A worker above the limit is revoked, even if it is idle.
+    /// - [`Timer::Idle`] is set as long as the pool exists. The scheduler retires a worker only if no task is left.
+    /// - [`Timer::LookAfter`] wakes one worker at a time while tasks are queued.
     fn fire(&self, inner: &mut Inner, timer: Timer) {
         match timer {
             Timer::Due { task, serial } => {
@@ -174,6 +238,9 @@ impl Driver {
     }
 
     /// If workers are idle and no task waits, takes items that have not begun from busy workers.
+    ///
+    /// Runs every [`STEAL_PERIOD`] while a task is out whose items may move to other workers. With a queued task the
+    /// idle workers have work anyway, so nothing moves.
     fn steal(&self, inner: &mut Inner) {
         inner.is_stealing =
             inner.tasks.iter().any(|(_, task)| task.is_splittable && matches!(task.at, TaskPlace::Out { .. }));
@@ -192,6 +259,19 @@ impl Driver {
     }
 
     /// Turns the items that a worker has not begun of its task into tasks of their own.
+    ///
+    /// The worker at place `at` must run a task with [`SPLITTABLE`](super::orders::SPLITTABLE); otherwise nothing
+    /// happens.
+    ///
+    /// 1. Reads the worker's results, so that `reading` and `done` are current.
+    /// 2. Copies the items after the running one, without changing any state.
+    /// 3. Sets the cut flag in the worker's word `current`. If the worker has begun another item by then, the
+    ///    compare-and-swap fails and nothing moves; the next timer tries again. If it succeeds, the worker leaves the
+    ///    task after the running item.
+    /// 4. Shortens the task, and submits each copied item as a task of its own. It keeps its index and priority, and
+    ///    goes out before waiting tasks of the same priority.
+    ///
+    /// A death of the worker after step 3 affects only the shortened task.
     fn cut(&self, inner: &mut Inner, at: usize) {
         self.read_worker(inner, at);
         let Some(worker) = &inner.workers[at] else { return };
@@ -230,7 +310,10 @@ impl Driver {
         }
     }
 
-    /// Returns the bytes of each of a task's `count` items but the first `kept`; `None` without memory for them, or if they are malformed.
+    /// Returns the bytes of each of a task's `count` items but the first `kept`, each with its length field.
+    ///
+    /// `None` without memory for them, or if they are malformed. Changes nothing, so the caller can still leave the
+    /// task whole.
     fn items_after(&self, slot: u32, order: &TaskDescriptor, kept: u32, count: u32) -> Option<Vec<Vec<u8>>> {
         let mut bytes = Vec::new();
         self.orders.read_argument(slot, order, &mut bytes).ok()?;
@@ -247,6 +330,23 @@ impl Driver {
     }
 
     /// Checks whether the running item of the task has exceeded its limit, and sets the time of the next check.
+    ///
+    /// Called when the entry of the task in [`Limits`](super::timers::Limits) is due. What follows depends on the
+    /// worker's word `current`:
+    ///
+    /// - No worker has claimed the task: its time has not begun, so the full limit is set again.
+    /// - The worker is revoked: its death ends the item.
+    /// - The worker has claimed the task, and is idle or in another task: re-checks after 1 ms. If it stays idle for
+    ///   long ([`Task::is_stuck_before_beginning`]), it is stopped; it is killed as [`Cause::Frozen`], so the task goes
+    ///   to another worker.
+    /// - The running item has time left: re-checks when that is over.
+    /// - The time is over, and the call has a soft signal: sends it once per item, and re-checks after the grace
+    ///   period.
+    /// - Otherwise revokes the worker at exactly this item ([`Cause::TimedOut`]). If it has begun another item,
+    ///   re-checks.
+    ///
+    /// Both times are of the monotonic clock. The worker writes `started`, so a corrupted worker can extend its own
+    /// limit.
     fn limit(&self, inner: &mut Inner, id: TaskId) {
         if let Some(task) = inner.tasks.get_mut(id.0) {
             task.limit_at = None;
@@ -288,6 +388,9 @@ impl Driver {
     }
 
     /// Reads the results of the worker that has claimed a task.
+    ///
+    /// Called before the parent kills a worker because of this task: results that are in the ring count. Does nothing
+    /// if no worker has claimed the task.
     pub(super) fn read_holder(&self, inner: &mut Inner, id: TaskId) {
         let Some(TaskPlace::Out { slot, position, .. }) = inner.tasks.get(id.0).map(|task| &task.at) else { return };
         let holder = self.board.table().holder(*slot, *position);
@@ -299,6 +402,10 @@ impl Driver {
     }
 
     /// Starts the workers that the scheduler wants, without the lock, since a start takes long.
+    ///
+    /// Called by the pool's thread only. A start that fails is reported as [`PoolEvent::WorkerNotStarted`] and passed
+    /// to the scheduler, which decides on further attempts; then the next place is tried. The error is also the reason
+    /// with which tasks fail if the pool gives up.
     pub(super) fn start_workers(&self) {
         // A stopped fork server must not delay the end of the pool.
         // Acquire pairs with the Release in `terminate` and `kill_all`. Only the flag is used.
@@ -320,6 +427,9 @@ impl Driver {
     /// # Errors
     /// The error of the start, with its place; [`StartError::Interrupted`] if `give_up` returns true during a wait for the fork
     /// server.
+    ///
+    /// The caller does not hold the lock. No other thread starts workers of this pool at the same time: a number is
+    /// unused only as long as no worker with it is added to `workers`, which happens after the start.
     pub(super) fn start_next(&self, give_up: GiveUp<'_>) -> Result<(), (Place, StartError)> {
         while let Some((place, number, key)) = self.with(|inner| {
             let place = inner.to_start.pop_front()?;
@@ -339,6 +449,14 @@ impl Driver {
         Ok(())
     }
 
+    /// Watches the channel and the pidfd of a started worker, and adds it to its place.
+    ///
+    /// While it was being started, the scheduler may have decided to retire or kill the worker of this place. That
+    /// action waits in `on_arrival` and is carried out here. A worker that cannot be watched is killed and reaped at
+    /// once, since its death would not be detected; the death counts as the program's fault.
+    ///
+    /// The worker may send messages before it is added. They stay in its channel, and the poller reports them in the
+    /// next round.
     fn install(&self, place: Place, worker: WorkerHandle) {
         let (watch, child): (&Poller, _) = (&self.watch, worker.child.clone());
         let watched = watch.add(child.channel(), worker.key).and_then(|()| watch.add(&child, worker.key));
@@ -372,6 +490,15 @@ impl Driver {
     }
 
     /// Reads the messages of a worker, and checks whether it is alive.
+    ///
+    /// Called by the pool's thread when the worker's channel or pidfd is readable, and for a worker that cannot be
+    /// watched.
+    ///
+    /// The order makes the death of a worker final: the exit status is read first, so the process writes nothing after
+    /// that. Then its channel and its ring are read to the end, and [`Driver::reap`] decides about its task from what
+    /// arrived. From a living worker at most [`MESSAGES_AT_ONCE`] messages are read; the poller reports the rest again.
+    /// A living worker that has closed its channel cannot ask for functions or descriptors, and is killed; its death is
+    /// reported by its pidfd later.
     fn receive(&self, inner: &mut Inner, at: usize) {
         let Some(worker) = &inner.workers[at] else { return };
         let child = worker.child.clone();
@@ -399,6 +526,10 @@ impl Driver {
     }
 
     /// Reads at most `most` messages of a worker. Returns false if no more will come.
+    ///
+    /// Never blocks. Also called by a thread that reads a result whose descriptors or log records are in the channel.
+    /// Stops early if the descriptors of too many results wait ([`WorkerHandle::has_many_fds`]): the caller must read
+    /// the ring first. A worker for whose descriptors there is no result is discarded.
     pub(super) fn hear_channel(&self, inner: &mut Inner, at: usize, most: usize) -> bool {
         for _ in 0..most {
             let Some(worker) = &mut inner.workers[at] else { return false };
@@ -424,6 +555,13 @@ impl Driver {
         true
     }
 
+    /// Handles a message of the worker at place `at`.
+    ///
+    /// The table of messages is in `task`. The tags from `RETURNED` to `STACK_OVERFLOW` are the last messages of any
+    /// process; they only say how it ends, and are used after its death.
+    ///
+    /// Its side effects on the pool: `READY` ends the series of deaths that [`UNFIT_LIMIT`] counts; `UNFIT` ends the
+    /// pool; descriptors of a result stay in [`WorkerHandle::fds`] until its record is read.
     fn on_message(&self, inner: &mut Inner, at: usize, message: Message) {
         let Some(worker) = &mut inner.workers[at] else { return };
         match message.tag {
@@ -459,6 +597,8 @@ impl Driver {
 
     /// Answers a question of a worker without blocking. Kills a worker that does not read its answers. If the answer cannot be
     /// sent for another reason, sends an empty one, with which the task fails in the worker.
+    ///
+    /// `head` begins with the 8 bytes that identify the question, if the answer has any; the empty answer keeps them.
     fn answer(&self, inner: &Inner, at: usize, tag: u8, head: &[u8], fds: &[BorrowedFd<'_>]) {
         let Some(worker) = &inner.workers[at] else { return };
         let channel = worker.child.channel();
@@ -471,7 +611,11 @@ impl Driver {
         }
     }
 
-    /// Queues a log record of a worker, which begins with the position of the worker's task.
+    /// Queues a log record of a worker, which begins with the 8 bytes of the position of the worker's task.
+    ///
+    /// The record is for the callback of the call whose task is out at that position. If there is no such task, or its
+    /// call has no callback, the pool's callback gets it. It is delivered after the lock is released, and before the
+    /// result of its item: see [`Driver::deliver_logs`].
     fn on_log_message(&self, inner: &mut Inner, pid: u32, mut record: Vec<u8>) {
         let Some(position) = record.split_first_chunk().map(|(position, _)| u64::from_le_bytes(*position)) else {
             return;
@@ -486,13 +630,19 @@ impl Driver {
     }
 
     /// Returns the task at a position, if it is out.
+    ///
+    /// The slot number is read from shared memory and may be wrong. The result is still the task of that position,
+    /// since the position is compared with the parent's own record.
     fn task_at<'a>(&self, inner: &'a Inner, position: u64) -> Option<&'a Task> {
-        let slot = self.board.table().number(position).load(Ordering::Relaxed);
+        let slot = self.board.number(position).load(Ordering::Relaxed);
         let task = inner.tasks.get((*inner.slots.get(slot as usize)?)?.0)?;
         matches!(task.at, TaskPlace::Out { position: at, .. } if at == position).then_some(task)
     }
 
     /// Sends a worker the descriptors of the argument of the task that it has claimed.
+    ///
+    /// `position` is the head of the worker's question. If the worker has not claimed that task, or if the head is
+    /// malformed, the answer has no descriptors.
     fn send_fds(&self, inner: &Inner, at: usize, position: &[u8]) {
         let Some(worker) = &inner.workers[at] else { return };
         let position = position.try_into().map(u64::from_le_bytes);
@@ -506,6 +656,17 @@ impl Driver {
     }
 
     /// Handles the death of a worker, after its output was read.
+    ///
+    /// The worker is no longer in `workers`, and its process is reaped.
+    ///
+    /// 1. Removes it from the polling workers, and wakes all idle workers: it may have consumed a wake-up for a task.
+    /// 2. Finds its task, and takes that off the board ([`Driver::held`], [`Driver::unfinished`]).
+    /// 3. Determines who is to blame. A signal that is no fault comes from outside, unless the pool revoked the worker.
+    /// 4. Passes the death to the scheduler, which requeues, delays or fails the item, and starts a replacement.
+    /// 5. After [`UNFIT_LIMIT`] deaths in a row during initializers, ends the pool.
+    ///
+    /// The first death is kept as the reason for tasks that fail for lack of workers, unless a failed start is known.
+    /// Exits other than with code 0 count as lost workers ([`Pool::workers_lost`](super::Pool::workers_lost)).
     fn reap(&self, inner: &mut Inner, place: Place, mut worker: WorkerHandle, status: ExitStatus) {
         worker.exit_report.status = status;
         let ended = worker.ended();
@@ -529,6 +690,9 @@ impl Driver {
     }
 
     /// Returns the task that a dead worker had claimed and not finished, with its position.
+    ///
+    /// A worker holds at most one task: it claims the next one after it has written all results of the last. While the
+    /// parent reads the results of a task (`reading`), the claim in the table is ignored.
     fn held(&self, inner: &Inner, worker: &WorkerHandle) -> Option<(TaskId, u64)> {
         // The worker's own stream takes precedence over the table, which other workers may overwrite.
         let is_read_by = |worker: &WorkerHandle, id| worker.reading == Some(id);
@@ -541,7 +705,18 @@ impl Driver {
         held.map(|(position, _, id)| (id, position))
     }
 
-    /// Takes the task of a dead worker off the board. Returns how far it was, or `None` if the task has ended with that.
+    /// Takes the task of a dead worker off the board. Returns how far it was, or `None` if the task has ended with
+    /// that.
+    ///
+    /// The worker's ring is read to the end. `position` is the position at which it held the task.
+    ///
+    /// The task has not begun if its *begin* record is not in the ring and the worker was not revoked in it. Then it
+    /// waits again, whole; [`UNBEGUN_DEATHS`] such deaths in a row count as a death in its first item. Otherwise the
+    /// item `done` was running. How it ends is stored in [`Task::lost`], for [`Driver::lose`], and depends on the
+    /// revocation first and on the worker's last message second. Time limits and cancellations are final; all other
+    /// ends may be retried.
+    ///
+    /// If the call was stopped, and the worker was killed for that or had not begun the task, the whole task ends here.
     fn unfinished(
         &self,
         inner: &mut Inner,
@@ -583,6 +758,11 @@ impl Driver {
     }
 
     /// Terminates all workers. Kills those that have not exited after [`GRACE`].
+    ///
+    /// Does not block: the workers get `SIGTERM` now, and [`Timer::Kill`] is set for the pool's thread. Tasks that have
+    /// not ended fail now. Repeated calls only set further timers.
+    ///
+    /// A worker that starts at this moment gets the signals from [`Driver::install`].
     pub(super) fn terminate(&self) {
         self.with(|inner| {
             self.handle(inner, SchedulerEvent::Terminated);
@@ -594,6 +774,8 @@ impl Driver {
     }
 
     /// Kills all workers.
+    ///
+    /// For a pool whose creation failed and that has no thread, so nothing waits for the end of the workers.
     pub(super) fn kill_all(&self) {
         // Pairs with the Acquire in `start_workers`.
         self.is_terminated.store(true, Ordering::Release);
@@ -601,6 +783,9 @@ impl Driver {
     }
 
     /// See [`Pool::resize`](super::Pool::resize).
+    ///
+    /// Grows `workers` to the new number. It never shrinks, so that a [`Place`] stays valid; the places above the
+    /// wanted number stay empty once their workers have retired. Does not wait for starts or exits.
     pub(super) fn resize(&self, workers: usize) {
         self.with(|inner| {
             while inner.workers.len() < workers {
@@ -613,12 +798,17 @@ impl Driver {
 }
 
 impl Inner {
+    /// Returns the place of the worker whose descriptors have this key in the poller.
+    ///
+    /// `None` if that worker was reaped meanwhile.
     fn position(&self, key: u64) -> Option<usize> {
         self.workers.iter().position(|worker| worker.as_ref().is_some_and(|worker| worker.key == key))
     }
 }
 
 /// Returns whether a later start may succeed: the system lacked a resource, or the fork server failed.
+///
+/// Other errors, for instance a missing program file, do not pass by themselves, so they are not worth a delay.
 fn is_passing(error: &StartError) -> bool {
     let StartError::Os { source, .. } = error else { return matches!(error, StartError::Forkserver { .. }) };
     matches!(source.raw_os_error(), Some(libc::EAGAIN | libc::EMFILE | libc::ENFILE | libc::ENOMEM))

@@ -1,4 +1,10 @@
 //! Timers of the pool's thread, and the time limits of tasks and calls.
+//!
+//! Timers and limits are part of [`Inner`], under the pool's lock. Any thread sets them; only the pool's thread fires
+//! them (`thread`), so a timer may be late by the time of a start of a worker. Timers are not removed when their reason
+//! disappears: what fires re-checks.
+//!
+//! Limits are kept apart, since most tasks and calls end before their limit: their limits are removed when they end.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
@@ -8,9 +14,12 @@ use super::call::Stop;
 use super::driver::Inner;
 use super::scheduler::{Pace, Place, TaskId};
 
+/// Maximum delay between two attempts at an item.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 
 /// What the pool's thread does at a given time.
+///
+/// A serial tells a task or a call from a later one with the same key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Timer {
     /// Publish a delayed task.
@@ -50,6 +59,8 @@ pub(super) enum Limited {
 
 /// The deadlines of limited tasks and calls. A single timer, set for the earliest deadline, serves all of them. If the task of
 /// that deadline has ended, the timer fires early and is set again.
+///
+/// `times` has at most one entry for each task and each call; its time is in their `limit_at`.
 #[derive(Debug, Default)]
 pub(super) struct Limits {
     pub(super) times: BTreeSet<(Instant, Limited)>,
@@ -58,6 +69,7 @@ pub(super) struct Limits {
 }
 
 impl Limits {
+    /// Removes an entry, if it is still there. The timer stays set.
     pub(super) fn remove(&mut self, at: Instant, limited: Limited) {
         self.times.remove(&(at, limited));
     }
@@ -95,6 +107,8 @@ pub(super) fn after_failed_starts(failures: u32, pace: Pace) -> Instant {
 
 impl Inner {
     /// Sets a timer of the pool's thread.
+    ///
+    /// Wakes the pool's thread if the timer is earlier than all others.
     pub(super) fn set_timer(&mut self, at: Instant, timer: Timer) {
         let is_first = self.timers.peek().is_none_or(|Reverse((first, _))| at < *first);
         self.timers.push(Reverse((at, timer)));
@@ -102,6 +116,9 @@ impl Inner {
     }
 
     /// Starts the time limit of a task or a call.
+    ///
+    /// `time` counts from now. The caller has made sure that no limit of it runs. A time beyond the clock's range is no
+    /// limit.
     pub(super) fn limit_after(&mut self, time: Duration, limited: Limited) {
         let Some(at) = Instant::now().checked_add(time) else { return }; // beyond the clock's range: no limit
         let place = match limited {
@@ -114,6 +131,7 @@ impl Inner {
         self.set_timer_for_limits();
     }
 
+    /// Sets the timer for the earliest limit, unless it is set for that time or an earlier one.
     pub(super) fn set_timer_for_limits(&mut self) {
         let Some(&(first, _)) = self.limits.times.first() else { return };
         if self.limits.timer.is_none_or(|at| first < at) {

@@ -1,4 +1,34 @@
-//! The worker's loop: claims a task from the board, runs its items, and writes their results, until the pool retires it.
+//! The worker's loop: claims tasks on the board, runs their items, and writes the results, until the pool retires it.
+//!
+//! Runs in the main thread of each worker process. The face's code reaches it through the task's function, the
+//! initializer, and [`log`], [`may_lend`] and [`serve`]. `docs/design/pool.md` describes the protocol, with what a
+//! death after each step costs.
+//!
+//! # Life of a worker
+//!
+//! 1. The process starts with the function of [`worker_function`] and a [`Setup`], opens the pool's memory
+//!    ([`Plan::open`]), and sets niceness and processors.
+//! 2. It runs the initializer. If that fails, it sends `UNFIT` with the reason, and exits.
+//! 3. It sends `READY`, and repeats: announce results, claim a task ([`WorkerLoop::next`]), run it
+//!    ([`WorkerLoop::run_task`]).
+//! 4. When it must retire, it runs the finalizer and exits. The parent detects each exit by the pidfd and the closed
+//!    channel.
+//!
+//! # Who writes what
+//!
+//! The worker writes its result ring, its own fields of [`WorkerState`], claims on the board, its entry among the
+//! polling workers, and rings of the doorbell. It cannot write the orders. It shares no lock with other processes of
+//! the pool: a worker that is killed or stopped at any instruction affects only the task that it has claimed.
+//!
+//! In the worker's state, the parent also writes `current`, for which both use compare-and-swaps
+//! ([`WorkerLoop::declare`]), and `retire` and `received`, which the worker only reads.
+//!
+//! A failure of one item never ends the worker: a function that cannot be found, descriptors that do not arrive and a
+//! result without memory become [`ResultKind::Refused`]. Only shared memory that cannot be used ends it, with an error
+//! as its outcome.
+//!
+//! Each wait of the loop, for tasks, for room in the ring, for memory for a result or for the channel, runs inside
+//! `process::idle`, so that an interpreter can run its other threads meanwhile.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -9,9 +39,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::orders::{LIMITED, Orders, SPLITTABLE, TaskDescriptor, WITH_FDS};
-use super::result_ring::{
-    self, IDLE, INLINE_LEN, RING_LEN, ResultKind, ResultRing, WORD_LEN, WorkerPhase, WorkerState,
-};
+use super::result_index::RING_LEN;
+use super::result_ring::{self, IDLE, INLINE_LEN, ResultKind, ResultRing, WORD_LEN, WorkerPhase, WorkerState};
 use super::task::{Setup, decode_function, next_item, tag};
 use super::task_table::TaskTable;
 use crate::conn::Channel;
@@ -30,23 +59,38 @@ use crate::wire::{Context, Input, Payload, Verdict};
 
 /// How long a worker without a task sleeps before it re-checks. Only a death loses a wake-up, and then the parent wakes all
 /// workers; this is for the case that it does not.
+///
+/// Doubles with each sleep that nothing ends: see [`RecheckInterval`].
 const RECHECK_AFTER: Duration = Duration::from_secs(5);
 /// How long a worker waits for room for its only result before it takes more than its share.
 const SOON: Duration = Duration::from_secs(1);
 /// Maximum number of functions with a context that are cached.
+///
+/// A context can be large, and its call usually ends soon; a function that is dropped too early is requested again.
 const CONTEXTS: usize = 64;
 /// Buffers above this capacity in bytes are freed after use.
+///
+/// Applies to the buffers for arguments and for results, so that one large item does not fix the memory of the worker.
 const KEPT: usize = 4 << 20;
 
 /// The channel to which [`log`] sends.
+///
+/// Set once, before the initializer runs. Unset in any process that is no worker.
 static CHANNEL: OnceLock<&'static Channel> = OnceLock::new();
 /// The position of the task that runs, or ran last.
+///
+/// `u64::MAX`, which is no position, before the first task. Written by the loop, read by [`log`] on any thread.
 static POSITION: AtomicU64 = AtomicU64::new(u64::MAX);
 /// Something was logged since the last item ended.
+///
+/// Set by [`log`] on any thread, reset by [`WorkerLoop::answer`], which sets the flag of the same name in the next
+/// record.
 static LOGGED: AtomicBool = AtomicBool::new(false);
 
 /// In a worker: sends `record` to the parent, which calls [`on_log`](super::PoolSettings::on_log) with it before it delivers
 /// the result of the running task. Returns false in any other process, or if the parent has exited.
+///
+/// May be called on any thread. Blocks while the channel is full, which is only while the parent does not read it.
 pub fn log(record: &[u8]) -> bool {
     let head = || [&POSITION.load(Ordering::Relaxed).to_le_bytes(), record].concat();
     let sent = CHANNEL.get().is_some_and(|channel| channel.send(tag::LOG, &head(), &[]).is_ok());
@@ -57,17 +101,22 @@ pub fn log(record: &[u8]) -> bool {
     sent
 }
 
+/// Returns the channel to the parent, for `wild`. `None` in a process that is no worker.
 #[cfg(feature = "crash-points")]
 pub(super) fn channel() -> Option<&'static Channel> {
     CHANNEL.get().copied()
 }
 
+/// Returns the worker's result ring, for `wild`. `None` in a process that is no worker.
 #[cfg(feature = "crash-points")]
 pub(super) fn stream() -> Option<&'static ResultRing> {
     LENDING.get().map(|(stream, _)| &**stream)
 }
 
 /// Sends a message to the parent. Blocks while the channel is full.
+///
+/// # Errors
+/// As `Channel::send`: the parent has exited, or a descriptor cannot be sent.
 fn send(channel: &Channel, tag: u8, head: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut sent = Ok(());
     process::idle(|| sent = channel.send(tag, head, fds));
@@ -79,6 +128,8 @@ static LENDING: OnceLock<(Arc<ResultRing>, u64)> = OnceLock::new();
 
 /// Returns whether a result may use a descriptor where a copy would do. False while the parent holds many descriptors of this
 /// worker's results that were not taken yet.
+///
+/// The caller may be any thread. True in a process that is no worker.
 #[must_use]
 pub fn may_lend() -> bool {
     LENDING.get().is_none_or(|(stream, most)| {
@@ -88,6 +139,12 @@ pub fn may_lend() -> bool {
 }
 
 /// Returns the name of the function that a worker process runs.
+///
+/// The function never returns to its caller: it ends the process. It is called in the parent to get its name, and runs
+/// in the worker.
+///
+/// # Errors
+/// [`FunctionError`] if the function has no name that another process can resolve.
 pub(super) fn worker_function() -> Result<Function, FunctionError> {
     struct RunsWorker;
     impl Handler<fn()> for RunsWorker {
@@ -101,6 +158,9 @@ pub(super) fn worker_function() -> Result<Function, FunctionError> {
 }
 
 /// Runs the initializer, then serves tasks until the pool retires the worker. Returns the outcome of the process.
+///
+/// If the initializer called [`serve`], its own outcome is that of the process. If it fails without that, the process
+/// sends `UNFIT` and ends with exit code 0, as the failure is reported already.
 fn run(channel: &'static Channel, setup: Payload) -> Outcome {
     let _ = CHANNEL.set(channel); // once per process
     let ran = Plan::open(channel, setup).and_then(|(plan, initializer)| {
@@ -119,10 +179,13 @@ fn run(channel: &'static Channel, setup: Payload) -> Outcome {
     ran.unwrap_or_else(|error| Outcome::Refused(error_chain(&error)))
 }
 
+/// The rest of the worker's life after its initialization: [`WorkerLoop::new`], then [`WorkerLoop::serve`].
 type Rest = Box<dyn FnOnce() -> io::Result<()>>;
 
 thread_local! {
     /// While the initializer runs: serves the tasks.
+    ///
+    /// Taken by [`serve`], or by [`run`] after the initializer. So tasks are served once.
     static REST: RefCell<Option<Rest>> = const { RefCell::new(None) };
 }
 
@@ -139,6 +202,7 @@ pub fn serve() -> io::Result<()> {
     rest()
 }
 
+/// Runs the initializer. Its panic, like its error, becomes the reason with which the pool's tasks fail.
 fn initialize((function, input): (Function, Payload)) -> Outcome {
     match function.resolve() {
         Err(error) => Outcome::Refused(error.to_string()),
@@ -151,6 +215,9 @@ fn initialize((function, input): (Function, Payload)) -> Outcome {
 }
 
 /// The resources that a worker received from its pool.
+///
+/// Exists from the start of the process until [`WorkerLoop::new`], which takes all fields. The fields are those of
+/// [`WorkerLoop`].
 struct Plan {
     channel: &'static Channel,
     board: TaskTable,
@@ -158,12 +225,20 @@ struct Plan {
     stream: Arc<ResultRing>,
     bell: EventFd,
     number: u32,
+    /// Number of items after which the worker retires; 0 for no limit.
     max_tasks: u64,
+    /// Runs after the last task. Resolved when the loop is created.
     finalizer: Option<Function>,
 }
 
 impl Plan {
     /// Opens the descriptors that the pool has sent. Returns the initializer with its argument, too.
+    /// Descriptors are taken in the order in which [`Setup`] lists them; the remaining ones
+    /// belong to the initializer's argument.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidData`] if the setup is malformed or descriptors are missing; the errors of mapping the
+    /// memory, of `setpriority(2)` and of `sched_setaffinity(2)`. The process then ends before it is ready.
     fn open(channel: &'static Channel, payload: Payload) -> io::Result<(Self, Option<(Function, Payload)>)> {
         let setup = Setup::decode(&payload.bytes)?;
         let mut fds = payload.fds.into_iter();
@@ -183,41 +258,64 @@ impl Plan {
 }
 
 /// A resolved function, and the context that all its tasks share.
+///
+/// Shared by the cache and by the task that runs.
 struct CachedFunction {
+    /// The reason why it cannot be called is sent as [`ResultKind::Refused`] for each item.
     function: Result<ResolvedFunction, String>,
+    /// Decoded by the face at first use, and dropped with the cache entry. `None` if the function has no context.
     context: Option<Context>,
 }
 
+/// The state of the worker between tasks. Owned by the main thread, from `READY` to the end of the process.
 struct WorkerLoop {
+    /// Carries questions, descriptors and log records to the parent, and answers from it.
     channel: &'static Channel,
+    /// The table that all workers and the parent write.
     board: TaskTable,
+    /// Task descriptors and arguments, which this process can only read.
     orders: Orders,
+    /// The ring and the state of this worker. The reference in [`LENDING`] is to the same object.
     stream: Arc<ResultRing>,
+    /// The parent's `eventfd(2)`, which wakes the pool's thread.
     bell: EventFd,
+    /// The number in its claims, below [`WORKERS`](super::claim::WORKERS).
     number: u32,
     /// Number of items that remain until the worker retires; `None` if unlimited.
     left: Option<u64>,
     finalizer: Option<ResolvedFunction>,
+    /// Functions by their id, which the parent never reuses.
     known: HashMap<u64, Rc<CachedFunction>>,
+    /// Passed to functions without a context.
     no_context: Context,
     /// The function of the last task.
+    ///
+    /// Kept apart from `known`, since most tasks in a row have the same function.
     last: Option<(u64, Rc<CachedFunction>)>,
+    /// The allocator of blocks for large results, in the worker's own memory file.
     blocks: Blocks,
     /// Blocks of large results that the parent has not returned, by offset.
     lent: HashMap<u64, Extent>,
     /// Results were written since the parent was last notified.
     untold: bool,
+    /// Monotonic nanoseconds. When the worker last became busy.
     busy_since: u64,
+    /// The buffer for the argument of the running task; empty between tasks except for its capacity.
     argument: Vec<u8>,
+    /// The buffer for the result of the running item. Its first [`WORD_LEN`] bytes are space for the record's word.
     out: Payload,
 }
 
+/// Adds to a counter that only this worker writes, so no atomic addition is needed.
 fn count(counter: &AtomicU64, more: u64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
 }
 
 impl WorkerLoop {
     /// Prepares the worker for tasks, and reports to the parent that it is ready.
+    ///
+    /// # Errors
+    /// The finalizer cannot be resolved, or the parent has exited.
     fn new(plan: Plan) -> io::Result<Self> {
         let Plan { channel, board, orders, stream, bell, number, max_tasks, finalizer } = plan;
         let finalizer = finalizer.map(|function| function.resolve()).transpose().map_err(io::Error::other)?;
@@ -247,6 +345,10 @@ impl WorkerLoop {
         self.stream.state()
     }
 
+    /// Runs tasks until the worker must retire, then runs the finalizer.
+    ///
+    /// # Errors
+    /// [`MemoryError`] if the orders or the ring cannot be used. The item that ran is lost with the process.
     fn serve(mut self) -> io::Result<()> {
         self.begin_busy();
         self.state().ready.store(self.busy_since, Ordering::Relaxed);
@@ -260,12 +362,17 @@ impl WorkerLoop {
         Ok(())
     }
 
+    /// Returns whether the worker must exit before it claims another task: the parent requested it, or it has run its
+    /// number of items.
     fn is_to_retire(&self) -> bool {
         // Pairs with the Release in `end_worker`. Only the flag is used.
         self.state().retire.load(Ordering::Acquire) != 0 || self.left == Some(0)
     }
 
     /// Blocks until there is a task. Returns its slot and position, or `None` if the worker must retire.
+    ///
+    /// Announces results before each claim and again, at once, before it sleeps; so results of short tasks share a
+    /// wake-up of the parent, and none is left unannounced while the worker sleeps.
     fn next(&mut self) -> Option<(u32, u64)> {
         loop {
             if self.is_to_retire() {
@@ -284,15 +391,18 @@ impl WorkerLoop {
     }
 
     /// Blocks until there may be a task, or the worker must retire.
+    ///
+    /// Polls the table for up to 30 us first, if the process may use several processors and fewer than four workers
+    /// poll. The first poller spins for 5 us before it yields, the others yield from the start. Then it sleeps on the
+    /// event count of the board. A worker that has slept once without a task returns its free memory to the system.
+    ///
+    /// Blocks that the parent has returned are freed before each sleep: the parent wakes idle workers for that if a
+    /// process waits for memory.
     fn idle(&mut self) {
         let something = || self.board.table().waiting() > 0 || self.is_to_retire();
-        let lookers = self.board.lookers();
-        if *HAS_SPARE_PROCESSOR && let Some(place) = lookers.enter(self.number) {
-            let found = spin_until(place > 0, something);
-            lookers.leave(self.number);
-            if found {
-                return;
-            }
+        let poll = |place| spin_until(place > 0, something);
+        if *HAS_SPARE_PROCESSOR && self.board.lookers().look(self.number, poll) {
+            return;
         }
         self.begin_idle();
         process::begin_wait();
@@ -315,6 +425,8 @@ impl WorkerLoop {
         self.begin_busy();
     }
 
+    /// Counts the time since the worker became busy, and enters [`WorkerPhase::Idle`]. The parent may retire it after a
+    /// while.
     fn begin_idle(&mut self) {
         let now = clock::monotonic_nanos();
         count(&self.state().busy, now.saturating_sub(self.busy_since));
@@ -323,6 +435,7 @@ impl WorkerLoop {
         self.state().phase.store(WorkerPhase::Idle as u32, Ordering::Release);
     }
 
+    /// Enters [`WorkerPhase::Busy`]. Also called once at the start, which ends [`WorkerPhase::Initialising`].
     fn begin_busy(&mut self) {
         self.busy_since = clock::monotonic_nanos();
         self.state().since.store(self.busy_since, Ordering::Relaxed);
@@ -331,6 +444,10 @@ impl WorkerLoop {
     }
 
     /// Notifies the parent of new results, unless it does not want to be woken yet.
+    ///
+    /// Results are announced if `at_once`, if few tasks are left on the table, or if more than half of the ring is
+    /// unread; see [`ASLEEP_UNTIL_LOW`](super::doorbell::ASLEEP_UNTIL_LOW). Otherwise they stay marked in `untold`, and
+    /// a later call announces them.
     fn notify(&mut self, at_once: bool) {
         if !self.untold {
             return;
@@ -346,6 +463,13 @@ impl WorkerLoop {
 
     /// Changes the word `current` of the cell. Returns false if the parent has cut the task. Blocks permanently if the parent
     /// has marked this worker for killing.
+    ///
+    /// The word says which item a kill would hit. `from` is the word that this worker stored last.
+    ///
+    /// - Unchanged: the worker goes on to `to`.
+    /// - Cut: the items after the current one belong to the parent. The worker may only change to [`IDLE`].
+    /// - [`REVOKED`](result_ring::REVOKED): a `SIGKILL` follows. The worker must neither begin nor end an item, so it
+    ///   never returns. Another word than these was written by a faulty process, and has the same effect.
     fn declare(&self, from: u64, to: u64) -> bool {
         // Release pairs with the parent's Acquire, in `limit`, `revoke_at` and the audit: the start time and all
         // results so far are written before. Acquire pairs with its Release in `cut` and `revoke_at`.
@@ -363,6 +487,20 @@ impl WorkerLoop {
         }
     }
 
+    /// Runs the task that this worker has claimed, and writes a result for each item until the last one or the cut.
+    ///
+    /// 1. Writes the start time if the task is limited, then declares item 0 in `current`.
+    /// 2. Writes the *begin* record. Once it is written, a death costs item 0; before, no item.
+    /// 3. Copies the argument out of shared memory, where it stays until the task has ended. Requests descriptors and
+    ///    function.
+    /// 4. For each item: declares it, if the parent needs to know the item; calls the function; writes the result.
+    /// 5. Counts, and declares itself idle. Results are not announced here, but in [`WorkerLoop::next`].
+    ///
+    /// `item` counts from the first item of this order, which may be a later item of the task. Descriptors go to the
+    /// first item only.
+    ///
+    /// # Errors
+    /// [`MemoryError::Corrupt`] if the argument is malformed; otherwise the errors of the orders and of the ring.
     fn run_task(&mut self, slot: u32, position: u64) -> Result<(), MemoryError> {
         let order = self.orders.read(slot)?;
         if order.flags & LIMITED != 0 {
@@ -415,6 +553,9 @@ impl WorkerLoop {
     }
 
     /// Returns the function of a task, from the cache or from the parent.
+    ///
+    /// If the function is not available, the result contains the reason. Before it adds a function to a cache with
+    /// [`CONTEXTS`] contexts, it drops all functions with a context.
     fn know(&mut self, order: &TaskDescriptor) -> Rc<CachedFunction> {
         if let Some((_, known)) = self.last.as_ref().filter(|(id, _)| *id == order.function) {
             return Rc::clone(known);
@@ -440,6 +581,8 @@ impl WorkerLoop {
 
     /// Asks the parent for a function. A name determines which code runs, so it travels over this worker's channel, where no
     /// other worker can write.
+    ///
+    /// An empty name in the answer means that the parent does not know the id. It cannot be decoded, so the items are refused.
     fn find(&self, id: u64) -> CachedFunction {
         let ask = || -> io::Result<(Function, Vec<u8>)> {
             let answer = self.ask(tag::NEED_FUNCTION, id, tag::FUNCTION)?;
@@ -461,6 +604,14 @@ impl WorkerLoop {
         }
     }
 
+    /// Sends a question, and blocks until the answer. Returns its payload.
+    ///
+    /// There is one question at a time, and the parent sends nothing else to a worker that is ready; so the next
+    /// message is the answer. The parent answers without blocking, with an empty answer if it must.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::UnexpectedEof`] if the parent has exited or closed the channel, [`io::ErrorKind::InvalidData`]
+    /// if the message has another tag than `answer`; the errors of the channel.
     fn ask(&self, question: u8, number: u64, answer: u8) -> io::Result<Payload> {
         send(self.channel, question, &number.to_le_bytes(), &[])?;
         let mut received = Ok(None);
@@ -469,6 +620,8 @@ impl WorkerLoop {
         if message.tag == answer { Ok(message.payload) } else { Err(io::ErrorKind::InvalidData.into()) }
     }
 
+    /// Requests the descriptors of the argument of the task at `position`. Returns why they are missing as text for the
+    /// result.
     fn ask_for_fds(&self, position: u64) -> Result<Vec<OwnedFd>, String> {
         let answer = self.ask(tag::NEED_FDS, position, tag::FDS);
         answer
@@ -476,6 +629,14 @@ impl WorkerLoop {
             .map_err(|error| format!("the argument's descriptors could not be received: {}", error_chain(&error)))
     }
 
+    /// Calls the function with one item, and writes the result.
+    ///
+    /// The function appends its result to the buffer `out`, behind the space for the record's word, so that a plain
+    /// result is written without another copy. A panic is caught, and is a result, too. `fds` are the descriptors of
+    /// the argument, or why there are none.
+    ///
+    /// # Errors
+    /// [`MemoryError`] if the ring cannot be written.
     fn run_item(
         &mut self,
         known: &CachedFunction,
@@ -519,6 +680,11 @@ impl WorkerLoop {
     }
 
     /// Writes the result of an item: the bytes after the space for the record's word. Blocks until there is room.
+    ///
+    /// For all results that are not plain: with descriptors, log records or many bytes, or without room in the ring.
+    /// Descriptors are sent over the channel *before* the record that announces them, so that the parent finds them
+    /// when it reads the record. A result whose descriptors or bytes cannot be sent is replaced by
+    /// [`ResultKind::Refused`] with the reason.
     #[cold]
     fn answer(&mut self, kind: ResultKind, out: &mut Payload) -> Result<(), MemoryError> {
         // Acquire pairs with the Release in `log`.
@@ -552,12 +718,15 @@ impl WorkerLoop {
         }
     }
 
+    /// Writes that an item could not be run, or that its result could not be sent. Blocks until there is room.
     fn refuse(&self, flags: u8, why: &str) -> Result<(), MemoryError> {
         let mut record = [&[0; WORD_LEN][..], why.as_bytes()].concat();
         self.write(|stream| stream.write_end(ResultKind::Refused, flags, &mut record))
     }
 
     /// Copies bytes to a block of their own. Returns its offset.
+    ///
+    /// The block stays in `lent` until the parent returns its offset.
     fn lend(&mut self, bytes: &[u8]) -> Result<u64, MemoryError> {
         let extent = self.room_for(bytes.len() as u64)?;
         self.lent.insert(extent.offset, extent);
@@ -566,12 +735,16 @@ impl WorkerLoop {
     }
 
     /// Frees the blocks of results that the parent has read.
+    ///
+    /// An offset that is not in `lent` ends the loop: only a faulty parent would write one.
     fn take_back(&mut self) {
         while let Some(extent) = self.stream.take_back().and_then(|offset| self.lent.remove(&offset)) {
             self.blocks.free(self.stream.segment(), extent);
         }
     }
 
+    /// Allocates a block for a result within `share` of the memory budget, after it has freed all returned blocks. If
+    /// the budget is exhausted, returns the memory of free blocks to the system and tries again, once.
     fn allocate(&mut self, len: u64, share: Share) -> Result<Extent, MemoryError> {
         self.take_back();
         let segment = self.stream.segment();
@@ -582,6 +755,9 @@ impl WorkerLoop {
     }
 
     /// Wakes the parent to read the results.
+    ///
+    /// Unlike [`WorkerLoop::notify`], also when the parent wants to sleep until few tasks are left: used when this
+    /// worker would wait for the parent otherwise.
     fn ring(&self) {
         self.board.doorbell().ring(|| true, || self.bell.ring());
     }
@@ -589,6 +765,10 @@ impl WorkerLoop {
     /// Allocates a block for a result. Blocks while too much memory is in flight; the parent can kill the worker then as at any
     /// other time. A worker with no other result in flight blocks for [`SOON`] only: other processes may hold memory until they
     /// have its answer.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfSpace`] if the result can never fit in the budget; [`MemoryError::System`] if the system is
+    /// out of memory.
     fn room_for(&mut self, len: u64) -> Result<Extent, MemoryError> {
         let mut allocated = self.allocate(len, Share::of(self.blocks.in_use()));
         while matches!(allocated, Err(MemoryError::OutOfSpace(error)) if error.is_passing())
@@ -609,6 +789,9 @@ impl WorkerLoop {
     }
 
     /// Writes a record. Blocks until there is room.
+    ///
+    /// `write` is repeated as long as it returns false. The worker sleeps until half of the ring is free, so that it
+    /// does not wake for each record that the parent reads.
     fn write(&self, mut write: impl FnMut(&ResultRing) -> Result<bool, MemoryError>) -> Result<(), MemoryError> {
         while !write(&self.stream)? {
             self.ring();

@@ -1,4 +1,13 @@
-//! The parent's record of a worker.
+//! The parent's record of a worker: its process, its result ring, and what the parent knows of its progress.
+//!
+//! [`WorkerHandle::start`] runs without the pool's lock; all other functions run under it. A handle exists from the
+//! start of the process until it is reaped (`thread`).
+//!
+//! To kill a worker *for an item*, the parent first changes the worker's word `current` ([`WorkerHandle::revoke_at`]);
+//! the kill then costs exactly that item. [`WorkerHandle::kill`] alone costs the item that happens to run.
+//!
+//! What the worker reports of itself ([`WorkerHandle::idle_for`], [`WorkerHandle::stats`]) is unchecked: a faulty
+//! worker may report anything, and only statistics and its own retirement depend on it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -19,44 +28,67 @@ use crate::sys::{self, clock, priority};
 use crate::wire::Payload;
 
 /// Why a worker is killed.
+///
+/// Decides how the item ends, and whether it may be retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cause {
+    /// Its item or its call exceeded the time limit.
     TimedOut,
+    /// Its memory exceeded the pool's limit.
     OutOfMemory,
+    /// Its call was cancelled.
     Cancelled,
     /// It claimed a task, and was stopped before it began the task.
+    ///
+    /// Also noted for a worker that cannot be watched. The death counts as the program's fault.
     Frozen,
 }
 
 /// Why the pool kills a worker, and for which task.
+///
+/// Set once; read when the death is handled.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Revocation {
     /// The position of the task; `None` if it ran none.
     pub(super) position: Option<u64>,
+    /// Decides how the item of that task ends.
     pub(super) cause: Cause,
 }
 
-/// See the module.
+/// A worker that was started and not reaped. In `workers` of the pool's state, at its place.
 #[derive(Debug)]
 pub(super) struct WorkerHandle {
+    /// The process, with its pidfd and its channel.
     pub(super) child: Child,
     /// The poller's key of its descriptors. A replacement has another key.
     pub(super) key: u64,
     /// The number by which it claims tasks.
+    ///
+    /// Unused by other living workers of the pool, but not by dead ones.
     pub(super) number: u32,
+    /// The parent's end of its result ring.
     pub(super) stream: Results,
     /// The task whose results are being read from its stream.
+    ///
+    /// From the task's *begin* record to the result of its last item.
     pub(super) reading: Option<TaskId>,
     /// Descriptors of results whose records were not read yet, or why they were lost.
+    ///
+    /// In the order of their results. Bounded: see [`WorkerHandle::has_many_fds`].
     pub(super) fds: VecDeque<Result<Vec<OwnedFd>, String>>,
     /// Offsets of blocks that could not be returned yet.
+    ///
+    /// The ring of returned offsets was full.
     pub(super) to_return: Vec<u64>,
     /// Its last messages: a stack overflow, or a panic where panics abort.
     pub(super) exit_report: Ending,
+    /// Why the pool kills it; `None` if it does not, or not for an item.
     pub(super) revocation: Option<Revocation>,
     /// The word `current` of the item for which the soft signal was sent.
     pub(super) warned: Option<u64>,
+    /// Monotonic nanoseconds when its start was requested.
     started_nanos: u64,
+    /// See [`WorkerHandle::identity`]; set at its first use.
     identity: OnceLock<ProcessStamp>,
 }
 
@@ -64,11 +96,14 @@ pub(super) struct WorkerHandle {
 /// reused, unless a living worker has it.
 #[derive(Debug, Default)]
 pub(super) struct Numbers {
+    /// The number that was given out last.
     last: u32,
 }
 
 impl Numbers {
     /// Returns the next number below `end` that is not taken.
+    ///
+    /// `end` is [`WORKERS`](super::claim::WORKERS), more than a pool can have at once, so one is free.
     pub(super) fn next(&mut self, end: u32, is_taken: impl Fn(u32) -> bool) -> u32 {
         for _ in 0..end {
             self.last = (self.last + 1) % end;
@@ -81,11 +116,15 @@ impl Numbers {
 }
 
 /// Returns the worker that claims tasks by this number, if it still exists.
+///
+/// `number` may come from shared memory: a wrong one finds another worker or none.
 pub(super) fn with_number(workers: &mut [Option<WorkerHandle>], number: u32) -> Option<&mut WorkerHandle> {
     workers.iter_mut().flatten().find(|worker| worker.number == number)
 }
 
 /// Returns how many result descriptors of each worker this process may hold: for all workers a quarter of its descriptors.
+///
+/// At least 1, at most [`MOST_FDS`]. `workers` is the configured number; `None` for one per processor.
 fn most_fds(workers: Option<usize>) -> u64 {
     let workers = workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)) as u64;
     (sys::fd::table_len() / 4 / workers.max(1)).clamp(1, MOST_FDS)
@@ -121,6 +160,13 @@ pub struct WorkerStats {
 
 impl WorkerHandle {
     /// Starts a worker for a place. `shared` are the descriptors of the board, the orders and the bell.
+    ///
+    /// Called without the pool's lock: a start takes milliseconds, and with the fork server may block until `give_up`
+    /// returns true. The worker leads a process group, which ends with it. Descriptors are sent in the order that
+    /// [`Setup`] states.
+    ///
+    /// # Errors
+    /// The [`StartError`] of the start; [`StartError::Os`] if memory or descriptors for the worker cannot be created.
     pub(super) fn start(
         settings: &PoolSettings,
         place: Place,
@@ -175,6 +221,8 @@ impl WorkerHandle {
 
     /// Kills the worker, so that exactly the item that it runs now ends for this cause. With `only`, kills it only if it runs
     /// the task of that position. Returns false if it was not killed.
+    ///
+    /// Repeated while the worker goes on to other items in between. With `only`, an idle worker is not killed.
     pub(super) fn revoke(&mut self, cause: Cause, only: Option<u64>) -> bool {
         loop {
             // Pairs with the Release in `declare`.
@@ -190,6 +238,10 @@ impl WorkerHandle {
     }
 
     /// As [`WorkerHandle::revoke`], but only if the worker's word is still `current`: that item, or none for [`IDLE`].
+    ///
+    /// If it returns true, results of earlier items are in the ring, and the kill is sent. The worker may still write
+    /// the result of the running item before the signal arrives; then that counts. If it returns false, nothing has
+    /// changed.
     pub(super) fn revoke_at(&mut self, cause: Cause, current: u64) -> bool {
         let cell = self.stream.state();
         // AcqRel pairs with the worker's compare-and-swap in `declare`: earlier results are visible, and it begins and ends no
@@ -203,16 +255,22 @@ impl WorkerHandle {
     }
 
     /// Returns whether so many descriptors wait for their results that no further messages are read from the worker.
+    ///
+    /// So a faulty worker cannot fill the parent's descriptor table.
     pub(super) fn has_many_fds(&self) -> bool {
         self.fds.iter().flatten().map(Vec::len).sum::<usize>() >= MOST_FDS_WAITING
     }
 
     /// Kills the worker, if it has not exited.
+    ///
+    /// The death is detected as any other, by the pidfd.
     pub(super) fn kill(&self) {
         let _ = self.child.signal(Signal::KILL);
     }
 
     /// Returns for how long the worker has been idle; zero if it is not.
+    ///
+    /// Zero, too, while it polls for a task.
     pub(super) fn idle_for(&self) -> Duration {
         let cell = self.stream.state();
         // Pairs with the Release in `begin_idle`: `since` is written before.
@@ -234,6 +292,8 @@ impl WorkerHandle {
         Ended { pid: self.child.pid(), status, stack_overflow }
     }
 
+    /// Returns a block whose bytes were copied, after those that could not be returned before. Wakes processes that
+    /// wait for memory, since the worker may have one more free block.
     pub(super) fn give_back(&mut self, offset: u64) {
         self.to_return.push(offset);
         let stream = &mut self.stream;
@@ -250,6 +310,8 @@ impl WorkerHandle {
         self.identity.get().copied()
     }
 
+    /// Returns the statistics of the worker. Counters are read one by one while the worker runs, so they may not fit
+    /// together exactly.
     pub(super) fn stats(&self) -> WorkerStats {
         let cell = self.stream.state();
         let load = |field: &AtomicU64| field.load(Ordering::Relaxed);

@@ -1,11 +1,14 @@
-//! The identity of this process.
+//! The identity of this process: its name, numbers and parent.
+//!
+//! The parent assigns the identity and sends it in the [order](super::order), or leaves it in the memory that `fork` copies.
+//! The child sets it once, while it has one thread; then any thread reads it. The program itself has the default.
 
 use std::ptr;
 
 use crate::prim::{AtomicPtr, Ordering};
 use crate::wire::{Reader, WireError, Writer};
 
-/// The process that started this one.
+/// The process that started this one. It may have ended, and its process id may belong to another process by now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parent {
     /// The name.
@@ -30,10 +33,13 @@ pub struct Current {
 }
 
 impl Current {
+    /// Returns the identity of the program, which the engine did not start.
     fn main() -> Self {
         Self { name: "MainProcess".to_owned(), identity: Vec::new(), daemon: false, bound: false, parent: None }
     }
 
+    /// Writes the name, the numbers, two flags, and the name and process id of the parent if there is one. [`Current::decode`]
+    /// requires a parent.
     pub(crate) fn encode(&self, out: &mut Writer) {
         out.bytes(self.name.as_bytes());
         out.u32(u32::try_from(self.identity.len()).unwrap_or_default());
@@ -47,6 +53,9 @@ impl Current {
     }
 
     /// Decodes the identity of a child, which always has a parent.
+    ///
+    /// # Errors
+    /// [`WireError`] for truncated or malformed bytes.
     pub(crate) fn decode(from: &mut Reader<'_>) -> Result<Self, WireError> {
         Ok(Self {
             name: from.text()?,
@@ -58,10 +67,10 @@ impl Current {
     }
 }
 
-/// Set when a child is set up; null in the program.
+/// Set when a child is set up; null in the program. The value is leaked, as a thread may be reading an earlier one.
 static CURRENT: AtomicPtr<Current> = AtomicPtr::new(ptr::null_mut());
 
-/// Returns the identity of this process.
+/// Returns the identity of this process. In a fork that the engine did not make, that of the original.
 #[must_use]
 pub fn current() -> Current {
     // Acquire pairs with the Release in `set_current`.
@@ -69,7 +78,7 @@ pub fn current() -> Current {
     crate::sys::leaked(set).cloned().unwrap_or_else(Current::main)
 }
 
-/// Sets the identity that the parent assigned to this process.
+/// Sets the identity that the parent assigned to this process. Replaces the one that a clone or copy has from its original.
 pub(crate) fn set_current(current: Current) {
     // Release pairs with the Acquire in `current`.
     CURRENT.store(Box::leak(Box::new(current)), Ordering::Release);

@@ -1,4 +1,5 @@
-//! Why a process was not started.
+//! Why a process was not started. One error for all start methods, so that a caller can change the method without other code.
+//! Each variant names the step that failed. The faces convert it: Rust re-exports it, Python raises exceptions.
 
 use std::ffi::OsString;
 use std::io;
@@ -81,6 +82,8 @@ pub enum StartError {
     },
 }
 
+/// Returns a function for `map_err` that makes a [`StartError::Os`]. `doing` names the failed operation in its text: a
+/// participle, and what it was done to.
 pub(super) fn os(doing: &'static str) -> impl Fn(io::Error) -> StartError {
     move |source| StartError::Os { doing, source }
 }

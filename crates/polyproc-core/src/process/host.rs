@@ -3,6 +3,10 @@
 //! Such a program sets the command line that executes it again and reaches [`init`](super::init) ([`set_program`]). Hooks run
 //! around each copy of the process ([`set_around_fork`]), when a signal may end a wait ([`set_on_interrupt`]), and around waits
 //! during which its other threads may run ([`set_around_idle`]).
+//!
+//! The binding for Python sets the hooks when its module is imported. Copies of a process inherit them; an executed child must
+//! set them itself, before [`init`](super::init). A hook cannot be removed. Without a hook, as in a Rust program, the step that
+//! it surrounds runs directly.
 
 use std::ffi::OsString;
 use std::io;
@@ -20,9 +24,13 @@ pub type AroundFork = fn(&mut dyn FnMut() -> bool);
 /// Returns whether the current wait must be given up.
 pub type OnInterrupt = fn() -> bool;
 
+/// See [`set_at_forkserver_end`].
 static AT_FORKSERVER_END: OnceLock<fn()> = OnceLock::new();
+/// See [`set_on_interrupt`].
 static ON_INTERRUPT: OnceLock<OnInterrupt> = OnceLock::new();
+/// See [`set_around_fork`].
 static AROUND_FORK: OnceLock<AroundFork> = OnceLock::new();
+/// See [`set_program`]; never empty. A copy of the process inherits it.
 static PROGRAM: PerProcess<Mutex<Option<Vec<OsString>>>> = PerProcess::inherited();
 
 /// Sets the function that makes each copy of a process of this program, by `fork` and in the fork server. It adds the work that
@@ -48,14 +56,14 @@ pub fn set_at_forkserver_end(end: fn()) {
     let _ = AT_FORKSERVER_END.set(end);
 }
 
-/// See [`set_at_forkserver_end`].
+/// Calls the function of [`set_at_forkserver_end`], in the zygote, just before it exits.
 pub(super) fn end_forkserver() {
     if let Some(end) = AT_FORKSERVER_END.get() {
         end();
     }
 }
 
-/// See [`set_on_interrupt`].
+/// Returns whether the program gives up its wait for the fork server: see [`set_on_interrupt`]. False without that function.
 pub(crate) fn is_interrupted() -> bool {
     ON_INTERRUPT.get().is_some_and(|on_interrupt| on_interrupt())
 }
@@ -99,7 +107,8 @@ pub fn set_around_idle(around: AroundIdle) {
     let _ = AROUND_IDLE.set(around);
 }
 
-/// Runs `wait` through the function of [`set_around_idle`], if there is one.
+/// Runs `wait` through the function of [`set_around_idle`], if there is one. That function may end the process, and does not
+/// return then.
 pub(crate) fn idle(wait: impl FnOnce()) {
     let Some(around) = AROUND_IDLE.get() else { return wait() };
     let mut wait = Some(wait);
@@ -110,7 +119,10 @@ pub(crate) fn idle(wait: impl FnOnce()) {
     });
 }
 
-/// Copies this process through the function of [`set_around_fork`], if there is one.
+/// Copies this process through the function of [`set_around_fork`], if there is one. Returns in both processes.
+///
+/// # Errors
+/// That of `make`; another if the function did not call its argument.
 pub(super) fn copy<T>(make: impl FnOnce() -> io::Result<Copied<T>>) -> io::Result<Copied<T>> {
     let Some(around) = AROUND_FORK.get() else { return make() };
     let mut make = Some(make);

@@ -1,4 +1,7 @@
-//! The steps that start methods share: execute the program, register the child, send it its order.
+//! The steps that start methods share: execute the program, register the child, send it its order. `spawn` uses all of them,
+//! the fork server [`execute`] for its zygote and [`send_order`] for each process, and `fork` [`known`].
+//!
+//! A child that cannot be registered or sent its order is killed, so that a failed start leaves no process.
 
 use std::ffi::OsString;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -15,15 +18,23 @@ use crate::sys::per_process::PerProcess;
 use crate::sys::{exec, pidfd};
 use crate::wire::Payload;
 
+/// The path of [`set_executable`]; `None` for the default. A copy of the process inherits it.
 static EXECUTABLE: PerProcess<Mutex<Option<OsString>>> = PerProcess::inherited();
 
-/// Sets the program that `spawn` and the fork server execute in place of `/proc/self/exe`, which may lead to an emulator or
-/// to the dynamic linker. It must be the same build. Takes effect at the next start of either.
+/// Sets the program that `spawn` and the fork server execute in place of `/proc/self/exe`, which may lead to an emulator or to
+/// the dynamic linker. It must be the same build. Takes effect at the next start of either. The arguments stay those of this
+/// process, or of [`set_program`](super::set_program).
 pub fn set_executable(path: impl Into<OsString>) {
     *lock(EXECUTABLE.get()) = Some(path.into());
 }
 
-/// Executes this program again as `role` and registers it with the supervisor. It gets `fds`, first the other end of `channel`.
+/// Executes this program again as `role` and registers it with the supervisor. It gets `fds`, first the other end of `channel`,
+/// as descriptors 3 and up. `env` is its whole environment, to which the token is added. Blocks until the supervisor thread has
+/// executed it.
+///
+/// # Errors
+/// [`StartError::NotInitialised`] if this program would run its `main` as a child; else as [`known`], and [`StartError::Os`]
+/// when `posix_spawn(3)` failed.
 pub(super) fn execute(
     role: Role,
     mut env: Vec<(OsString, OsString)>,
@@ -45,7 +56,12 @@ pub(super) fn execute(
     known(pid, channel, StartMethod::Spawn)
 }
 
-/// Returns a handle to the child `pid` of this process, which it registers with the supervisor.
+/// Returns a handle to the child `pid` of this process, which it registers with the supervisor. `pid` must have been returned
+/// by the call that created the child, and not have been reaped by the engine.
+///
+/// # Errors
+/// [`StartError::Os`] when no pidfd can be opened: the child was killed and reaped. When it cannot be registered, its channel
+/// is closed.
 pub(super) fn known(pid: u32, channel: Channel, method: StartMethod) -> Result<Child, StartError> {
     let opening = os("opening a process descriptor (pidfd_open, Linux 5.3)");
     let child = match pidfd::open_or_end(pid) {
@@ -62,6 +78,12 @@ pub(super) fn known(pid: u32, channel: Channel, method: StartMethod) -> Result<C
 
 /// Sends a new process its order. Returns false if it is dead already, which a join reports. Kills the process if the order
 /// cannot be sent for another reason.
+///
+/// `child` is registered, and is given no second order. `stdio`, `parent_death` and the descriptors of `input` are copied into
+/// the message.
+///
+/// # Errors
+/// [`StartError::Os`] when the descriptors or a memory file for the order are not available.
 pub(super) fn send_order(
     child: &Child,
     order: &StartRequest,
@@ -82,7 +104,8 @@ pub(super) fn send_order(
     }
 }
 
-/// Kills a process that has no order; the supervisor reaps it.
+/// Kills a process that has no order; the supervisor reaps it. One that runs as another user cannot be killed: it ends with
+/// this process, or when its channel closes, which the table of children keeps open until it is reaped.
 pub(super) fn discard(child: &Child) {
     // Fails for a process of another user, which ends when its channel closes.
     let _ = child.signal(Signal::KILL);

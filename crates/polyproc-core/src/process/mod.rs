@@ -1,5 +1,9 @@
 //! Processes: starting, waiting, ending. `docs/design/start.md` describes the protocol.
 //!
+//! The faces use this room for processes, a pool for its workers (`start_group`), queues and locks for the deaths of other
+//! processes (`watch_death`). A process is the parent of all that it starts, and reaps them; each has one channel to its parent
+//! and a pidfd.
+//!
 //! | file | purpose |
 //! |---|---|
 //! | `start` | the three start methods |

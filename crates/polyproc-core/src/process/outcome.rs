@@ -1,4 +1,14 @@
 //! The final report of a process: one message over its channel before it exits.
+//!
+//! A child sends it in [`enter`](super::enter); the parent reads it after the end, by [`Child::ending`](super::Child::ending).
+//! A worker whose initializer fails sends one inside another message of the pool. The bytes of a payload belong to the face and
+//! are not interpreted here.
+//!
+//! | tag | head | descriptors |
+//! |---|---|---|
+//! | RETURNED, RAISED | the payload's bytes | the payload's |
+//! | PANICKED | an encoded [`Panic`] | |
+//! | REFUSED | the reason, as text | |
 
 use std::borrow::Cow;
 use std::io;
@@ -9,7 +19,7 @@ use crate::conn::Channel;
 use crate::wire::Payload;
 use crate::wire::WireError;
 
-/// The outcome of a process's work.
+/// The outcome of a process's work. A process that ends by itself, by `exit` or a signal, has none.
 #[derive(Debug)]
 pub enum Outcome {
     /// The function returned.
@@ -32,6 +42,10 @@ impl Outcome {
         }
     }
 
+    /// Sends the outcome over the child's end of its channel. Blocks while the channel is full.
+    ///
+    /// # Errors
+    /// As [`Channel::send`]. The outcome was not sent then, and can be replaced by another.
     pub(crate) fn send(&self, channel: &Channel) -> io::Result<()> {
         let (tag, bytes, fds) = self.parts();
         channel.send(tag, &bytes, &fds)
@@ -49,6 +63,9 @@ impl Outcome {
     }
 
     /// Decodes a message made of [`Outcome::parts`].
+    ///
+    /// # Errors
+    /// [`WireError`] for another tag, or a malformed panic or text.
     pub(crate) fn decode(tag: u8, payload: Payload) -> Result<Self, WireError> {
         Ok(match tag {
             tag::RETURNED => Self::Returned(payload),

@@ -1,4 +1,24 @@
 //! The three start methods. `docs/design/start.md` lists the state that a death at each step leaves.
+//!
+//! The faces call [`start`], a pool calls [`start_group`] for its workers. Both give the new process its identity, then take
+//! one of two ways:
+//!
+//! - [`start_program`], for `forkserver` and `spawn`: the process is created elsewhere, by the zygote or the supervisor thread,
+//!   and learns everything from an [order](super::order).
+//! - [`fork`]: the calling thread copies this process, and the child continues in [`enter::run_forked`] on the copied values.
+//!
+//! A thread holds [`ProcessState::starting`] from the time when it reads the environment until the child exists. This
+//! serialises the starts of a process, and ensures that no thread of the engine holds the lock of std's environment at a fork.
+//! The fork server's mutex is acquired after it; the supervisor's after both. A start refuses to begin once
+//! [`ProcessState::exiting`] is set. One that has begun completes, and the exit function joins or ends its child
+//! ([`exit`](super::exit)).
+//!
+//! A process that learns its work from an order has not begun it when a start fails. After `fork` the child runs at once: if
+//! the parent then gets no pidfd, it kills the child, in which the job may have begun.
+//!
+//! Settings cover environment, directory and streams; bounds and credentials follow the parent by themselves. All else that the
+//! kernel lets a child inherit, such as namespaces, root directory or control group, comes from the process that creates it:
+//! this process by `spawn` and `fork`, the zygote by `forkserver`, as it was when the zygote was executed.
 
 use std::fmt;
 use std::io::{self, Write as _};
@@ -31,11 +51,13 @@ use crate::sys::exit::exit_now;
 use crate::sys::parent_death::ParentDeathPipe;
 use crate::wire::Payload;
 
-/// The work of a new process.
+/// The work of a new process: what the faces pass to [`start`]. Consumed by it; a closure runs in the child only.
 pub enum Job<'a> {
-    /// A named function and its argument.
+    /// A named function and its argument. Its result, or its error in the encoding of the face, becomes the process's
+    /// [`Outcome`](super::Outcome).
     Call(Function, Payload),
-    /// A closure, for [`StartMethod::Fork`] only.
+    /// A closure, for [`StartMethod::Fork`] only: it runs on the copy of this process's memory, with the values that it
+    /// captured, and may borrow from the caller. `Ok` and `Err` are results in the encoding of the face.
     Closure(Closure<'a>),
 }
 
@@ -48,7 +70,14 @@ impl fmt::Debug for Job<'_> {
     }
 }
 
-/// Starts a process that runs `job`.
+/// Starts a process that runs `job`. Returns when the process exists and has its order; the job may not have begun yet. By
+/// `forkserver`, the first start waits for the fork server and its preload function; a program may give up that wait (see
+/// [`set_on_interrupt`](super::set_on_interrupt)).
+///
+/// The descriptors in `settings` and `job` are copied into the process; this process's own are closed on return. By
+/// `forkserver` and `spawn` the process gets no other descriptors of this one, by `fork` a copy of all.
+///
+/// The process continues to run when the [`Child`] is dropped. At its end, this process joins it, or ends it if it is daemonic.
 ///
 /// # Errors
 /// [`StartError`]. No process was started then.
@@ -67,7 +96,13 @@ pub fn start(settings: Settings, job: Job<'_>) -> Result<Child, StartError> {
     }
 }
 
-/// Starts the leader of a process group, which ends with it: a pool's worker, named after `kind` unless `settings` name it.
+/// Starts the leader of a process group, which ends with it: a pool's worker, named after `kind` unless `settings` name it. The
+/// leader leaves `SIGINT` to this process; its group has the processes that it starts, unless they leave it. By `fork`, the
+/// function is resolved here, before the copy. `give_up` ends a wait for the fork server or for another thread's start; by
+/// `fork` it is not called.
+///
+/// # Errors
+/// As [`start`]; [`StartError::Interrupted`] when `give_up` returned true.
 pub(crate) fn start_group(
     kind: &str,
     settings: Settings,
@@ -85,7 +120,9 @@ pub(crate) fn start_group(
     }
 }
 
-/// Returns what the next child knows of itself.
+/// Returns the identity of the next child, and takes a number for it. Numbers of failed starts are not used again. Without a
+/// name in the settings it is `kind`, then the numbers, as in `Process-1:2` for the second child of the first. The child is
+/// bound to this process's life if it is daemonic, or if this process is bound itself: the descendants of a daemon end with it.
 fn next_process(settings: &Settings, kind: &str) -> Current {
     let me = current();
     let mut identity = me.identity;
@@ -100,6 +137,24 @@ fn next_process(settings: &Settings, kind: &str) -> Current {
     }
 }
 
+/// Starts a process by `forkserver` or `spawn`. `leads_group` makes the process a leader as for [`start_group`].
+///
+/// 1. Waits for other starts, then resolves environment, directory and streams, and reads the bounds of this thread.
+/// 2. Creates what the order carries: the program's ledger, and the parent-death pipe for a bound process.
+/// 3. By `forkserver`, lets the fork server create the process; [`Server::start`](super::server::Server::start) sends the
+///    order.
+/// 4. By `spawn`, or if the system refuses the fork server and there is no preload function, executes the program. Its
+///    environment comes by `execve(2)` and most bounds by inheritance, so the order has the directory and the bounds of the
+///    thread.
+/// 5. [Assigns](Child::assign) the child's properties. Until then it is invisible to the user, and the exit function kills it
+///    instead of joining it.
+///
+/// # Errors
+/// - [`StartError::Exiting`], [`StartError::Env`], [`StartError::CurrentDir`], [`StartError::NotInitialised`].
+/// - [`StartError::Interrupted`] when `give_up` returned true; [`StartError::Preload`] and [`StartError::Forkserver`] from the
+///   fork server.
+/// - [`StartError::Os`] when a system call failed. A process that was created is killed, or reads the end of file in place of
+///   its order.
 fn start_program(
     process: Current,
     leads_group: bool,
@@ -164,6 +219,25 @@ fn start_program(
     Ok(child)
 }
 
+/// Copies this process by libc's `fork`, in the calling thread. Returns in the parent only: the child runs `job` and exits.
+///
+/// 1. Starts the supervisor, then counts threads: refused while there are threads of the user, unless the settings contain the
+///    user's promise.
+/// 2. Excludes user code from the engine's own threads until the child exists; refused while some runs, with the same
+///    exception.
+/// 3. Waits for other starts, resolves the settings, creates pipe, ledger and channel, so that their errors are errors of the
+///    start.
+/// 4. Flushes and locks std's standard output, and forks through the program's hook ([`host`]).
+/// 5. The child continues in [`enter::run_forked`]. It never drops the parent's guards and handles, as it does not return, and
+///    its engine state is new ([`PerProcess`](crate::sys::per_process::PerProcess)).
+/// 6. The parent opens the child's pidfd, registers it and [assigns](Child::assign) its properties.
+///
+/// The first bond of [`parent_death`](crate::sys::parent_death) would end the child with the calling thread, so a bound child
+/// has only the parent-death pipe. A child that is not bound closes its copies of that pipe, if it exists.
+///
+/// # Errors
+/// [`StartError::Threads`], [`StartError::Exiting`], [`StartError::Env`], [`StartError::CurrentDir`], and [`StartError::Os`]
+/// when a system call failed, or when a child must be bound and `/proc` is not mounted.
 fn fork(process: Current, leads_group: bool, settings: Settings, job: Closure<'_>) -> Result<Child, StartError> {
     let state = ProcessState::current();
     if state.exiting.load(Ordering::Relaxed) {

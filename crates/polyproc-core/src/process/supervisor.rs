@@ -1,9 +1,17 @@
 //! The permanent thread of a process that has children: it executes programs and reaps children that no other thread joins.
 //!
-//! It executes programs, because a child's parent-death signal is sent when the *thread* that created the child ends, and
-//! this thread ends only with the process. It reaps, so that a child that no other thread waits for does not stay a zombie. It
+//! It executes programs, because a child's parent-death signal is sent when the *thread* that created the child ends, and this
+//! thread ends only with the process. It reaps, so that a child that no other thread waits for does not stay a zombie. It
 //! watches a new child only after [`FIRST_CHECK`], so that a child that is joined at once wakes only its joiner (measured: the
 //! second wake-up at each exit costs a start and join a tenth of its time).
+//!
+//! It also watches processes that are not children, for locks and barriers in shared memory ([`watch_death`]), and registers a
+//! spare of the fork server ([`Supervisor::adopt_soon`]).
+//!
+//! The thread starts at the first start of a process or the first call of [`watch_death`], with all signals blocked. A copy of
+//! the process starts its own. Other threads communicate with it by the fields of [`Supervisor`]: they change a field under its
+//! mutex and ring the bell, or add a descriptor to the poller. The thread runs commands outside all locks. It must not block on
+//! the fork server's mutex, whose owner may wait for a command, nor on any other lock that is held during [`Supervisor::exec`].
 
 use std::collections::HashMap;
 use std::io;
@@ -24,22 +32,31 @@ use crate::sys::per_process::PerProcess;
 use crate::sys::process_stamp::ProcessStamp;
 use crate::sys::watch::{EventFd, Poller};
 
-/// The key of the bell; the keys of children are larger.
+/// The key of the bell in the poller; the keys of children, and of other watched processes, are larger.
 const BELL: u64 = 0;
 /// How long a new child is left to its joiner before it is watched.
 const FIRST_CHECK: Duration = Duration::from_millis(10);
-/// How many times it checks for a requested spare, at intervals that double from [`FIRST_CHECK`]: about 5 s in all.
+/// How many times it checks for a requested spare, at intervals that double from [`FIRST_CHECK`]: about 5 s in all. A spare
+/// that comes later is registered by the next start.
 const SPARE_CHECKS: u32 = 9;
 
+/// Work for the supervisor thread. Runs once, on that thread; it must not block for long, as reaping waits meanwhile.
 type SupervisorCommand = Box<dyn FnOnce() + Send>;
 
 /// Recovers all objects of this process when `process` dies, which need not be a child. Returns false if it has died already or
-/// cannot be watched.
+/// cannot be watched. A process is watched once, however often this is called.
+///
+/// A lock's waiter calls this for the owner, and a barrier's waiter for the process that runs its action. Starts the supervisor
+/// thread if there is none.
 pub(crate) fn watch_death(process: ProcessStamp) -> bool {
     Supervisor::get().is_ok_and(|supervisor| supervisor.watch_other(process))
 }
 
-/// Keeps `child` until it is reaped. The supervisor reaps it unless another thread does so first.
+/// Keeps `child` until it is reaped. The supervisor reaps it unless another thread does so first. Called once for each child,
+/// before it gets its order.
+///
+/// # Errors
+/// [`StartError::Os`] when there is no supervisor thread and none can be started. The child is not registered then.
 pub(super) fn adopt(child: &Child) -> Result<(), StartError> {
     let supervisor = Supervisor::get()?;
     children().insert(child);
@@ -47,24 +64,35 @@ pub(super) fn adopt(child: &Child) -> Result<(), StartError> {
     Ok(())
 }
 
+/// The supervisor of this process; `None` before it is started. Locked while it starts, so that there is one thread only.
 static SUPERVISOR: PerProcess<Mutex<Option<&'static Supervisor>>> = PerProcess::new(|_| Mutex::default());
 
-/// The handle to the supervisor thread.
+/// The handle to the supervisor thread. One value for each process, leaked, since the thread uses it until the process ends.
 #[derive(Debug)]
 pub(super) struct Supervisor {
+    /// The descriptors for which the thread sleeps: the bell, the pidfds of watched children and of other processes. Any thread
+    /// may add one.
     watch: Poller,
+    /// Wakes the thread after a change of `requests` or `new`.
     bell: EventFd,
+    /// The queue of commands. Its receiver is on the thread; if the thread cannot poll any more, sending fails.
     requests: Mutex<Sender<SupervisorCommand>>,
-    /// The keys of children that are not watched yet.
+    /// The keys of children that are not watched yet. The thread takes all of them [`FIRST_CHECK`] after the bell; keys of
+    /// children that were reaped meanwhile are dropped.
     new: Mutex<Vec<u64>>,
-    /// Watched processes that are not children, by their keys.
+    /// Watched processes that are not children, by their keys, with the pidfd that the poller watches. An entry is removed when
+    /// its process has ended.
     others: Mutex<HashMap<u64, (ProcessStamp, OwnedFd)>>,
-    /// See [`Supervisor::adopt_soon`].
+    /// The function of [`Supervisor::adopt_soon`]; `None` until the first spare is requested.
     adopt_spare: Mutex<Option<fn() -> bool>>,
 }
 
 impl Supervisor {
-    /// Returns the supervisor of this process, which is started if there is none.
+    /// Returns the supervisor of this process, which is started if there is none. Also registers the function that ends
+    /// children at exit.
+    ///
+    /// # Errors
+    /// [`StartError::Os`] when there are no descriptors, no memory or no thread. The next call tries again.
     pub(super) fn get() -> Result<&'static Self, StartError> {
         let mut supervisor = lock(SUPERVISOR.get());
         if let Some(supervisor) = *supervisor {
@@ -74,6 +102,7 @@ impl Supervisor {
         Ok(supervisor.insert(started.map_err(os("starting the supervisor thread"))?))
     }
 
+    /// Creates the handle and starts the thread.
     fn start() -> io::Result<&'static Self> {
         let (sender, receiver) = channel();
         let supervisor = Self {
@@ -91,7 +120,7 @@ impl Supervisor {
     }
 
     /// Never returns, since the kernel ends this process's children when this thread ends. If the program has closed the
-    /// thread's descriptors, the thread parks, and later requests fail.
+    /// thread's descriptors, the thread parks, and later requests fail. A panic aborts the process.
     fn run_for_ever(&self, requests: Receiver<SupervisorCommand>) {
         // A panic that ended this thread would end all children silently.
         let ended = catch_unwind(AssertUnwindSafe(|| self.run(&requests)));
@@ -105,6 +134,9 @@ impl Supervisor {
     }
 
     /// Serves requests and deaths. Returns when its descriptors are closed.
+    ///
+    /// Each turn handles the keys that the poller reported; a time that has passed is handled before them. A pidfd is reported
+    /// once: if a child cannot be reaped then, as its tracer must reap it first, it is left to a joiner.
     fn run(&self, requests: &Receiver<SupervisorCommand>) {
         let mut keys = Vec::new();
         let mut check_new_at = Deadline::NEVER;
@@ -162,7 +194,8 @@ impl Supervisor {
         is_watched
     }
 
-    /// Reaps the child with this key when it ends, unless another thread joins it first.
+    /// Reaps the child with this key when it ends, unless another thread joins it first. Rings the bell only for the first new
+    /// key: the thread takes the others with it.
     fn watch_soon(&self, key: u64) {
         let mut new = lock(&self.new);
         new.push(key);
@@ -171,13 +204,18 @@ impl Supervisor {
         }
     }
 
-    /// Calls `adopt_spare` after [`FIRST_CHECK`], then at longer intervals until it returns true.
+    /// Calls `adopt_spare` after [`FIRST_CHECK`], then at longer intervals until it returns true. It runs on the supervisor
+    /// thread and must not block. It stays registered, and is called again each time when new children are checked.
     pub(super) fn adopt_soon(&self, adopt_spare: fn() -> bool) {
         *lock(&self.adopt_spare) = Some(adopt_spare);
         self.watch_soon(BELL); // the key of no child
     }
 
-    /// Executes `program` from the supervisor thread and returns the new process's id.
+    /// Executes `program` from the supervisor thread and returns the new process's id. Blocks until `posix_spawn(3)` has
+    /// returned. The process is not registered yet: the caller opens its pidfd first.
+    ///
+    /// # Errors
+    /// The error of `posix_spawn(3)`; another when the thread cannot serve requests any more.
     pub(super) fn exec(&self, program: exec::Program) -> io::Result<u32> {
         let ended = || io::Error::other("the supervisor thread has ended");
         let (answer, answered) = channel();

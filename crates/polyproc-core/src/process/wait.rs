@@ -1,4 +1,7 @@
-//! Waiting for any of several descriptors.
+//! Waiting for any of several descriptors: of processes, connections, queues. Python's `multiprocessing.connection.wait`.
+//!
+//! A queue's descriptor may miss a notification if the process that was about to send it died. So the wait wakes at growing
+//! intervals and refreshes the shared objects of this process ([`registry::refresh_all`]).
 
 use std::io;
 use std::os::fd::AsFd;

@@ -1,10 +1,10 @@
-//! The zygote: a helper program, one per process that starts others, which clones itself on request. `forkserver` is the
-//! other side.
+//! The zygote: a helper program, one per process that starts others, which clones itself on request. `forkserver` is the other
+//! side.
 //!
-//! The zygote is this program, executed again; the engine takes control before `main`. It has one thread and runs no user
-//! code except `preload`. A request is one message with the new process's end of a channel. The zygote answers with the id
-//! and descriptor of the new process, which is a child of the *requester* (`CLONE_PARENT`). The process receives its order
-//! over its own channel, which the zygote does not read.
+//! The zygote is this program, executed again; the engine takes control before `main`. It has one thread and runs no user code
+//! except `preload`. A request is one message with the new process's end of a channel. The zygote answers with the id and
+//! descriptor of the new process, which is a child of the *requester* (`CLONE_PARENT`). The process receives its order over its
+//! own channel, which the zygote does not read.
 //!
 //! | tag | direction | head | descriptors |
 //! |---|---|---|---|
@@ -17,6 +17,12 @@
 //! | END | to the zygote | empty | |
 //!
 //! At END, and when its parent closes the channel, the zygote ends in order ([`host::set_at_forkserver_end`](super::host)).
+//!
+//! One thread is what makes a bare clone sound: no lock can be held by a thread that the clone lacks. So the threads are
+//! counted after the preload function, and nothing later in this file starts one. All signals stay blocked from the first step
+//! on, in the clones too, until their set-up is done. The zygote keeps no record of its clones and does not reap them, as they
+//! are its siblings; it is bound to its parent by the parent-death signal. An [`io::Error`] of [`serve`] ends it with 70, at
+//! which the program kills and replaces it.
 
 use std::convert::Infallible;
 use std::io;
@@ -37,6 +43,8 @@ use crate::wire::{Reader, WireError, Writer};
 /// processes whose command line contains this.
 const TITLE: &str = "multiprocessing.forkserver";
 
+/// The tags of the messages, as in the module's table. They are separate from those of [`process::tag`](super::tag): no other
+/// protocol uses the zygote's channel.
 pub(super) mod tag {
     pub(in crate::process) const PRELOAD: u8 = 1;
     pub(in crate::process) const READY: u8 = 2;
@@ -47,7 +55,17 @@ pub(super) mod tag {
     pub(in crate::process) const END: u8 = 7;
 }
 
-/// Serves as a zygote until END or the end of the channel, then exits. Returns only errors, also in cloned processes.
+/// Serves as a zygote until END or the end of the channel, then exits. Returns only errors, also in a cloned process, which
+/// continues in [`enter::run`](super::enter::run).
+///
+/// `parent_pid` is the process that executed this one; if it is not the parent any more, the zygote exits. `channel` is the
+/// zygote's end, `pid_slot` the word to which the kernel writes the id of each clone. A clone closes its copies of both.
+///
+/// Standard streams become `/dev/null` only after the preload function, whose output and errors the user can thus see.
+///
+/// # Errors
+/// When a request has no descriptor, a message is malformed, or a system call failed. The parent's death is not an error: it is
+/// the end of the channel, or a signal.
 pub(crate) fn serve(parent_pid: u32, channel: &Channel, pid_slot: &PidSlot) -> io::Result<Infallible> {
     if !parent_death::die_with_creator(parent_pid, parent_death::DeathScope::Process)? {
         exit_now(0);
@@ -105,11 +123,15 @@ pub(crate) fn serve(parent_pid: u32, channel: &Channel, pid_slot: &PidSlot) -> i
     exit_now(0)
 }
 
+/// Returns the errno of `error` as the head of NO_CLONE; `EIO` for an error without one.
 fn encode_errno(error: &io::Error) -> [u8; 4] {
     error.raw_os_error().unwrap_or(libc::EIO).to_le_bytes()
 }
 
 /// Runs the preload function, then checks whether this process can be cloned. The outer error is that of the preload.
+///
+/// Threads after a preload function are the fault of that function, and an outer error. Without one they come from a library of
+/// the program, and the program is executed for each process instead, which the inner error requests.
 fn prepare(preload: Payload) -> Result<io::Result<SiblingMaker>, String> {
     let preloads = !preload.bytes.is_empty();
     if preloads {

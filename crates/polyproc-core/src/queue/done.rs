@@ -1,5 +1,12 @@
-//! The end of a taken message under the consumers' lock: the report of its consumer, or the reclaim after the consumer's death.
+//! The end of a taken message under the consumers' lock: the report of its consumer, or the reclaim after the consumer's
+//! death.
+//!
+//! [`task_done`] is the consumer's call, by way of `handle`. [`reclaim`] runs in each process that shares the queue: after it
+//! has reaped or noticed a death, and while it waits on a queue that handles the death of consumers. Both hold the consumers'
+//! lock while they change the state of a held block, so a message is retired once. `task` has the steps;
+//! `docs/design/ring.md`, "Finished messages", lists the state that a death leaves after each.
 
+use super::block::BlockState;
 use super::error::{GetError, TaskDoneError};
 use super::ring::Ring;
 use super::task::{OnConsumerDeath, count_returned, oldest, on_death, retire, unfinished};
@@ -7,10 +14,15 @@ use crate::deadline::Deadline;
 use crate::prim::Ordering;
 use crate::robust::Guard;
 use crate::shm::MemoryError;
-use crate::shm::arena::{Block, BlockState};
+use crate::shm::arena::Block;
 use crate::sys::process_stamp::ProcessStamp;
 
-/// Reports one message of this process as done.
+/// Reports one message of this process as done. With [`OnConsumerDeath::Nothing`] this is one atomic step without a lock, and
+/// any process may report any message. Otherwise it retires the oldest message that this process holds; it waits for the lock
+/// without a deadline, as the caller has done the work.
+///
+/// # Errors
+/// [`TaskDoneError::TooMany`] if every message that was put is done, or this process holds none; [`TaskDoneError::Memory`].
 pub(super) fn task_done(ring: &Ring) -> Result<(), TaskDoneError> {
     if on_death(ring) == OnConsumerDeath::Nothing {
         // Pairs with the Release in `commit`. Read before `done`, which therefore never exceeds it.
@@ -36,7 +48,11 @@ pub(super) fn task_done(ring: &Ring) -> Result<(), TaskDoneError> {
     Ok(())
 }
 
-/// Returns the oldest message that this process took by this handle. The caller holds the consumers' lock.
+/// Returns the oldest message that this process took by this handle, and removes it from the handle's index. Entries that the
+/// records do not confirm are dropped: of a queue that a peer has overwritten, or of the parent of a forked child.
+///
+/// Returns `None` also if the index is locked, in a child that was forked while another thread held it: the caller then scans
+/// the records. The caller holds the consumers' lock. A message at or above the count `taken` is not taken yet.
 fn oldest_held(ring: &Ring, taken: u64) -> Result<Option<Block>, MemoryError> {
     let Ok(mut held) = ring.held.try_lock() else { return Ok(None) };
     while let Some((position, block)) = held.pop_first() {
@@ -50,7 +66,11 @@ fn oldest_held(ring: &Ring, taken: u64) -> Result<Option<Block>, MemoryError> {
     Ok(None)
 }
 
-/// Acquires the consumers' lock, however long it takes and whatever signals arrive.
+/// Acquires the consumers' lock, however long it takes and whatever signals arrive. Blocks behind a process that is stopped
+/// while it holds the lock.
+///
+/// # Errors
+/// Any error of the repair after the death of its owner.
 fn lock_for_sure(ring: &Ring) -> Result<Guard<'_>, MemoryError> {
     loop {
         match ring.lock_get::<GetError>(Deadline::NEVER) {
@@ -61,6 +81,8 @@ fn lock_for_sure(ring: &Ring) -> Result<Guard<'_>, MemoryError> {
     }
 }
 
+/// Wakes the joiners if no message is unfinished. The caller has counted messages as done, without the fence that the release
+/// of a lock would be.
 fn wake_joiners(ring: &Ring) {
     // Pairs with the fence in `EventCount::wait`: a joiner finds the last message done, or this process finds its flag.
     crate::prim::fence(Ordering::SeqCst);
@@ -69,8 +91,24 @@ fn wake_joiners(ring: &Ring) {
     }
 }
 
-/// Takes back blocks that dead processes were filling or reading, and messages that they had taken. Returns the other processes
-/// that hold blocks and are alive.
+/// Takes back blocks that dead processes were filling or reading, and messages that they had taken. Returns the other
+/// processes that hold blocks and are alive, which the caller may watch.
+///
+/// - `Owned` by a dead process: freed.
+/// - `Held`, and the message counts as taken: with [`OnConsumerDeath::Nothing`] freed, with [`OnConsumerDeath::CountAsDone`]
+///   retired, with [`OnConsumerDeath::PutBack`] marked `Returned`.
+/// - `Held`, and the message does not count as taken: left to `repair_get`.
+///
+/// Scans without a lock first, so that a queue without dead owners costs no lock. Whether a process is dead takes system
+/// calls, which are made before the lock is acquired. If a stopped process holds a lock, does nothing after 100 ms: the next
+/// call tries again.
+///
+/// Locks: the consumers', then the arena's for each block that is freed. A death in it leaves blocks as they were or
+/// reclaimed.
+///
+/// # Errors
+/// [`MemoryError::Corrupt`] or [`MemoryError::System`] if a record cannot be read or a block not freed; the blocks before it
+/// are reclaimed.
 pub(super) fn reclaim(ring: &Ring) -> Result<Vec<ProcessStamp>, MemoryError> {
     let arena = ring.arena();
     let is_held = |state| matches!(state, Some(BlockState::Owned | BlockState::Held));

@@ -1,27 +1,46 @@
 //! The producers' side: puts a message in a short section under the producers' lock.
+//!
+//! [`Ring::put`] is called by `handle`, [`Ring::lock_put`] also by `get`, to clear the bell. `docs/design/ring.md`, "put",
+//! lists the steps, the state that a death leaves after each, and the process that repairs it.
+//!
+//! - Only the owner of the producers' lock writes the producers' [`Side`](super::layout::Side) and the entries behind its
+//!   count, gives out tickets and sends descriptors.
+//! - The arena's lock may be acquired in the section, for a new chunk; the consumers' lock is not.
+//! - Nothing that the section writes counts before the commit. A put that fails leaves entries that the next one overwrites,
+//!   and perhaps descriptors under a ticket that no message has, which a consumer drops.
+//! - Inside the section the order of stores is free. The commit, a Release, publishes all of them.
 
 use std::os::fd::BorrowedFd;
 
+use super::block::BlockState;
+use super::entry::Entry;
 use super::error::PutError;
 use super::index::IndexPlace;
-use super::layout::{CHUNK_LEN, Entry, QueueLayout};
+use super::layout::{CHUNK_LEN, QueueLayout};
 use super::ring::Ring;
 use crate::deadline::Deadline;
 use crate::prim::Ordering;
 use crate::robust::{Guard, WaitError};
-use crate::shm::arena::{Block, BlockState};
+use crate::shm::arena::Block;
 use crate::shm::{MemoryError, OutOfSpace};
 use crate::sys::crash::{self, Step};
 
-/// The bytes of a message, or the block that holds them.
+/// The bytes of a message, or the block that holds them. [`Queue::put_parts`](super::Queue::put_parts) chooses.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum MessageBody<'a> {
+    /// At most [`INLINE_LEN`](super::layout::INLINE_LEN) bytes, so that a new chunk holds them. They are copied under the
+    /// lock.
     Bytes(&'a [u8]),
+    /// A block that this process owns and has filled. After a put that failed, the caller frees it.
     Block(Block),
 }
 
 impl Ring {
-    /// Acquires the producers' lock. Repairs the states of blocks if its owner died.
+    /// Acquires the producers' lock. Repairs the states of blocks if its owner died; if that fails, the next owner tries
+    /// again.
+    ///
+    /// # Errors
+    /// A [`WaitError`] from [`Mutex::lock`](crate::robust::Mutex::lock), or a [`MemoryError`] from the repair, as `E`.
     #[inline(always)]
     pub(super) fn lock_put<E: From<WaitError> + From<MemoryError>>(&self, deadline: Deadline) -> Result<Guard<'_>, E> {
         let mut guard = self.layout().put.lock.lock(deadline)?;
@@ -32,7 +51,11 @@ impl Ring {
         Ok(guard)
     }
 
-    /// Frees blocks that a dead producer marked for a message that it did not commit.
+    /// Frees blocks that a dead producer marked for a message that it did not commit: a message of its own, or the next chunk.
+    /// Then wakes the consumers.
+    ///
+    /// The caller holds the producers' lock. A block that is queued for a message at or above the count belongs to no living
+    /// producer, as only the owner of this lock marks blocks so.
     #[cold]
     fn repair_put(&self) -> Result<(), MemoryError> {
         let count = self.layout().put.count.load(Ordering::Relaxed);
@@ -48,7 +71,16 @@ impl Ring {
         Ok(())
     }
 
-    /// Puts one message. Blocks only for locks, not while the queue is full.
+    /// Puts one message. Does not wait while the queue is full, only for locks: for each until the deadline or for 100 ms,
+    /// whichever is later. Wakes one consumer, and rings if a process polls, after the lock was released.
+    ///
+    /// # Errors
+    /// - [`PutError::Closed`].
+    /// - [`PutError::Full`]: the queue or its socket is full, or a stopped process holds a lock.
+    /// - [`PutError::OutOfSpace`]: the budget has no room for a chunk, or the message exceeds the limit in bytes.
+    /// - [`PutError::Interrupted`], [`PutError::Descriptors`], [`PutError::Memory`].
+    ///
+    /// Nothing was put then, and the caller still owns the block of the message.
     #[inline]
     pub(super) fn put(
         &self,
@@ -107,7 +139,15 @@ impl Ring {
         Ok(())
     }
 
-    /// Writes the number of bytes of all messages put, including this one, beside the valid number.
+    /// Checks the limit of the queue in bytes, and writes the number of bytes of all messages put, including this one, beside
+    /// the valid number.
+    ///
+    /// # Errors
+    /// [`PutError::OutOfSpace`] if the message alone exceeds the limit, so that waiting is in vain; [`PutError::Full`] if it
+    /// does not fit now.
+    ///
+    /// Each side's number is kept twice, for even and odd counts, as its place is. The limit is exact: the consumers' number
+    /// never counts a message that may still be put back before its commit.
     #[cold]
     fn count_bytes(&self, count: u64, body: MessageBody<'_>, max_bytes: u64) -> Result<(), PutError> {
         let QueueLayout { put, get, .. } = self.layout();
@@ -130,7 +170,12 @@ impl Ring {
         Ok(())
     }
 
-    /// Continues the messages from `count` on in a new chunk. Returns its start.
+    /// Continues the messages from `count` on in a new chunk. Returns its start. The link in the old chunk counts with the
+    /// next commit; until then the old place stays valid, and a further attempt overwrites the link. The old chunk has room
+    /// for the link: entries leave one word free.
+    ///
+    /// # Errors
+    /// Any error of [`Arena::allocate`](crate::shm::Arena::allocate).
     fn next_chunk(&self, place: IndexPlace, count: u64, deadline: Deadline) -> Result<IndexPlace, MemoryError> {
         let arena = self.arena();
         let block = arena.allocate(CHUNK_LEN, deadline)?;
@@ -142,6 +187,12 @@ impl Ring {
         IndexPlace::start_of(block, record)
     }
 
+    /// Sends the descriptors of a message to the socket, under the next ticket, which is returned. The ticket is stored first:
+    /// after a death, no other message gets the same one. The caller holds the producers' lock. A put that fails later leaves
+    /// them in the socket.
+    ///
+    /// # Errors
+    /// [`PutError::Full`] if the socket has no room; [`PutError::Descriptors`] if the system refuses.
     fn leave(&self, fds: &[BorrowedFd<'_>]) -> Result<u64, PutError> {
         let last = &self.layout().polled.ticket;
         let ticket = last.load(Ordering::Relaxed).wrapping_add(1);

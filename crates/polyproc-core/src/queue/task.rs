@@ -2,16 +2,22 @@
 //!
 //! With [`OnConsumerDeath::Nothing`], `done` is only a count. Otherwise a taken message stays in its block, held by its
 //! consumer, until that process reports it as done; all this is under the consumers' lock.
+//!
+//! Users: `done`, which reports and reclaims; `get`, which takes returned messages and repairs; `handle`. Counting a message
+//! and freeing its block are two steps, so [`retire`] records its intention first: the new value of `done`, then the block.
+//! The next owner of the lock completes it ([`repair`]). Storing `done` again is harmless, since the value is recorded and not
+//! incremented.
 
+use super::block::BlockState;
 use super::layout::Tasks;
 use super::ring::Ring;
 use crate::prim::Ordering;
 use crate::shm::MemoryError;
-use crate::shm::arena::{Block, BlockState};
+use crate::shm::arena::Block;
 use crate::sys::crash::{self, Step};
 use crate::sys::process_stamp::ProcessStamp;
 
-/// The treatment of items that a consumer took and had not reported as done when it died.
+/// The treatment of items that a consumer took and had not reported as done when it died. Fixed at the creation of the queue.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(u32)]
 #[non_exhaustive]
@@ -21,10 +27,12 @@ pub enum OnConsumerDeath {
     Nothing = 0,
     /// They count as done.
     CountAsDone = 1,
-    /// They are put back for another consumer: each item is taken at least once, perhaps more often.
+    /// They are put back for another consumer: each item is taken at least once, perhaps more often. Items with descriptors
+    /// are refused.
     PutBack = 2,
 }
 
+/// Returns the setting of this queue. A word that is no choice counts as [`OnConsumerDeath::Nothing`].
 #[inline]
 pub(super) fn on_death(ring: &Ring) -> OnConsumerDeath {
     match ring.layout().settings.on_death.load(Ordering::Relaxed) {
@@ -34,11 +42,12 @@ pub(super) fn on_death(ring: &Ring) -> OnConsumerDeath {
     }
 }
 
+/// The counts, which are changed under the consumers' lock, except for `done` with [`OnConsumerDeath::Nothing`].
 fn tasks(ring: &Ring) -> &Tasks {
     &ring.layout().tasks
 }
 
-/// Returns the number of messages that are not done.
+/// Returns the number of messages that are not done. Includes messages in the queue. The call needs no lock.
 pub(super) fn unfinished(ring: &Ring) -> u64 {
     // Pair with the Release in `task_done` or `finish_retiring`, and in `commit`. `done` is read first, so that it
     // never exceeds the producers' count.
@@ -46,7 +55,12 @@ pub(super) fn unfinished(ring: &Ring) -> u64 {
     ring.layout().put.count.load(Ordering::Acquire).wrapping_sub(done)
 }
 
-/// Returns the block of the oldest message, among the blocks in `state` for which `matches` returns true.
+/// Returns the block of the oldest message, among the blocks in `state` for which `matches`, called with owner and position,
+/// returns true. Scans all records. The caller holds the consumers' lock, which keeps held and returned blocks as they are.
+/// Linear in the number of records, which is about that of messages in the queue at its longest.
+///
+/// # Errors
+/// [`MemoryError`] if a record cannot be read.
 pub(super) fn oldest(
     ring: &Ring,
     state: BlockState,
@@ -67,7 +81,11 @@ pub(super) fn oldest(
     Ok(found.map(|(_, block)| block))
 }
 
-/// Counts the message in `block` as done and frees it. The caller holds the consumers' lock.
+/// Counts the message in `block` as done and frees it. The block is held. The caller holds the consumers' lock, and wakes the
+/// joiners afterwards.
+///
+/// # Errors
+/// As [`Arena::free`](crate::shm::Arena::free). The record of the intention then stays until the next repair.
 pub(super) fn retire(ring: &Ring, block: Block) -> Result<(), MemoryError> {
     let tasks = tasks(ring);
     tasks.target.store(tasks.done.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
@@ -77,7 +95,8 @@ pub(super) fn retire(ring: &Ring, block: Block) -> Result<(), MemoryError> {
     finish_retiring(ring, block)
 }
 
-/// Finishes a [`retire`] that may have been interrupted anywhere, even more than once.
+/// Finishes a [`retire`] that may have been interrupted anywhere, even more than once. The order matters: the count, the
+/// block, then the record.
 fn finish_retiring(ring: &Ring, block: Block) -> Result<(), MemoryError> {
     let tasks = tasks(ring);
     // Pairs with the Acquire in `unfinished`. `retiring` is stored before, so a death from here on is repaired.
@@ -92,7 +111,11 @@ fn finish_retiring(ring: &Ring, block: Block) -> Result<(), MemoryError> {
     Ok(())
 }
 
-/// Finishes the retiring that a dead owner of the consumers' lock had begun, and counts the returned messages.
+/// Finishes the retiring that a dead owner of the consumers' lock had begun, and counts the returned messages. Part of
+/// `repair_get`.
+///
+/// # Errors
+/// As [`retire`].
 pub(super) fn repair(ring: &Ring) -> Result<(), MemoryError> {
     // Pairs with the Release in `retire`, by a dead owner of the same lock.
     if let Some(block) = tasks(ring).retiring.load(Ordering::Acquire).checked_sub(1) {
@@ -101,6 +124,8 @@ pub(super) fn repair(ring: &Ring) -> Result<(), MemoryError> {
     count_returned(ring)
 }
 
+/// Counts the returned messages anew from the records, which are authoritative. The caller holds the consumers' lock. An
+/// interrupted take or reclaim leaves a count that is wrong, never a record.
 pub(super) fn count_returned(ring: &Ring) -> Result<(), MemoryError> {
     let arena = ring.arena();
     let mut returned = 0;
@@ -112,7 +137,11 @@ pub(super) fn count_returned(ring: &Ring) -> Result<(), MemoryError> {
     Ok(())
 }
 
-/// Takes the oldest returned message for this process. The caller holds the consumers' lock.
+/// Takes the oldest returned message for this process: the store of the state is the commit. Returns its block, which this
+/// process then holds, or `None` if there is none. The caller holds the consumers' lock.
+///
+/// # Errors
+/// [`MemoryError::Corrupt`] if the count says that there are some, and no record does.
 #[cold]
 pub(super) fn take_returned(ring: &Ring) -> Result<Option<Block>, MemoryError> {
     let returned = &tasks(ring).returned;

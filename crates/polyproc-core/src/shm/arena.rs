@@ -1,8 +1,23 @@
 //! [`Arena`]: blocks of any size in a segment. Each has a state and an owner, so that the blocks of a dead process are found.
 //!
-//! A block keeps its offset and size permanently. A freed block goes to the free list of its size class, still *warm*: its
-//! memory stays reserved. Above a limit of warm bytes the memory goes back to the system, and only the file offset is kept.
-//! Records are authoritative; after a crash inside the lock the free lists are rebuilt from them.
+//! Users: `queue`, for the chunks of a queue and for its large messages. Every process that has the segment allocates and
+//! frees. `docs/design/segment.md`, "Arena", lists the steps of allocate and free and the state that a death leaves after
+//! each.
+//!
+//! - A block keeps its offset and size permanently. A freed block goes to the free list of its size class, still *warm*: its
+//!   memory stays reserved. Above a limit of warm bytes the memory goes back to the system, and only the file offset is kept.
+//! - Records are authoritative. Free lists, `warm` and `in_use` can be computed from them, and are rebuilt after a crash
+//!   inside the lock.
+//! - The free lists, the counts and the tables change only under the lock in [`Header`]. A record that is not free is changed
+//!   by its owner or under the lock of the structure that the block belongs to; of a queue, that is the lock of one of its
+//!   sides.
+//! - The arena's lock is acquired last: its owner waits for no other lock in shared memory.
+//!
+//! Every offset, size and number is read from memory that any peer may overwrite. Reads check them and fail with
+//! [`MemoryError::Corrupt`]; at worst a block is handed out twice, and messages are wrong.
+//!
+//! Blocks are neither split nor merged, and the file does not shrink. The arena detects no dead owners: `queue::done` reclaims
+//! their blocks.
 
 use std::io;
 
@@ -16,7 +31,9 @@ use crate::sys::crash::{self, Step};
 use crate::sys::process_stamp::ProcessStamp;
 use crate::sys::shared::shared;
 
+/// Maximum number of tables of records. They hold about 2^30 records, which fit in a [`Block`].
 const TABLES: usize = 22;
+/// Size of a record in bytes.
 const RECORD: u64 = size_of::<BlockRecord>() as u64;
 /// Number of records in the first table. Each further table has twice as many.
 const FIRST_TABLE: u64 = 256;
@@ -54,7 +71,7 @@ shared! {
     ///
     /// | offset | bytes | field | meaning; writer and time |
     /// |---|---|---|---|
-    /// | 0 | 4 | state | a [`BlockState`]; see there |
+    /// | 0 | 4 | state | [`FREE`], [`OWNED`], or a state of the arena's user |
     /// | 4 | 4 | is_warm | 1: the block's memory is reserved; its owner, the process that frees it, or `trim` |
     /// | 8 | 8 | owner | the [`ProcessStamp`] of the process that holds the block; before the state |
     /// | 16 | 8 | position | the number of the message that the block belongs to; before the state |
@@ -62,6 +79,8 @@ shared! {
     /// | 32 | 8 | capacity | size of the block in bytes; as `offset` |
     /// | 40 | 8 | len | number of bytes in use; the owner |
     /// | 48 | 4 | next | 1 + the number of the next free record of the size class; under the arena's lock |
+    ///
+    /// A process that reads a field without the lock that protects the record reads the state first: see [`BlockRecord::tag`].
     pub(crate) struct BlockRecord {
         state: AtomicU32,
         is_warm: AtomicU32,
@@ -75,72 +94,66 @@ shared! {
 }
 const _: () = assert!(size_of::<BlockRecord>() == 64 && size_of::<Header>() <= 1024);
 
-/// The use of a block. The tables in `docs/design/ring.md` list the steps that change it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub(crate) enum BlockState {
-    /// In the free list of its size class, or about to be put there. It has no owner.
-    Free = 0,
-    /// Its owner fills it. No other process uses it.
-    Owned = 1,
-    /// Part of a queue from the message at its position on, once that message is committed.
-    Queued = 2,
-    /// A chunk that is no longer needed once the message at its position is taken.
-    Leaving = 3,
-    /// Taken out of the queue by its owner, once the message at its position is taken.
-    Held = 4,
-    /// Its owner died. It waits for another consumer.
-    Returned = 5,
-}
+/// The state of a block in the free list of its size class, or about to be put there. It has no owner.
+pub(crate) const FREE: u32 = 0;
+/// The state of a block that its owner fills. No other process uses it. Further states belong to the user of the arena.
+pub(crate) const OWNED: u32 = 1;
 
-/// A block's number.
+/// A block's number: the index of its record, from 0. It stays valid as long as the file exists. A number that was read from
+/// shared memory may have any value; [`Arena::record`] checks it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Block(pub(crate) u32);
 
 impl BlockRecord {
-    /// Returns the state, or `None` if the word is not a state.
-    pub(crate) fn state(&self) -> Option<BlockState> {
-        use BlockState::{Free, Held, Leaving, Owned, Queued, Returned};
-        // Pairs with the Release in `set_state`: fields that are read after the state belong to it, or to a later one.
-        let number = self.state.load(Ordering::Acquire);
-        [Free, Owned, Queued, Leaving, Held, Returned].into_iter().find(|state| *state as u32 == number)
+    /// Returns the state: [`FREE`], [`OWNED`], or one of the arena's user.
+    pub(crate) fn tag(&self) -> u32 {
+        // Pairs with the Release in `set_tag`: fields that are read after the state belong to it, or to a later one.
+        self.state.load(Ordering::Acquire)
     }
 
-    /// Stores the state. Release pairs with the Acquire in `state`: fields that the state makes valid were written before.
-    pub(crate) fn set_state(&self, state: BlockState) {
-        self.state.store(state as u32, Ordering::Release);
+    /// Stores the state. The caller owns the block, or holds the lock that protects it.
+    pub(crate) fn set_tag(&self, tag: u32) {
+        self.state.store(tag, Ordering::Release); // pairs with the Acquire in `tag`: fields of the state were written before
     }
 
+    /// Returns the owner: the process that last allocated or took the block. Meaningful if the state is [`OWNED`] or one of
+    /// the arena's user.
     pub(crate) fn owner(&self) -> ProcessStamp {
         ProcessStamp::from_bits(self.owner.load(Ordering::Relaxed))
     }
 
+    /// Stores the owner. The caller stores the state afterwards, which makes it valid.
     pub(crate) fn set_owner(&self, owner: ProcessStamp) {
         self.owner.store(owner.bits(), Ordering::Relaxed);
     }
 
+    /// Returns the message number that the state refers to. In a block that is only [`OWNED`] it is that of an earlier use.
     pub(crate) fn position(&self) -> u64 {
         self.position.load(Ordering::Relaxed)
     }
 
+    /// Stores the message number. The caller stores the state afterwards, which makes it valid.
     pub(crate) fn set_position(&self, position: u64) {
         self.position.store(position, Ordering::Relaxed);
     }
 
+    /// Returns the file offset of the block's first byte. Unchecked: [`Segment`] checks each access.
     pub(crate) fn offset(&self) -> u64 {
         self.offset.load(Ordering::Relaxed)
     }
 
+    /// Returns the size of the block in bytes: that of its size class. Unchecked.
     pub(crate) fn capacity(&self) -> u64 {
         self.capacity.load(Ordering::Relaxed)
     }
 
+    /// Returns the number of bytes in use, as requested from [`Arena::allocate`]. Unchecked: it may exceed the capacity.
     pub(crate) fn len(&self) -> u64 {
         self.len.load(Ordering::Relaxed)
     }
 }
 
-/// The arena of a segment. See the module.
+/// The arena of a segment: a view that is created for each call and holds no state of its own.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Arena<'a> {
     segment: &'a Segment,
@@ -149,22 +162,30 @@ pub(crate) struct Arena<'a> {
 
 impl<'a> Arena<'a> {
     /// Returns the arena whose header is at offset `header` in the segment's first region.
+    ///
+    /// # Panics
+    /// If the header is not inside that region, or `header` is not a multiple of 64.
     #[inline]
     pub(crate) fn new(segment: &'a Segment, header: u64) -> Self {
         Self { segment, header: segment.fixed(header) }
     }
 
     /// Initialises a new arena: the first table of records is at file offset `start`, the blocks behind it.
+    ///
+    /// The caller has reserved the memory of the header and of the first table, which are still zero. No other process has the
+    /// segment yet.
     pub(crate) fn initialise(&self, start: u64) {
         self.header.tables[0].store(start, Ordering::Relaxed);
         self.header.used.store(start + FIRST_TABLE * RECORD, Ordering::Relaxed);
     }
 
-    /// Acquires the arena's lock. Rebuilds the free lists if they may be incomplete.
+    /// Acquires the arena's lock. Rebuilds the free lists if they may be incomplete: the last owner died, or a block was freed
+    /// without the lock. If the rebuild fails, the next owner of the lock tries again.
     ///
     /// # Errors
-    /// [`MemoryError::Busy`] if the deadline passes, which happens only while the lock's owner is stopped;
-    /// [`MemoryError::Interrupted`] if there is no deadline and a signal handler ran; any error of the rebuild.
+    /// [`MemoryError::Busy`] once the deadline and 100 ms have passed, which happens only while the lock's owner is stopped;
+    /// [`MemoryError::Interrupted`] if there is no deadline and a signal handler ran; [`MemoryError::Corrupt`] and
+    /// [`MemoryError::System`] from the rebuild.
     pub(crate) fn lock(&self, deadline: Deadline) -> Result<Guard<'a>, MemoryError> {
         let mut guard = loop {
             match self.header.lock.lock(deadline) {
@@ -183,19 +204,21 @@ impl<'a> Arena<'a> {
         Ok(guard)
     }
 
-    /// Returns whether the lock can be acquired soon: false while its owner is stopped.
+    /// Returns whether the lock can be acquired soon: false while its owner is stopped, and if the free lists cannot be
+    /// rebuilt. Waits for at most 100 ms, and rebuilds as [`Arena::lock`] does.
     pub(crate) fn is_available(&self) -> bool {
         self.lock(Deadline::PASSED).is_ok()
     }
 
-    /// Rebuilds the free lists from the records.
+    /// Rebuilds the free lists, `warm` and `in_use` from the records. The caller holds the lock. A rebuild that a death ends
+    /// is started again by the next owner. A record whose state is unknown counts as in use.
     fn rebuild(&self) -> Result<(), MemoryError> {
         self.header.free.iter().for_each(|head| head.store(0, Ordering::Relaxed));
         self.header.warm.store(0, Ordering::Relaxed);
         let mut in_use = 0_u64;
         for block in self.blocks() {
             let record = self.record(block)?;
-            if record.state() == Some(BlockState::Free) {
+            if record.tag() == FREE {
                 self.push(block)?;
             } else {
                 in_use = in_use.saturating_add(record.capacity());
@@ -205,13 +228,19 @@ impl<'a> Arena<'a> {
         Ok(())
     }
 
-    /// Returns the numbers of all records.
+    /// Returns the numbers of all records that count now. Needs no lock: records are never removed, and one that is added
+    /// later is not among them.
     pub(crate) fn blocks(&self) -> impl Iterator<Item = Block> + use<> {
         // Pairs with the Release in `allocate`: a record is written before it counts.
         let count = self.header.count.load(Ordering::Acquire).min(FIRST_TABLE << TABLES);
         (0..u32::try_from(count).unwrap_or(u32::MAX)).map(Block)
     }
 
+    /// Returns the record of a block. Table *k* holds the numbers from 256 * (2^k - 1) on.
+    ///
+    /// # Errors
+    /// [`MemoryError::Corrupt`] if there is no such table or its offset is invalid; [`MemoryError::System`] if this process
+    /// cannot map the region.
     pub(crate) fn record(&self, block: Block) -> Result<&'a BlockRecord, MemoryError> {
         let number = u64::from(block.0);
         let table = (number / FIRST_TABLE + 1).ilog2();
@@ -224,7 +253,8 @@ impl<'a> Arena<'a> {
         self.segment.view(start.wrapping_add(index * RECORD))
     }
 
-    /// Allocates `len` bytes of the file behind the used range, in one region. Returns their offset.
+    /// Allocates `len` bytes of the file behind the used range, in one region. Returns their offset. The caller holds the
+    /// lock. A range whose block is never committed is lost, but takes no memory.
     fn place(&self, len: u64) -> Result<u64, MemoryError> {
         let start = self.segment.place(self.header.used.load(Ordering::Relaxed), len)?;
         crash::point(Step::GrownUncounted);
@@ -232,7 +262,11 @@ impl<'a> Arena<'a> {
         Ok(start)
     }
 
-    /// Writes a new record, which is in no list and counts once the caller stores `count`.
+    /// Writes a new record, which is in no list and counts once the caller stores `count`. The caller holds the lock.
+    ///
+    /// # Errors
+    /// [`MemoryError::Corrupt`] if the count does not fit the tables; [`MemoryError::System`] if the file cannot grow, or a
+    /// new table gets no memory.
     fn add(&self, capacity: u64) -> Result<Block, MemoryError> {
         let number = self.header.count.load(Ordering::Relaxed);
         let block = Block(u32::try_from(number).map_err(|_| MemoryError::Corrupt)?);
@@ -257,10 +291,15 @@ impl<'a> Arena<'a> {
         Ok(block)
     }
 
-    /// Allocates a block for `len` bytes, owned by this process until its state changes.
+    /// Allocates a block for `len` bytes, owned by this process until its state changes. Its memory is reserved, and may
+    /// contain the bytes of an earlier use. The deadline bounds the wait for the lock; a lack of memory fails at once.
+    ///
+    /// The lock is released before memory is reserved, so a reservation of many bytes delays no other process. The share of
+    /// the budget depends on the bytes that the segment had in use before this block ([`Share::of`]).
     ///
     /// # Errors
-    /// [`MemoryError::OutOfSpace`] or [`MemoryError::System`] if there is no memory; any error of [`Arena::lock`].
+    /// [`MemoryError::OutOfSpace`] or [`MemoryError::System`] if there is no memory: then no block is in use;
+    /// [`MemoryError::Corrupt`] if the free list names a block of another class; any error of [`Arena::lock`].
     pub(crate) fn allocate(&self, len: u64, deadline: Deadline) -> Result<Block, MemoryError> {
         let too_large = || MemoryError::System(io::ErrorKind::FileTooLarge.into());
         let (class, capacity) = class_of(len).ok_or_else(too_large)?;
@@ -282,7 +321,7 @@ impl<'a> Arena<'a> {
             record.len.store(len, Ordering::Relaxed);
             record.set_owner(ProcessStamp::own());
             crash::point(Step::AllocateUnclaimed);
-            record.set_state(BlockState::Owned);
+            record.set_tag(OWNED);
             crash::point(Step::AllocateListed);
             match popped {
                 Some(_) => {
@@ -306,7 +345,11 @@ impl<'a> Arena<'a> {
         Ok(block)
     }
 
-    /// Frees a block. Wakes the waiters for budget space if it has whole pages.
+    /// Frees a block. Wakes the waiters for budget space if it has whole pages. The caller owns the block, or holds the lock
+    /// that protects it; after a death in between, the block still has its state, or is free.
+    ///
+    /// # Errors
+    /// As [`Arena::lock`], but neither [`MemoryError::Busy`] nor [`MemoryError::Interrupted`].
     pub(crate) fn free(&self, block: Block) -> Result<(), MemoryError> {
         self.free_quietly(block)?;
         if self.record(block)?.capacity() >= PAGED {
@@ -316,6 +359,10 @@ impl<'a> Arena<'a> {
     }
 
     /// Frees a block without waking the waiters for budget space: the caller may wait for space next and would wake itself.
+    /// Behind a stopped owner of the lock it waits for at most 100 ms, then leaves the block to the next owner's rebuild.
+    ///
+    /// # Errors
+    /// As [`Arena::free`].
     pub(crate) fn free_quietly(&self, block: Block) -> Result<(), MemoryError> {
         let record = self.record(block)?;
         let may_stay = || {
@@ -334,7 +381,7 @@ impl<'a> Arena<'a> {
             Ok(_guard) => self.free_locked(block),
             // Do not wait for a stopped process: the block is marked free, and the next owner of the lock lists it.
             Err(MemoryError::Busy) => {
-                record.set_state(BlockState::Free);
+                record.set_tag(FREE);
                 // Pairs with the Acquire in `lock`: the state is stored before.
                 self.header.unlisted.store(1, Ordering::Release);
                 Ok(())
@@ -343,18 +390,23 @@ impl<'a> Arena<'a> {
         }
     }
 
-    /// Marks a block free and lists it. The caller holds the arena's lock. The block's memory stays as it is.
+    /// Marks a block free and lists it. The caller holds the arena's lock, and the block is in no list. The block's memory
+    /// stays as it is: `warm` grows if it is warm.
     pub(crate) fn free_locked(&self, block: Block) -> Result<(), MemoryError> {
         // The owner is kept: a block that is not free yet and has no owner would look like a dead process's.
         let record = self.record(block)?;
-        record.set_state(BlockState::Free);
+        record.set_tag(FREE);
         crash::point(Step::FreedUnlisted);
         let in_use = self.header.in_use.load(Ordering::Relaxed).saturating_sub(record.capacity());
         self.header.in_use.store(in_use, Ordering::Relaxed);
         self.push(block)
     }
 
-    /// Returns the memory of free blocks to the system. Fails with [`MemoryError::Busy`] if the lock's owner is stopped.
+    /// Returns the memory of free blocks of whole pages to the system, and wakes the waiters for budget space if there was
+    /// any.
+    ///
+    /// # Errors
+    /// [`MemoryError::Busy`] if the lock's owner is stopped, after 100 ms; as [`Arena::lock`].
     pub(crate) fn trim(&self) -> Result<(), MemoryError> {
         if self.header.warm.load(Ordering::Relaxed) == 0 {
             return Ok(());
@@ -363,7 +415,7 @@ impl<'a> Arena<'a> {
         let mut kept = 0;
         for block in self.blocks() {
             let record = self.record(block)?;
-            if record.state() != Some(BlockState::Free) || record.is_warm.load(Ordering::Relaxed) == 0 {
+            if record.tag() != FREE || record.is_warm.load(Ordering::Relaxed) == 0 {
                 continue;
             }
             if record.capacity() < PAGED {
@@ -378,6 +430,8 @@ impl<'a> Arena<'a> {
         Ok(())
     }
 
+    /// Puts a free block at the head of the list of its class, and counts its warm bytes. The caller holds the lock, and the
+    /// block is in no list.
     fn push(&self, block: Block) -> Result<(), MemoryError> {
         let record = self.record(block)?;
         let (class, capacity) = class_of(record.capacity()).ok_or(MemoryError::Corrupt)?;
@@ -391,7 +445,11 @@ impl<'a> Arena<'a> {
         Ok(())
     }
 
-    /// Copies `parts`, one after the other, to the start of a block of this process.
+    /// Copies `parts`, one after the other, to the start of a block of this process. Together they have at most the length
+    /// with which the block was allocated; this is not checked.
+    ///
+    /// # Errors
+    /// [`MemoryError::Corrupt`] if the bytes are not inside one region; [`MemoryError::System`] if it cannot be mapped.
     pub(crate) fn fill(&self, block: Block, parts: &[&[u8]]) -> Result<(), MemoryError> {
         let mut at = self.record(block)?.offset();
         for part in parts {
@@ -401,7 +459,11 @@ impl<'a> Arena<'a> {
         Ok(())
     }
 
-    /// Appends the bytes of a block to `out`.
+    /// Appends the bytes of a block to `out`. The caller holds the block, or the lock that protects it: otherwise another
+    /// process may overwrite it meanwhile.
+    ///
+    /// # Errors
+    /// [`MemoryError::Corrupt`] if the length exceeds the capacity, or as [`Segment::copy_out`].
     pub(crate) fn read(&self, block: Block, out: &mut Vec<u8>) -> Result<(), MemoryError> {
         let record = self.record(block)?;
         let len = record.len();

@@ -1,7 +1,12 @@
 //! [`Blocks`]: memory in a segment, allocated by one process alone and read by others.
 //!
-//! The allocation state is in that process's private memory, so there is no lock, and a death leaves nothing inconsistent. A
-//! freed block goes to the free list of its size, its memory still reserved; above a limit the memory goes back to the system.
+//! Users: the parent of a pool, for arguments (`pool::orders`), and a worker, for its results (`pool::worker`). The allocation
+//! state is in that process's private memory, so there is no lock, and a death leaves nothing inconsistent: the file is of no
+//! use without that process. Readers get the offset in a task's descriptor or in the record of a result:
+//! `docs/design/segment.md`, "Blocks of one owner".
+//!
+//! A freed block goes to the free list of its size, its memory still reserved (*warm*); above a limit the memory goes back to
+//! the system. While more than a quarter of the budget is in use, the limit is 0 for blocks of whole pages.
 
 use std::collections::HashMap;
 
@@ -9,25 +14,32 @@ use super::budget::Share;
 use super::size_class::{PAGED, WARM_LIMIT, class_of};
 use super::{MemoryError, Segment};
 
-/// A block: its file offset and its capacity in bytes.
+/// A block: its file offset and its capacity in bytes. Not freed on drop: the owner gives it to [`Blocks::free`], once no
+/// reader uses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Extent {
+    /// The place for the owner's bytes, a multiple of 64; of whole pages, a multiple of 4,096.
     pub(crate) offset: u64,
+    /// That of the size class; the caller keeps the length in use.
     capacity: u64,
 }
 
+/// A free block of the capacity under which it is listed.
 #[derive(Debug)]
 struct Freed {
     offset: u64,
+    /// Its memory is reserved.
     is_warm: bool,
 }
 
-/// The blocks of a segment. See the module.
+/// The blocks of a segment. Each call gets the same segment.
 #[derive(Debug)]
 pub(crate) struct Blocks {
     /// File offset of the end of the last block.
     used: u64,
+    /// Bytes of free blocks that are warm.
     warm: u64,
+    /// Bytes of blocks that are not free.
     in_use: u64,
     /// Free blocks, by capacity in bytes.
     free: HashMap<u64, Vec<Freed>>,
@@ -39,15 +51,18 @@ impl Blocks {
         Self { used: start, warm: 0, in_use: 0, free: HashMap::new() }
     }
 
-    /// Returns the capacity in bytes of all blocks that are not free.
+    /// Returns the capacity in bytes of all blocks that are not free. The owner chooses its share of the budget by it
+    /// ([`Share::of`]).
     pub(crate) fn in_use(&self) -> u64 {
         self.in_use
     }
 
-    /// Allocates a block for `len` bytes. If its memory must be reserved, it must be within `share` of the budget.
+    /// Allocates a block for `len` bytes, with the contents of an earlier use. If its memory must be reserved, it must be
+    /// within `share` of the budget.
     ///
     /// # Errors
-    /// [`MemoryError::OutOfSpace`] or [`MemoryError::System`] if there is no memory.
+    /// [`MemoryError::OutOfSpace`] or [`MemoryError::System`] if there is no memory: then the block is in the free list, cold.
+    /// [`MemoryError::Corrupt`] if a peer has overwritten the table of regions.
     pub(crate) fn allocate(&mut self, segment: &Segment, len: u64, share: Share) -> Result<Extent, MemoryError> {
         let too_large = || MemoryError::System(std::io::ErrorKind::FileTooLarge.into());
         let (_, capacity) = class_of(len).ok_or_else(too_large)?;
@@ -70,7 +85,7 @@ impl Blocks {
         Ok(extent)
     }
 
-    /// Frees a block.
+    /// Frees a block of this allocator, once. Wakes the waiters for room if its memory goes back to the system.
     pub(crate) fn free(&mut self, segment: &Segment, Extent { offset, capacity }: Extent) {
         self.in_use -= capacity;
         let is_warm = capacity < PAGED || self.warm + capacity <= WARM_LIMIT && !segment.is_tight();
@@ -83,7 +98,8 @@ impl Blocks {
         self.free.entry(capacity).or_default().push(Freed { offset, is_warm });
     }
 
-    /// Returns the memory of free blocks to the system. Returns whether there was any.
+    /// Returns the memory of free blocks to the system. Returns whether there was any. Blocks that are smaller than a page
+    /// keep theirs.
     pub(crate) fn trim(&mut self, segment: &Segment) -> bool {
         let before = self.warm;
         for (capacity, freed) in self.free.iter_mut().filter(|(capacity, _)| **capacity >= PAGED) {

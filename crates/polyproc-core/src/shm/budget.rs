@@ -2,9 +2,9 @@
 //!
 //! Shared memory belongs to no process's resident size: where it fills the machine, the kernel kills other processes first. So
 //! all processes of a program share one *ledger*, a page with a row for each memory file that holds data in flight. A process
-//! that reserves memory first checks whether the sum of the rows leaves room. It then writes into the row the size of the file
-//! as the kernel counts it (`st_blocks` of `fstat(2)`). A death in between leaves a row that the next change of that file
-//! corrects.
+//! that reserves memory first checks whether the sum of the rows leaves room ([`Account::admit`]). It then writes into the row
+//! the size of the file as the kernel counts it (`st_blocks` of `fstat(2)`, [`Account::settle`]). A death in between leaves a
+//! row that the next change of that file corrects.
 //!
 //! | offset | bytes | content |
 //! |---|---|---|
@@ -15,6 +15,14 @@
 //! A row has one *holder*, a process that has the file open. A process that finds no room frees the rows of dead holders. If
 //! another process has such a file open, it claims a row again when it next reserves memory there; else the kernel has freed
 //! the file.
+//!
+//! Users: [`Segment`](super::Segment) and `loan` have accounts, `memory` counts private bytes, `room` waits, `process` passes
+//! the ledger to children ([`descriptor`], [`join`]), and the pool asks which bytes belong to a worker ([`bytes_of`]).
+//! `docs/design/memory.md` has the shares and why every request succeeds eventually.
+//!
+//! There is no lock: each word is atomic and independent. Two processes that check at the same time may together exceed the
+//! limit by what they reserve. A peer that overwrites the ledger can block or unblock requests, and nothing else. Without a
+//! ledger nothing is counted or refused.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,13 +37,19 @@ use crate::sys::per_process::PerProcess;
 use crate::sys::process_stamp::{ProcessStamp, process_id};
 use crate::sys::shared::shared;
 
+/// Length of the ledger in bytes.
 const LEN: u64 = PAGE;
+/// The first word of a ledger of this version.
 const MAGIC: u64 = u64::from_le_bytes(*b"polyprb1");
+/// Offset of the first row in bytes.
 const FIRST_ROW: u64 = 4096;
+/// Maximum number of rows. The memory of further files is not counted.
 const ROWS: u32 = 960;
 const _: () = assert!(FIRST_ROW + ROWS as u64 * size_of::<Row>() as u64 == LEN);
 
 shared! {
+    /// The header of the ledger, written by the program's first process; only `limit` and `used` change later.
+    ///
     /// | offset | bytes | field | meaning; writer |
     /// |---|---|---|---|
     /// | 0 | 8 | magic | [`MAGIC`]; written last |
@@ -45,6 +59,9 @@ shared! {
 }
 
 shared! {
+    /// The row of one file. Its holder frees it, or any process after the holder's death; both by compare-and-swap of
+    /// `holder`. For a moment after a row was taken, a sum may see the bytes of the file before.
+    ///
     /// | offset | bytes | field | meaning; writer |
     /// |---|---|---|---|
     /// | 0 | 8 | holder | the [`ProcessStamp`] of its holder; 0: the row is free and does not count |
@@ -71,7 +88,7 @@ pub struct OutOfSpace {
 }
 
 impl OutOfSpace {
-    /// Returns whether there would be room if nothing else were in flight.
+    /// Returns whether there would be room if nothing else were in flight. Then waiting helps, once other items are taken.
     pub(crate) fn is_passing(&self) -> bool {
         self.wanted <= self.largest
     }
@@ -99,7 +116,8 @@ pub fn memory_budget() -> MemoryBudget {
     MemoryBudget { limit, in_use: ledger.map_or(0, Ledger::in_use) }
 }
 
-/// Sets the budget, in bytes, for all processes of this program. Data that is already in flight stays.
+/// Sets the budget, in bytes, for all processes of this program. Data that is already in flight stays. Wakes the requests that
+/// wait for room. Has no effect if the system had no memory for the accounting.
 pub fn set_memory_budget(bytes: u64) {
     if let Some(ledger) = Ledger::get() {
         ledger.head().limit.store(bytes, Ordering::Relaxed);
@@ -107,11 +125,12 @@ pub fn set_memory_budget(bytes: u64) {
     }
 }
 
+/// Returns the limit of a new ledger in bytes: no limit if the system does not report its memory.
 fn default_limit() -> u64 {
     available::total().map_or(u64::MAX, |total| total / 2)
 }
 
-/// The ledger, as this process has mapped it. See the module.
+/// The ledger, as this process has mapped it. See the module. Leaked, so that it lives as long as the process.
 #[derive(Debug)]
 struct Ledger {
     memfd: BorrowedFd<'static>,
@@ -129,7 +148,8 @@ static LEDGER: PerProcess<Option<&'static Ledger>> = PerProcess::new(|before| ma
     (None, None) => Ledger::create().ok(),
 });
 
-/// Makes this process part of the program that has this ledger. Called before anything is counted; later calls have no effect.
+/// Makes this process part of the program that has this ledger. Called by a started process before anything is counted; later
+/// calls have no effect. A descriptor that is no ledger leaves the process without one.
 pub(crate) fn join(ledger: OwnedFd) {
     let _ = GIVEN.set(ledger);
 }
@@ -146,10 +166,12 @@ pub(crate) fn existing_descriptor() -> Option<BorrowedFd<'static>> {
 }
 
 impl Ledger {
+    /// Returns the ledger of this process, which is created or mapped at the first call.
     fn get() -> Option<&'static Self> {
         *LEDGER.get()
     }
 
+    /// Creates the ledger of a new program. Its whole memory is reserved, so no later access fails.
     fn create() -> io::Result<&'static Self> {
         let memfd: &'static OwnedFd = Box::leak(Box::new(memory::create(c"polyproc-ledger", LEN)?));
         memory::reserve(memfd.as_fd(), 0, LEN)?;
@@ -160,6 +182,7 @@ impl Ledger {
         Ok(Box::leak(Box::new(ledger)))
     }
 
+    /// Maps the ledger of the program that started this process. Fails if the file has other contents.
     fn open(memfd: BorrowedFd<'static>) -> io::Result<&'static Self> {
         let ledger = Self::map(memfd)?;
         // Pairs with the Release in `create`.
@@ -182,6 +205,7 @@ impl Ledger {
         self.mapping.view(64).expect("in the page")
     }
 
+    /// Returns a row; the last one for a number that is too large.
     fn row(&self, at: u32) -> &Row {
         self.mapping.view(FIRST_ROW + u64::from(at.min(ROWS - 1)) * size_of::<Row>() as u64).expect("in the page")
     }
@@ -196,7 +220,8 @@ impl Ledger {
         0..self.head().used.load(Ordering::Acquire).min(ROWS)
     }
 
-    /// Returns the sum of the bytes of the rows for which `counts`, called with holder and file, returns true.
+    /// Returns the sum of the bytes of the rows for which `counts`, called with holder and file, returns true. Rows change
+    /// meanwhile: the sum is of no one moment.
     fn sum(&self, counts: impl Fn(ProcessStamp, u64) -> bool) -> u64 {
         let rows = self.rows().map(|at| self.row(at)).filter(|row| {
             let holder = ProcessStamp::from_bits(row.holder.load(Ordering::Relaxed));
@@ -205,11 +230,13 @@ impl Ledger {
         rows.fold(0, |sum, row| sum.saturating_add(row.bytes.load(Ordering::Relaxed)))
     }
 
+    /// Returns how many bytes are in flight: all rows but those of private bytes.
     fn in_use(&self) -> u64 {
         self.sum(|_, file| file & PRIVATE == 0)
     }
 
-    /// Frees the rows of dead holders. Returns whether there were any.
+    /// Frees the rows of dead holders. Returns whether there were any. Makes system calls for each holder. Wakes the waiters
+    /// for room.
     fn free_dead_rows(&self) -> bool {
         let mut any = false;
         for row in self.rows().map(|at| self.row(at)) {
@@ -262,7 +289,7 @@ impl Share {
     }
 }
 
-/// The account of one file in the budget.
+/// The account of one file in the budget, in one process. Each process that has the file open has its own; they share a row.
 #[derive(Debug)]
 pub(crate) struct Account {
     file: u64,
@@ -271,6 +298,7 @@ pub(crate) struct Account {
 }
 
 impl Account {
+    /// The value of `row` once no row was free: the file is not counted by this process any more.
     const NOT_COUNTED: u32 = u32::MAX;
 
     /// Creates the account of `file`, a number that no other file has at the same time.
@@ -278,10 +306,11 @@ impl Account {
         Self { file, row: AtomicU32::new(0) }
     }
 
-    /// Checks whether `wanted` more bytes may be reserved. The caller then reserves them and calls [`Account::settle`].
+    /// Checks whether `wanted` more bytes may be reserved. The caller then reserves them and calls [`Account::settle`]. Frees
+    /// the rows of dead holders before it refuses.
     ///
     /// # Errors
-    /// [`OutOfSpace`] if they may not.
+    /// [`OutOfSpace`] if they may not: more than half of the budget, or more than `share` leaves.
     pub(crate) fn admit(&self, wanted: u64, share: Share) -> Result<(), OutOfSpace> {
         let Some(ledger) = Ledger::get() else { return Ok(()) };
         let check = || {
@@ -293,7 +322,7 @@ impl Account {
         check().or_else(|error| if ledger.free_dead_rows() { check() } else { Err(error) })
     }
 
-    /// Returns whether all files together use more than this share of the budget.
+    /// Returns whether all files together use more than this share of the budget. False without a ledger.
     pub(crate) fn is_over(&self, share: Share) -> bool {
         Ledger::get().is_some_and(|ledger| ledger.in_use() > share.of_limit(ledger.limit()))
     }
@@ -331,6 +360,8 @@ impl Account {
         found.map(|at| ledger.row(at))
     }
 
+    /// Claims the first free row for this process and this file. Two processes may claim a row each for the same file: it then
+    /// counts twice until one of them is freed.
     #[cold]
     fn take_up(&self, ledger: &Ledger) -> Option<u32> {
         let own = ProcessStamp::own().bits();
@@ -365,7 +396,10 @@ impl Drop for Account {
 }
 
 /// Returns how many bytes of shared memory a process has put or created: its items in queues, and memory for its own use.
-/// Excludes its answers: `results`, the file of its results, and its loans.
+/// Excludes its answers: `results`, the inode number of the file of its results, and its loans.
+///
+/// A file that this process has open, too, may hold data of several processes: there the records of its blocks are counted
+/// instead of the row.
 pub(crate) fn bytes_of(process: ProcessStamp, results: u64) -> u64 {
     let counts = |holder, file| holder == process && file != results && file & LOANS == 0 && !registry::has(file);
     let of_files = Ledger::get().map_or(0, |ledger| ledger.sum(counts));
@@ -376,6 +410,7 @@ pub(crate) fn bytes_of(process: ProcessStamp, results: u64) -> u64 {
 const LOANS: u64 = 1 << 63;
 
 impl Account {
+    /// Creates the account of all loans of this process, which share one row.
     pub(crate) fn of_loans() -> Self {
         Self::new(LOANS | u64::from(process_id()))
     }
@@ -384,10 +419,12 @@ impl Account {
 /// Flag in a file number: memory that a process created for its own use, which is not in flight.
 const PRIVATE: u64 = 1 << 62;
 
+/// The private bytes of this process, and their account. A copy of the process begins with 0.
 static PRIVATE_BYTES: PerProcess<(AtomicU64, Account)> =
     PerProcess::new(|_| (AtomicU64::new(0), Account::new(PRIVATE | u64::from(process_id()))));
 
-/// Counts bytes of shared memory that this process created for its own use, until it is dropped.
+/// Counts bytes of shared memory that this process created for its own use, until it is dropped. A copy of the process
+/// inherits the value, and drops it without effect.
 #[derive(Debug)]
 pub(crate) struct PrivateBytes {
     pid: u32,
@@ -395,6 +432,7 @@ pub(crate) struct PrivateBytes {
 }
 
 impl PrivateBytes {
+    /// Counts `len_bytes` bytes from now on.
     pub(crate) fn new(len_bytes: u64) -> Self {
         let (made, account) = PRIVATE_BYTES.get();
         account.settle(made.fetch_add(len_bytes, Ordering::Relaxed) + len_bytes);

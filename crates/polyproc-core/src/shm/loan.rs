@@ -7,6 +7,12 @@
 //!   counts, one of a dead process does not.
 //! - The borrower maps the file privately: its writes go to its own copy, page by page. So the same loan may go to several
 //!   processes, and be lent on.
+//!
+//! User: the Python face; the Rust face lends nothing. `docs/design/loan.md` lists the steps, the state that a death leaves,
+//! and the cases in which the bytes are copied instead. No state is in shared memory, so a death needs no repair.
+//!
+//! The stock of files is private to a process and under one lock, also during the copy: the exclusive lock of a file is tried
+//! by one thread at a time, as [`lease::is_free`] requires.
 
 use std::collections::VecDeque;
 use std::io;
@@ -30,11 +36,14 @@ const KEPT_BYTES: u64 = 256 << 20;
 /// Maximum number of files that are checked for one loan.
 const ATTEMPTS: usize = 8;
 
-/// A file of the lender.
+/// A file of the lender. It is in the stock, free or lent; during [`lend`] it is out of it, and closed if that fails.
 #[derive(Debug)]
 struct LoanFile {
+    /// The lender's descriptor, which can write. It holds no lock between calls.
     memfd: OwnedFd,
+    /// Length of the file in bytes, whole pages.
     len: u64,
+    /// The lender's mapping, from the first loan on.
     mapping: Option<Mapping>,
 }
 
@@ -42,10 +51,11 @@ struct LoanFile {
 #[derive(Debug)]
 struct LoanStock {
     files: VecDeque<LoanFile>,
-    /// The account of all files together.
+    /// The account of all files together. It counts the lengths of the files, free or lent.
     account: Account,
 }
 
+/// A copy of the process starts without files: its parent may write to the inherited ones.
 static STOCK: PerProcess<Mutex<LoanStock>> =
     PerProcess::new(|_| Mutex::new(LoanStock { files: VecDeque::new(), account: Account::of_loans() }));
 
@@ -66,11 +76,14 @@ pub(crate) fn places(lens: impl IntoIterator<Item = usize>) -> (Vec<u64>, u64) {
     (starts.collect(), end)
 }
 
-/// Lends copies of `parts`. Returns a descriptor for [`Loan::open`] in any process, and the offset of each part. Returns `None`
-/// if too many loans are out or half of the budget is in use: then the caller must send the bytes otherwise, which may wait.
+/// Lends copies of `parts`, which have at least one byte together. Returns a descriptor for [`Loan::open`] in any process, and
+/// the offset of each part, a multiple of 64. Returns `None` if too many loans are out or half of the budget is in use: then
+/// the caller must send the bytes otherwise, which may wait.
+///
+/// The loan lasts until all copies of the descriptor are closed and all its mappings are gone.
 ///
 /// # Errors
-/// If the system has no memory or no descriptor left.
+/// If the system has no memory, no descriptor or no `/proc`.
 pub fn lend(parts: &[&[u8]]) -> io::Result<Option<(OwnedFd, Vec<u64>)>> {
     let (starts, len) = places(parts.iter().map(|part| part.len()));
     let mut stock = STOCK.get().lock().unwrap_or_else(PoisonError::into_inner);
@@ -86,7 +99,9 @@ pub fn lend(parts: &[&[u8]]) -> io::Result<Option<(OwnedFd, Vec<u64>)>> {
 }
 
 impl LoanStock {
-    /// Returns a file of at least `len` bytes that no process has borrowed, or `None` if there may be no further file.
+    /// Returns a file of at least `len` bytes that no process has borrowed, or `None` if there may be no further file. A file
+    /// that is more than four times as long as required is left to longer loans, unless it is short anyway. Checks at most
+    /// [`ATTEMPTS`] files, with two system calls each.
     fn take(&mut self, len: u64) -> io::Result<Option<LoanFile>> {
         let fits = |file: &LoanFile| file.len >= len && file.len / 4 <= len.max(memory::PAGE);
         let found: Vec<_> = (0..self.files.len()).filter(|at| fits(&self.files[*at])).take(ATTEMPTS).collect();
@@ -131,6 +146,11 @@ impl LoanStock {
 }
 
 impl LoanFile {
+    /// Copies the parts to their places. A file without memory is written, then mapped; a file that was lent before is mapped
+    /// already, and only the memory that it lacks is reserved.
+    ///
+    /// # Errors
+    /// If the system has no memory; [`io::ErrorKind::InvalidInput`] if a part does not fit.
     fn fill(&mut self, parts: &[&[u8]], starts: &[u64]) -> io::Result<()> {
         if self.mapping.is_none() && memory::is_untouched(self.memfd.as_fd())? {
             // `pwrite(2)` allocates pages faster than page faults do, and fails if there is no memory.
@@ -150,7 +170,8 @@ impl LoanFile {
     }
 }
 
-/// Bytes that a process has lent. A write changes only this process's copy.
+/// Bytes that a process has lent. A write changes only this process's copy. Unmapped on drop, which ends the loan if this
+/// process has no other mapping or descriptor of it.
 #[derive(Debug)]
 pub struct Loan(Borrowed);
 
@@ -158,7 +179,8 @@ impl Loan {
     /// Maps the first `len` bytes of a loan, given a descriptor of [`lend`].
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidData`] if the descriptor is not of a loan, or the loan is shorter than `len` bytes.
+    /// [`io::ErrorKind::InvalidData`] if the loan is shorter than `len` bytes, or the file could be shortened; another error
+    /// if the descriptor is not of a memory file.
     pub fn open(fd: OwnedFd, len: usize) -> io::Result<Self> {
         Borrowed::map(fd, len).map(Self)
     }

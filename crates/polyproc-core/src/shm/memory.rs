@@ -1,4 +1,7 @@
 //! Memory for users: [`SharedMemory`], which all its holders read and write, and [`SharedBytes`], which no process can change.
+//!
+//! The memory of both is reserved at creation, so no access fails later. It is not in flight: the budget counts it only for
+//! the memory limit of workers ([`PrivateBytes`]). The kernel frees it when no process has it open.
 
 use std::io;
 use std::ops::{Deref, DerefMut};

@@ -10,6 +10,9 @@
 //! | `loan` | [`lend`] and [`Loan`]: large data that another process maps instead of copying it |
 //! | `memory` | [`SharedMemory`] and [`SharedBytes`], for users |
 //! | `registry` | the shared objects of this process, one per memory file, which recover when a process dies |
+//!
+//! A peer may write any bytes to shared memory at any time. Nothing here trusts them: a call fails with [`MemoryError`], and
+//! no reference to plain bytes is made unless no other process can write them.
 
 pub(crate) mod arena;
 mod blocks;
@@ -56,6 +59,7 @@ pub enum MemoryError {
 }
 
 impl MemoryError {
+    /// Returns the figures of [`MemoryError::OutOfSpace`], for [`wait_for_room`].
     pub(crate) fn out_of_space(&self) -> Option<OutOfSpace> {
         if let Self::OutOfSpace(error) = self { Some(*error) } else { None }
     }

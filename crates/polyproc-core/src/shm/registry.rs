@@ -3,6 +3,17 @@
 //! A wake-up is lost if the process that received it, or was about to send it, dies. So the process that reaps a dead one
 //! recovers every object that it shares with others ([`recover_all`]): waiters re-check, and the dead process's resources are
 //! reclaimed.
+//!
+//! [`SharedObject`]s: queues (`queue::handle`) and files of locks (`sync::places`). The table has weak references, so it keeps
+//! nothing open, and is not locked while an object acts. A descriptor of a known file leads to the known object, so a process
+//! keeps one mapping of each file.
+//!
+//! | function | callers |
+//! |---|---|
+//! | [`recover_all`] | the thread that has reaped a child (`process::child`); the supervisor, when a watched process has ended |
+//! | [`refresh_all`] | threads that poll descriptors (`process::wait`, `reactor`) |
+//! | [`trim_all`] | a request that finds no room in the budget (`room`) |
+//! | [`bytes_of`] | `budget`, for the memory limit of workers |
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -13,7 +24,8 @@ use crate::robust::RecheckInterval;
 use crate::sys::per_process::PerProcess;
 use crate::sys::process_stamp::ProcessStamp;
 
-/// An object in shared memory, as this process has mapped it.
+/// An object in shared memory, as this process has mapped it. All calls come from any thread, at any time, and must not block
+/// for long behind a stopped process.
 pub(crate) trait SharedObject: Any + Send + Sync {
     /// Reclaims the resources of dead processes, and makes every waiter re-check.
     fn recover(&self);
@@ -36,6 +48,8 @@ pub(crate) trait SharedObject: Any + Send + Sync {
     }
 }
 
+/// By inode number, which no other file has while this one is open; entries of dropped objects are removed before the table
+/// would grow.
 type Objects = HashMap<u64, Weak<dyn SharedObject>>;
 
 /// A forked child shares the objects that it inherited.
@@ -45,7 +59,7 @@ fn objects() -> MutexGuard<'static, Objects> {
     OBJECTS.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns the object of the memory file `inode` if this process has one.
+/// Returns the object of the memory file `inode` if this process has one of type `T`.
 pub(crate) fn find<T: SharedObject>(inode: u64) -> Option<Arc<T>> {
     let object: Arc<dyn Any + Send + Sync> = objects().get(&inode)?.upgrade()?;
     object.downcast().ok()

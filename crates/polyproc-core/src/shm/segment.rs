@@ -1,8 +1,20 @@
 //! [`Segment`]: a memory file that grows and never shrinks, mapped region by region.
 //!
-//! A region is mapped as a whole when it is first accessed, and stays mapped. Each new region is at least as large as all
-//! before it together, where limits allow, so there are few, whatever the size. A part of the file takes no memory until it is
-//! written to.
+//! Users: the allocators [`Arena`](super::Arena) and [`Blocks`](super::Blocks), through them queues and pools; `pool::orders`,
+//! `pool::result_ring` and `sync::places` also access fixed offsets. `docs/design/segment.md`, "Growth", lists the steps of
+//! growth and what a death leaves.
+//!
+//! A region is mapped as a whole when it is first accessed, and stays mapped, so references into it live as long as the
+//! segment. Each new region is at least as large as all before it together, where limits allow, so there are few, whatever the
+//! size. A part of the file takes no memory until it is written to or reserved.
+//!
+//! Only the allocator grows the file, under its lock if several processes allocate. Every other call is safe from any thread
+//! at any time. Offsets come from shared memory: each access checks that it lies in one region and behind the header, and
+//! fails with [`MemoryError::Corrupt`] otherwise. An access to memory that was not reserved raises `SIGBUS` if the system has
+//! none left, so allocators reserve first ([`Segment::claim`]).
+//!
+//! Bytes are copied in and out, never borrowed, as a peer may write them at any time. This module orders nothing between
+//! processes: the structures in the segment do.
 
 use std::ffi::CStr;
 use std::io;
@@ -30,16 +42,19 @@ shared! {
     pub(crate) struct Regions { ends: [AtomicU64; REGIONS], }
 }
 
-/// A memory file. See the module.
+/// A memory file, as one process has mapped it. It is unmapped on drop; the kernel frees the file when no process has it.
 #[derive(Debug)]
 pub(crate) struct Segment {
     memfd: OwnedFd,
+    /// With [`Access::Read`], only copies out are possible, and loads of the table of regions.
     access: Access,
+    /// See [`Segment::inode`].
     inode: u64,
     /// The offset of [`Regions`] in the first region.
     table: u64,
     /// The offset at which data begins. A lower offset, as read from shared memory, is refused as corrupt.
     data: u64,
+    /// The mapping of the first region, which holds the fixed parts.
     first: Mapping,
     /// Its account in the budget, if its memory is counted.
     account: Option<Account>,
@@ -48,8 +63,14 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// Creates a segment of `len_bytes` bytes (whole [`PAGE`]s), with the table of its regions at `table`, and data from `data`
-    /// on.
+    /// Creates a segment of `len_bytes` bytes (whole [`PAGE`]s), with the table of its regions at `table`, and data from
+    /// `data` on. None of its memory is reserved yet.
+    ///
+    /// # Errors
+    /// If the system has no memory, address space or descriptor left.
+    ///
+    /// # Panics
+    /// If the table does not lie in the first region.
     pub(crate) fn create(name: &CStr, len_bytes: u64, table: u64, data: u64) -> io::Result<Self> {
         let segment = Self::map(memory::create(name, len_bytes)?, Access::Write, len_bytes, table, data)?;
         // Pairs with the Acquire in `add_region`. No other process has the file yet.
@@ -57,7 +78,11 @@ impl Segment {
         Ok(segment)
     }
 
-    /// Opens a segment that a peer created with the same arguments.
+    /// Opens a segment that a peer created with the same arguments. The contents are not checked.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidData`] or [`io::ErrorKind::InvalidInput`] if the file could be shortened or is too short; else
+    /// as [`Segment::create`].
     pub(crate) fn open(memfd: OwnedFd, len_bytes: u64, table: u64, data: u64) -> io::Result<Self> {
         Self::map(memfd, Access::Write, len_bytes, table, data)
     }
@@ -75,7 +100,7 @@ impl Segment {
         Ok(Self { memfd, access, inode, table, data, first, account: None, further })
     }
 
-    /// Counts the segment's memory as in flight: see `budget`.
+    /// Counts the segment's memory as in flight: see `budget`. Its row in the ledger is taken when memory is first claimed.
     pub(crate) fn counted(self) -> Self {
         Self { account: Some(Account::new(self.inode)), ..self }
     }
@@ -89,7 +114,8 @@ impl Segment {
         self.inode
     }
 
-    /// Returns the mapping that holds the bytes from `offset` to `offset + len`.
+    /// Returns the mapping that holds the bytes from `offset` to `offset + len`. Fails with [`MemoryError::Corrupt`] if they
+    /// are not in one region, or begin before the data.
     #[inline]
     fn holding(&self, offset: u64, len: u64) -> Result<&Mapping, MemoryError> {
         let end = offset.checked_add(len).ok_or(MemoryError::Corrupt)?;
@@ -99,6 +125,7 @@ impl Segment {
         self.holding_further(offset, end)
     }
 
+    /// As [`Segment::holding`], for a range that does not end in the first region. Maps regions up to the one that holds it.
     fn holding_further(&self, offset: u64, end: u64) -> Result<&Mapping, MemoryError> {
         for (at, region) in self.further.iter().enumerate() {
             let region = match region.get() {
@@ -113,6 +140,8 @@ impl Segment {
         Err(MemoryError::Corrupt)
     }
 
+    /// Maps the region `further[at]`; the one before it is mapped. Checks its end, which a peer may have written: larger than
+    /// the last one, whole pages, inside the file.
     #[cold]
     fn map_region(&self, at: usize) -> Result<&Mapping, MemoryError> {
         let before = if at == 0 { Some(&self.first) } else { self.further[at - 1].get() };
@@ -131,29 +160,47 @@ impl Segment {
     }
 
     /// Returns the `T` at a file offset.
+    ///
+    /// # Errors
+    /// [`MemoryError::Corrupt`] if it is not aligned or not inside the data of one region; [`MemoryError::System`] if that
+    /// cannot be mapped.
     #[inline]
     pub(crate) fn view<T: Shared>(&self, offset: u64) -> Result<&T, MemoryError> {
         self.holding(offset, size_of::<T>() as u64)?.view(offset).ok_or(MemoryError::Corrupt)
     }
 
-    /// Returns the `T` in the first region at an offset that this program chose.
+    /// Returns the `T` in the first region at an offset that this program chose. It may lie before the data.
+    ///
+    /// # Panics
+    /// If it is not aligned, or not in the first region.
     #[inline]
     pub(crate) fn fixed<T: Shared>(&self, offset: u64) -> &T {
         self.first.view(offset).expect("an aligned place in the first region")
     }
 
+    /// Copies `bytes` to `offset`. The caller owns that range, by the protocol of its allocator.
+    ///
+    /// # Errors
+    /// As [`Segment::view`]; [`MemoryError::Corrupt`] also if the mapping is read-only.
     #[inline]
     pub(crate) fn copy_in(&self, offset: u64, bytes: &[u8]) -> Result<(), MemoryError> {
         self.holding(offset, bytes.len() as u64)?.copy_in(offset, bytes).ok_or(MemoryError::Corrupt)
     }
 
-    /// Returns the words at `offset`.
+    /// Returns the words at `offset`, which no process writes meanwhile, by the protocol of the caller.
+    ///
+    /// # Errors
+    /// As [`Segment::view`].
     #[inline]
     pub(crate) fn copy_words<const N: usize>(&self, offset: u64) -> Result<[u64; N], MemoryError> {
         self.holding(offset, size_of::<[u64; N]>() as u64)?.copy_words(offset).ok_or(MemoryError::Corrupt)
     }
 
-    /// Appends the `len` bytes at `offset` to `out`.
+    /// Appends the `len` bytes at `offset` to `out`. If a peer writes them meanwhile, they are a mix of old and new bytes.
+    ///
+    /// # Errors
+    /// As [`Segment::view`]; [`MemoryError::Corrupt`] also if `out` cannot grow, or if `len` is at least 1 MiB and exceeds the
+    /// memory of the whole file.
     #[inline]
     pub(crate) fn copy_out(&self, offset: u64, len: u64, out: &mut Vec<u8>) -> Result<(), MemoryError> {
         if len >= CHECKED_LEN {
@@ -182,7 +229,7 @@ impl Segment {
     }
 
     /// Returns the offset of `len` bytes behind the `used` ones, in one region. The file grows if necessary. The caller holds
-    /// the allocator's lock, if there is one.
+    /// the allocator's lock, if there is one, and stores the new end of the used range.
     ///
     /// # Errors
     /// As [`Segment::add_region`].
@@ -224,10 +271,12 @@ impl Segment {
         memory::reserve(self.memfd.as_fd(), offset, len)
     }
 
-    /// As [`Segment::reserve`], within a share of the budget.
+    /// As [`Segment::reserve`], within a share of the budget: checks the budget, reserves, then records the new size of the
+    /// file. A death after the reservation leaves a row that is too low until the next change of the file.
     ///
     /// # Errors
-    /// [`MemoryError::OutOfSpace`], [`MemoryError::System`].
+    /// [`MemoryError::OutOfSpace`], [`MemoryError::System`]. In the second case a part may be reserved, which the next change
+    /// records.
     pub(crate) fn claim(&self, offset: u64, len: u64, share: Share) -> Result<(), MemoryError> {
         if let Some(account) = &self.account {
             account.admit(len, share)?;
@@ -261,7 +310,8 @@ impl Segment {
         Some((account, memory::reserved_bytes(self.memfd.as_fd()).ok()?))
     }
 
-    /// Returns whether free memory should go back to the system rather than be kept.
+    /// Returns whether free memory should go back to the system rather than be kept. True while more than a quarter of the
+    /// budget is in use.
     pub(crate) fn is_tight(&self) -> bool {
         self.account.as_ref().is_some_and(|account| account.is_over(Share::Quarter))
     }

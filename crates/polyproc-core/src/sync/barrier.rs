@@ -1,11 +1,25 @@
 //! [`Barrier`]: blocks until a number of parties have arrived.
 //!
 //! Each party but the last takes a place in the table of waiters, with the barrier's generation. One word holds the generation
-//! and the phase, and each step is one change of that word. The last party runs the action and then begins the next generation,
-//! which releases all waiters of the previous one. A party that dies while it waits, or while it runs the action, breaks the
-//! barrier: the waiters return at once, and no party waits for a dead one.
+//! and the phase, and each step is one change of that word:
 //!
-//! The mutex is held only to arrive and to reset, so a wait that has ended never blocks behind a stopped process.
+//! | from | to | by | under the mutex |
+//! |---|---|---|---|
+//! | filling | running | the last party that arrives | yes |
+//! | running | filling, next generation | the last party, after the action: releases all waiters | no |
+//! | filling or running | broken | any process: a deadline, an abort, or a dead party | no |
+//! | any | resetting | a reset | yes |
+//! | resetting | filling, next generation | the same reset, or the next owner of the mutex after its death | yes |
+//!
+//! A party that dies while it waits, or while it runs the action, breaks the barrier: the waiters return at once, and no party
+//! waits for a dead one. Waiters and arriving parties look for the dead; no thread of the engine does.
+//!
+//! The mutex is held only to arrive and to reset, so a wait that has ended never blocks behind a stopped process. System calls
+//! that find out which processes are dead are made before it is acquired.
+//!
+//! The faces call [`Barrier::arrive`], then [`Barrier::wait`], or run the action and call [`Barrier::release`]: the action is
+//! the user's code, so it does not run in here. A barrier holds no lock of its user. `docs/design/lock.md` compares the
+//! primitives.
 
 use std::io;
 use std::sync::Arc;
@@ -23,23 +37,27 @@ use crate::sys::process_stamp::ProcessStamp;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
 enum BarrierPhase {
+    /// Parties arrive. The initial phase.
     Filling = 0,
-    /// The process in `owner` runs the action.
+    /// The process in `owner` runs the action. Further parties wait in `arrive` until it is over.
     Running = 1,
+    /// All waits and arrivals fail until a reset.
     Broken = 2,
     /// Broken for the current waiters, until the next generation begins.
     Resetting = 3,
 }
 
-/// The generation and the phase of a barrier.
+/// The generation and the phase of a barrier: the phase in the two lowest bits. Any word is valid, whatever a peer writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Word(u64);
 
 impl Word {
+    /// The generation wraps at 2^62.
     fn new(generation: u64, phase: BarrierPhase) -> Self {
         Self(generation.wrapping_mul(4) + phase as u64)
     }
 
+    /// Returns the phase: each value of the two bits is one.
     fn phase(self) -> BarrierPhase {
         match self.0 % 4 {
             0 => BarrierPhase::Filling,
@@ -49,30 +67,35 @@ impl Word {
         }
     }
 
+    /// Returns the number of meetings and resets so far.
     fn generation(self) -> u64 {
         self.0 / 4
     }
 
+    /// Returns the word of the same generation in another phase.
     fn with(self, phase: BarrierPhase) -> Self {
         Self::new(self.generation(), phase)
     }
 
+    /// Returns the word with which the next generation begins.
     fn next(self) -> Self {
         Self::new(self.generation().wrapping_add(1), BarrierPhase::Filling)
     }
 }
 
-/// A wait at a barrier failed.
+/// A wait at a barrier failed. It concerns one party; the phase of the barrier concerns all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BarrierError {
-    /// The barrier is broken: a party died, timed out or aborted it; or it was reset during the wait.
+    /// The barrier is broken: a party died, timed out or aborted it; or it was reset during the wait. Until a reset, further
+    /// calls fail in the same way.
     #[error("the barrier is broken: a party died, timed out or aborted it")]
     Broken,
-    /// A signal handler ran. This party still counts as waiting: wait again with the same turn.
+    /// A signal handler ran. In [`Barrier::wait`], this party still counts as waiting: wait again with the same turn. In
+    /// [`Barrier::arrive`], it has not arrived.
     #[error("a signal handler ran during the wait")]
     Interrupted,
-    /// The table of waiters is full.
+    /// The table of waiters is full. At most 4,000 parties can wait at a time.
     #[error(transparent)]
     TooManyWaiters(#[from] TooManyWaiters),
 }
@@ -91,6 +114,7 @@ pub enum BarrierTurn {
     Wait {
         /// The order of arrival, from 0.
         index: usize,
+        /// The number of its place in the table of waiters.
         #[doc(hidden)]
         place: u32,
     },
@@ -98,18 +122,21 @@ pub enum BarrierTurn {
     Last {
         /// One less than the number of parties.
         index: usize,
+        /// The generation in which it arrived: a reset or abort meanwhile makes [`Barrier::release`] fail.
         #[doc(hidden)]
         generation: u64,
     },
 }
 
-/// A barrier. Clones refer to the same barrier.
+/// A barrier. Clones refer to the same barrier. It is used again after each meeting, without a reset. The table of waiters is
+/// in a file of its own, so a barrier costs a descriptor.
 #[derive(Debug, Clone)]
 pub struct Barrier(Arc<Object>);
 handle!(Barrier, 5);
 
 impl Barrier {
-    /// Creates a barrier for this number of parties.
+    /// Creates a barrier for this number of parties. With more than 4,001, all parties cannot meet: arrivals fail with
+    /// [`BarrierError::TooManyWaiters`].
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidInput`] if `parties` is 0; else if the system has no memory or no descriptor left.
@@ -120,31 +147,35 @@ impl Barrier {
         Ok(Self(Object::create_with_waiters(5, 0, parties as u64)?))
     }
 
-    /// Returns the number of parties.
+    /// Returns the number of parties. It was fixed at creation; a peer that overwrites it makes the barrier release too early
+    /// or never.
     #[must_use]
     pub fn parties(&self) -> usize {
         usize::try_from(self.0.layout().kind.limit.load(Ordering::Relaxed)).unwrap_or(usize::MAX)
     }
 
+    /// Returns the word. Generation and phase are from one load, so they belong together.
     fn word(&self) -> Word {
         // Pairs with the Release in `step` and `finish_reset`.
         Word(self.0.state().value.load(Ordering::Acquire))
     }
 
-    /// Changes the word. Returns false if it was no longer `from`.
+    /// Changes the word. Returns false if it was no longer `from`. The caller holds the mutex to enter the phase
+    /// [`BarrierPhase::Resetting`], and to make a running barrier of a filling one.
     fn step(&self, from: Word, to: Word) -> bool {
         // Release pairs with the Acquire in `word`: a released party sees what the others wrote before they arrived, as
         // they arrived under the mutex.
         self.0.state().value.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// Returns the waiters of a generation.
+    /// Returns the waiters of a generation. Waiters of other generations have been released or broken, and have not freed
+    /// their places yet.
     fn waiting(&self, generation: u64) -> impl Iterator<Item = &Waiter> {
         let is_of = move |waiter: &&Waiter| waiter.generation.load(Ordering::Relaxed) == generation;
         self.0.waiters().filter(|waiter| waiter.state() == Waiting::Waits).filter(is_of)
     }
 
-    /// Finishes the reset that a dead owner of the mutex had begun.
+    /// Finishes the reset that a dead owner of the mutex had begun. Only a reset takes several steps under the mutex.
     fn repair(&self) {
         let word = self.word();
         if word.phase() == BarrierPhase::Resetting {
@@ -152,7 +183,7 @@ impl Barrier {
         }
     }
 
-    /// Returns the number of waiters.
+    /// Returns the number of waiters. It is 0 unless the barrier is filling, or its action runs.
     #[must_use]
     pub fn n_waiting(&self) -> usize {
         let word = self.word();
@@ -163,7 +194,7 @@ impl Barrier {
         }
     }
 
-    /// Returns whether the barrier is broken.
+    /// Returns whether the barrier is broken. Another process may break or reset it at any time.
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.word().phase() == BarrierPhase::Broken
@@ -172,8 +203,16 @@ impl Barrier {
     /// Registers the arrival of one more party. Blocks while the parties before it run the action; the deadline breaks the
     /// barrier.
     ///
+    /// With [`BarrierTurn::Wait`], the party has a place in the table until [`Barrier::wait`] returns, with any result but
+    /// [`BarrierError::Interrupted`]. A turn that is dropped instead keeps the place until its process dies. With
+    /// [`BarrierTurn::Last`], the other parties wait until this one calls [`Barrier::release`] or [`Barrier::abort`], or dies.
+    ///
+    /// Before the barrier would be full, or while the action runs, this call looks for dead parties, which break the barrier,
+    /// and frees their places.
+    ///
     /// # Errors
-    /// [`BarrierError`].
+    /// [`BarrierError::Broken`] if the barrier is broken, or the deadline passes; [`BarrierError::TooManyWaiters`];
+    /// [`BarrierError::Interrupted`] after a signal handler ran: this party has not arrived, and may call again.
     pub fn arrive(&self, deadline: Deadline) -> Result<BarrierTurn, BarrierError> {
         let come = || -> Result<Option<BarrierTurn>, ArrivalError> {
             let is_full = self.n_waiting() + 1 >= self.parties() || self.word().phase() == BarrierPhase::Running;
@@ -216,9 +255,14 @@ impl Barrier {
     }
 
     /// Blocks until the other parties have arrived and the action has run. The deadline breaks the barrier, as in Python.
+    /// Returns the index of the turn.
+    ///
+    /// Before each sleep, checks whether the parties after its place are dead; from the first re-check on, has the other
+    /// parties and the runner of the action watched.
     ///
     /// # Errors
-    /// [`BarrierError::Broken`]; [`BarrierError::Interrupted`]: then wait again, or call [`Barrier::abort`].
+    /// [`BarrierError::Broken`], also for the turn of the last party; [`BarrierError::Interrupted`]: then wait again, or call
+    /// [`Barrier::abort`].
     pub fn wait(&self, turn: &BarrierTurn, deadline: Deadline) -> Result<usize, BarrierError> {
         let &BarrierTurn::Wait { index, place } = turn else { return Err(BarrierError::Broken) };
         let waiter = self.0.waiter(place);
@@ -249,7 +293,8 @@ impl Barrier {
         ended.map(|()| index)
     }
 
-    /// Returns the result of a wait, or `None` while it has not ended.
+    /// Returns the result of a wait, or `None` while it has not ended. A waiter of an earlier generation that was not marked
+    /// as broken was released.
     fn ended(&self, waiter: &Waiter) -> Option<Result<(), BarrierError>> {
         let word = self.word(); // first: a reset marks the waiters before it changes the generation
         match word.phase() {
@@ -260,7 +305,8 @@ impl Barrier {
         }
     }
 
-    /// Releases all waiters, after the action has run.
+    /// Releases all waiters, after the action has run. The last party calls it once; if it dies before, the waiters find the
+    /// barrier broken.
     ///
     /// # Errors
     /// [`BarrierError::Broken`] if the barrier was broken or reset while the action ran.
@@ -274,12 +320,14 @@ impl Barrier {
         Ok(())
     }
 
-    /// Breaks the barrier until it is reset: all waits and arrivals fail with [`BarrierError::Broken`].
+    /// Breaks the barrier until it is reset: all waits and arrivals fail with [`BarrierError::Broken`]. Takes no lock, so it
+    /// does not block behind a stopped process. Does nothing to a barrier that is broken already.
     pub fn abort(&self) {
         while !self.break_of(self.word().generation()) {}
     }
 
-    /// Breaks the barrier if it is still in this generation. Returns false if it is not.
+    /// Breaks the barrier if it is still in this generation, and wakes its waiters. Returns false if the generation has ended:
+    /// a wait that was late then has its result already. Needs no mutex.
     fn break_of(&self, generation: u64) -> bool {
         loop {
             let word = self.word();
@@ -294,7 +342,8 @@ impl Barrier {
         }
     }
 
-    /// Resets the barrier to its initial state. Current waits fail with [`BarrierError::Broken`].
+    /// Resets the barrier to its initial state. Current waits fail with [`BarrierError::Broken`]. Blocks behind a process that
+    /// is stopped while it holds the mutex.
     pub fn reset(&self) {
         let mutex = self.0.lock_through_signals(|| self.repair());
         loop {
@@ -308,7 +357,8 @@ impl Barrier {
         self.0.layout().waiters.wake_all();
     }
 
-    /// Marks the waiters as broken, and begins the next generation. The caller holds the mutex.
+    /// Marks the waiters as broken, and begins the next generation. The caller holds the mutex. If this process dies in it,
+    /// the next owner of the mutex calls it again.
     fn finish_reset(&self, word: Word) {
         for waiter in self.waiting(word.generation()) {
             waiter.change(Waiting::Waits, Waiting::Broken);
@@ -317,7 +367,9 @@ impl Barrier {
         self.0.state().value.store(word.next().0, Ordering::Release);
     }
 
-    /// Breaks the barrier if one of the `dead` is a waiter, or the process that runs the action has died.
+    /// Breaks the barrier if one of the `dead` is a waiter, or the process that runs the action has died. Not called under the
+    /// mutex, as it makes system calls. Called for parties that were found dead before: a place that was freed and taken again
+    /// meanwhile has another owner, and does not match.
     fn break_if_dead(&self, dead: &[ProcessStamp]) {
         let word = self.word();
         let runner = ProcessStamp::from_bits(self.0.state().owner.load(Ordering::Relaxed));
@@ -328,9 +380,11 @@ impl Barrier {
     }
 }
 
-/// Why the wait in [`Barrier::arrive`] ended.
+/// Why the wait in [`Barrier::arrive`] ended. It tells a broken barrier from a wait that timed out, which breaks it.
 enum ArrivalError {
+    /// The barrier is broken, or the table of waiters is full.
     Barrier(BarrierError),
+    /// The wait for the mutex, or for the end of the action.
     Wait(WaitError),
 }
 

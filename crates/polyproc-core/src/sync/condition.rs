@@ -1,8 +1,16 @@
 //! [`Condition`]: blocks until notified. Its user holds a lock of their own around it.
 //!
+//! 1. [`Condition::enter`], with the user's lock held: takes a place in the table of waiters.
+//! 2. The user releases their lock. From now on a notification finds the place.
+//! 3. [`Condition::wait`] blocks until the place is notified.
+//! 4. The user acquires their lock again; [`Condition::leave`] frees the place, and says whether it was notified.
+//!
 //! Each waiter has a place in the table. A notification goes to the first waiters that are *alive*. If a waiter dies after it
-//! was notified and before it left, its notification passes to the next one: notifiers and waiters check for dead waiters. Each
-//! step is one store of a place's state.
+//! was notified and before it left, its notification passes to the next one: notifiers and waiters check for dead waiters.
+//! Each step is one store of a place's state, so a dead owner of the object's mutex leaves nothing to repair.
+//!
+//! The mutex is held to enter, to notify, and to pass notifications on; not to leave. Notifications are not counted: without a
+//! waiter, one is lost, as with any condition variable.
 
 use std::io;
 use std::sync::Arc;
@@ -38,12 +46,14 @@ impl Interrupt for EnterError {
     }
 }
 
-/// A place in the table of waiters.
+/// A place in the table of waiters. It belongs to the thread that entered, and may be waited for several times.
 #[derive(Debug)]
 #[must_use = "the place is taken until `Condition::leave`"]
 pub struct Ticket {
+    /// The number of the place.
     place: u32,
-    /// True after the first check of a wait: from then on the waiter checks for dead waiters.
+    /// True after the first check of a wait: from then on the waiter checks for dead waiters. It outlives a wait that a signal
+    /// handler interrupted, so that repeated waits make progress.
     has_waited: AtomicBool,
 }
 
@@ -62,10 +72,11 @@ impl Condition {
         Ok(Self(Object::create_with_waiters(4, 0, 0)?))
     }
 
-    /// Makes this thread a waiter. Must be called before the user's lock is released.
+    /// Makes this thread a waiter. Must be called before the user's lock is released. If the table is full, first frees the
+    /// places of dead waiters.
     ///
     /// # Errors
-    /// [`EnterError`].
+    /// [`EnterError::TooManyWaiters`] if 4,000 living threads wait; [`EnterError::Wait`]. Then this thread is not a waiter.
     pub fn enter(&self, deadline: Deadline) -> Result<Ticket, EnterError> {
         {
             let _mutex = self.0.lock(deadline, || {})?;
@@ -80,10 +91,12 @@ impl Condition {
         Ok(self.0.enlist(0).map(Ticket::new)?)
     }
 
-    /// Blocks until this place is notified.
+    /// Blocks until this place is notified. From the first re-check on, checks the waiters after it for deaths and has the
+    /// processes of all waiters watched.
     ///
     /// # Errors
-    /// [`WaitError`].
+    /// [`WaitError::TimedOut`]; [`WaitError::Interrupted`] after a signal handler ran. The place is still taken: wait again or
+    /// leave.
     pub fn wait(&self, ticket: &Ticket, deadline: Deadline) -> Result<(), WaitError> {
         let waiter = self.0.waiter(ticket.place);
         let interval = RecheckInterval::new(RECHECK_AFTER);
@@ -107,20 +120,23 @@ impl Condition {
         waiter.change(Waiting::Released, Waiting::Free)
     }
 
-    /// Returns the number of waiters that were not notified.
+    /// Returns the number of waiters that were not notified. Dead waiters count until they are found.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.0.waiters().filter(|waiter| waiter.state() == Waiting::Waits).count()
     }
 
-    /// Returns the waiters that were not notified, in the order of their arrival.
+    /// Returns the waiters that were not notified, in the order of their arrival. The order is that of the tickets, which are
+    /// given out under the mutex. The list may be outdated at once: each use of it changes the state of a place by
+    /// compare-and-swap.
     fn in_order(&self) -> Vec<&Waiter> {
         let mut waiting: Vec<_> = self.0.waiters().filter(|waiter| waiter.state() == Waiting::Waits).collect();
         waiting.sort_by_key(|waiter| waiter.ticket.load(Ordering::Relaxed));
         waiting
     }
 
-    /// Frees the places of dead waiters and passes their notifications to living ones. The caller holds the mutex.
+    /// Frees the places of dead waiters and passes their notifications to living ones. The caller holds the mutex. The
+    /// processes in `dead` were found dead before the mutex was acquired.
     fn free_dead_waiters(&self, dead: &[ProcessStamp]) {
         for waiter in self.0.waiters().filter(|waiter| dead.contains(&waiter.owner())) {
             let state = waiter.state();
@@ -134,6 +150,7 @@ impl Condition {
         }
     }
 
+    /// Frees the places of `dead` and wakes the waiters that get their notifications. Does nothing if there are none.
     fn pass_on(&self, dead: &[ProcessStamp], deadline: Deadline) -> Result<(), WaitError> {
         if !dead.is_empty() {
             let mutex = self.0.lock(deadline, || {})?;
@@ -145,7 +162,8 @@ impl Condition {
     }
 
     /// Returns the dead among the notified waiters that have not left, and among the first waiters up to `count` living ones.
-    /// Each check costs some system calls.
+    /// Each check costs some system calls. The others need no check: they are not about to get a notification. Not called
+    /// under the mutex.
     fn dead_before(&self, count: usize) -> Vec<ProcessStamp> {
         let (mut dead, mut living) = (Vec::new(), Vec::new());
         let mut lives = |owner: ProcessStamp| {
@@ -161,7 +179,11 @@ impl Condition {
         dead
     }
 
-    /// Notifies up to `count` living waiters, in the order of their arrival.
+    /// Notifies up to `count` living waiters, in the order of their arrival; [`usize::MAX`] notifies all.
+    ///
+    /// Looks for dead waiters first, unless all are notified, then changes places under the mutex, then wakes all waiters, of
+    /// which the others sleep again. Waits for the mutex however long it takes, as a notification must not be lost. Never
+    /// blocks for the waiters.
     pub fn notify(&self, count: usize) {
         // If all are notified, no notification can be lost to a dead waiter.
         let dead = if count < self.0.waiters().count() { self.dead_before(count) } else { Vec::new() };

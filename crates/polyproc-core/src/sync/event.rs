@@ -1,4 +1,6 @@
-//! [`Event`]: a flag to wait for. Each change is one atomic step. A wait also ends if the flag was set and cleared during it.
+//! [`Event`]: a flag to wait for. Each change is one atomic step, so a death leaves it set or not set.
+//!
+//! The value counts the sets, so a wait also ends if the flag was set and cleared during it. The object's mutex is not used.
 
 use std::io;
 use std::sync::Arc;
@@ -8,6 +10,7 @@ use crate::deadline::Deadline;
 use crate::prim::{Ordering, fence};
 use crate::robust::{RecheckInterval, WaitError};
 
+/// The flag, in the lowest bit of the value.
 const SET: u64 = 1;
 /// Added to the value by each set.
 const ONCE: u64 = 2;
@@ -26,6 +29,7 @@ impl Event {
         Ok(Self(Object::create(3, 0, 0)?))
     }
 
+    /// Returns the flag and the number of sets.
     fn value(&self) -> u64 {
         // Pairs with the Release in `set` and `clear`.
         self.0.state().value.load(Ordering::Acquire)
@@ -54,10 +58,11 @@ impl Event {
         self.0.state().value.fetch_and(!SET, Ordering::AcqRel);
     }
 
-    /// Blocks until the event is set.
+    /// Blocks until the event is set, or was set at any time since the call.
     ///
     /// # Errors
-    /// [`WaitError`].
+    /// [`WaitError::TimedOut`]; [`WaitError::Interrupted`] after a signal handler ran: a set before the next call is missed if
+    /// it was cleared again.
     pub fn wait(&self, deadline: Deadline) -> Result<(), WaitError> {
         let before = self.value() & !SET;
         self.0.layout().waiters.wait(deadline, &RecheckInterval::new(RECHECK_AFTER), || {

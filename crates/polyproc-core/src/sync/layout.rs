@@ -13,7 +13,7 @@ use crate::robust::{EventCount, Mutex};
 use crate::sys::process_stamp::ProcessStamp;
 use crate::sys::shared::shared;
 
-/// The size of an object in bytes.
+/// The size of an object in bytes. Places of objects in a file are multiples of it.
 pub(super) const SIZE: u64 = 256;
 const MAGIC: u64 = u64::from_le_bytes(*b"polyprs1");
 
@@ -73,7 +73,9 @@ shared! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Waiting {
+    /// The place may be taken.
     Free = 0,
+    /// The wait has not ended.
     Waits = 1,
     /// The wait has succeeded. The waiter frees the place itself.
     Released = 2,
@@ -104,12 +106,14 @@ impl Waiter {
         self.state.compare_exchange(from as u32, to as u32, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
+    /// Returns the process that took the place. It is kept when the place is freed.
     pub(super) fn owner(&self) -> ProcessStamp {
         ProcessStamp::from_bits(self.owner.load(Ordering::Relaxed))
     }
 }
 
 shared! {
+    /// An object. Locks, semaphores and events do not use the mutex.
     pub(super) struct ObjectLayout {
         pub(super) kind: ObjectKind,
         pub(super) mutex: Mutex,

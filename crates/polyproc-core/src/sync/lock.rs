@@ -1,8 +1,19 @@
 //! [`Lock`]: owned by a process, or by a thread recursively.
 //!
-//! One compare-and-swap of the owner acquires or releases it, so a process that dies or is stopped between any two instructions
-//! blocks nothing but the lock that it holds. Only the owner writes thread and count, which mean nothing without it. A waiter
-//! that finds a dead owner acquires the lock from it, and receives [`Acquired::OwnerDied`].
+//! One compare-and-swap of the owner acquires or releases it, so a process that dies or is stopped between any two
+//! instructions blocks nothing but the lock that it holds. Only the owner writes thread and count, which mean nothing without
+//! it. A waiter that finds a dead owner acquires the lock from it, and receives [`Acquired::OwnerDied`].
+//!
+//! - Acquire: replace 0 by the own stamp, by compare-and-swap. If the lock is held, spin if that has succeeded lately; then
+//!   become a waiter, try again, check whether the owner is alive, sleep.
+//! - Release: clear the thread, replace the stamp by 0, wake one waiter.
+//!
+//! A death before the release's swap leaves the lock held by a dead owner. A death after it leaves a free lock whose waiter is
+//! not woken: the process that reaps, or the waiter's own re-check, ends the wait.
+//!
+//! Unlike [`crate::robust::Mutex`], it may be held for any time, across threads and in any order, and its owner may be stopped
+//! without delaying waits that have a deadline. The object's mutex is not used. A thread that ends leaves the lock held by its
+//! process.
 
 use std::io;
 use std::sync::{Arc, Weak};
@@ -15,6 +26,8 @@ use crate::robust::{AdaptiveSpin, RecheckInterval, WaitError};
 use crate::sys::process_stamp::ProcessStamp;
 
 /// The kind of a lock's owner.
+///
+/// The lock does not record it: all its users pass the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
     /// A process, not recursively: any thread of any process may release the lock. Python's `Lock`.
@@ -23,7 +36,7 @@ pub enum Owner {
     Thread,
 }
 
-/// The holder of a lock, as seen by the calling thread.
+/// The holder of a lock, as seen by the calling thread. It may have changed when the caller reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holder {
     /// The lock is free.
@@ -32,7 +45,7 @@ pub enum Holder {
     ThisThread(u32),
     /// Another thread of the same process.
     AnotherThread,
-    /// Another process, which may be dead.
+    /// Another process, which may be dead. Also a process that has exited normally and left the lock held ([`Lock::leave`]).
     AnotherProcess,
 }
 
@@ -42,7 +55,8 @@ pub enum Holder {
 pub enum Acquired {
     /// The lock was free, or held by the same thread.
     Released,
-    /// Its owner died holding it: the data that it protects may be inconsistent. Only the next owner receives this.
+    /// Its owner died holding it: the data that it protects may be inconsistent. Only the next owner receives this. The face
+    /// reports it to its user.
     OwnerDied,
 }
 
@@ -57,7 +71,7 @@ pub enum ReleaseError {
     NotOwner,
 }
 
-/// A lock. Clones refer to the same lock.
+/// A lock. Clones refer to the same lock. Dropping a handle does not release it.
 #[derive(Debug, Clone)]
 pub struct Lock(Arc<Object>);
 handle!(Lock, 1);
@@ -84,6 +98,10 @@ impl Lock {
     }
 
     /// Acquires the lock if it is free or its owner is `dead`. Otherwise fails with its owner.
+    ///
+    /// `dead` is a process that this thread has found dead, or [`ProcessStamp::NOBODY`]. The stamp contains the start time, so
+    /// the swap fails if another owner has acquired the lock since. Of several waiters that find the same dead owner, one
+    /// succeeds.
     fn take(&self, owner: Owner, dead: ProcessStamp) -> Result<Acquired, ProcessStamp> {
         let state = self.0.state();
         let (own, tid) = (ProcessStamp::own(), crate::sys::thread_id());
@@ -110,10 +128,11 @@ impl Lock {
         Ok(if holder == ProcessStamp::NOBODY { Acquired::Released } else { Acquired::OwnerDied })
     }
 
-    /// Acquires the lock. Blocks until the deadline while another owner holds it.
+    /// Acquires the lock. Blocks until the deadline while another owner holds it; with [`Owner::Process`] also while this
+    /// process does. With [`Owner::Thread`], counts one more acquisition if this thread holds it.
     ///
     /// # Errors
-    /// [`WaitError`].
+    /// [`WaitError::TimedOut`]; [`WaitError::Interrupted`] after a signal handler ran, then the call may be repeated.
     pub fn acquire(&self, owner: Owner, deadline: Deadline) -> Result<Acquired, WaitError> {
         static SPIN: AdaptiveSpin = AdaptiveSpin::new();
         if let Ok(acquired) = self.take(owner, ProcessStamp::NOBODY) {
@@ -136,10 +155,12 @@ impl Lock {
         })
     }
 
-    /// Releases one level; a recursive owner keeps the lock until every acquisition is released.
+    /// Releases one level; a recursive owner keeps the lock until every acquisition is released. With [`Owner::Process`], any
+    /// thread of any process may release it, whichever holds it.
     ///
     /// # Errors
-    /// [`ReleaseError`].
+    /// [`ReleaseError::NotHeld`] if it is free, or another thread releases it at the same time; [`ReleaseError::NotOwner`]
+    /// with [`Owner::Thread`], if this thread does not hold it.
     pub fn release(&self, owner: Owner) -> Result<(), ReleaseError> {
         let state = self.0.state();
         let holder = state.owner.load(Ordering::Relaxed);
@@ -171,7 +192,8 @@ impl Lock {
     }
 
     /// Marks the lock, if this process holds it, as left by a process that exits normally: it stays held, and no waiter
-    /// acquires it as from a dead owner.
+    /// acquires it as from a dead owner. Any process may still release it, with [`Owner::Process`]. Does nothing if another
+    /// process holds the lock.
     pub fn leave(&self) {
         let (owner, own) = (&self.0.state().owner, ProcessStamp::own().bits());
         // Release pairs with the Acquire half in `release`, by which another process may release the lock later. Fails
@@ -184,7 +206,8 @@ impl Lock {
         self.0.id()
     }
 
-    /// Returns whether this process has no other clone of the lock.
+    /// Returns whether this process has no other clone of the lock. The Python face then leaves the lock when it drops this
+    /// one, as this process cannot release it any more.
     #[must_use]
     pub fn is_only_clone(&self) -> bool {
         Arc::strong_count(&self.0) == 1

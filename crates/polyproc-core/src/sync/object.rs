@@ -1,10 +1,15 @@
-//! [`Object`]: a place in a memory file with the state of a primitive and its waiters; for conditions and barriers also a mutex
-//! and a table of waiters.
+//! [`Object`]: a place in a memory file with the state of a primitive and its waiters; for conditions and barriers also a
+//! mutex and a table of waiters.
 //!
-//! `places` assigns the file.
+//! Every primitive of this room is an `Arc<Object>`: one object for each place and process, found in a table of this module,
+//! so that all handles of a process share a mapping. `places` assigns the file and reuses the place after the drop. The
+//! mapping is also registered with [`crate::shm::registry`] there, so waiters re-check after a death.
 //!
 //! A step under the mutex is one store, or can be finished by the next owner; each file here says how. After an owner of the
-//! mutex has died, the next owner wakes the waiters.
+//! mutex has died, the next owner wakes the waiters. No user code runs under the mutex, and no process is checked for its
+//! death.
+//!
+//! Words that are read from shared memory are never trusted as indices: numbers of places are clamped to the table.
 
 use std::collections::HashMap;
 use std::io;
@@ -31,9 +36,10 @@ pub(super) const RECHECK_AFTER: Duration = Duration::from_millis(100);
 
 const _: () = assert!(size_of::<Waiter>() == 64 && WAITERS + MOST_WAITERS as u64 * 64 <= places::FILE_LEN);
 
-/// The objects of this process, by file and place.
+/// The objects of this process, by file and place. A forked child begins with those of its parent.
 static OBJECTS: PerProcess<Mutex<HashMap<Id, Weak<Object>>>> = PerProcess::inherited();
 
+/// Locks the table. Nothing that runs under this lock may drop the last handle to an object.
 fn objects() -> MutexGuard<'static, HashMap<Id, Weak<Object>>> {
     OBJECTS.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -58,33 +64,46 @@ fn note(id: Id, object: Object) -> Arc<Object> {
     object
 }
 
-/// All places of a table of waiters are taken.
+/// All places of a table of waiters are taken, or the system has no memory for a further one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("too many waiters: at most {MOST_WAITERS} threads can wait at a time")]
 pub struct TooManyWaiters;
 
-/// The common part of all synchronisation primitives.
+/// The common part of all synchronisation primitives: the place with its bytes in [`ObjectLayout`].
 #[derive(Debug)]
 pub(super) struct Object(ObjectPlace);
 
 impl Object {
-    /// Creates an object that shares its file with others, and has no table of waiters.
+    /// Creates an object that shares its file with others, and has no table of waiters. `kind` is the number of the primitive
+    /// (see `handle!`), `value` and `limit` are the initial values of the words with these names.
+    ///
+    /// # Errors
+    /// If the system has no memory or no descriptor left.
     pub(super) fn create(kind: u64, value: u64, limit: u64) -> io::Result<Arc<Self>> {
         Self::set_up(ObjectPlace::shared()?, kind, value, limit)
     }
 
-    /// Creates an object with a table of waiters, in a file of its own.
+    /// As [`Object::create`], but in a file of its own with a table of waiters.
+    ///
+    /// # Errors
+    /// As [`Object::create`].
     pub(super) fn create_with_waiters(kind: u64, value: u64, limit: u64) -> io::Result<Arc<Self>> {
         Self::set_up(ObjectPlace::alone()?, kind, value, limit)
     }
 
+    /// Writes the object and registers it. No other process has the place yet.
     fn set_up(place: ObjectPlace, kind: u64, value: u64, limit: u64) -> io::Result<Arc<Self>> {
         let object = Self(place);
         object.layout().set_up(kind, value, limit);
         Ok(note(object.0.id(), object))
     }
 
-    /// Opens the object at offset `at` of this file, which must be of `kind`.
+    /// Opens the object at offset `at` of this file, which must be of `kind`. Both come from a peer. The file is duplicated
+    /// only if this process does not have it open.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidData`] if the file has no object of this kind there; other errors if it is no memory file or
+    /// cannot be mapped.
     pub(super) fn open(kind: u64, memfd: BorrowedFd<'_>, at: u64) -> io::Result<Arc<Self>> {
         let place = ObjectPlace::open(memfd, at)?;
         let object = find(place.id()).unwrap_or_else(|| note(place.id(), Self(place)));
@@ -99,23 +118,28 @@ impl Object {
         self.0.id()
     }
 
-    /// Returns the descriptor and the offset by which another process opens the object ([`Object::open`]).
+    /// Returns the descriptor and the offset by which another process opens the object ([`Object::open`]). The place is not
+    /// reused from then on.
     pub(super) fn place(&self) -> (BorrowedFd<'_>, u64) {
         self.0.share()
     }
 
+    /// Returns the bytes of the object. Any peer may change any word at any time.
     pub(super) fn layout(&self) -> &ObjectLayout {
         self.0.view(0)
     }
 
+    /// Returns the words whose meaning depends on the primitive.
     pub(super) fn state(&self) -> &StateWords {
         &self.layout().state
     }
 
-    /// Acquires the mutex of a condition or barrier. `repair` finishes the step that a dead owner had begun.
+    /// Acquires the mutex of a condition or barrier. `repair` finishes the step that a dead owner had begun. Not acquired
+    /// twice by one thread.
     ///
     /// # Errors
-    /// [`WaitError`]; the deadline passes only while the owner is stopped.
+    /// [`WaitError::TimedOut`] only while the owner is stopped, once the deadline and 100 ms have passed;
+    /// [`WaitError::Interrupted`].
     pub(super) fn lock(&self, deadline: Deadline, repair: impl FnOnce()) -> Result<Guard<'_>, WaitError> {
         let guard = self.layout().mutex.lock(deadline)?;
         if guard.owner_died {
@@ -141,11 +165,19 @@ impl Object {
         (0..used).map(|at| self.waiter(at))
     }
 
+    /// Returns a place of the table; the last one for a number that is too large.
     pub(super) fn waiter(&self, at: u32) -> &Waiter {
         self.0.view(WAITERS + u64::from(at.min(MOST_WAITERS - 1)) * 64)
     }
 
-    /// Takes a place in the table for this process. The caller holds the mutex.
+    /// Takes a place in the table for this process, in the state [`Waiting::Waits`]. Returns its number. The caller holds the
+    /// mutex; the waiter frees the place itself.
+    ///
+    /// The commit is the store of the state or, for a place that was never used, of `used`: after a death before it, the place
+    /// is as before.
+    ///
+    /// # Errors
+    /// [`TooManyWaiters`] if all places are taken, or the system has no memory.
     pub(super) fn enlist(&self, generation: u64) -> Result<u32, TooManyWaiters> {
         let state = self.state();
         let used = state.used.load(Ordering::Relaxed).min(MOST_WAITERS);
@@ -171,7 +203,8 @@ impl Object {
         Ok(at)
     }
 
-    /// Returns the dead processes in the table. Not to be called under the mutex, as it makes system calls.
+    /// Returns the dead processes in the table. Not to be called under the mutex, as it makes system calls: two or more for
+    /// each process.
     pub(super) fn dead(&self) -> Vec<ProcessStamp> {
         let mut dead = Vec::new();
         for waiter in self.waiters().filter(|waiter| waiter.state() != Waiting::Free) {
@@ -184,7 +217,7 @@ impl Object {
     }
 
     /// Watches the processes of the other waiters: the object recovers when one dies. If one cannot be watched, restarts the
-    /// interval.
+    /// interval. Called by a waiter after its first sleep.
     pub(super) fn watch_waiters(&self, interval: &RecheckInterval) {
         let mut owners: Vec<_> =
             self.waiters().filter(|waiter| waiter.state() != Waiting::Free).map(Waiter::owner).collect();
@@ -205,7 +238,8 @@ impl Object {
     }
 }
 
-/// Defines the functions that every handle to an object has.
+/// Defines the functions that every handle to an object has. The kind is the number in [`ObjectLayout`]: 1 lock, 2 semaphore,
+/// 3 event, 4 condition, 5 barrier.
 macro_rules! handle {
     ($name:ident, $kind:literal) => {
         impl $name {

@@ -6,9 +6,13 @@
 //! | 1024 | 256 | the table of regions, with one region |
 //! | 1280 | 64 | [`PlacesHeader`] |
 //!
-//! The process that created a file allocates its places. A place is reused when its object was dropped and no other process can
-//! have it: it was never sent, and this process was not forked since. Otherwise it stays unused until the kernel frees the
+//! The process that created a file allocates its places. A place is reused when its object was dropped and no other process
+//! can have it: it was never sent, and this process was not forked since. Otherwise it stays unused until the kernel frees the
 //! whole file, when no process has it open any more.
+//!
+//! `object` is the only user. Each process allocates only in files that it created, under a lock in its private memory
+//! ([`PlacesStock`]), so a death leaves at most places that no process uses. Other processes read `used` to check an offset
+//! that they received, and to wake the waiters of all objects after a death.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -23,8 +27,11 @@ use crate::sys::per_process::PerProcess;
 use crate::sys::process_stamp::process_id;
 use crate::sys::shared::{Shared, shared};
 
+/// Length of a file in bytes, in one region. Memory is reserved as places are allocated.
 pub(super) const FILE_LEN: u64 = 4 * PAGE;
+/// Offset of the table of regions: see [`Segment`].
 const REGION_TABLE: u64 = 1024;
+/// Offset of the header.
 const HEAD: u64 = 1280;
 /// Bytes of memory that are reserved at a time.
 const STEP: u64 = 4096;
@@ -41,17 +48,20 @@ fn is_place(at: u64) -> bool {
     at.is_multiple_of(SIZE) && at < FILE_LEN && !(REGION_TABLE..HEAD + SIZE).contains(&at)
 }
 
-/// A file of objects.
+/// A file of objects. There is one for each file and process, in [`registry`]. It is closed with the last object in it, unless
+/// it is the one from which this process takes new places.
 #[derive(Debug)]
 struct PlacesFile(Segment);
 
 impl PlacesFile {
+    /// Creates a file without places. It is not counted in the memory budget.
     fn create() -> io::Result<Arc<Self>> {
         let segment = Segment::create(c"polyproc-sync", FILE_LEN, REGION_TABLE, FILE_LEN)?;
         segment.reserve(0, STEP)?;
         Ok(registry::note(segment.inode(), Self(segment)))
     }
 
+    /// Opens a file of another process, or returns the one that this process has. `memfd` is duplicated in the first case.
     fn open(memfd: BorrowedFd<'_>) -> io::Result<Arc<Self>> {
         let (_, inode) = memory::inspect(memfd)?;
         if let Some(known) = registry::find(inode) {
@@ -81,6 +91,8 @@ impl PlacesFile {
 }
 
 impl registry::SharedObject for PlacesFile {
+    /// Makes the waiters of all objects in the file re-check. Called when a process has died. A peer may have written `used`,
+    /// but no offset is outside the file.
     fn recover(&self) {
         // Pairs with the Release in `next` and `alone`.
         let used = u64::from(self.head().used.load(Ordering::Acquire)).min(FILE_LEN / SIZE);
@@ -93,11 +105,13 @@ impl registry::SharedObject for PlacesFile {
 /// The places that this process allocates. A forked child starts with an empty stock.
 #[derive(Debug, Default)]
 struct PlacesStock {
+    /// The file from which new places are taken, with the highest one last allocated.
     current: Option<Arc<PlacesFile>>,
-    /// Places for reuse.
+    /// Places for reuse. They keep no file open.
     free: Vec<(Weak<PlacesFile>, u64)>,
 }
 
+/// A copy of the process gets an empty one: the files of its parent are the parent's to allocate in.
 static STOCK: PerProcess<Mutex<PlacesStock>> = PerProcess::new(|_| Mutex::default());
 
 fn stock() -> MutexGuard<'static, PlacesStock> {
@@ -107,7 +121,7 @@ fn stock() -> MutexGuard<'static, PlacesStock> {
 /// A place: the inode number of its file, and its offset in that file.
 pub(super) type Id = (u64, u64);
 
-/// A place that belongs to an object until it is dropped.
+/// A place that belongs to an object until it is dropped. Dropping it returns it to the stock if no other process can have it.
 #[derive(Debug)]
 pub(super) struct ObjectPlace {
     file: Arc<PlacesFile>,
@@ -124,7 +138,11 @@ impl ObjectPlace {
         Self { file, at, given_out, is_shared: AtomicBool::new(false) }
     }
 
-    /// Allocates a place in a file that others share.
+    /// Allocates a place in a file that others share: a place for reuse, else the next one of the current file, else the first
+    /// one of a new file. It may contain the bytes of an earlier object.
+    ///
+    /// # Errors
+    /// If the system has no memory or no descriptor left.
     pub(super) fn shared() -> io::Result<Self> {
         let copies = clone::copies(); // read before the place is allocated
         let mut stock = stock();
@@ -145,7 +163,10 @@ impl ObjectPlace {
         Ok(Self::new(file, at, given_out))
     }
 
-    /// Allocates a place with a file of its own.
+    /// Allocates a place with a file of its own, for an object with a table of waiters. It is never reused.
+    ///
+    /// # Errors
+    /// As [`ObjectPlace::shared`].
     pub(super) fn alone() -> io::Result<Self> {
         let file = PlacesFile::create()?;
         // Pairs with the Acquire in `open` and `recover`.
@@ -153,7 +174,10 @@ impl ObjectPlace {
         Ok(Self::new(file, 0, None))
     }
 
-    /// Opens a place that another process allocated.
+    /// Opens a place that another process allocated. Both values come from a peer.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidData`] if there is no such place, or the file could be shortened; else if it cannot be mapped.
     pub(super) fn open(memfd: BorrowedFd<'_>, at: u64) -> io::Result<Self> {
         let file = PlacesFile::open(memfd)?;
         // Memory is reserved only for places that were allocated.
@@ -164,6 +188,7 @@ impl ObjectPlace {
         Ok(Self::new(file, at, None))
     }
 
+    /// Returns what identifies the place in this process while it is open.
     pub(super) fn id(&self) -> Id {
         (self.file.0.inode(), self.at)
     }
@@ -175,6 +200,9 @@ impl ObjectPlace {
     }
 
     /// Returns the `T` at `offset` bytes from the place.
+    ///
+    /// # Panics
+    /// If it is not inside the file, or not aligned.
     pub(super) fn view<T: Shared>(&self, offset: u64) -> &T {
         self.file.0.fixed(self.at + offset)
     }

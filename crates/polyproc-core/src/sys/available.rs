@@ -1,4 +1,12 @@
 //! The memory available to this process: on the machine, and in its control groups (`cgroups(7)`).
+//!
+//! Memory files count against the machine and the group like private memory. When memory runs out, the kernel kills processes
+//! before a reservation by `fallocate(2)` fails. So the engine asks before large reservations ([`check`], called by
+//! `memory::look_for`), and the memory budget takes its default limit from here ([`total`], called by `shm::budget`).
+//!
+//! All values are read from `/proc` and `/sys` at each call, as they change. A value that cannot be read counts as unlimited:
+//! the engine then works without the check. Nothing is reserved; other processes may take the memory at any time. Swap is not
+//! counted.
 
 use std::io;
 use std::path::Path;
@@ -7,7 +15,8 @@ use std::path::Path;
 /// would kill some of them.
 const LEFT_TO_OTHERS: u64 = 16;
 
-/// Checks that `len_bytes` of memory are available. Succeeds if the system does not report the available memory.
+/// Checks that `len_bytes` of memory are available. Succeeds if the system does not report the available memory. Takes several
+/// system calls for each level of the group hierarchy.
 ///
 /// # Errors
 /// [`io::ErrorKind::OutOfMemory`], with the wanted and the available number of bytes.
@@ -29,11 +38,13 @@ pub(crate) fn total() -> Option<u64> {
     [of_machine(), limit_of_groups()].into_iter().flatten().min()
 }
 
+/// Returns the available memory of the machine in bytes, as the kernel estimates it, without the share of other processes.
 fn of_machine() -> Option<u64> {
     let text = meminfo()?;
     Some(field(&text, "MemAvailable:")?.saturating_sub(field(&text, "MemTotal:")? / LEFT_TO_OTHERS))
 }
 
+/// Returns the text of `/proc/meminfo`; `None` without `/proc`.
 fn meminfo() -> Option<String> {
     std::fs::read_to_string("/proc/meminfo").ok()
 }
@@ -44,15 +55,21 @@ fn field(text: &str, name: &str) -> Option<u64> {
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// A version of control groups: its line in `/proc/self/cgroup`, and its files.
+/// A version of control groups: its line in `/proc/self/cgroup`, and its files. A system may have both versions mounted.
 struct Version {
+    /// The text before the path of the group in its line of `/proc/self/cgroup`.
     line: &'static str,
+    /// Where the hierarchy is mounted.
     root: &'static str,
+    /// The file with the limit in bytes; `max` if there is none.
     limit: &'static str,
+    /// The file with the memory in use in bytes, including cached files.
     used: &'static str,
+    /// The line of `memory.stat` with the bytes of cached files that the kernel would reclaim first.
     cached: &'static str,
 }
 
+/// Version 2, then version 1 with its memory controller.
 const VERSIONS: [Version; 2] = [
     Version {
         line: "0::/",
@@ -80,7 +97,9 @@ fn limit_of_groups() -> Option<u64> {
     least_of_groups(|version, group| read(group, version.limit)?.trim().parse().ok())
 }
 
-/// Returns the least value that `find` returns for the groups that contain this process.
+/// Returns the least value that `find` returns for the groups that contain this process: its own group and all above it, since
+/// each limit applies. In a container whose `/sys/fs/cgroup` begins at its own group, only the part that is visible there
+/// counts.
 fn least_of_groups(find: impl Fn(&Version, &Path) -> Option<u64>) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let of_version = |version: &Version| {
@@ -92,11 +111,13 @@ fn least_of_groups(find: impl Fn(&Version, &Path) -> Option<u64>) -> Option<u64>
     VERSIONS.iter().filter_map(of_version).min()
 }
 
+/// Returns the text of a file of a group; `None` if it does not exist, as in the root group.
 fn read(group: &Path, file: &str) -> Option<String> {
     std::fs::read_to_string(group.join(file)).ok()
 }
 
-/// Returns the available memory of `group` in bytes; `None` if it has no limit.
+/// Returns the available memory of `group` in bytes, without the share of other processes; `None` if it has no limit. Inactive
+/// pages of files count as available.
 fn of_group(version: &Version, group: &Path) -> Option<u64> {
     let limit: u64 = read(group, version.limit)?.trim().parse().ok()?; // or "max"
     let used: u64 = read(group, version.used)?.trim().parse().ok()?;

@@ -1,4 +1,12 @@
-//! Copies of a process: by `clone3(2)` or `clone(2)` for the zygote, by `fork(2)` for the user's own process.
+//! Copies of a process: by `clone3(2)` or `clone(2)` for the zygote ([`SiblingMaker`]), by `fork(2)` for the user's own process
+//! ([`fork`]).
+//!
+//! Also the facts that a caller needs around a copy: how many threads there are ([`settled_thread_count`]), and whether the
+//! process was copied since some moment ([`copies`]). `docs/design/start.md` has the steps of a start, the state after a death
+//! at each, and why a bare clone is sound; SAFETY.md, 2.
+//!
+//! These functions only copy. The caller decides whether the copy is allowed (`process/zygote.rs`, `process/start.rs`), and
+//! sets up the child. After a bare clone, the child makes only system calls before it returns to the caller.
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -7,23 +15,29 @@ use std::sync::Once;
 use super::pid_slot::PidSlot;
 use crate::prim::{AtomicU64, Ordering};
 
-/// Whether this process is the copy or the one that was copied.
+/// Whether this process is the copy or the original. A copy returns twice: once in each process.
 #[derive(Debug)]
 pub(crate) enum Copied<T> {
+    /// This is the copy. Memory is that of the original at the copy; only the calling thread exists.
     Child,
+    /// This is the original. The value identifies the copy.
     Parent(T),
 }
 
-/// The addresses of this thread by which a child of a bare `clone3` or `clone` keeps its C library consistent.
+/// The addresses of this thread by which a child of a bare `clone3` or `clone` keeps its C library consistent. The zygote makes
+/// one after its preload function, and keeps it until it ends.
 ///
-/// libc's `fork` does three things that the bare system call does not: it writes the child's thread id where libc caches
-/// it, it registers the robust-mutex list again, and it runs `pthread_atfork` handlers. `CLONE_CHILD_SETTID` at libc's own
-/// address does the first, [`SiblingMaker::repair_child`] the second. The handlers guard locks that *other* threads hold at
-/// the moment of the fork; the zygote has no other threads (checked before it serves requests).
+/// libc's `fork` does three things that the bare system call does not: it writes the child's thread id where libc caches it, it
+/// registers the robust-mutex list again, and it runs `pthread_atfork` handlers. `CLONE_CHILD_SETTID` at libc's own address
+/// does the first, [`SiblingMaker::repair_child`] the second. The handlers guard locks that *other* threads hold at the moment
+/// of the fork; the zygote has no other threads (checked before it serves requests).
 #[derive(Debug)]
 pub(crate) struct SiblingMaker {
+    /// The address at which libc caches the id of this thread. The kernel writes the child's id there, in the child.
     tid_address: usize,
+    /// The address of the thread's robust list head, which libc registered.
     robust_head: usize,
+    /// The length of that head in bytes, as `set_robust_list(2)` requires it.
     robust_len: usize,
     /// True once `clone3` was refused, as the default profiles of container runtimes do: seccomp cannot inspect its arguments.
     is_clone3_refused: bool,
@@ -49,10 +63,16 @@ impl SiblingMaker {
         Ok(Self { tid_address: tid_address.as_ptr() as usize, robust_head, robust_len, is_clone3_refused: false })
     }
 
-    /// Creates a *sibling*, a child of this process's own parent (`CLONE_PARENT`). The kernel stores its id in `pid_slot` before it
+    /// Creates a *sibling*, a child of this process's own parent (`CLONE_PARENT`). The kernel stores its id in `cell` before it
     /// runs. Returns its id, and its pidfd if `clone3` created it.
     ///
-    /// The caller must be the only thread of the process; the child continues as a copy of it.
+    /// The caller must be the only thread of the process; the child continues as a copy of it. This process cannot reap the
+    /// child: its parent does. A `SIGKILL` during the system call takes effect after it, so the id in `cell` is right whichever
+    /// process dies.
+    ///
+    /// # Errors
+    /// An error of `clone(2)`: `EAGAIN` or `ENOMEM` if the system has no room for a process, `EPERM` or `ENOSYS` if a sandbox
+    /// refuses both calls. Then no process was created.
     pub(crate) fn make(&mut self, cell: &PidSlot) -> io::Result<Copied<(u32, Option<OwnedFd>)>> {
         // Pairs with the load in `copies`.
         COPIES.fetch_add(1, Ordering::SeqCst); // once is enough: the zygote has one thread
@@ -87,6 +107,8 @@ impl SiblingMaker {
         }
     }
 
+    /// Creates a sibling by `clone3(2)`, with a pidfd: the descriptor is one of this process, which sends it to the parent.
+    /// `exit_signal` stays 0, as `CLONE_PARENT` requires.
     fn clone3(&self, cell: &PidSlot) -> io::Result<Copied<(u32, Option<OwnedFd>)>> {
         let mut pidfd: i32 = -1;
         // SAFETY: all-zero is a valid `clone_args`.
@@ -118,16 +140,20 @@ impl SiblingMaker {
     }
 
     /// Registers the robust list in the child. Otherwise the kernel never marks a robust mutex that the child holds when it
-    /// dies (measured).
+    /// dies (measured). Called first in the child.
     fn repair_child(&self) {
         // SAFETY: libc registered this head and length for the thread that the calling thread is a copy of.
         unsafe { libc::syscall(libc::SYS_set_robust_list, self.robust_head, self.robust_len) };
     }
 }
 
-/// Forks this process by libc's `fork`, which runs the `pthread_atfork` handlers. Returns the child's id.
+/// Forks this process by libc's `fork`, which runs the `pthread_atfork` handlers. Returns the child's id. The child is a child
+/// of this process and must be reaped.
 ///
 /// The caller has checked that the copy is sound: the program has no other thread, or the user promises that it is.
+///
+/// # Errors
+/// `EAGAIN` or `ENOMEM`, as `fork(2)`.
 pub(crate) fn fork() -> io::Result<Copied<u32>> {
     // SAFETY: `fork` itself has no memory-safety condition. By `ForkWithThreads` the user promises that the child of a threaded
     // process does only what is allowed there.
@@ -138,10 +164,15 @@ pub(crate) fn fork() -> io::Result<Copied<u32>> {
     }
 }
 
+/// The number of copies of this process that [`copies`] knows of, at least: one copy may count twice.
 static COPIES: AtomicU64 = AtomicU64::new(0);
 
 /// Returns a count that increases with each copy of this process: by any caller of `fork(3)` since this function was first
-/// called, and by [`SiblingMaker`].
+/// called, and by [`SiblingMaker`]. Only equality is meaningful: if two calls return the same count, no copy was made in
+/// between.
+///
+/// `sync/places.rs` reuses the place of an object only if no copy of the process can have the object. A copy by a bare system
+/// call of other code is not counted.
 pub(crate) fn copies() -> u64 {
     extern "C" fn count() {
         // Pairs with the load in `copies`.
@@ -157,6 +188,9 @@ pub(crate) fn copies() -> u64 {
 }
 
 /// Returns the number of threads of this process, including the caller.
+///
+/// # Errors
+/// If `/proc` is not mounted.
 fn thread_count() -> io::Result<usize> {
     Ok(std::fs::read_dir("/proc/self/task")?.count())
 }

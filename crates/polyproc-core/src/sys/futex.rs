@@ -1,4 +1,10 @@
-//! `futex(2)` on words that several processes map.
+//! `futex(2)` on words that several processes map. The words are in shared mappings, so the flag for private futexes is not
+//! used.
+//!
+//! `robust` builds locks and waits on it, and a pool its waits for results (`pool/call.rs`, `results.rs`, `latch.rs`). These
+//! users re-check their condition after each return, whatever the reason. Where the waker is another process they also bound
+//! each sleep: a wake-up is lost if its receiver dies. No memory order comes from here; the users' atomics have it
+//! (`docs/design/lock.md`).
 
 use std::time::Duration;
 
@@ -11,7 +17,7 @@ use crate::prim::AtomicU32;
 /// Why a wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wait {
-    /// Another thread called [`wake`].
+    /// Another thread called [`wake`]; or, rarely, no thread did.
     Woken,
     /// The word was not `expected`: the caller re-checks its condition.
     Again,
@@ -21,7 +27,8 @@ pub(crate) enum Wait {
     Interrupted,
 }
 
-/// Sleeps for at most `timeout` if `word` is `expected`.
+/// Sleeps for at most `timeout` if `word` is `expected`. The kernel compares and goes to sleep in one step, so a [`wake`] after
+/// a change of the word is not missed. A `timeout` that the kernel's type cannot represent is no limit.
 ///
 /// # Panics
 /// If the system has no `futex(2)`, in which case threads do not work either.
@@ -42,7 +49,7 @@ pub(crate) fn wait(word: &AtomicU32, expected: u32, timeout: Duration) -> Wait {
     }
 }
 
-/// Wakes up to `count` waiters. Returns how many it woke.
+/// Wakes up to `count` waiters of the word, in any process that maps it. Returns how many it woke. Does not read the word.
 pub(crate) fn wake(word: &AtomicU32, count: u32) -> usize {
     // Fails only for an address that is not mapped.
     futex::wake(word, Flags::empty(), count).unwrap_or(0)

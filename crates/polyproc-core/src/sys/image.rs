@@ -1,30 +1,48 @@
-//! Loaded images: which one holds an address, how a build is told from another, and the constructors of the program.
+//! Loaded images: the image that contains an address, the identity of its build, and the constructors of the program.
 //!
-//! The address of a function differs from process to process (address space randomisation), its offset from the load
-//! address of its image does not, as long as both processes loaded the same build of the image. `dl_iterate_phdr(3)`
-//! tells the load addresses; the linker's build id (note `NT_GNU_BUILD_ID` of the ELF `PT_NOTE` segment) tells builds apart.
+//! The address of a function differs from process to process (address space randomisation). Its offset from the load address of
+//! its image does not, as long as both processes loaded the same build of the image. `dl_iterate_phdr(3)` reports load
+//! addresses and program headers; the linker's build id (note `NT_GNU_BUILD_ID` of the ELF `PT_NOTE` segment) identifies a
+//! build.
+//!
+//! | user | for |
+//! |---|---|
+//! | `function.rs`, in the parent | [`locate`]: the address of a function becomes a [`Location`], which is sent to a child |
+//! | `function.rs`, in the child | [`resolve`]: the location becomes an address again |
+//! | `process/boot.rs` | `constructors_after`, `is_in_program`: an executed child runs the constructors, and no `main` |
+//! | `sys/prefault.rs` | [`common_code`]: the code that the zygote's children run |
+//!
+//! The program itself is looked up once and kept, since it is never unloaded; a child of the zygote inherits the result.
+//! Libraries are looked up again at each call, since a program may load and unload them. A library that [`resolve`] loads stays
+//! loaded.
+//!
+//! [`resolve`] checks that build ids are equal and that the address is in an executable segment. It cannot check that a
+//! function begins there, or of what type it is: the sender must be trusted (SAFETY.md, 1). A program without a build id is
+//! compared as equal, as parent and child execute the same file; a library without one is refused by [`locate`].
 
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::ops::{ControlFlow, Range};
 use std::sync::OnceLock;
 
+/// The type of the note that contains the build id (`elf.h`).
 const NT_GNU_BUILD_ID: u32 = 3;
 
-/// An address that another process which loaded the same image can find again.
+/// An address that another process which loaded the same image can find again. Travels in the encoding of `function.rs`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Location {
-    /// Path of a shared library; `None` is the program itself.
+    /// Path of a shared library, as the dynamic linker reports it and as `dlopen` finds it; `None` is the program itself.
     pub(crate) library: Option<CString>,
-    /// Bytes from the load address of the image.
+    /// Bytes from the load address of the image. A receiver checks that it is in the code of the image.
     pub(crate) offset: u64,
-    /// The linker's build id of the image, empty where it wrote none.
+    /// The linker's build id of the image, empty where it wrote none: then `library` is `None`.
     pub(crate) build_id: Vec<u8>,
 }
 
-/// Why an address has no name, or a name no address.
+/// A function of this process cannot be named for other processes, or a named function cannot be found in this one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FunctionError {
-    /// The address lies in no loaded image: the function was made at run time.
+    /// The address is not in the code of a loaded image: the function was generated at run time. Reported where the function is
+    /// named.
     #[error(
         "the function at {address:#x} is not in the program or a loaded library, so other processes cannot find it"
     )]
@@ -32,7 +50,7 @@ pub enum FunctionError {
         /// The address looked for.
         address: usize,
     },
-    /// A shared library without a build id cannot be told from another build of it.
+    /// A shared library has no build id, so it cannot be told from another build of it. Reported where the function is named.
     #[error(
         "the library {path} has no build id, so other processes cannot identify its functions: link it with `--build-id`"
     )]
@@ -40,7 +58,7 @@ pub enum FunctionError {
         /// Path of the library.
         path: String,
     },
-    /// The child could not load the library that holds the function.
+    /// The child could not load the library that contains the function, or the dynamic linker lists it under another path.
     #[error("could not load the library {path}: {reason}")]
     NotLoadable {
         /// Path of the library.
@@ -48,13 +66,14 @@ pub enum FunctionError {
         /// What the dynamic linker said.
         reason: String,
     },
-    /// The child runs another build than its parent.
+    /// The child runs another build of the image than its parent: the file was replaced, or the program that it executes was
+    /// set wrongly.
     #[error("cannot find a function of the parent: this process has another build of {path}")]
     OtherBuild {
         /// Path of the image.
         path: String,
     },
-    /// The offset is not in the code of the image.
+    /// The offset is not in the code of the image. Between processes of the same build, only a forged name causes this.
     #[error("cannot find a function of the parent: offset {offset:#x} is not in the code of {path}")]
     NotCode {
         /// Path of the image.
@@ -64,23 +83,31 @@ pub enum FunctionError {
     },
 }
 
-/// One image as the dynamic linker shows it during one call of `dl_iterate_phdr`.
+/// One image as the dynamic linker shows it during one call of `dl_iterate_phdr`. Valid only in the call-back of
+/// [`find_image`], in which the dynamic linker holds its lock: outside it, another thread may unload the image.
 struct Image<'a> {
+    /// The position in the list of images. The program itself is the first, 0.
     index: usize,
+    /// The path under which the image was loaded; empty for the program itself.
     name: &'a CStr,
+    /// The load address: the difference between addresses in memory and in the file. 0 for a program that is not relocated.
     base: usize,
+    /// The program headers of the image.
     headers: &'a [libc::Elf64_Phdr],
 }
 
 impl Image<'_> {
+    /// Returns whether this is the program itself.
     fn is_main(&self) -> bool {
         self.index == 0
     }
 
+    /// Returns the program headers of one kind (`PT_LOAD`, `PT_NOTE`, ...).
     fn segments(&self, kind: u32) -> impl Iterator<Item = &libc::Elf64_Phdr> {
         self.headers.iter().filter(move |header| header.p_type == kind)
     }
 
+    /// Returns the addresses of the executable segments in this process.
     fn code_segments(&self) -> impl Iterator<Item = Range<usize>> {
         self.segments(libc::PT_LOAD).filter(|header| header.p_flags & libc::PF_X != 0).map(|header| {
             let start = self.base.wrapping_add(to_usize(header.p_vaddr));
@@ -88,11 +115,13 @@ impl Image<'_> {
         })
     }
 
+    /// Returns whether `address` is in an executable segment. Constants and data of the image are not code: an address of data
+    /// has no name.
     fn has_code_at(&self, address: usize) -> bool {
         self.code_segments().any(|segment| segment.contains(&address))
     }
 
-    /// The bytes of one loaded segment.
+    /// Returns the bytes of one loaded segment, which must be readable and never written: a note segment.
     fn bytes(&self, header: &libc::Elf64_Phdr) -> &[u8] {
         let start = std::ptr::with_exposed_provenance(self.base.wrapping_add(to_usize(header.p_vaddr)));
         // SAFETY: a note segment is part of a read-only PT_LOAD segment, which stays mapped while the image is loaded;
@@ -100,10 +129,12 @@ impl Image<'_> {
         unsafe { std::slice::from_raw_parts(start, to_usize(header.p_memsz)) }
     }
 
+    /// Returns the build id, empty if the linker wrote none.
     fn build_id(&self) -> Vec<u8> {
         self.segments(libc::PT_NOTE).find_map(|header| find_build_id(self.bytes(header))).unwrap_or_default()
     }
 
+    /// Copies the parts that are needed after the call-back. Allocates, and reads the notes of the image.
     fn code(&self) -> Code {
         Code {
             library: (!self.is_main()).then(|| self.name.to_owned()),
@@ -114,20 +145,27 @@ impl Image<'_> {
     }
 }
 
-/// What is to be known of an image to name its functions and to find them.
+/// A copy of the parts of an [`Image`] by which its functions are named and found. Outlives the call-back; its addresses are
+/// valid while the image is loaded.
 #[derive(Debug)]
 struct Code {
+    /// As [`Location::library`].
     library: Option<CString>,
+    /// As [`Image::base`].
     base: usize,
+    /// The addresses of the executable segments.
     segments: Vec<Range<usize>>,
+    /// As [`Location::build_id`].
     build_id: Vec<u8>,
 }
 
 impl Code {
+    /// Returns whether `address` is in the code of the image.
     fn contains(&self, address: usize) -> bool {
         self.segments.iter().any(|segment| segment.contains(&address))
     }
 
+    /// Returns the location of `address`; `None` if it is not in the code of the image.
     fn locate(&self, address: usize) -> Option<Location> {
         let offset = address.wrapping_sub(self.base) as u64;
         self.contains(address).then(|| Location {
@@ -137,6 +175,10 @@ impl Code {
         })
     }
 
+    /// Returns the address of `location`, whose image the caller has found to be this one.
+    ///
+    /// # Errors
+    /// [`FunctionError::OtherBuild`] if the build ids differ, [`FunctionError::NotCode`] if the address is not in the code.
     fn resolve(&self, location: &Location) -> Result<usize, FunctionError> {
         let path = || match &self.library {
             Some(path) => path.to_string_lossy().into_owned(),
@@ -153,7 +195,10 @@ impl Code {
     }
 }
 
-/// The program itself, looked up once: it stays where it is. A child of the zygote finds it known.
+/// Returns the program itself, looked up once: it stays where it is. A child of the zygote inherits the value.
+///
+/// # Panics
+/// If the dynamic linker reports no image, which none does.
 fn program() -> &'static Code {
     static PROGRAM: OnceLock<Code> = OnceLock::new();
     PROGRAM.get_or_init(|| {
@@ -161,11 +206,17 @@ fn program() -> &'static Code {
     })
 }
 
+/// Converts a number of a 64-bit ELF header.
+///
+/// # Panics
+/// Never on the supported systems, where both types have 64 bits.
 fn to_usize(value: u64) -> usize {
     usize::try_from(value).expect("polyproc runs on 64-bit Linux")
 }
 
-/// Walks the notes (ELF specification, "Note Section": three 4-byte words, then name and descriptor, each padded to 4).
+/// Returns the build id in the bytes of a note segment; `None` if there is none, or the notes are malformed. (ELF
+/// specification, "Note Section": three 4-byte words, the lengths of name and descriptor and the type; then both, each padded
+/// to 4 bytes.)
 fn find_build_id(mut notes: &[u8]) -> Option<Vec<u8>> {
     let word = |bytes: &[u8], at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
     loop {
@@ -178,13 +229,19 @@ fn find_build_id(mut notes: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// Calls `visit` for every loaded image, the program first, until it breaks.
+/// Calls `visit` for every loaded image, the program first, until it breaks. Returns the value of the break.
+///
+/// The dynamic linker holds its lock meanwhile. So `visit` must not load or unload a library; it must not panic either, as a
+/// panic cannot unwind through the dynamic linker and aborts the process.
 fn find_image<T>(visit: impl FnMut(&Image<'_>) -> ControlFlow<T>) -> Option<T> {
+    /// The state of one call, to which the call-back gets a pointer: `index` counts the images that were shown, `found` is the
+    /// value of the break.
     struct Walk<T, V> {
         visit: V,
         index: usize,
         found: Option<T>,
     }
+    /// The call-back: shows one image to `visit`. Returns 1 to end the walk.
     unsafe extern "C" fn step<T, V: FnMut(&Image<'_>) -> ControlFlow<T>>(
         info: *mut libc::dl_phdr_info,
         _size: usize,
@@ -208,6 +265,7 @@ fn find_image<T>(visit: impl FnMut(&Image<'_>) -> ControlFlow<T>) -> Option<T> {
             }
         }
     }
+    /// Returns the call-back for the type of a closure, which cannot be named.
     fn step_of<T, V: FnMut(&Image<'_>) -> ControlFlow<T>>(
         _: &V,
     ) -> unsafe extern "C" fn(*mut libc::dl_phdr_info, usize, *mut c_void) -> c_int {
@@ -220,7 +278,10 @@ fn find_image<T>(visit: impl FnMut(&Image<'_>) -> ControlFlow<T>) -> Option<T> {
     walk.found
 }
 
-/// Names `address` so that a process with the same images can [`resolve`] it.
+/// Names `address` so that a process with the same images can [`resolve`] it. `address` is that of a function of this process.
+///
+/// # Errors
+/// [`FunctionError::NotInAnImage`] if it is in no image; [`FunctionError::NoBuildId`] if it is in a library without a build id.
 pub(crate) fn locate(address: usize) -> Result<Location, FunctionError> {
     if let Some(location) = program().locate(address) {
         return Ok(location);
@@ -238,7 +299,11 @@ pub(crate) fn locate(address: usize) -> Result<Location, FunctionError> {
     }
 }
 
-/// The address in this process that `location` names; loads the library when it is not there yet.
+/// Returns the address in this process that `location` names. Loads the library if it is not loaded yet, which runs its
+/// constructors; its symbols are not added to the global scope (`RTLD_LOCAL`).
+///
+/// # Errors
+/// [`FunctionError::NotLoadable`], [`FunctionError::OtherBuild`], [`FunctionError::NotCode`].
 pub(crate) fn resolve(location: &Location) -> Result<usize, FunctionError> {
     let Some(path) = location.library.as_deref() else { return program().resolve(location) };
     let loaded = || {
@@ -265,7 +330,8 @@ pub(crate) fn resolve(location: &Location) -> Result<usize, FunctionError> {
         .resolve(location)
 }
 
-/// The addresses of the code of the program and of libc, which all children run.
+/// Returns the addresses of the code of the program and of libc, which all children run. libc is the image with `malloc`; a
+/// program that replaces its allocator by a library gets that library instead.
 pub(crate) fn common_code() -> Vec<Range<usize>> {
     let libc = find_image(|image| match image.has_code_at(libc::malloc as *const () as usize) {
         true => ControlFlow::Break(image.code()),
@@ -275,20 +341,24 @@ pub(crate) fn common_code() -> Vec<Range<usize>> {
     program().segments.iter().cloned().chain(libc.into_iter().flat_map(|libc| libc.segments)).collect()
 }
 
-/// Whether `address` belongs to the program itself, not to a shared library.
+/// Returns whether `address` belongs to the code of the program itself, not to a shared library. Constructors of a library that
+/// uses the engine may run while `main` runs.
 #[cfg(feature = "auto-init")]
 pub(crate) fn is_in_program(address: usize) -> bool {
     program().contains(address)
 }
 
-/// A constructor as the dynamic linker calls it: `argc`, `argv`, `envp`.
+/// A constructor as the dynamic linker calls it: `argc`, `argv`, `envp`. An entry of `.init_array` (ELF), which libc runs
+/// before `main`.
 #[cfg(feature = "auto-init")]
 pub(crate) type Constructor =
     unsafe extern "C" fn(c_int, *const *const std::ffi::c_char, *const *const std::ffi::c_char);
 
-/// The program's constructors that come after `own` in its `.init_array`; none for a static program without relocation.
+/// Returns the program's constructors that come after `own` in its `.init_array`, in their order. Returns none for a static
+/// program without relocation, whose dynamic section is missing, or if `own` is not in the array.
 #[cfg(feature = "auto-init")]
 pub(crate) fn constructors_after(own: Constructor) -> Vec<Constructor> {
+    /// An entry of the dynamic section (`Elf64_Dyn` of `elf.h`). A tag of 0 ends the section.
     #[repr(C)]
     struct Dyn {
         tag: i64,

@@ -1,7 +1,22 @@
-//! Memory files and mapped parts of them.
+//! Memory files and mapped parts of them: the base of `shm`, `pool`, `sync` and the long messages of `conn`.
 //!
 //! Another process may write to mapped memory at any time, so no reference to plain data is ever created: atomics are accessed
-//! in place ([`Mapping::view`]), bytes are copied in and out.
+//! in place ([`Mapping::view`]), bytes are copied in and out. Memory that no other process can write is in
+//! [`bytes`](super::bytes).
+//!
+//! The life of a memory file:
+//!
+//! 1. [`create`] sets its length and seals it against shrinking. So a range below its length stays below its length, and a
+//!    mapping of that range stays valid whatever a peer does. [`grow`] may lengthen it later.
+//! 2. [`look_for`] and [`allocate`], or both as [`reserve`], give memory to a part of it. Without that, the first access to a
+//!    page allocates the page, and raises `SIGBUS` if the system has no memory left.
+//! 3. A process maps a part of it by a [`Mapping`]. A peer gets the descriptor in a message, and checks it before it trusts the
+//!    length ([`inspect`]; [`Mapping::new`] does so).
+//! 4. [`release`] returns the memory of a part. The kernel frees the file with its last descriptor and mapping, so a death
+//!    leaves nothing to clean up.
+//!
+//! The owner of each byte, locks and memory orders are defined by the protocols of the users: see `docs/design/segment.md`,
+//! `loan.md` and `memory.md`.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -17,11 +32,16 @@ use super::region::Region;
 use super::shared::Shared;
 use crate::prim::{AtomicU64, Ordering};
 
-/// The largest page size in bytes (64 KiB, on aarch64). The file offsets of mappings are multiples of it.
+/// The largest page size of the supported systems in bytes (64 KiB, on aarch64). The file offsets of mappings are multiples of
+/// it, so that a file has the same layout on every system.
 pub(crate) const PAGE: u64 = 65536;
 
 /// Creates a memory file of `len_bytes` zeros. It is sealed: no process can shorten it, or add seals that keep others from
-/// mapping it.
+/// mapping it. It has no memory yet, see [`reserve`]. `name` appears only in `/proc/PID/fd` and `/proc/PID/maps`.
+///
+/// # Errors
+/// [`io::ErrorKind::FileTooLarge`] as [`set_len`]; `EMFILE`, `ENFILE` or `ENOMEM` if the system has no descriptor or memory
+/// left.
 pub(crate) fn create(name: &std::ffi::CStr, len_bytes: u64) -> io::Result<OwnedFd> {
     let memfd = super::fd::memfd(name)?;
     set_len(memfd.as_fd(), len_bytes)?;
@@ -29,7 +49,12 @@ pub(crate) fn create(name: &std::ffi::CStr, len_bytes: u64) -> io::Result<OwnedF
     Ok(memfd)
 }
 
-/// Creates a memory file that contains `bytes`.
+/// Creates a memory file that contains `bytes`, for a message that is too long for its socket (`conn::channel`).
+///
+/// It is not sealed: the receiver copies it by [`read`], and maps no part of it.
+///
+/// # Errors
+/// [`io::ErrorKind::OutOfMemory`] as [`look_for`], [`io::ErrorKind::FileTooLarge`] as [`set_len`], and errors of the system.
 pub(crate) fn create_with(bytes: &[u8]) -> io::Result<OwnedFd> {
     look_for(bytes.len() as u64)?;
     check_limit(bytes.len() as u64)?;
@@ -41,7 +66,12 @@ pub(crate) fn create_with(bytes: &[u8]) -> io::Result<OwnedFd> {
 /// Returns the first `len_bytes` bytes of a memory file, whatever its shared offset is.
 ///
 /// The descriptor comes from a peer and is not trusted. Files of other kinds are refused, since reading one may block forever.
-/// So is a file with less memory than `len_bytes`, which would cost the reader more memory than the peer.
+/// So is a file with less memory than `len_bytes`, which would cost the reader more memory than the peer. A peer that still
+/// writes to the file makes the result a mix of old and new bytes, and nothing else.
+///
+/// # Errors
+/// [`io::ErrorKind::UnexpectedEof`] if the file is shorter or has less memory; [`io::ErrorKind::InvalidData`] for a file of
+/// huge pages; [`io::ErrorKind::OutOfMemory`] if this process cannot allocate `len_bytes`; `EINVAL` if it is not a memory file.
 pub(crate) fn read(memfd: OwnedFd, len_bytes: usize) -> io::Result<Vec<u8>> {
     inspect_sealed(memfd.as_fd(), SealFlags::empty())?;
     if reserved_bytes(memfd.as_fd())? < len_bytes as u64 {
@@ -55,12 +85,20 @@ pub(crate) fn read(memfd: OwnedFd, len_bytes: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Returns length and inode of a memory file from a peer. Fails if the file could be shortened.
+/// Returns length in bytes and inode number of a memory file from a peer. The length may grow afterwards, but not shrink. The
+/// inode number identifies the file while it is open: a process has one object per file (`shm::registry`).
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidData`] if the file could be shortened, or has huge pages; `EINVAL` if it is not a memory file.
 pub(crate) fn inspect(memfd: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
     inspect_sealed(memfd, SealFlags::SHRINK)
 }
 
-/// As [`inspect`], but requires `seals`. Refuses files of huge pages: reading one may raise `SIGBUS` at any time.
+/// As [`inspect`], but requires `seals`, all of them, instead of the one against shrinking. Refuses files of huge pages:
+/// reading one may raise `SIGBUS` at any time.
+///
+/// # Errors
+/// As [`inspect`].
 pub(super) fn inspect_sealed(memfd: BorrowedFd<'_>, seals: SealFlags) -> io::Result<(u64, u64)> {
     let invalid = |what| Err(io::Error::new(io::ErrorKind::InvalidData, what));
     if !rustix::fs::fcntl_get_seals(memfd)?.contains(seals) {
@@ -73,7 +111,11 @@ pub(super) fn inspect_sealed(memfd: BorrowedFd<'_>, seals: SealFlags) -> io::Res
     Ok((u64::try_from(stat.st_size).map_err(io::Error::other)?, stat.st_ino))
 }
 
-/// Makes the file at least `len_bytes` long.
+/// Makes the file at least `len_bytes` long. No other thread or process grows this file at the same time: the caller holds the
+/// allocator's lock, or is its only allocating process.
+///
+/// # Errors
+/// As [`inspect`] and [`set_len`].
 pub(crate) fn grow(memfd: BorrowedFd<'_>, len_bytes: u64) -> io::Result<()> {
     if inspect(memfd)?.0 < len_bytes {
         set_len(memfd, len_bytes)?;
@@ -85,7 +127,7 @@ pub(crate) fn grow(memfd: BorrowedFd<'_>, len_bytes: u64) -> io::Result<()> {
 ///
 /// # Errors
 /// [`io::ErrorKind::FileTooLarge`] if `len_bytes` exceeds the limit of this process (`RLIMIT_FSIZE`): the kernel would send
-/// `SIGXFSZ`.
+/// `SIGXFSZ`. `EPERM` if a seal forbids the change.
 pub(super) fn set_len(memfd: BorrowedFd<'_>, len_bytes: u64) -> io::Result<()> {
     check_limit(len_bytes)?;
     Ok(rustix::fs::ftruncate(memfd, len_bytes)?)
@@ -109,7 +151,11 @@ const RESERVE_STEP: u64 = 16 << 20;
 /// The number of bytes, in total, that may be reserved between two checks of the available memory.
 const LOOKED_FOR: u64 = 64 << 20;
 
-/// Checks that `len_bytes` of memory are available, if the requests since the last check add up to [`LOOKED_FOR`] bytes.
+/// Checks that `len_bytes` of memory are available, if the requests since the last check add up to [`LOOKED_FOR`] bytes. A
+/// check reads several files of `/proc` and `/sys`, which small requests should not pay for.
+///
+/// It reserves nothing: another process may take the memory in between. The sum is one per process, and only approximate when
+/// several threads add to it.
 ///
 /// # Errors
 /// [`io::ErrorKind::OutOfMemory`] if they are not available.
@@ -132,10 +178,11 @@ pub(crate) fn reserve(memfd: BorrowedFd<'_>, offset: u64, len_bytes: u64) -> io:
     allocate(memfd, offset, len_bytes)
 }
 
-/// As [`reserve`], without the check of the available memory: the caller has called [`look_for`].
+/// As [`reserve`], without the check of the available memory: the caller has called [`look_for`]. Does not change the length of
+/// the file, or pages that have memory already.
 ///
 /// # Errors
-/// As [`reserve`].
+/// As [`reserve`]. The part before the step that failed keeps its memory.
 pub(crate) fn allocate(memfd: BorrowedFd<'_>, offset: u64, len_bytes: u64) -> io::Result<()> {
     let end = offset.checked_add(len_bytes).ok_or(io::ErrorKind::OutOfMemory)?;
     for start in (offset..end).step_by(usize::try_from(RESERVE_STEP).unwrap_or(usize::MAX)) {
@@ -145,7 +192,8 @@ pub(crate) fn allocate(memfd: BorrowedFd<'_>, offset: u64, len_bytes: u64) -> io
     Ok(())
 }
 
-/// Returns how many bytes of the file have memory: the bytes that were reserved or written.
+/// Returns how many bytes of the file have memory: the bytes that were reserved or written, in whole pages. The memory budget
+/// counts this number (`shm::budget`), and it limits copies of a peer's data.
 pub(crate) fn reserved_bytes(memfd: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(u64::try_from(rustix::fs::fstat(memfd)?.st_blocks).unwrap_or(0) * 512)
 }
@@ -155,7 +203,11 @@ pub(crate) fn is_untouched(memfd: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(rustix::fs::fstat(memfd)?.st_blocks == 0)
 }
 
-/// Writes bytes at the file's `offset`.
+/// Writes all of `bytes` at the file's `offset`. Unlike a store through a mapping, it fails if the system has no memory for a
+/// page.
+///
+/// # Errors
+/// An error of `pwrite(2)`. Some of the bytes may be written then.
 pub(crate) fn write(memfd: BorrowedFd<'_>, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         let written = rustix::io::retry_on_intr(|| rustix::io::pwrite(memfd, bytes, offset))?;
@@ -165,7 +217,9 @@ pub(crate) fn write(memfd: BorrowedFd<'_>, mut offset: u64, mut bytes: &[u8]) ->
     Ok(())
 }
 
-/// Releases the memory of the whole pages in a part of the file. They read as zeros afterwards.
+/// Releases the memory of the whole pages in a part of the file, and zeroes the rest of the part. It reads as zeros afterwards,
+/// in every mapping. Another write there needs a [`reserve`] before it. The caller owns the part: a peer that still uses it
+/// reads zeros.
 pub(crate) fn release(memfd: BorrowedFd<'_>, offset: u64, len_bytes: u64) {
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     // Fails where the file system does not support holes: the memory then stays until the file is closed.
@@ -179,7 +233,12 @@ pub(crate) fn overwrite(memfd: BorrowedFd<'_>, offset: u64, bytes: &[u8]) {
     assert_eq!(written, Ok(bytes.len()));
 }
 
-/// Returns a `T` in its own pages, which are never freed and which the kernel fills with zeros in every copy of this process.
+/// Returns a `T` in its own pages, which are never freed and which the kernel fills with zeros in every copy of this process
+/// (`MADV_WIPEONFORK`). `T` must be valid for zeros and consist of atomics, as any thread may access it: see
+/// [`process_stamp`](super::process_stamp), the only user.
+///
+/// # Errors
+/// `EINVAL` where the kernel has no such pages (Linux before 4.14, some emulators); `ENOMEM`.
 pub(super) fn wiped_on_fork<T: Default>() -> io::Result<*mut T> {
     let len = rustix::param::page_size().max(size_of::<T>());
     let protection = ProtFlags::READ | ProtFlags::WRITE;
@@ -198,13 +257,17 @@ pub(super) fn wiped_on_fork<T: Default>() -> io::Result<*mut T> {
     Ok(page)
 }
 
-/// Sets mode 0600, so that no other user can reopen the file for writing.
+/// Sets mode 0600, so that no other user can reopen the file for writing through `/proc`. Processes of the same user still can.
 pub(crate) fn close_to_other_users(memfd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::fs::fchmod(memfd, Mode::RUSR | Mode::WUSR)?)
 }
 
 /// Returns a read-only descriptor of a memory file, which no other user can reopen for writing. Without `/proc`, returns a
-/// writable duplicate.
+/// writable duplicate. A pool gives it to its workers, which read their tasks from memory that only the parent writes
+/// (`pool/orders.rs`).
+///
+/// # Errors
+/// `EMFILE` or `ENFILE` if there is no descriptor left.
 pub(crate) fn reopen_read_only(memfd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     close_to_other_users(memfd)?;
     let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());
@@ -217,34 +280,61 @@ pub(crate) fn reopen_read_only(memfd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// The access that a [`Mapping`] allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
+    /// Bytes are copied out and atomics loaded, relaxed. The functions that copy in return `None`; a store through a view would
+    /// raise `SIGSEGV`.
     Read,
+    /// Bytes are copied in and out, atomics used in any way.
     Write,
 }
 
 /// A mapped part of a memory file, unmapped on drop: readable and, unless mapped with [`Access::Read`], writable.
+///
+/// Its owner is a handle of this process, such as a `Segment` or the ledger; a forked child inherits the same memory. Offsets
+/// count from the start of the file, not of the mapping. Every access is checked against the mapped range, so an offset may
+/// come from a peer.
+///
+/// [`Mapping::copy_in`] and [`Mapping::copy_out`] are for bytes that only one thread of this program accesses at a time, as a
+/// protocol guarantees (an owned block); a faulty peer can make a copy a mix of old and new bytes. [`Mapping::store`] and
+/// [`Mapping::load`] are for bytes without such a protocol.
 #[derive(Debug)]
 pub(crate) struct Mapping {
+    /// The access with which the kernel mapped the region.
     access: Access,
+    /// The mapped bytes.
     region: Region,
+    /// The file offset of the first mapped byte, a multiple of the page size.
     start: u64,
 }
 
 impl Mapping {
-    /// Maps the bytes from `start` to `end`. Fails if the file is shorter, or could be shortened (see [`inspect`]).
+    /// Maps the bytes from `start` to `end`, to read and write.
+    ///
+    /// # Errors
+    /// `EINVAL` if the range is empty, does not begin at a page or does not end inside the file; otherwise as [`inspect`];
+    /// `ENOMEM` if this process has no address space left; `EACCES` or `EPERM` if the descriptor does not allow the access.
     pub(crate) fn new(memfd: BorrowedFd<'_>, start: u64, end: u64) -> io::Result<Self> {
         Self::with_access(memfd, Access::Write, start, end)
     }
 
-    /// As [`Mapping::new`]. With [`Access::Read`], bytes are only copied out and atomics only loaded, relaxed.
+    /// As [`Mapping::new`]. With [`Access::Read`], bytes are only copied out and atomics only loaded, relaxed: Rust defines no
+    /// stronger atomic access to read-only memory.
+    ///
+    /// # Errors
+    /// As [`Mapping::new`].
     pub(crate) fn with_access(memfd: BorrowedFd<'_>, access: Access, start: u64, end: u64) -> io::Result<Self> {
         Self::map(memfd, access, start, end, MapFlags::SHARED)
     }
 
-    /// As [`Mapping::new`], with page-table entries for all pages: about four times as fast as one fault a page.
+    /// As [`Mapping::new`], with page-table entries for all pages: about four times as fast as one fault a page. For files that
+    /// are used as a whole (`shm::loan`).
+    ///
+    /// # Errors
+    /// As [`Mapping::new`].
     pub(crate) fn with_pages(memfd: BorrowedFd<'_>, start: u64, end: u64) -> io::Result<Self> {
         Self::map(memfd, Access::Write, start, end, MapFlags::SHARED | MapFlags::POPULATE)
     }
 
+    /// Checks the range against the file, and maps it with `flags`, which are `MAP_SHARED` and possibly more.
     fn map(memfd: BorrowedFd<'_>, access: Access, start: u64, end: u64, flags: MapFlags) -> io::Result<Self> {
         let len = end.checked_sub(start).and_then(|len| usize::try_from(len).ok()).filter(|len| *len > 0);
         let len = len.ok_or(Errno::INVAL)?;
@@ -282,6 +372,9 @@ impl Mapping {
     }
 
     /// Returns the `T` at the file's `offset`; `None` if it is not aligned, or not all of it is mapped here.
+    ///
+    /// Any bytes are a valid `T` ([`Shared`]), so nothing is known of the values: the caller checks each before it uses it as
+    /// an offset, length or index.
     #[inline]
     pub(crate) fn view<T: Shared>(&self, offset: u64) -> Option<&T> {
         let at = self.at(offset, size_of::<T>())?.cast::<T>();
@@ -348,7 +441,11 @@ impl Mapping {
         Some((unsafe { word.as_ref() }, before))
     }
 
-    /// Copies `bytes` to the file's `offset`; `None` if not all of that range is mapped here and writable.
+    /// Copies `bytes` to the file's `offset`; `None`, with nothing written, if not all of that range is mapped here and
+    /// writable.
+    ///
+    /// Whole words are stored, parts of words by a compare-and-swap, so neighbouring bytes that another thread writes are not
+    /// lost. Each word is written at once, but not all of them together.
     pub(crate) fn store(&self, offset: u64, mut bytes: &[u8]) -> Option<()> {
         self.at_to_write(offset, bytes.len())?;
         let mut offset = offset;
@@ -372,7 +469,7 @@ impl Mapping {
     }
 
     /// Appends the `len` bytes at the file's `offset` to `out`; `None` if not all of them are mapped here, or if `out` cannot
-    /// grow.
+    /// grow. A write at the same time gives a mix of old and new words.
     pub(crate) fn load(&self, offset: u64, len: usize, out: &mut Vec<u8>) -> Option<()> {
         self.at(offset, len)?;
         out.try_reserve(len).ok()?;

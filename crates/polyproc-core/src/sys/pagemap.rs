@@ -1,4 +1,6 @@
-//! The state of this process's pages (`proc_pid_pagemap(5)`).
+//! The state of this process's pages (`proc_pid_pagemap(5)`): whether a private mapping of a file still shows the file's bytes.
+//!
+//! [`prefault`](super::prefault) asks it before it drops pages of code, `shm/loan.rs` before it lends a borrowed file on.
 
 use std::io;
 use std::ops::Range;
@@ -7,6 +9,10 @@ use rustix::fs::{Mode, OFlags};
 
 /// Returns whether this process has not written to the pages of `bytes` in a private mapping at address `base`: a page that was
 /// written to is no longer a page of the file. Returns false if the kernel does not report it.
+///
+/// `bytes` are offsets from `base`, and must not be empty. Whole pages are compared, so a write beside `bytes` in the same page
+/// gives false. A page without an entry, never accessed or dropped, counts as unchanged. The caller rules out writes during the
+/// call.
 pub(crate) fn is_unchanged(base: usize, bytes: Range<usize>) -> bool {
     /// Bits of an entry: the page is in memory (bit 63) or in swap (bit 62); it is a page of a file (bit 61).
     const THERE: u64 = 3 << 62;

@@ -1,4 +1,12 @@
-//! Process descriptors: waiting, signalling, exit status.
+//! Process descriptors (`pidfd_open(2)`): waiting, signalling, exit status.
+//!
+//! A descriptor refers to one process for good, while an id may pass to another process once the process is reaped. So an id is
+//! used only for an unreaped child of this process, whose id the kernel cannot reuse, and everything else goes through the
+//! descriptor. The one exception is in [`end_group`]. `process/child.rs` keeps the descriptor of each child, and reaps the
+//! child under the lock of its status; `process/server.rs` ends children that have no descriptor.
+//!
+//! Reaping works also where other code of the program takes statuses. These functions wait for no process, except for [`wait`]
+//! and [`end`].
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -10,17 +18,24 @@ use super::status::{ExitStatus, Signal};
 use crate::deadline::Deadline;
 
 /// Opens a pidfd of `pid`, which must be an unreaped child of this process: until it is reaped, no other process gets its id.
+///
+/// # Errors
+/// `ESRCH` if other code of the program has reaped it; `EMFILE`, `ENFILE` or `ENOMEM`; `ENOSYS` before Linux 5.3.
 pub(crate) fn open(pid: u32) -> io::Result<OwnedFd> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
     Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
 }
 
-/// As [`open`], but kills and reaps the process if that fails.
+/// As [`open`], but kills and reaps the process if that fails: a process without a descriptor would not be watched by any
+/// thread.
+///
+/// # Errors
+/// As [`open`].
 pub(crate) fn open_or_end(pid: u32) -> io::Result<OwnedFd> {
     open(pid).inspect_err(|_| end(pid))
 }
 
-/// Kills and reaps `pid`, which must be an unreaped child of this process.
+/// Kills and reaps `pid`, which must be an unreaped child of this process. Blocks until it has ended.
 pub(crate) fn end(pid: u32) {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
     // Both fail only if the process was reaped already, which is what the caller wants.
@@ -28,7 +43,10 @@ pub(crate) fn end(pid: u32) {
     let _ = rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED));
 }
 
-/// Sends a signal. Succeeds without effect if the process has ended.
+/// Sends a signal. Succeeds without effect if the process has ended, also if it was reaped.
+///
+/// # Errors
+/// `EPERM` if the process runs as another user by now; `EINVAL` if there is no such signal.
 pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
     // SAFETY: the call takes numbers and a null pointer, which it allows.
     let sent = unsafe {
@@ -43,7 +61,11 @@ pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<(
 /// Reaps a child and returns its exit status, without blocking. Returns `None` while the child runs.
 ///
 /// If the child was reaped elsewhere (by a `waitpid(-1)` of the program, or because `SIGCHLD` is ignored), returns the status
-/// that the kernel keeps with the pidfd (Linux 6.15 and newer), or else [`ExitStatus::Unknown`].
+/// that the kernel keeps with the pidfd (Linux 6.15 and newer), or else [`ExitStatus::Unknown`]. `None` also for a process that
+/// is no child of this one and runs.
+///
+/// # Errors
+/// An error of `waitid(2)`, for a descriptor that is no pidfd.
 pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
     loop {
         match rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
@@ -64,6 +86,12 @@ pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
 
 /// Kills the remaining processes of the group that the child `pid` led, if the child has ended. Returns false if it has not.
 /// Call this before the child is reaped: until then no other group gets its id.
+///
+/// If other code of the program has reaped the child, the group is killed only if no process has the id now: a group keeps its
+/// id while it has members, so it is still the old one. Otherwise it is left alone.
+///
+/// # Errors
+/// As [`reap`].
 pub(crate) fn end_group(pidfd: BorrowedFd<'_>, pid: u32) -> io::Result<bool> {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(true) };
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
@@ -84,21 +112,25 @@ pub(crate) fn end_group(pidfd: BorrowedFd<'_>, pid: u32) -> io::Result<bool> {
     Ok(has_ended)
 }
 
-/// `struct pidfd_info` of `linux/pidfd.h`, first version.
+/// `struct pidfd_info` of `linux/pidfd.h`, first version. Newer kernels accept it, as its size is part of the request.
 #[repr(C)]
 #[derive(Default)]
 struct PidfdInfo {
+    /// The requested fields; on return, the fields that the kernel has filled in.
     mask: u64,
     cgroup_id: u64,
     ids: [u32; 11],
+    /// The status word of `wait(2)`.
     exit_code: i32,
 }
 const _: () = assert!(size_of::<PidfdInfo>() == 64);
+/// Requests the exit status, which exists once the process was reaped.
 const PIDFD_INFO_EXIT: u64 = 1 << 3;
 /// `_IOWR(0xFF, 11, struct pidfd_info)`
 const PIDFD_GET_INFO: libc::c_ulong = 0xC000_0000 | (64 << 16) | (0xFF << 8) | 11;
 
-/// Returns the exit status that the kernel keeps with the pidfd after the process was reaped.
+/// Returns the exit status that the kernel keeps with the pidfd after the process was reaped; `None` before Linux 6.15, which
+/// refuses the request.
 fn recorded_status(pidfd: BorrowedFd<'_>) -> Option<ExitStatus> {
     let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
     // SAFETY: the request's size field is the size of `PidfdInfo`, which the kernel fills.
@@ -106,7 +138,8 @@ fn recorded_status(pidfd: BorrowedFd<'_>) -> Option<ExitStatus> {
     (got == 0 && info.mask & PIDFD_INFO_EXIT != 0).then(|| ExitStatus::from_wait_status(info.exit_code))
 }
 
-/// Blocks until the process has ended. Returns false if the deadline passes first.
+/// Blocks until the process has ended. Returns false if the deadline passes first. Does not reap: any number of threads may
+/// wait.
 ///
 /// # Errors
 /// [`io::ErrorKind::Interrupted`] if a signal handler ran.

@@ -33,6 +33,8 @@ pub(crate) fn keep_mapped_in_children() {
     }
 }
 
+/// Drops the page-table entries of `pages`, so that children inherit the ones that the rehearsal makes. The pages stay in the
+/// page cache.
 fn drop_entries(pages: &Range<usize>) {
     let start = std::ptr::with_exposed_provenance_mut(pages.start);
     // SAFETY: the pages belong to one loaded segment to which no code writes, and equal the file's (the caller has checked; the

@@ -1,4 +1,5 @@
-//! Niceness and processors of this process, and the memory that a process uses.
+//! Niceness and processors of this process, and the memory that a process uses. A pool's worker sets its own ([`set_nice`],
+//! [`pin`]); the parent reads the memory of its workers for limits and statistics.
 
 use std::io;
 
@@ -26,7 +27,8 @@ pub(crate) fn pin(cpus: &[u32]) -> io::Result<()> {
     Ok(rustix::thread::sched_setaffinity(None, &set)?)
 }
 
-/// Returns the resident memory of a process in bytes, without its shared files. `None` if the process has exited.
+/// Returns the resident memory of a process in bytes, without its shared files: memory files of the engine would count in every
+/// process. `None` if the process has exited, or without `/proc`.
 pub(crate) fn resident_bytes(pid: u32) -> Option<u64> {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let mut pages = statm.split_whitespace().skip(1).map(|field| field.parse::<u64>().ok());
@@ -34,7 +36,8 @@ pub(crate) fn resident_bytes(pid: u32) -> Option<u64> {
     Some(resident.saturating_sub(shared) * rustix::param::page_size() as u64)
 }
 
-/// Returns the peak resident memory of a process in bytes, including shared files. `None` if the process has exited.
+/// Returns the peak resident memory of a process in bytes, including shared files, which the kernel does not count apart.
+/// `None` if the process has exited, or without `/proc`.
 pub(crate) fn peak_bytes(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -51,8 +51,11 @@ const _: () = assert!(size_of::<RobustWord>() == 64);
 /// `struct robust_list_head` of `linux/futex.h`, in the thread's private memory.
 #[repr(C)]
 struct ListHead {
+    /// The first entry: the lock acquired last. An empty list points to itself.
     list: AtomicPtr<u8>,
+    /// The distance from an entry to its futex word, in bytes, negative. libc chose it.
     futex_offset: AtomicPtr<u8>, // a C `long`, never changed
+    /// The entry of the lock that the thread is acquiring or releasing; null for none.
     list_op_pending: AtomicPtr<u8>,
 }
 
@@ -61,16 +64,21 @@ struct ListHead {
 struct Thread {
     /// The id of the thread's process. In a copy of the process the thread has another id.
     process: u32,
+    /// The id of the thread, as in futex words; 0 if it is not known yet.
     tid: u32,
+    /// The registered head. Only this thread and the kernel access it.
     head: *const ListHead,
 }
+/// A thread that has not used the robust list yet.
 const UNKNOWN: Thread = Thread { process: 0, tid: 0, head: ptr::null() };
 
 thread_local! {
+    /// This thread, as of its last [`introduce`].
     static THREAD: Cell<Thread> = const { Cell::new(UNKNOWN) };
 }
 
-/// Returns whether no thread has this id.
+/// Returns whether no thread has this id. False for a living thread, and for one whose id was reused. A waiter calls it rarely,
+/// for the case that the kernel could not mark the word (`robust::Mutex`).
 #[cold]
 pub(crate) fn is_gone(tid: u32) -> bool {
     // SAFETY: the call takes a number and changes nothing. (libc's own function always fails with musl.)
@@ -78,6 +86,8 @@ pub(crate) fn is_gone(tid: u32) -> bool {
     policy == -1 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
 }
 
+/// Asks the kernel for the id of this thread and the head of its list, and caches both. Called at a thread's first lock, and
+/// again in a copy of the process.
 #[cold]
 fn introduce() -> Thread {
     let (mut head, mut len) = (ptr::null::<ListHead>(), 0usize);
@@ -105,7 +115,12 @@ fn register() -> *const ListHead {
     head
 }
 
-/// This thread, as an owner of robust locks. Neither `Send` nor `Sync`.
+/// This thread, as an owner of robust locks. Neither `Send` nor `Sync`. Each lock operation makes one; a guard keeps it until
+/// the release.
+///
+/// The sequence of a lock is `announce`, compare-and-swap of the word, [`Me::link`], [`Me::settle`]; that of a release is
+/// `announce`, [`Me::unlink`], store to the word, `settle`. Locks are released in the reverse order of acquisition. The state
+/// that a death leaves between any two of these steps is in `docs/design/lock.md`, "Mutex".
 #[derive(Clone, Copy)]
 pub(crate) struct Me {
     tid: u32,
@@ -119,11 +134,13 @@ impl fmt::Debug for Me {
     }
 }
 
-/// The first entry of the list before a [`Me::link`].
+/// The first entry of the list before a [`Me::link`]: the next outer lock. The guard keeps it in private memory.
 #[derive(Debug)]
 pub(crate) struct Outer(*mut u8);
 
 impl Me {
+    /// Returns this thread. After the first call in this thread and process it makes no system call, if process ids can be
+    /// cached.
     #[inline]
     pub(crate) fn new() -> Self {
         let mut thread = THREAD.get();
@@ -159,7 +176,7 @@ impl Me {
         compiler_fence(Ordering::SeqCst);
     }
 
-    /// Ends [`Me::announce`].
+    /// Ends [`Me::announce`]. After a release, the word may be unmapped from now on.
     #[inline]
     pub(crate) fn settle(&self) {
         // After the last access to the word. For the kernel, as in `announce`.
@@ -167,7 +184,8 @@ impl Me {
         self.head.list_op_pending.store(ptr::null_mut(), Ordering::Relaxed);
     }
 
-    /// Adds `word`, which this thread has just acquired, to the list.
+    /// Adds `word`, which this thread has just acquired, to the list. It stays mapped at its address until [`Me::unlink`]: the
+    /// kernel follows the address when the thread dies. Returns the value for `unlink`.
     #[inline]
     pub(crate) fn link(&self, word: &RobustWord) -> Outer {
         let outer = self.head.list.load(Ordering::Relaxed);
@@ -183,7 +201,8 @@ impl Me {
         Outer(outer)
     }
 
-    /// Removes the word that was added last from the list.
+    /// Removes the word that was added last from the list, before the word is released. `outer` is the value of its
+    /// [`Me::link`].
     #[inline]
     pub(crate) fn unlink(&self, outer: &Outer) {
         self.head.list.store(outer.0, Ordering::Relaxed);

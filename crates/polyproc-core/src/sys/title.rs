@@ -1,8 +1,12 @@
 //! The command line that `ps` shows: the memory of this process's arguments (`arg_start` of `proc_pid_stat(5)`).
+//!
+//! The zygote shows another one, so that tools which search for processes do not take it for a process of the user. A child
+//! restores the original when it has its order (`process/enter.rs`).
 
 use std::sync::OnceLock;
 
-/// The address of the arguments, and their bytes before [`set`].
+/// The address of the arguments, and their bytes before [`set`]. Empty if neither this process nor its original has changed its
+/// title.
 static ORIGINAL: OnceLock<(usize, Vec<u8>)> = OnceLock::new();
 
 /// Shows `title` instead of this process's arguments, until [`restore`]. Does nothing without `/proc`, or if `title` does not
@@ -29,7 +33,8 @@ pub(crate) fn restore() {
     }
 }
 
-/// Returns the address of the first byte of the arguments, and the address after the last.
+/// Returns the address of the first byte of the arguments, and the address after the last; `None` without `/proc`, or if the
+/// kernel hides the addresses, which it then reports as 0.
 fn place() -> Option<(usize, usize)> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
     let (_, after_name) = stat.rsplit_once(')')?;

@@ -1,4 +1,13 @@
 //! Waiting on descriptors: `poll(2)` for a few, `epoll(7)` for a changing set, `eventfd(2)` to wake a thread.
+//!
+//! | item | users |
+//! |---|---|
+//! | [`is_readable`], [`is_writable`], [`readable`] | waits for a process, a message, a connection, an answer of the zygote |
+//! | [`Poller`] | the threads that the engine owns: supervisor, a pool's thread, the reactor |
+//! | [`EventFd`] | bells of these threads; of a pool's parent, rung by workers; of a listener |
+//!
+//! Each wait takes a [`Deadline`]. The functions of the first row run in threads of the user: they return when a signal handler
+//! ran, so that a face can serve the signal and repeat the call. Threads of the engine have all signals blocked.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -10,10 +19,12 @@ use rustix::io::Errno;
 use super::signal;
 use crate::deadline::Deadline;
 
-/// Blocks until `fd` is readable or closed by its peer. Returns false if the deadline passes first.
+/// Blocks until `fd` is readable or closed by its peer. Returns false if the deadline passes first. With [`Deadline::PASSED`],
+/// checks once without blocking.
 ///
 /// # Errors
-/// [`io::ErrorKind::Interrupted`] if a signal handler ran.
+/// [`io::ErrorKind::Interrupted`] if a signal handler ran, or may run when this thread returns from the engine
+/// ([`signal::set_handlers_run_later`]).
 pub(crate) fn is_readable(fd: BorrowedFd<'_>, deadline: Deadline) -> io::Result<bool> {
     Ok(!readable(&[fd], deadline)?.is_empty())
 }
@@ -23,10 +34,12 @@ pub(crate) fn is_writable(fd: BorrowedFd<'_>, deadline: Deadline) -> io::Result<
     poll(&mut [PollFd::new(&fd, PollFlags::OUT)], deadline)
 }
 
-/// Blocks until some of `fds` are readable or closed by their peer. Returns their positions: none if the deadline passes first.
+/// Blocks until some of `fds` are readable or closed by their peer. Returns their positions in `fds`, in order: none if the
+/// deadline passes first. A closed or invalid descriptor counts as readable, so that the caller's next call on it reports the
+/// error.
 ///
 /// # Errors
-/// [`io::ErrorKind::Interrupted`] if a signal handler ran.
+/// As [`is_readable`].
 pub(crate) fn readable<Fd: AsFd>(fds: &[Fd], deadline: Deadline) -> io::Result<Vec<usize>> {
     let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
     poll(&mut polled, deadline)?;
@@ -34,7 +47,7 @@ pub(crate) fn readable<Fd: AsFd>(fds: &[Fd], deadline: Deadline) -> io::Result<V
 }
 
 /// Calls `poll(2)`. Returns false if the deadline passes first. If signal handlers run later, [`signal::recheck_interval`]
-/// bounds the wait.
+/// bounds the wait, and its end counts as an interruption.
 fn poll(polled: &mut [PollFd<'_>], deadline: Deadline) -> io::Result<bool> {
     let comes_back = deadline != Deadline::PASSED && signal::comes_back();
     let until = if comes_back { deadline.or_sooner(signal::recheck_interval()) } else { deadline };
@@ -47,23 +60,37 @@ fn poll(polled: &mut [PollFd<'_>], deadline: Deadline) -> io::Result<bool> {
     }
 }
 
-/// A changing set of descriptors, each with a key. A descriptor leaves the set when it is closed.
+/// A changing set of descriptors, each with a key. A descriptor leaves the set when its last copy is closed, also a copy in
+/// another process: descriptors that may have copies are removed ([`Poller::remove`]).
+///
+/// Any thread may add and remove; one thread waits. A copy of the process must not use the set, which belongs to the original.
 #[derive(Debug)]
 pub(crate) struct Poller {
     epoll: OwnedFd,
 }
 
 impl Poller {
+    /// Creates an empty set.
+    ///
+    /// # Errors
+    /// `EMFILE`, `ENFILE` or `ENOMEM`.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)? })
     }
 
     /// Adds `fd`, to report `key` as long as it is readable.
+    ///
+    /// # Errors
+    /// `EPERM` for a file that cannot be polled, `EEXIST` if it is in the set, `ENOMEM` or `ENOSPC`.
     pub(crate) fn add(&self, fd: impl AsFd, key: u64) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(key), epoll::EventFlags::IN)?)
     }
 
-    /// Adds `fd`, to report `key` once, the first time that it is readable.
+    /// Adds `fd`, to report `key` once, the first time that it is readable. It stays in the set, silently, until it is removed
+    /// or closed.
+    ///
+    /// # Errors
+    /// As [`Poller::add`].
     pub(crate) fn add_once(&self, fd: impl AsFd, key: u64) -> io::Result<()> {
         let flags = epoll::EventFlags::IN | epoll::EventFlags::ONESHOT;
         Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(key), flags)?)
@@ -75,8 +102,12 @@ impl Poller {
         let _ = epoll::delete(&self.epoll, fd);
     }
 
-    /// Blocks until a descriptor is readable. Replaces `keys` by the keys of the readable ones: none if the deadline passed
-    /// first, or if a signal handler ran.
+    /// Blocks until a descriptor is readable. Replaces `keys` by the keys of the readable ones, at most 64: none if the
+    /// deadline passed first, or if a signal handler ran. A key may be reported after its descriptor was removed by another
+    /// thread.
+    ///
+    /// # Errors
+    /// `EBADF` or `EINVAL` if the program has closed the descriptor of the set.
     pub(crate) fn wait(&self, keys: &mut Vec<u64>, deadline: Deadline) -> io::Result<()> {
         keys.clear();
         let mut events = Vec::with_capacity(64);
@@ -89,23 +120,30 @@ impl Poller {
     }
 }
 
-/// A counter with a descriptor, by which one thread wakes another that polls it (`eventfd(2)`).
+/// A counter with a descriptor, by which one thread wakes another that polls it (`eventfd(2)`), also across processes. Readable
+/// from a [`EventFd::ring`] to the next [`EventFd::answer`]; rings in between count as one.
 #[derive(Debug)]
 pub(crate) struct EventFd {
     eventfd: OwnedFd,
 }
 
 impl EventFd {
+    /// Creates a silent bell, non-blocking and close-on-exec.
+    ///
+    /// # Errors
+    /// `EMFILE`, `ENFILE` or `ENOMEM`.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self { eventfd: rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)? })
     }
 
+    /// Makes the descriptor readable. Never blocks.
     pub(crate) fn ring(&self) {
         // Fails only if 2^64 - 2 rings are unanswered, in which case the descriptor is readable anyway.
         let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
     }
 
-    /// Clears the rings so far, so that the descriptor is no longer readable.
+    /// Clears the rings so far, so that the descriptor is no longer readable. Called before the thread looks for work, so that
+    /// a ring after that wakes it again.
     pub(crate) fn answer(&self) {
         // EAGAIN: there was no ring.
         let _ = rustix::io::read(&self.eventfd, &mut [0u8; 8]);

@@ -3,11 +3,19 @@
 //! | item | bytes |
 //! |---|---|
 //! | `u8`, `u32`, `u64` | 1, 4, 8, little-endian |
-//! | `bytes`, `text` | a `u32` length in bytes, then the bytes |
+//! | `flag` | 1: 0 or 1 |
+//! | `bytes`, `text` | a `u32` length in bytes, then the bytes; `text` is UTF-8 |
+//! | `list` | a `u32` count, then the items |
+//! | `rest` | all bytes to the end of the message, without a length |
 //!
-//! Reading never panics: a truncated or malformed message is a [`WireError`].
+//! Items have no tags and no version: sender and receiver are of one build, and read in the order in which they write. Used for
+//! orders, outcomes, the zygote's protocol and a pool's messages; the values of users have the encodings of the faces.
+//!
+//! Reading never panics: a truncated or malformed message is a [`WireError`]. It allocates no more than a small multiple of the
+//! message's length, whatever lengths and counts the message states.
 
-/// A message is truncated, or a field has an invalid value.
+/// A message is truncated, or a field has an invalid value. Its receiver cannot continue to read the message. As an
+/// [`std::io::Error`] it is `InvalidData`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a message between polyproc's processes is truncated or malformed")]
 pub(crate) struct WireError;
@@ -18,11 +26,12 @@ impl From<WireError> for std::io::Error {
     }
 }
 
-/// Writes a message.
+/// A message that is being written. `Writer::default()` is empty; the message is complete at [`Writer::into_bytes`].
 #[derive(Debug, Default)]
 pub(crate) struct Writer(Vec<u8>);
 
 impl Writer {
+    /// Writes one byte. A flag is written as 0 or 1.
     pub(crate) fn u8(&mut self, value: u8) {
         self.0.push(value);
     }
@@ -49,12 +58,13 @@ impl Writer {
         self.0.extend(bytes);
     }
 
+    /// Returns the message.
     pub(crate) fn into_bytes(self) -> Vec<u8> {
         self.0
     }
 }
 
-/// Reads a message in the order in which it was written.
+/// Reads a message in the order in which it was written: the bytes that are left. After an error, the position is unspecified.
 #[derive(Debug)]
 pub(crate) struct Reader<'a>(&'a [u8]);
 
@@ -63,12 +73,14 @@ impl<'a> Reader<'a> {
         Self(bytes)
     }
 
+    /// Takes the next `len` bytes.
     fn take(&mut self, len: usize) -> Result<&'a [u8], WireError> {
         let (taken, left) = self.0.split_at_checked(len).ok_or(WireError)?;
         self.0 = left;
         Ok(taken)
     }
 
+    /// Takes the next `N` bytes.
     fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
         self.take(N)?.try_into().map_err(|_| WireError)
     }
@@ -85,6 +97,7 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
+    /// Reads a byte that must be 0 or 1.
     pub(crate) fn flag(&mut self) -> Result<bool, WireError> {
         match self.u8()? {
             0 => Ok(false),
@@ -93,16 +106,19 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Reads a length and that number of bytes, which are borrowed from the message.
     pub(crate) fn bytes(&mut self) -> Result<&'a [u8], WireError> {
         let len = self.u32()?;
         self.take(len as usize)
     }
 
+    /// Reads bytes that must be UTF-8.
     pub(crate) fn text(&mut self) -> Result<String, WireError> {
         String::from_utf8(self.bytes()?.to_vec()).map_err(|_| WireError)
     }
 
-    /// Reads a `u32` count, then that number of items.
+    /// Reads a `u32` count, then that number of items by `item`. Stops at the first error. `item` must take at least one byte,
+    /// so that a message with a false count ends early.
     pub(crate) fn list<T>(
         &mut self,
         mut item: impl FnMut(&mut Self) -> Result<T, WireError>,

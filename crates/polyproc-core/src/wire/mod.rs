@@ -1,4 +1,5 @@
-//! [`Payload`], the unit of data that one process sends to another, and the encoding of the engine's own messages.
+//! [`Payload`], the unit of data that one process sends to another, and the encoding of the engine's own messages. Pure data:
+//! no descriptor is used here, and no clock.
 
 mod encoding;
 mod payload;

@@ -1,11 +1,15 @@
 //! [`Payload`]: bytes and descriptors that travel together. [`Input`]: the input of a function call in another process.
+//!
+//! The faces define the meaning of the bytes; the engine only moves them. Descriptors are owned: dropping a value closes them,
+//! so a message that is not delivered leaks none.
 
 use std::any::Any;
 use std::cell::OnceCell;
 use std::fmt;
 use std::os::fd::OwnedFd;
 
-/// Data that one process sends to another: bytes in the encoding of a face, and the descriptors that the bytes refer to.
+/// Data that one process sends to another: bytes in the encoding of a face, and the descriptors that the bytes refer to. A face
+/// refers to a descriptor by its index.
 #[derive(Debug, Default)]
 pub struct Payload {
     /// The encoded value.
@@ -20,25 +24,29 @@ impl From<Vec<u8>> for Payload {
     }
 }
 
-/// The input of a function call in another process.
+/// The input of a function call in another process. Made for one call of [`Handler::handle`](crate::process::Handler::handle).
 #[derive(Debug)]
 pub struct Input<'a> {
     /// The encoded argument.
     pub bytes: &'a [u8],
     /// The descriptors that the argument refers to.
     pub fds: Vec<OwnedFd>,
-    /// The data that related calls share.
+    /// The data that related calls share; empty for a function without a context.
     pub context: &'a Context,
 }
 
-/// Data that many calls share: sent to each process once, and decoded there once.
+/// Data that many calls share: sent to each process once, and decoded there once. A worker keeps it with the function, and
+/// decodes it at the first item. It stays in one thread.
 #[derive(Default)]
 pub struct Context {
+    /// The encoded value, kept for a later attempt if decoding fails.
     bytes: Vec<u8>,
+    /// The decoded value, of the type of the first successful attempt.
     decoded: OnceCell<Box<dyn Any>>,
 }
 
 impl Context {
+    /// Creates a context that is not decoded yet.
     pub(crate) fn new(bytes: Vec<u8>) -> Self {
         Self { bytes, decoded: OnceCell::new() }
     }
@@ -63,7 +71,7 @@ impl fmt::Debug for Context {
     }
 }
 
-/// How a call ended, apart from panics.
+/// How a call ended, apart from panics. It decides how the bytes of the output are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// The function returned; its result was encoded.

@@ -1,22 +1,19 @@
 //! Figures of the sources: size, documentation, memory orders.
 
-use super::{code, crates, sources};
+use super::{code, crates, sources, without_tests};
 
-/// The part of `text` before its inline tests.
-fn without_tests(text: &str) -> &str {
-    text.find("#[cfg(test)]\nmod tests {").map_or(text, |end| &text[..end])
-}
-
-/// The lines of a file that use a stronger ordering than relaxed, and whether a comment on the line, or at most four lines above it,
-/// names the partner.
+/// The lines of a file that use a stronger ordering than relaxed, and whether a comment on the line, or at most six lines above it,
+/// names the partner, which may be the kernel.
 pub(crate) fn orderings(text: &str) -> Vec<(usize, bool)> {
     let lines: Vec<_> = without_tests(text).lines().collect();
     let is_strong = |line: &str| {
         let code = line.split("//").next().unwrap_or_default();
         ["Acquire", "Release", "AcqRel", "SeqCst"].iter().any(|order| code.contains(&format!("Ordering::{order}")))
     };
-    let names_partner =
-        |at: usize| lines[at.saturating_sub(4)..=at].iter().any(|line| line.to_lowercase().contains("pairs with"));
+    let names_partner = |at: usize| {
+        let comments = lines[at.saturating_sub(6)..=at].join(" ").to_lowercase();
+        ["pairs with", "pair with", "for the kernel"].iter().any(|words| comments.contains(words))
+    };
     (0..lines.len()).filter(|at| is_strong(lines[*at])).map(|at| (at + 1, names_partner(at))).collect()
 }
 
@@ -25,6 +22,17 @@ fn quantile(values: &[usize], share: f64) -> usize {
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank")]
     let rank = (values.len() as f64 * share) as usize;
     values[rank.min(values.len() - 1)]
+}
+
+#[test]
+fn orderings_name_their_partner() {
+    let mut silent = Vec::new();
+    for (path, text) in sources(&crates().join("polyproc-core/src")) {
+        let is_model = path.starts_with("models/") || path.ends_with("model.rs");
+        let lines = orderings(&text).into_iter().filter(|(_, is_named)| !is_named && !is_model);
+        silent.extend(lines.map(|(line, _)| format!("{path}:{line}")));
+    }
+    assert!(silent.is_empty(), "with what do these pair? {silent:#?}");
 }
 
 #[test]
