@@ -261,20 +261,15 @@ pub(crate) fn encode_to<T: Serialize + 'static>(
 
 /// Returns the encoded value. `what` names it in the error, as "the argument" or "the result".
 pub(crate) fn encode<T: Serialize + 'static>(what: &str, value: &T) -> Result<Payload, CodecError> {
-    let mut head = Vec::new();
-    let fds = encode_to(what, value, &mut head)?;
-    Ok(Payload { bytes: head, fds })
+    let mut bytes = Vec::new();
+    let fds = encode_to(what, value, &mut bytes)?;
+    Ok(Payload { bytes, fds })
 }
 
 /// Encodes bytes as postcard does, but copies them at once: serde visits each byte of a `Vec<u8>`.
 fn encode_bytes(value: &[u8], out: &mut Vec<u8>) {
     out.reserve(value.len() + 10); // the length has at most 10 bytes
-    let mut len = value.len();
-    while len >= 0x80 {
-        out.push(len.to_le_bytes()[0] | 0x80);
-        len >>= 7;
-    }
-    out.push(len.to_le_bytes()[0]);
+    postcard::serialize_with_flavor(&value.len(), Buffer(out)).expect("a length can be encoded");
     out.extend_from_slice(value);
 }
 

@@ -37,14 +37,14 @@ fn trace_level() -> u8 {
 }
 
 /// With the feature `log` or `tracing`: logs, once, that processes start more slowly as the system refuses the fork server.
-pub(crate) fn tell_of_refused_forkserver() {
+pub(crate) fn report_refused_forkserver() {
     #[cfg(any(feature = "log", feature = "tracing"))]
     {
-        static TOLD: std::sync::Once = std::sync::Once::new();
+        static REPORTED: std::sync::Once = std::sync::Once::new();
         const TEXT: &str = "the system does not let the fork server create processes (clone3 and clone are refused, or /proc \
                             is not mounted): each process executes the program instead, which is slower";
         if polyproc_core::process::is_forkserver_refused() {
-            TOLD.call_once(|| {
+            REPORTED.call_once(|| {
                 #[cfg(feature = "log")]
                 log::warn!("{TEXT}");
                 #[cfg(feature = "tracing")]

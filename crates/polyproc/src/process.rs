@@ -207,7 +207,7 @@ impl<R> Process<'_, R> {
     /// [`StartError`], whose variants name the causes. No process was started then.
     pub fn start(self) -> Result<Child<R>, StartError> {
         let core = core::start(self.settings, self.job?)?;
-        crate::forward::tell_of_refused_forkserver();
+        crate::forward::report_refused_forkserver();
         Ok(Child { core, result: PhantomData })
     }
 }

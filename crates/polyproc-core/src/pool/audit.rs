@@ -49,7 +49,7 @@ impl Driver {
         let is_living = |number| inner.workers.iter().flatten().any(|worker| u64::from(worker.number) + 1 == number);
         self.board.lookers().retain(is_living);
         for (position, slot, id) in inner.out() {
-            if !self.is_run_by_anybody(inner, id, position) && self.is_lost(inner, id, slot, position) {
+            if !self.is_run(inner, id, position) && self.is_lost(inner, id, slot, position) {
                 self.board.table().clear(slot);
                 self.lay_again(inner, id, slot);
             }
@@ -72,7 +72,7 @@ impl Driver {
     ///
     /// A worker may claim so falsely, which only keeps its own task from others; `audit_worker` finds it if it stays
     /// silent.
-    fn is_run_by_anybody(&self, inner: &Inner, id: TaskId, position: u64) -> bool {
+    fn is_run(&self, inner: &Inner, id: TaskId, position: u64) -> bool {
         inner.workers.iter().flatten().any(|worker| {
             // Pairs with the Release in `declare`. Only the word is used.
             let current = worker.stream.state().current.load(Ordering::Acquire);
@@ -80,7 +80,7 @@ impl Driver {
         })
     }
 
-    /// Returns whether a task that no worker runs is one that no worker can claim, either.
+    /// Returns whether no worker can claim a task that no worker runs.
     ///
     /// Withdraws a task that is queued but unreachable, so that no worker claims it meanwhile. Kills a worker that is
     /// stopped before it begins the task; then the task is not lost, as the death returns it.

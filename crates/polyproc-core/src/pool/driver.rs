@@ -660,7 +660,7 @@ impl Driver {
                         self.handle(inner, SchedulerEvent::Ended(id));
                     } else if stop != Stop::GivenUp {
                         let cause = if stop == Stop::TimedOut { Cause::TimedOut } else { Cause::Cancelled };
-                        is_left |= !self.doom_holder(inner, id, cause);
+                        is_left |= !self.revoke_holder(inner, id, cause);
                     }
                 }
             }
@@ -674,7 +674,7 @@ impl Driver {
     /// false if the caller must try again.
     ///
     /// A claim that the parent cannot relate to a living worker is left to the audit.
-    fn doom_holder(&self, inner: &mut Inner, id: TaskId, cause: Cause) -> bool {
+    fn revoke_holder(&self, inner: &mut Inner, id: TaskId, cause: Cause) -> bool {
         self.read_holder(inner, id); // results that it has written count
         let Some(task) = inner.tasks.get_mut(id.0) else { return true };
         let TaskPlace::Out { slot, position, .. } = task.at else { return false };
@@ -828,12 +828,12 @@ impl Inner {
         if state.is_abandoned {
             state.ends = call::Ends::default();
         }
-        self.tell_waiters(call);
+        self.wake_waiters(call);
         self.settle(call);
     }
 
     /// Wakes the threads that wait for this call's results.
-    fn tell_waiters(&mut self, call: usize) {
+    fn wake_waiters(&mut self, call: usize) {
         if let Some(state) = self.calls.get_mut(call).filter(|state| !state.followers.is_empty()) {
             self.notifications.unpark(state);
         }
@@ -876,7 +876,7 @@ impl Inner {
         if let Some(state) = self.calls.get_mut(call) {
             state.is_sealed = true;
             if state.is_over() {
-                self.tell_waiters(call); // they may wait for a further result
+                self.wake_waiters(call); // they may wait for a further result
             }
             self.settle(call);
         }

@@ -102,7 +102,7 @@ impl Driver {
                 out.sort_unstable();
                 for (position, slot, id) in out.into_iter().rev() {
                     if self.board.table().withdraw(slot, position) {
-                        self.take_off(inner, id, 0);
+                        self.take_off(inner, id);
                         inner.scheduler.on(SchedulerEvent::Withdrawn(id), &mut Vec::new());
                     }
                 }
@@ -154,8 +154,8 @@ impl Driver {
             if worker.child.signal(Signal::TERMINATE).is_ok() {
                 return;
             }
-            // This process may not signal the worker, since it has given up its privileges. An idle worker retires; one that
-            // runs a task detects that its channel is closed.
+            // This process may not signal the worker, since it has given up its privileges. An idle worker retires; a
+            // busy worker detects that its channel is closed.
             worker.child.channel().shut_down();
         }
         // Pairs with the Acquire in `is_to_retire`. A waiter sees it after `wake_generation`.
@@ -271,7 +271,7 @@ impl Driver {
         }
     }
 
-    /// Takes a task that no worker holds off the board, without the items that have ended and `skip` further ones.
+    /// Takes a task that no worker holds off the board, without the items that have ended.
     ///
     /// The task waits with the rest of its argument. The scheduler is informed by the caller. Does nothing if the task
     /// is not out.
@@ -279,16 +279,15 @@ impl Driver {
     /// If the argument cannot be read back, for lack of memory, the task has no bytes, and its items fail in the
     /// worker.
     ///
-    /// `skip` items are neither run nor ended here: the caller accounts for them. The copy is needed, since the block
-    /// is reused at once.
-    pub(super) fn take_off(&self, inner: &mut Inner, id: TaskId, skip: u32) {
+    /// The copy is needed, since the block is reused at once.
+    pub(super) fn take_off(&self, inner: &mut Inner, id: TaskId) {
         let Some(task) = inner.tasks.get_mut(id.0) else { return };
         let TaskPlace::Out { slot, block, len, from, .. } = task.at else { return };
         let mut bytes = Vec::new();
         if let Ok(order) = self.orders.read(slot) {
             let _ = self.orders.read_argument(slot, &order, &mut bytes); // fails only for lack of memory: the items fail then
             let mut rest = &bytes[..];
-            for _ in from..task.done + skip {
+            for _ in from..task.done {
                 let _ = next_item(&mut rest);
             }
             bytes = rest.to_vec();

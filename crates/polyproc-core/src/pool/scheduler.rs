@@ -20,8 +20,8 @@
 //! Besides its own state the scheduler knows nothing of a task but its id, priority and permitted retries. Items,
 //! arguments, slots and positions are the parent's.
 //!
-//! *Urgent tasks.* Workers claim tasks in the order of publication. If a waiting task is more urgent than one that is
-//! out, the scheduler asks the parent to take the less urgent ones back ([`Action::MakeWay`]), and publishes in the
+//! *Urgent tasks.* Workers claim tasks in the order of publication. If a waiting task is more urgent than a published
+//! task, the scheduler asks the parent to take the less urgent ones back ([`Action::MakeWay`]), and publishes in the
 //! right order after that.
 //!
 //! *Lack of memory.* When the parent reports [`SchedulerEvent::Full`], nothing is published until a task ends or

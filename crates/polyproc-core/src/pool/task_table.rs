@@ -30,8 +30,8 @@ use crate::sys::shared::{Shared, shared};
 
 /// Maximum number of tasks that are out.
 pub(super) const SLOTS: u32 = 1024;
-/// Places in the ring of slot numbers. With as many spare places as slots, at most one task is moved to a new place for each
-/// one that is published, on average.
+/// Places in the ring of slot numbers. With as many spare places as slots, publishing a task moves at most one other to a new
+/// place, on average.
 const PLACES: u32 = 2 * SLOTS;
 /// Offset of the ring of slot numbers.
 const RING: u64 = 4096;

@@ -77,7 +77,7 @@ const UNBEGUN_DEATHS: u32 = 3;
 const MESSAGES_AT_ONCE: usize = 64;
 /// More messages than fit in a channel.
 pub(super) const CHANNEL_MESSAGES: usize = 1024;
-/// Maximum time that items wait behind one that takes long while other workers are idle.
+/// Maximum time that items wait behind a long item while other workers are idle.
 ///
 /// Also the pause between two checks of [`Timer::LookAfter`].
 pub(super) const STEAL_PERIOD: Duration = Duration::from_millis(1);
@@ -724,7 +724,7 @@ impl Driver {
         position: u64,
         worker: &WorkerHandle,
     ) -> Option<(TaskId, Held)> {
-        self.take_off(inner, id, 0);
+        self.take_off(inner, id);
         let task = inner.tasks.get_mut(id.0)?;
         let revocation = worker
             .revocation

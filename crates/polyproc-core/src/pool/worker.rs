@@ -297,7 +297,7 @@ struct WorkerLoop {
     /// Blocks of large results that the parent has not returned, by offset.
     lent: HashMap<u64, Extent>,
     /// Results were written since the parent was last notified.
-    untold: bool,
+    is_unannounced: bool,
     /// Monotonic nanoseconds. When the worker last became busy.
     busy_since: u64,
     /// The buffer for the argument of the running task; empty between tasks except for its capacity.
@@ -334,7 +334,7 @@ impl WorkerLoop {
             last: None,
             blocks: Blocks::new(result_ring::FIRST_BLOCK),
             lent: HashMap::new(),
-            untold: false,
+            is_unannounced: false,
             busy_since: clock::monotonic_nanos(),
             argument: Vec::new(),
             out: Payload::default(),
@@ -446,10 +446,10 @@ impl WorkerLoop {
     /// Notifies the parent of new results, unless it does not want to be woken yet.
     ///
     /// Results are announced if `at_once`, if few tasks are left on the table, or if more than half of the ring is
-    /// unread; see [`ASLEEP_UNTIL_LOW`](super::doorbell::ASLEEP_UNTIL_LOW). Otherwise they stay marked in `untold`, and
+    /// unread; see [`ASLEEP_UNTIL_LOW`](super::doorbell::ASLEEP_UNTIL_LOW). Otherwise they stay marked in `is_unannounced`, and
     /// a later call announces them.
     fn notify(&mut self, at_once: bool) {
-        if !self.untold {
+        if !self.is_unannounced {
             return;
         }
         let is_low = || {
@@ -457,7 +457,7 @@ impl WorkerLoop {
                 || self.board.table().waiting() <= self.board.low_water().load(Ordering::Relaxed)
                 || self.stream.unread() > RING_LEN / 2
         };
-        self.untold = !self.board.doorbell().ring(is_low, || self.bell.ring());
+        self.is_unannounced = !self.board.doorbell().ring(is_low, || self.bell.ring());
         crash::point(Step::ParentTold);
     }
 
@@ -543,7 +543,7 @@ impl WorkerLoop {
         if let Some(left) = &mut self.left {
             *left = left.saturating_sub(ran);
         }
-        self.untold = true;
+        self.is_unannounced = true;
         if argument.capacity() <= KEPT {
             self.argument = argument;
         }

@@ -254,7 +254,7 @@ impl WorkerHandle {
         true
     }
 
-    /// Returns whether so many descriptors wait for their results that no further messages are read from the worker.
+    /// Returns whether the worker's messages stay unread, because too many descriptors wait for their results.
     ///
     /// So a faulty worker cannot fill the parent's descriptor table.
     pub(super) fn has_many_fds(&self) -> bool {

@@ -270,9 +270,9 @@ impl Child {
     /// [`StartMethod::Fork`], which sends no order.
     #[must_use]
     pub fn took_its_order(&self) -> bool {
-        let is_untold =
+        let is_unread =
             self.shared.was_closed.load(Ordering::Relaxed) || fd::has_peer_left_unread(self.shared.channel.as_fd());
-        self.shared.method == StartMethod::Fork || !is_untold
+        self.shared.method == StartMethod::Fork || !is_unread
     }
 
     /// Returns all bytes written so far to standard output (1) or standard error (2); `None` if that stream is not captured.

@@ -78,7 +78,7 @@ pub fn current() -> Current {
     crate::sys::leaked(set).cloned().unwrap_or_else(Current::main)
 }
 
-/// Sets the identity that the parent assigned to this process. Replaces the one that a clone or copy has from its original.
+/// Sets the identity that the parent assigned to this process. Replaces the identity of the process that this one was copied from.
 pub(crate) fn set_current(current: Current) {
     // Release pairs with the Acquire in `current`.
     CURRENT.store(Box::leak(Box::new(current)), Ordering::Release);

@@ -16,7 +16,7 @@
 //! 7. Apply the parent's bounds, last, since a lower limit on descriptors could make the steps before it fail.
 //! 8. Resolve and call the function, report its outcome, end.
 //!
-//! A failed system call in steps 1 to 5, or one that moves a descriptor of step 6, makes the process exit with 70 and no
+//! A system call that fails in steps 1 to 5, or while a descriptor of step 6 is moved, makes the process exit with 70 and no
 //! report; a bond that cannot be made, with 0. Later failures are reported as [`Outcome::Refused`] with the reason. The parent
 //! is trusted: the order names code to run. A process without a bond notices the death of its parent only when it sends its
 //! report.
@@ -41,7 +41,7 @@ use crate::wire::WireError;
 use crate::wire::{Input, Payload, Verdict};
 
 /// Runs a process that was executed or cloned: receives its order over `channel`, carries it out, reports and exits. Exits with
-/// 0 if the parent closes the channel without an order, or if this process is to be bound to a parent that has ended.
+/// 0 if the parent closes the channel without an order, or if the parent to which this process must be bound has ended.
 ///
 /// # Errors
 /// When the order is malformed or a system call of the set-up failed. The caller exits with 70.
@@ -108,7 +108,7 @@ pub(super) struct ForkedOrder<'a> {
     pub(super) env: EnvDelta,
     /// The absolute path of the working directory; `None` to stay in the inherited one.
     pub(super) current_dir: Option<&'a OsStr>,
-    /// The new standard streams; `None` for one that stays as it is.
+    /// The new standard streams; `None` for an unchanged stream.
     pub(super) stdio: [Option<OwnedFd>; 3],
     /// The function to run.
     pub(super) job: Closure<'a>,

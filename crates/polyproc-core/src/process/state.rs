@@ -1,4 +1,4 @@
-//! The state of this process as one that starts others.
+//! The state with which this process starts others.
 //!
 //! Created at the first start, again in a copy of the process, and never destroyed. [`start`](mod@super::start) uses all of it,
 //! [`forkserver`](super::forkserver) and [`exit`](super::exit) their parts.
@@ -10,7 +10,7 @@ use crate::prim::{AtomicBool, AtomicU64, Ordering};
 use crate::sys::parent_death::ParentDeathPipe;
 use crate::sys::per_process::PerProcess;
 
-/// The state of this process as one that starts others.
+/// The state with which this process starts others.
 #[derive(Debug)]
 pub(crate) struct ProcessState {
     /// The number of processes that were given a number, including those whose start failed.

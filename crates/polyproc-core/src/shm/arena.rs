@@ -376,8 +376,8 @@ impl<'a> Arena<'a> {
             self.segment.settle_quietly();
         }
         // If a process has already found that the lock's owner is stopped, do not wait again to find out.
-        let stands_still = self.header.unlisted.load(Ordering::Relaxed) != 0;
-        match if stands_still { Err(MemoryError::Busy) } else { self.lock(Deadline::PASSED) } {
+        let is_stopped = self.header.unlisted.load(Ordering::Relaxed) != 0;
+        match if is_stopped { Err(MemoryError::Busy) } else { self.lock(Deadline::PASSED) } {
             Ok(_guard) => self.free_locked(block),
             // Do not wait for a stopped process: the block is marked free, and the next owner of the lock lists it.
             Err(MemoryError::Busy) => {

@@ -46,7 +46,7 @@ impl SharedMemory {
         if len == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "shared memory must have at least one byte"));
         }
-        memory::look_for(len as u64)?; // before the file gets its length
+        memory::check_available(len as u64)?; // before the file gets its length
         let memfd = memory::create(c"polyproc-memory", len as u64)?;
         memory::allocate(memfd.as_fd(), 0, len as u64)?;
         Self::map(memfd, Some(PrivateBytes::new(len as u64)))

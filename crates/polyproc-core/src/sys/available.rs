@@ -2,7 +2,7 @@
 //!
 //! Memory files count against the machine and the group like private memory. When memory runs out, the kernel kills processes
 //! before a reservation by `fallocate(2)` fails. So the engine asks before large reservations ([`check`], called by
-//! `memory::look_for`), and the memory budget takes its default limit from here ([`total`], called by `shm::budget`).
+//! `memory::check_available`), and the memory budget takes its default limit from here ([`total`], called by `shm::budget`).
 //!
 //! All values are read from `/proc` and `/sys` at each call, as they change. A value that cannot be read counts as unlimited:
 //! the engine then works without the check. Nothing is reserved; other processes may take the memory at any time. Swap is not

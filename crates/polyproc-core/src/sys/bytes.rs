@@ -52,7 +52,7 @@ impl UnsealedBytes {
     /// [`io::ErrorKind::OutOfMemory`] or [`io::ErrorKind::StorageFull`] if the system has no memory for them,
     /// [`io::ErrorKind::FileTooLarge`] as `memory::create`, and the errors of `mmap(2)`.
     pub(crate) fn new(len: usize) -> io::Result<Self> {
-        super::memory::look_for(len as u64)?; // before the file gets its length
+        super::memory::check_available(len as u64)?; // before the file gets its length
         let memfd = super::fd::memfd(c"polyproc-bytes")?;
         super::memory::set_len(memfd.as_fd(), len as u64)?;
         if len > 0 {

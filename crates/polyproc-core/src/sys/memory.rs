@@ -8,7 +8,7 @@
 //!
 //! 1. [`create`] sets its length and seals it against shrinking. So a range below its length stays below its length, and a
 //!    mapping of that range stays valid whatever a peer does. [`grow`] may lengthen it later.
-//! 2. [`look_for`] and [`allocate`], or both as [`reserve`], give memory to a part of it. Without that, the first access to a
+//! 2. [`check_available`] and [`allocate`], or both as [`reserve`], give memory to a part of it. Without that, the first access to a
 //!    page allocates the page, and raises `SIGBUS` if the system has no memory left.
 //! 3. A process maps a part of it by a [`Mapping`]. A peer gets the descriptor in a message, and checks it before it trusts the
 //!    length ([`inspect`]; [`Mapping::new`] does so).
@@ -54,9 +54,9 @@ pub(crate) fn create(name: &std::ffi::CStr, len_bytes: u64) -> io::Result<OwnedF
 /// It is not sealed: the receiver copies it by [`read`], and maps no part of it.
 ///
 /// # Errors
-/// [`io::ErrorKind::OutOfMemory`] as [`look_for`], [`io::ErrorKind::FileTooLarge`] as [`set_len`], and errors of the system.
+/// [`io::ErrorKind::OutOfMemory`] as [`check_available`], [`io::ErrorKind::FileTooLarge`] as [`set_len`], and errors of the system.
 pub(crate) fn create_with(bytes: &[u8]) -> io::Result<OwnedFd> {
-    look_for(bytes.len() as u64)?;
+    check_available(bytes.len() as u64)?;
     check_limit(bytes.len() as u64)?;
     let mut file = File::from(super::fd::memfd(c"polyproc-frame")?);
     file.write_all(bytes)?;
@@ -149,9 +149,9 @@ pub(super) fn check_limit(len_bytes: u64) -> io::Result<()> {
 const RESERVE_STEP: u64 = 16 << 20;
 
 /// The number of bytes, in total, that may be reserved between two checks of the available memory.
-const LOOKED_FOR: u64 = 64 << 20;
+const CHECK_EVERY: u64 = 64 << 20;
 
-/// Checks that `len_bytes` of memory are available, if the requests since the last check add up to [`LOOKED_FOR`] bytes. A
+/// Checks that `len_bytes` of memory are available, if the requests since the last check add up to [`CHECK_EVERY`] bytes. A
 /// check reads several files of `/proc` and `/sys`, which small requests should not pay for.
 ///
 /// It reserves nothing: another process may take the memory in between. The sum is one per process, and only approximate when
@@ -159,12 +159,12 @@ const LOOKED_FOR: u64 = 64 << 20;
 ///
 /// # Errors
 /// [`io::ErrorKind::OutOfMemory`] if they are not available.
-pub(crate) fn look_for(len_bytes: u64) -> io::Result<()> {
-    static UNSEEN: AtomicU64 = AtomicU64::new(0);
-    if UNSEEN.fetch_add(len_bytes, Ordering::Relaxed).saturating_add(len_bytes) < LOOKED_FOR {
+pub(crate) fn check_available(len_bytes: u64) -> io::Result<()> {
+    static UNCHECKED: AtomicU64 = AtomicU64::new(0);
+    if UNCHECKED.fetch_add(len_bytes, Ordering::Relaxed).saturating_add(len_bytes) < CHECK_EVERY {
         return Ok(());
     }
-    UNSEEN.store(0, Ordering::Relaxed);
+    UNCHECKED.store(0, Ordering::Relaxed);
     super::available::check(len_bytes)
 }
 
@@ -174,11 +174,11 @@ pub(crate) fn look_for(len_bytes: u64) -> io::Result<()> {
 /// [`io::ErrorKind::OutOfMemory`] or [`io::ErrorKind::StorageFull`] if there is not enough memory. The available memory is
 /// checked first, as the kernel would kill other processes before the call fails.
 pub(crate) fn reserve(memfd: BorrowedFd<'_>, offset: u64, len_bytes: u64) -> io::Result<()> {
-    look_for(len_bytes)?;
+    check_available(len_bytes)?;
     allocate(memfd, offset, len_bytes)
 }
 
-/// As [`reserve`], without the check of the available memory: the caller has called [`look_for`]. Does not change the length of
+/// As [`reserve`], without the check of the available memory: the caller has called [`check_available`]. Does not change the length of
 /// the file, or pages that have memory already.
 ///
 /// # Errors

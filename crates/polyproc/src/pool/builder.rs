@@ -239,7 +239,7 @@ impl<S: 'static> PoolBuilder<S> {
         }
         let traces = self.forwarded.traces;
         let core = core::Pool::new(settings)?;
-        crate::forward::tell_of_refused_forkserver();
+        crate::forward::report_refused_forkserver();
         Ok(Pool { core, traces, state: PhantomData })
     }
 }

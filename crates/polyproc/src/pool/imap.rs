@@ -74,7 +74,7 @@ impl<'a, I: Iterator<Item = A>, A: Transfer, R: Transfer> ImapUnordered<'a, I, A
     }
 
     /// Reports that `done` results were returned.
-    fn tell_progress(&mut self, done: usize) {
+    fn report_progress(&mut self, done: usize) {
         let total = self.total;
         if let Some(see) = &mut self.on_progress {
             see(Progress { done, total });
@@ -87,7 +87,7 @@ impl<I: Iterator<Item = A>, A: Transfer, R: Transfer> Iterator for ImapUnordered
 
     fn next(&mut self) -> Option<Self::Item> {
         let (index, end) = self.next_with_index()?;
-        self.tell_progress(self.taken);
+        self.report_progress(self.taken);
         Some(end.map_err(|failure| TaskError { index, failure }))
     }
 }
@@ -139,7 +139,7 @@ impl<I: Iterator<Item = A>, A: Transfer, R: Transfer> Iterator for Imap<'_, I, A
             self.early.insert(found, end);
         };
         self.next += 1;
-        self.unordered.tell_progress(self.next);
+        self.unordered.report_progress(self.next);
         Some(end.map_err(|failure| TaskError { index, failure }))
     }
 }
