@@ -29,6 +29,7 @@
 //! | `pidfd` | process descriptors: wait, signal, exit status |
 //! | `prefault` | keeping code mapped in the zygote's children |
 //! | `priority` | niceness, processors, memory of a process |
+//! | `proc_stat` | fields of `/proc/PID/stat` |
 //! | `process_stamp` | the identity of a process in shared memory, and whether it lives |
 //! | `region` | a mapped part of a file |
 //! | `robust` | the robust list, by which the kernel marks locks of dead owners |
@@ -62,6 +63,7 @@ pub(crate) mod pid_slot;
 pub(crate) mod pidfd;
 pub(crate) mod prefault;
 pub(crate) mod priority;
+mod proc_stat;
 pub(crate) mod process_stamp;
 mod region;
 pub(crate) mod robust;

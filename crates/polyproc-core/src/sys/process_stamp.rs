@@ -18,6 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
+use super::proc_stat;
 use crate::prim::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 /// The id and identity of this process, in a page that the kernel fills with zeros in every copy of the process, whether by
@@ -164,8 +165,7 @@ impl ProcessStamp {
     }
 }
 
-/// Returns the low half of the start time of a process, field 22 of `/proc/PID/stat`. The name, field 2, may contain anything,
-/// so fields are counted from the last parenthesis.
+/// Returns the low half of the start time of a process, field 22 of `/proc/PID/stat`.
 ///
 /// # Errors
 /// [`io::ErrorKind::Unsupported`] if `/proc` is not mounted or shows another namespace, [`io::ErrorKind::NotFound`] if there is
@@ -175,10 +175,8 @@ fn start_time(pid: u32) -> io::Result<u32> {
     if !is_proc_of_this_namespace() {
         return Err(io::ErrorKind::Unsupported.into());
     }
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let after_name = stat.rsplit_once(')').map_or("", |(_, after)| after);
-    let ticks = after_name.split_whitespace().nth(19).and_then(|field| field.parse::<u64>().ok());
-    Ok(ticks.ok_or(io::ErrorKind::InvalidData)? as u32)
+    let [ticks] = proc_stat::fields(pid, 22)?;
+    Ok(ticks as u32)
 }
 
 /// Returns whether `/proc` shows this process's PID namespace. If the namespace was created without mounting its own `/proc`,

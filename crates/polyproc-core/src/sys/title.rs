@@ -5,6 +5,8 @@
 
 use std::sync::OnceLock;
 
+use super::proc_stat;
+
 /// The address of the arguments, and their bytes before [`set`]. Empty if neither this process nor its original has changed its
 /// title.
 static ORIGINAL: OnceLock<(usize, Vec<u8>)> = OnceLock::new();
@@ -36,9 +38,7 @@ pub(crate) fn restore() {
 /// Returns the address of the first byte of the arguments, and the address after the last; `None` without `/proc`, or if the
 /// kernel hides the addresses, which it then reports as 0.
 fn place() -> Option<(usize, usize)> {
-    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    let (_, after_name) = stat.rsplit_once(')')?;
-    let mut fields = after_name.split_whitespace().skip(45).map(str::parse); // fields 48 and 49
-    let (start, end) = (fields.next()?.ok()?, fields.next()?.ok()?);
+    let [start, end] = proc_stat::fields("self", 48).ok()?;
+    let (start, end) = (usize::try_from(start).ok()?, usize::try_from(end).ok()?);
     (0 < start && start < end).then_some((start, end))
 }
