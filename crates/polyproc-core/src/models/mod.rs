@@ -16,12 +16,14 @@
 //! | `results` | the ring of results, and the blocks that return to the worker |
 //! | `doorbell` | waking the parent for results |
 //! | `latch` | threads of the parent that wait for each other |
+//! | `leader` | which thread of the parent reads results, and that each waiting thread is woken |
 
 mod claim;
 mod doorbell;
 mod event_count;
 mod index;
 mod latch;
+mod leader;
 mod lookers;
 mod mutex;
 mod polled;

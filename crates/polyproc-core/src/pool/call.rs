@@ -18,6 +18,7 @@ use super::TaskEnd;
 use super::driver::Driver;
 use super::handle::OnLog;
 use super::latch::Parker;
+use super::leader::WaitFor;
 use super::result_ring::{ReceivedBlocks, next_result};
 use super::scheduler::Priority;
 use super::task::Items;
@@ -188,7 +189,7 @@ pub(super) struct CallState {
     pub(super) is_sealed: bool,
     /// The [`Call`] was dropped: results are discarded.
     pub(super) is_abandoned: bool,
-    /// Counted in `eager` of the pool's state.
+    /// Counted by [`Leadership`](super::leader::Leadership).
     ///
     /// Its results must be read as they arrive, even if no thread waits: it is neither awaited nor bulk, or was
     /// abandoned.
@@ -199,8 +200,6 @@ pub(super) struct CallState {
     pub(super) last_task: Option<usize>,
     /// The time of its entry in [`Limits`](super::timers::Limits).
     pub(super) limit_at: Option<Instant>,
-    /// The serials of the threads that sleep on `parker`.
-    pub(super) followers: Vec<u64>,
     /// Where its followers sleep. Shared with [`Call`], so that they sleep without the lock.
     pub(super) parker: Arc<Parker>,
     /// Woken once at the next result, or when the call is over: see [`Call::poll`].
@@ -214,19 +213,6 @@ impl CallState {
     pub(super) fn is_over(&self) -> bool {
         self.is_sealed && self.left == 0
     }
-}
-
-/// What a thread waits for.
-///
-/// A call that is over satisfies each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WaitFor {
-    /// A result, or the end of the call.
-    Next,
-    /// Room for more tasks, or the end of the call.
-    Room,
-    /// The end of the call.
-    All,
 }
 
 /// One call: a function, and the tasks that run it. Dropping it discards the results; the tasks still run.

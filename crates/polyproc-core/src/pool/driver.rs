@@ -37,9 +37,9 @@ use super::callbacks::Callbacks;
 use super::doorbell;
 use super::handle::{OnLog, PoolError, PoolSettings};
 use super::latch::{Latch, Parker};
+use super::leader::{Leadership, hand_over};
 use super::orders::Orders;
 use super::result_ring::IDLE;
-use super::results::ResultWaiter;
 use super::scheduler::{Action, Place, Scheduler, SchedulerEvent, TaskId};
 use super::task::{Items, NoWorkersReason, PoolEvent, TaskEnd, encode_function};
 use super::task_table::{SLOTS, TaskTable};
@@ -180,8 +180,8 @@ pub(super) struct Logged {
 /// that is woken does not find it held by its waker.
 #[derive(Default)]
 pub(super) struct Notifications {
-    /// Threads that sleep as followers of a call.
-    parkers: Vec<Arc<Parker>>,
+    /// Threads that sleep as followers of a call. Each re-checks its condition.
+    pub(super) parkers: Vec<Arc<Parker>>,
     /// Futures that wait for a call.
     wakers: Vec<Waker>,
     /// Completion callbacks, for the callback thread.
@@ -205,14 +205,6 @@ pub(super) struct Notifications {
 }
 
 impl Notifications {
-    /// Wakes the followers of a call.
-    ///
-    /// The notification goes to all of them: each re-checks its condition.
-    pub(super) fn unpark(&mut self, call: &mut call::CallState) {
-        call.followers.clear(); // a thread that sleeps again adds itself again
-        self.parkers.push(Arc::clone(&call.parker));
-    }
-
     /// Returns whether there is nothing to send, apart from `published`.
     fn is_empty(&self) -> bool {
         self.parkers.is_empty()
@@ -281,14 +273,8 @@ pub(super) struct Inner {
     pub(super) timers: Timers,
     /// Time limits of tasks and calls.
     pub(super) limits: Limits,
-    /// The thread that reads the results.
-    ///
-    /// `None` while no thread waits. The pool's thread reads results then, if `eager` is not 0.
-    pub(super) leader: Option<ResultWaiter>,
-    /// Number of calls whose results must be read as they arrive, even if no thread waits for them.
-    ///
-    /// See [`CallState::is_eager`](call::CallState::is_eager).
-    pub(super) eager: usize,
+    /// Which thread reads the results.
+    pub(super) leadership: Leadership,
     /// Empty whenever the lock is free.
     pub(super) notifications: Notifications,
     /// The reason that tasks report if the pool has no workers.
@@ -390,8 +376,7 @@ impl Driver {
             on_arrival: HashMap::new(),
             timers: BinaryHeap::new(),
             limits: Limits::default(),
-            leader: None,
-            eager: 0,
+            leadership: Leadership::default(),
             notifications: Notifications::default(),
             why: None,
             scratch: Vec::new(),
@@ -468,7 +453,7 @@ impl Driver {
             return published.min(WOKEN_AT_ONCE);
         }
         // A stopped worker finds nothing, so a timer checks. If a thread waits for the results, it checks before it sleeps.
-        if inner.eager > 0 && !inner.is_looking_after {
+        if inner.leadership.is_eager() && !inner.is_looking_after {
             inner.is_looking_after = true;
             inner.set_timer(soon(), Timer::LookAfter);
         }
@@ -528,7 +513,6 @@ impl Driver {
             let serial = inner.serial();
             let limit = settings.call_limit;
             let is_eager = !settings.is_bulk && !settings.is_awaited;
-            inner.eager += usize::from(is_eager);
             let key = inner.calls.insert(call::CallState {
                 serial,
                 settings,
@@ -542,7 +526,6 @@ impl Driver {
                 stop: None,
                 last_task: None,
                 limit_at: None,
-                followers: Vec::new(),
                 parker: Arc::clone(&parker),
                 waker: None,
                 on_complete: Vec::new(),
@@ -551,9 +534,10 @@ impl Driver {
                 inner.limit_after(limit, Limited::Call(key));
             }
             if is_eager {
-                self.hand_over(inner);
+                inner.leadership.add_eager();
+                hand_over(&mut self.locked(inner));
                 // A leader that sleeps until few tasks are left must now wake for the results of this call.
-                if inner.leader.is_some() && self.board.doorbell().hurry() && inner.is_anything_unread() {
+                if inner.leadership.is_led() && self.board.doorbell().hurry() && inner.is_anything_unread() {
                     inner.notifications.leader = true;
                 }
             }
@@ -692,9 +676,11 @@ impl Driver {
             let Some(state) = inner.calls.get_mut(call) else { return };
             state.is_abandoned = true;
             state.is_sealed = true;
-            inner.eager += usize::from(!std::mem::replace(&mut state.is_eager, true));
+            if !std::mem::replace(&mut state.is_eager, true) {
+                inner.leadership.add_eager();
+            }
             inner.settle(call);
-            self.hand_over(inner);
+            hand_over(&mut self.locked(inner));
         });
     }
 
@@ -834,10 +820,16 @@ impl Inner {
 
     /// Wakes the threads that wait for this call's results.
     fn wake_waiters(&mut self, call: usize) {
-        if let Some(state) = self.calls.get_mut(call).filter(|state| !state.followers.is_empty()) {
-            self.notifications.unpark(state);
+        let woken = self.leadership.wake(call);
+        if woken.followers {
+            self.unpark(call);
         }
-        self.notifications.leader |= self.leader.is_some_and(|leader| leader.call == call);
+        self.notifications.leader |= woken.leader;
+    }
+
+    /// Wakes the followers of a call.
+    pub(super) fn unpark(&mut self, call: usize) {
+        self.notifications.parkers.extend(self.calls.get(call).map(|state| Arc::clone(&state.parker)));
     }
 
     /// If a call is over, schedules its callbacks, and removes it if it was abandoned.
@@ -847,7 +839,9 @@ impl Inner {
         let Some(state) = self.calls.get_mut(call).filter(|state| state.is_over()) else { return };
         self.notifications.on_complete.append(&mut state.on_complete);
         self.notifications.wakers.extend(state.waker.take());
-        self.eager -= usize::from(std::mem::take(&mut state.is_eager));
+        if std::mem::take(&mut state.is_eager) {
+            self.leadership.remove_eager();
+        }
         if let Some(at) = state.limit_at.take() {
             self.limits.remove(at, Limited::Call(call));
         }

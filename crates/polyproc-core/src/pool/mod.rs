@@ -12,6 +12,7 @@
 //! | `doorbell` | how workers wake the parent |
 //! | `worker` | the worker's loop |
 //! | `driver`, `effects`, `results`, `thread`, `timers` | the parent: state, the scheduler's actions, results, deaths, timers |
+//! | `leader` | which thread reads the results |
 //! | `audit` | repair of a table that a worker has overwritten |
 //! | `worker_handle` | the parent's record of a worker |
 //! | `callbacks` | the thread that runs callbacks |
@@ -29,6 +30,7 @@ mod driver;
 mod effects;
 mod handle;
 mod latch;
+mod leader;
 mod lookers;
 mod orders;
 mod result_index;
@@ -46,8 +48,9 @@ pub mod wild;
 mod worker;
 mod worker_handle;
 
-pub use call::{Call, CallSettings, Ends, ItemEnd, WaitFor};
+pub use call::{Call, CallSettings, Ends, ItemEnd};
 pub use handle::{OnEvent, OnLog, Pool, PoolError, PoolSettings, Registered};
+pub use leader::WaitFor;
 pub use submitter::{ReadAhead, Submitter};
 pub use task::{Ended, Items, NoWorkersReason, PoolEvent, TaskEnd};
 pub use worker::{log, may_lend, serve};

@@ -6,5 +6,6 @@ pub(crate) mod claim;
 pub(crate) mod count;
 pub(crate) mod doorbell;
 pub(crate) mod latch;
+pub(crate) mod leader;
 pub(crate) mod lookers;
 pub(crate) mod result_index;

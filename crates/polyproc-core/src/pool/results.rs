@@ -1,19 +1,4 @@
-//! Results, and the threads that wait for them.
-//!
-//! A thread that waits for results reads them itself, for all calls, as the *leader*; so a result passes through no
-//! further thread. There is one leader at a time. The other waiting threads, the *followers*, sleep until their own
-//! call has a result, or until the leader leaves and one of them takes its place. Without a leader, workers wake the
-//! pool's thread. (After D. Schmidt et al., "Leader/Followers", 2000.)
-//!
-//! | thread | sleeps on | is woken by |
-//! |---|---|---|
-//! | leader | the doorbell's word | a worker with a result; a thread with a result for its call |
-//! | follower | the parker of its call | the thread that reads a result of the call; a leader that leaves |
-//! | the pool's thread | `epoll_wait(2)` | a worker, by the `eventfd(2)`, if the doorbell is [`AWAY`] |
-//!
-//! All state is read and changed under the lock of [`Inner`]; threads sleep without it. No wake-up is lost, since each
-//! sleeper announces itself first and checks after that: the leader and the pool's thread set the doorbell, then check
-//! the rings (`doorbell`); a follower takes a ticket of its parker, under the lock under which its condition is false.
+//! Reading results, and waiting for them. `leader` decides which thread reads.
 //!
 //! # From a ring to a call
 //!
@@ -28,16 +13,17 @@
 
 use std::time::Duration;
 
-use super::call::{Call, End, WaitFor};
-use super::doorbell::{ASLEEP, ASLEEP_UNTIL_LOW, AWAKE, AWAY, SPINNING};
+use super::call::{Call, End};
+use super::doorbell::{ASLEEP, ASLEEP_UNTIL_LOW, Doorbell, SPINNING};
 use super::driver::{Driver, Inner, Task, TaskPlace};
+use super::leader::{self, Leadership, ResultState, ResultWait, ResultWaiter, WaitFor, WaitStep};
 use super::result_ring::{LOGGED, ResultBody, ResultKind, ResultRecord, WITH_FDS, begun, parse, take_results};
 use super::scheduler::{SchedulerEvent, TaskId};
 use super::task::{TaskEnd, next_item};
 use super::thread::CHANNEL_MESSAGES;
 use super::timers::{Timer, after_backoff};
 use crate::deadline::Deadline;
-use crate::prim::Ordering;
+use crate::prim::{AtomicU64, Ordering};
 use crate::robust::{HAS_SPARE_PROCESSOR, RecheckInterval, WaitError, spin_until};
 use crate::shm::MemoryError;
 use crate::shm::budget;
@@ -50,59 +36,92 @@ use crate::wire::Payload;
 /// Doubles with each sleep that nothing ends: see [`RecheckInterval`].
 const RECHECK_AFTER: Duration = Duration::from_secs(1);
 
-/// How often results are read before other threads can acquire the lock: workers may answer as fast as results are read.
-///
-/// Then the waiting thread releases the lock, yields, and continues.
-const ROUNDS: usize = 64;
+/// The serial of the next [`ResultWaiter`], in all pools.
+static NEXT_WAITER: AtomicU64 = AtomicU64::new(1);
 
-/// The next step of a waiting thread.
-///
-/// Decided under the lock by [`Driver::step`], carried out without it by [`Driver::wait`].
-enum WaitStep {
-    /// The wanted condition holds, or this process is a forked copy without results.
-    Done,
-    /// The deadline has passed.
-    TimedOut,
-    /// Repeat, after other threads had the lock.
-    Again,
-    /// Sleep while the doorbell has this value.
-    ///
-    /// The thread stays the leader while it sleeps.
-    Lead(u32),
-    /// Sleep until unparked after this ticket.
-    ///
-    /// Each sleep ends after an interval, too.
-    Follow(u32),
+/// The pool's state under its lock, for the functions of `leader`.
+pub(super) struct LockedState<'a> {
+    driver: &'a Driver,
+    inner: &'a mut Inner,
 }
 
-/// A thread that waits for a call.
-///
-/// Created at the first step of [`Driver::wait`]; it identifies the leader and the followers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ResultWaiter {
-    /// The key of the call that it waits for.
-    pub(super) call: usize,
-    /// Distinguishes threads that wait for the same call.
-    serial: u64,
+impl ResultState for LockedState<'_> {
+    fn leadership(&mut self) -> &mut Leadership {
+        &mut self.inner.leadership
+    }
+
+    fn doorbell(&self) -> &Doorbell {
+        self.driver.board.doorbell()
+    }
+
+    fn is_anything_unread(&self) -> bool {
+        self.inner.is_anything_unread()
+    }
+
+    fn collect(&mut self) {
+        self.driver.collect(self.inner);
+    }
+
+    /// Returns 0 for a call that is unknown: it is over, so no thread waits for it.
+    fn ticket(&self, call: usize) -> u32 {
+        self.inner.calls.get(call).map_or(0, |state| state.parker.ticket())
+    }
+
+    fn unpark(&mut self, call: usize) {
+        self.inner.unpark(call);
+    }
+
+    fn wake_pool_thread(&mut self) {
+        self.inner.notifications.driver = true;
+    }
+
+    fn keep_leader_asleep(&mut self) {
+        self.inner.notifications.leader = false;
+    }
+
+    /// True in a forked copy of the process, where no results arrive, and for a call that is unknown.
+    fn is_satisfied(&self, call: usize, want: WaitFor) -> bool {
+        !self.driver.is_ours()
+            || self.inner.calls.get(call).is_none_or(|state| match want {
+                WaitFor::Next => !state.ends.is_empty() || state.is_over(),
+                WaitFor::Room => self.inner.has_room() || state.is_over(),
+                WaitFor::All => state.is_over(),
+            })
+    }
+
+    /// A thread spins once per wait, for a single result only, before it sleeps. It sleeps until few tasks are left if it
+    /// waits for no single result, and no other thread or callback waits for one.
+    fn way_to_sleep(&mut self, wait: &ResultWait) -> u32 {
+        let inner = &self.inner;
+        let is_any_waiting = inner.scheduler.waiting() > 0 || wait.want == WaitFor::Room;
+        let low = if is_any_waiting { inner.out_tasks() / 2 } else { 0 };
+        self.driver.board.low_water().store(low, Ordering::Relaxed);
+        match wait.want {
+            WaitFor::Next if wait.may_spin && *HAS_SPARE_PROCESSOR => SPINNING,
+            WaitFor::Room | WaitFor::All if !inner.leadership.is_each_wanted() => ASLEEP_UNTIL_LOW,
+            _ => ASLEEP,
+        }
+    }
 }
 
 impl Driver {
+    /// Returns the state for the functions of `leader`.
+    pub(super) fn locked<'a>(&'a self, inner: &'a mut Inner) -> LockedState<'a> {
+        LockedState { driver: self, inner }
+    }
+
     /// See [`Call::wait`].
     ///
-    /// The caller does not hold the lock. Results of any call are read meanwhile. A thread spins once per wait, for a
-    /// single result only, before it sleeps.
+    /// The caller does not hold the lock. Results of any call are read meanwhile.
     ///
     /// # Errors
     /// [`WaitError::Interrupted`] if a signal handler ran; the thread has left the leaders and followers.
     pub(super) fn wait(&self, call: &Call, want: WaitFor, deadline: Deadline) -> Result<bool, WaitError> {
-        let mut may_spin = true;
-        let (mut me, interval) = (None, RecheckInterval::new(RECHECK_AFTER));
+        let interval = RecheckInterval::new(RECHECK_AFTER);
+        let me = ResultWaiter { call: call.key, serial: NEXT_WAITER.fetch_add(1, Ordering::Relaxed) };
+        let mut wait = ResultWait { me, want, deadline, may_spin: true };
         loop {
-            let (me, step) = self.with(|inner| {
-                let me = *me.get_or_insert_with(|| ResultWaiter { call: call.key, serial: inner.serial() });
-                (me, self.step(inner, me, want, deadline, &mut may_spin))
-            });
-            let woken = match step {
+            let woken = match self.with(|inner| leader::step(&mut self.locked(inner), &mut wait)) {
                 WaitStep::Done => return Ok(true),
                 WaitStep::TimedOut => return Ok(false),
                 WaitStep::Again => {
@@ -119,76 +138,11 @@ impl Driver {
                 Wait::TimedOut => interval.lengthen(),
                 Wait::Woken | Wait::Again => {}
                 Wait::Interrupted => {
-                    self.with(|inner| self.leave(inner, me));
+                    self.with(|inner| leader::leave(&mut self.locked(inner), me));
                     return Err(WaitError::Interrupted);
                 }
             }
         }
-    }
-
-    /// Decides what a waiting thread does next, under the lock.
-    ///
-    /// 1. If there is no other leader and the wanted condition does not hold, becomes the leader and reads all results.
-    /// 2. If the condition holds or the deadline has passed, leaves.
-    /// 3. As a follower: takes a ticket. If a leader sleeps until few tasks are left, asks to be woken for the next
-    ///    result instead ([`Doorbell::hurry`](super::doorbell::Doorbell::hurry)), and reads the results that this may
-    ///    have come too late for.
-    /// 4. As the leader: sets how it must be woken, then re-checks. If no result has arrived in between, it may sleep.
-    ///
-    /// `may_spin` becomes false once the thread was permitted to spin or sleep.
-    ///
-    /// At most [`ROUNDS`] rounds of reading happen under one acquisition of the lock.
-    fn step(
-        &self,
-        inner: &mut Inner,
-        me: ResultWaiter,
-        want: WaitFor,
-        deadline: Deadline,
-        may_spin: &mut bool,
-    ) -> WaitStep {
-        let call = me.call;
-        inner.follow_no_more(me);
-        let leads = inner.leader.is_none_or(|leader| leader == me);
-        let doorbell = self.board.doorbell();
-        if leads && !inner.is_satisfied(call, want) {
-            inner.leader = Some(me);
-            doorbell.set(AWAKE);
-            self.collect(inner);
-        }
-        for _ in 0..ROUNDS {
-            let is_done = inner.is_satisfied(call, want) || !self.is_ours();
-            if is_done || deadline.has_passed() {
-                self.leave(inner, me);
-                return if is_done { WaitStep::Done } else { WaitStep::TimedOut };
-            }
-            if !leads {
-                let Some(state) = inner.calls.get_mut(call) else { return WaitStep::Done };
-                state.followers.push(me.serial);
-                let ticket = state.parker.ticket();
-                if !doorbell.hurry() || !inner.is_anything_unread() {
-                    return WaitStep::Follow(ticket);
-                }
-                inner.follow_no_more(me);
-                self.collect(inner);
-                continue;
-            }
-            let how = if *may_spin && want == WaitFor::Next && *HAS_SPARE_PROCESSOR {
-                SPINNING
-            } else {
-                inner.way_to_sleep(want)
-            };
-            let low = if inner.scheduler.waiting() > 0 || want == WaitFor::Room { inner.out_tasks() / 2 } else { 0 };
-            self.board.low_water().store(low, Ordering::Relaxed);
-            doorbell.set(how);
-            inner.notifications.leader = false; // this thread is the leader
-            if !inner.is_anything_unread() {
-                *may_spin = false;
-                return WaitStep::Lead(how);
-            }
-            doorbell.set(AWAKE);
-            self.collect(inner);
-        }
-        WaitStep::Again
     }
 
     /// Spins or sleeps until a worker rings, without the lock. `how` is the value that the doorbell was set to.
@@ -208,44 +162,6 @@ impl Driver {
             self.board.waiters().wake_one(); // polling workers may have been stopped
         }
         futex::wait(&doorbell.word, how, deadline.remaining().unwrap_or(RECHECK_AFTER))
-    }
-
-    /// Ends the wait of a thread. If there is no other leader, a follower or the pool's thread takes its place.
-    ///
-    /// A follower that is woken to lead becomes the leader in its next step.
-    fn leave(&self, inner: &mut Inner, me: ResultWaiter) {
-        inner.follow_no_more(me);
-        // A follower that was woken to lead, but whose own wait is over, wakes the next one below.
-        if inner.leader.is_some_and(|leader| leader != me) {
-            return;
-        }
-        inner.leader = None;
-        inner.notifications.leader = false;
-        self.hand_over(inner);
-        if let Some((_, state)) = inner.calls.iter_mut().find(|(_, state)| !state.followers.is_empty()) {
-            inner.notifications.unpark(state);
-        }
-    }
-
-    /// Without a leader, reads the results and has workers wake the pool's thread from then on, unless no call needs that.
-    ///
-    /// Without such a call the doorbell stays [`AWAKE`]: no worker rings, and results stay in the rings until a thread
-    /// waits. After [`ROUNDS`] rounds the pool's thread continues.
-    pub(super) fn hand_over(&self, inner: &mut Inner) {
-        if inner.leader.is_none() && inner.eager == 0 {
-            self.board.doorbell().set(AWAKE);
-        }
-        for _ in 0..ROUNDS {
-            if inner.leader.is_some() || inner.eager == 0 {
-                return;
-            }
-            self.board.doorbell().set(AWAY);
-            if !inner.is_anything_unread() {
-                return;
-            }
-            self.collect(inner);
-        }
-        inner.notifications.driver = true; // it continues here, after other threads had the lock
     }
 
     /// Reads the results of all workers.
@@ -450,16 +366,6 @@ impl Driver {
 }
 
 impl Inner {
-    /// Removes a thread from the followers of its call, if it is one.
-    ///
-    /// Each waiter removes its own entry when it wakes; [`Notifications::unpark`](super::driver::Notifications::unpark)
-    /// removes all.
-    fn follow_no_more(&mut self, me: ResultWaiter) {
-        if let Some(state) = self.calls.get_mut(me.call).filter(|state| !state.followers.is_empty()) {
-            state.followers.retain(|serial| *serial != me.serial);
-        }
-    }
-
     /// Kills a worker that wrote invalid data, and reads no more of its results.
     ///
     /// Its death, which the pool's thread detects, decides about its task. Also called by the audit.
@@ -472,24 +378,8 @@ impl Inner {
         }
     }
 
-    /// Returns whether a thread that waits for `want` must return. True for a call that is unknown.
-    fn is_satisfied(&self, call: usize, want: WaitFor) -> bool {
-        self.calls.get(call).is_none_or(|state| match want {
-            WaitFor::Next => !state.ends.is_empty() || state.is_over(),
-            WaitFor::Room => self.has_room() || state.is_over(),
-            WaitFor::All => state.is_over(),
-        })
-    }
-
     /// Returns whether any worker has written records that were not read.
     pub(super) fn is_anything_unread(&self) -> bool {
         self.workers.iter().flatten().any(|worker| worker.stream.is_anything_unread())
-    }
-
-    /// Returns how the leader must be woken: for each result, or only when few tasks are left on the table. The latter
-    /// suffices if it waits for no single result, and no other thread or callback waits for one.
-    fn way_to_sleep(&self, want: WaitFor) -> u32 {
-        let is_minded = self.eager > 0 || self.calls.iter().any(|(_, state)| !state.followers.is_empty());
-        if want == WaitFor::Next || is_minded { ASLEEP } else { ASLEEP_UNTIL_LOW }
     }
 }

@@ -11,7 +11,7 @@
 //! 4. Sleeps in `epoll_wait(2)` until a timer is due, the bell rings, or the channel or the pidfd of a worker is
 //!    readable.
 //! 5. Reads results if the bell rang. Reads the messages of the reported workers, and handles their deaths.
-//! 6. Takes over the reading of results if no thread leads and a call needs it ([`Driver::hand_over`]).
+//! 6. Takes over the reading of results if no thread leads and a call needs it ([`hand_over`]).
 //!
 //! Locks: functions with an `inner` argument run under the lock of [`Inner`], and several of them are also called by
 //! threads that wait for results or cancel calls. Functions without it acquire the lock themselves, and must not be
@@ -41,6 +41,7 @@ use std::time::{Duration, Instant};
 use super::call::{FunctionId, Stop};
 use super::claim::TableWords;
 use super::driver::{Driver, Inner, Logged, Task, TaskPlace, stop_end};
+use super::leader::hand_over;
 use super::orders::TaskDescriptor;
 use super::result_ring::{REVOKED, cut, is_cut, running_item, running_position};
 use super::scheduler::{Blame, Held, Place, RetryHope, SchedulerEvent, TaskId};
@@ -131,7 +132,7 @@ impl Driver {
                         self.receive(inner, at);
                     }
                 }
-                self.hand_over(inner);
+                hand_over(&mut self.locked(inner));
             });
         }
     }
