@@ -214,6 +214,46 @@ def test_install(programs):
     assert (code, out.splitlines(), err) == (0, lines, "")
 
 
+def test_install_with_a_start_method_of_another_library(programs):
+    code, out, err = programs.run(
+        """
+        import multiprocessing
+        from multiprocessing import context
+
+        class OtherContext(context.SpawnContext):
+            _name = "other"
+
+        context._concrete_contexts["other"] = OtherContext()
+        multiprocessing.set_start_method("other")
+        import polyproc
+        polyproc.install()
+        if __name__ == "__main__":
+            print(multiprocessing.get_start_method(), polyproc.get_start_method())
+        """
+    )
+    assert (code, out.split(), err) == (0, ["other", "other"], "")
+
+
+def test_a_subclass_of_the_pool_has_parameters_of_its_own(programs):
+    code, out, err = programs.run(
+        """
+        import multiprocessing.pool
+        import polyproc
+        polyproc.install()
+
+        class OwnPool(multiprocessing.pool.Pool):
+            def __init__(self, a, b, c, workers, name):
+                self.name = name
+                super().__init__(workers)
+
+        if __name__ == "__main__":
+            with OwnPool(1, 2, 3, 1, "five") as pool:
+                print(pool.name, isinstance(pool, polyproc.pool.Pool), pool.map(abs, [-1]))
+        """
+    )
+    assert (code, out.splitlines(), err) == (0, ["five True [1]"], "")
+
+
 def test_install_after_use_takes_over_what_was_set(programs):
     code, out, err = programs.run(
         """

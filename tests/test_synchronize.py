@@ -1,5 +1,6 @@
 """Locks, semaphores, conditions, events, barriers."""
 
+import signal
 import threading
 import time
 
@@ -160,6 +161,23 @@ def test_events(mp):
     event.clear()
     assert not event.is_set()
     child.join()
+
+
+def test_a_pulse_of_a_signal_handler_ends_the_wait_that_it_interrupts(mp):
+    event = mp.Event()
+
+    def pulse(*_):
+        event.set()
+        event.clear()
+
+    before = signal.signal(signal.SIGALRM, pulse)
+    try:
+        # Repeatedly, as a signal just before the wait does not end it.
+        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+        assert event.wait(20)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def answer_event(event, answer):

@@ -20,11 +20,13 @@ import multiprocessing.shared_memory
 import multiprocessing.spawn
 import multiprocessing.synchronize
 
+# `managers` is imported for its changes to `multiprocessing.managers`.
 from . import connection, context, forkserver, managers, pool, queues, resource_tracker, shared_memory, spawn, synchronize
 
 __all__ = ()
 
-# Standard module, our module, classes that create our objects, functions and objects that are replaced by ours.
+# Standard module; our module; the standard classes, which stay and create objects of our classes; the names in the standard
+# module that are rebound to our functions and objects.
 _CHANGED = (
     (multiprocessing.connection, connection, ["Listener"], ["Pipe"]),
     (multiprocessing.pool, pool, ["Pool"], []),
@@ -53,7 +55,7 @@ _CHANGED = (
 
 
 def install():
-    """See `polyproc.install`."""
+    """See `polyproc.install`, the only caller. A second call does nothing; there is no way back."""
     if context.is_installed():
         return
     _install_contexts()
@@ -63,19 +65,20 @@ def install():
             kind.__new__ = _new_of(kind, getattr(own, name))
         for name in names:
             setattr(standard, name, getattr(own, name))
-    # Subclasses may call `__init__` by the standard class, too.
+    # A subclass may call `multiprocessing.pool.Pool.__init__(self, ...)`: for our pools that runs our `__init__`.
     multiprocessing.pool.Pool.__init__ = _init_of_pool(multiprocessing.pool.Pool.__init__)
 
 
 def _install_contexts():
     standard = multiprocessing.context
     own, theirs = context._default_context, standard._default_context
-    method = theirs.get_start_method(allow_none=True)
-    if method is not None and own.get_start_method(allow_none=True) is None:
-        own.set_start_method(method)
     # Both modules share one table, in which other libraries register contexts of their own.
     standard._concrete_contexts.update(context._concrete_contexts)
     context._concrete_contexts = standard._concrete_contexts
+    method = theirs.get_start_method(allow_none=True)
+    # A start method that was set in polyproc takes precedence.
+    if method is not None and own.get_start_method(allow_none=True) is None:
+        own.set_start_method(method)
     # Both default contexts share their state: a start method set in one holds in the other.
     theirs.__class__ = context.DefaultContext
     theirs.__dict__ = own.__dict__
@@ -85,10 +88,11 @@ def _install_contexts():
 
 
 def _new_of(standard, own):
-    """Returns `__new__` for a standard class. It creates an object of our class, except for a subclass or for a context of
-    another library."""
+    """Returns `__new__` for a standard class. A call of the class itself creates an object of our class. A subclass is created
+    as it is, except for pools (`_pool_on_engine`). With a context of another library, all code is the standard library's."""
 
     def __new__(cls, *args, **kwds):
+        # `context` is the fifth parameter of `Pool`. The other classes take `ctx` by keyword, if at all.
         if not _is_ours(args[4] if len(args) > 4 else kwds.get("ctx", kwds.get("context"))):
             return object.__new__(cls)
         if cls is standard:
@@ -121,6 +125,9 @@ def _pool_on_engine(cls):
 
 
 def _is_ours(ctx):
-    """Returns whether processes of a context run on the engine: a context of ours, or one of the standard library obtained
-    before `install`, or `None`."""
-    return ctx is None or isinstance(ctx, context.BaseContext) or type(ctx).__module__ == "multiprocessing.context"
+    """Returns whether processes of a context run on the engine: those of our contexts, of the standard library's contexts
+    that code obtained before `install`, and of `None`, the default context. An argument that is no context, of a subclass with
+    parameters of its own, says nothing."""
+    if not isinstance(ctx, multiprocessing.context.BaseContext):
+        return True
+    return isinstance(ctx, context.BaseContext) or type(ctx).__module__ == "multiprocessing.context"

@@ -99,7 +99,7 @@ pub fn sync(words: &[u8]) {
     let _ = (lock.acquire(Owner::Process, Deadline::PASSED), lock.release(Owner::Process));
     let _ = (semaphore.release(1), semaphore.acquire(Deadline::PASSED));
     event.set();
-    let _ = event.wait(Deadline::PASSED);
+    let _ = event.wait(event.sets(), Deadline::PASSED);
     condition.notify(1);
     if let Ok(ticket) = ticket {
         let _ = condition.wait(&ticket, Deadline::PASSED);

@@ -337,11 +337,12 @@ impl Event {
 
     #[pyo3(signature = (timeout=None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        let before = self.0.sets();
         if self.0.is_set() {
             return Ok(true);
         }
         let deadline = time::deadline(timeout);
-        Ok(time::wait(py, || self.0.wait(deadline))?.is_ok())
+        Ok(time::wait(py, || self.0.wait(before, deadline))?.is_ok())
     }
 }
 

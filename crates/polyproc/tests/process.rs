@@ -430,6 +430,7 @@ fn a_fork_server_can_be_started_before_it_is_needed() -> TestResult {
     static PRELOADED_BY: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
     polyproc::set_forkserver_preload(|()| PRELOADED_BY.set(std::process::id()).expect("once"), ())?;
     polyproc::start_forkserver()?;
+    support::wait_until(|| support::forkserver().is_some()); // it has its name once it executes
     let server = support::forkserver().ok_or("it runs")?;
     polyproc::start_forkserver()?;
     assert_eq!(support::forkserver(), Some(server), "one is enough");

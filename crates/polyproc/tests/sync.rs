@@ -1,5 +1,6 @@
 //! Locks, semaphores, conditions, events and barriers between processes, and the effects of a death on them.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use polyproc::{
@@ -134,6 +135,48 @@ fn semaphores_count_across_processes() -> TestResult {
     assert!(bounded.release().is_err());
     bounded.acquire();
     assert!(bounded.release().is_ok());
+    Ok(())
+}
+
+/// One thread writes and sets the event, which is set already; another clears it and reads. Either the event stays set, or the
+/// reader has seen what was written.
+#[test]
+fn a_set_of_an_event_that_is_set_is_not_lost() -> TestResult {
+    const ROUNDS: u32 = 200_000;
+    let event = Event::new()?;
+    let (written, starts, ends) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0));
+    let meet = |at: &AtomicU32, count: u32| {
+        at.fetch_add(1, Ordering::SeqCst);
+        // Polls, so that both threads go on in the same moment; yields, as there may be one processor only.
+        for spins in 0.. {
+            match at.load(Ordering::SeqCst) < count {
+                true if spins % 1000 < 999 => std::hint::spin_loop(),
+                true => std::thread::yield_now(),
+                false => break,
+            }
+        }
+    };
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            for round in 1..=ROUNDS {
+                meet(&starts, 2 * round);
+                written.store(round, Ordering::Relaxed);
+                event.set();
+                meet(&ends, 2 * round);
+            }
+        });
+        let mut lost = 0;
+        for round in 1..=ROUNDS {
+            event.set();
+            meet(&starts, 2 * round);
+            (0..round % 64).for_each(|_| std::hint::spin_loop());
+            event.clear();
+            let seen = written.load(Ordering::Relaxed);
+            meet(&ends, 2 * round);
+            lost += u32::from(!event.is_set() && seen != round);
+        }
+        assert_eq!(lost, 0, "sets were lost");
+    });
     Ok(())
 }
 

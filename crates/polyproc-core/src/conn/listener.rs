@@ -1,22 +1,22 @@
 //! [`Listener`] and [`connect`]: connections by address, over Unix sockets.
 //!
-//! The Rust face uses them between processes that have no common parent. The socket is `SOCK_SEQPACKET`, so a connection is a
-//! [`Connection`] like one end of a pipe.
+//! The crate `polyproc` uses them, for processes that have no common parent; the Python package does not. The socket is
+//! `SOCK_SEQPACKET`, so a connection is a [`Connection`] like one end of a pipe.
 //!
 //! A listener decides on a peer by two independent checks: the user of the peer as the kernel reports it, and, if the listener
-//! has a key, the exchange in [`auth`]. Peers in that exchange are *strangers*:
+//! has a key, the exchange in [`auth`]. Peers in that exchange are *strangers*. [`Listener::accept`] serves them:
 //!
-//! 1. [`Listener::accept`] takes the strangers that no thread serves.
+//! 1. It takes the strangers that no thread serves.
 //! 2. It reads the response of each stranger that has sent one, then accepts new peers and sends each a challenge. Neither
 //!    blocks.
-//! 3. It sleeps until a stranger answers, another peer arrives, a stranger's time is over, or another thread leaves strangers
-//!    behind.
-//! 4. When it returns, for whatever reason, its remaining strangers go back to the listener, and the bell wakes a thread that
-//!    sleeps in step 3.
+//! 3. It sleeps until a stranger answers, another peer arrives, a stranger's [`AUTH_TIME`] is over, or another thread leaves
+//!    strangers.
+//! 4. When it returns, for whatever reason, its remaining strangers go back to the listener, and the bell, an eventfd, wakes a
+//!    thread that sleeps in step 3.
 //!
 //! So several threads may accept at once, an interrupted call loses no stranger, and a peer that never answers delays no other.
-//! Between calls nothing serves the strangers, and their time runs on. A stranger costs one descriptor and one short message,
-//! for [`AUTH_TIME`] at most; a thread with [`STRANGERS`] of them drops the oldest for each new one.
+//! Between calls nothing serves the strangers, and their time runs on: the next call disconnects those whose time is over. A
+//! stranger costs one descriptor and one short message. A thread that has [`MAX_STRANGERS`] drops one for each new one.
 
 use std::fmt;
 use std::io;
@@ -38,7 +38,8 @@ use crate::sys::watch::{self, EventFd};
 /// must not occupy a place permanently.
 const AUTH_TIME: Duration = Duration::from_secs(10);
 
-/// The address of a listener: a name that processes of one machine, and one network namespace for an abstract name, can find.
+/// The address of a listener. A path is found by processes that see the same file, an abstract name by those in the same network
+/// namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Address {
     /// A file, which the listener creates, and removes when it is dropped.
@@ -82,7 +83,7 @@ pub enum ConnectError {
         /// The system's error.
         source: io::Error,
     },
-    /// A signal handler ran. The call may be repeated.
+    /// A signal handler ran during [`Listener::accept`]. The call may be repeated.
     #[error("a signal handler ran during the wait")]
     Interrupted,
     /// The two sides did not prove to each other that they know the same key.
@@ -112,9 +113,9 @@ struct Stranger {
     until: Deadline,
 }
 
-/// How many strangers a thread serves at once. A further one replaces the oldest, so that peers that do not answer cannot
-/// exclude the others.
-const STRANGERS: usize = 64;
+/// How many strangers a thread serves at once: a small part of the usual limit of 1024 descriptors. A further one replaces the
+/// first in the list, so that peers that do not answer cannot exclude the others.
+const MAX_STRANGERS: usize = 64;
 
 /// Accepts connections at an address. Any number of threads may accept. Dropping it stops new connections; existing ones
 /// continue.
@@ -122,7 +123,7 @@ const STRANGERS: usize = 64;
 pub struct Listener {
     /// The listening socket, non-blocking, since several threads and forked processes may accept from it.
     socket: OwnedFd,
-    /// The address, also if the system chose it.
+    /// The address, which the system may have chosen.
     address: Address,
     /// The key that peers must know; `None` admits all peers of the permitted users.
     key: Option<Vec<u8>>,
@@ -130,9 +131,9 @@ pub struct Listener {
     is_public: bool,
     /// The strangers that no thread serves. Locked only to move them.
     strangers: Mutex<Vec<Stranger>>,
-    /// Rings while there are strangers that no thread serves; `None` without a key. A thread that takes them clears the ring
-    /// first, so that a later ring is not lost.
-    left_behind: Option<EventFd>,
+    /// Readable while there are strangers that no thread serves; `None` without a key. A thread clears it before it takes them,
+    /// so that no later ring is lost.
+    bell: Option<EventFd>,
     /// The process that created the listener: a copy of that process does not remove the file.
     pid: u32,
 }
@@ -153,8 +154,8 @@ impl Listener {
                 (socket, Address::Abstract(name))
             }
         };
-        let left_behind = key.is_some().then(EventFd::new).transpose()?;
-        Ok(Self { socket, address, key, is_public: false, strangers: Mutex::default(), left_behind, pid: process_id() })
+        let bell = key.is_some().then(EventFd::new).transpose()?;
+        Ok(Self { socket, address, key, is_public: false, strangers: Mutex::default(), bell, pid: process_id() })
     }
 
     /// Lets processes of all users connect. Such a listener should have a key.
@@ -182,18 +183,18 @@ impl Listener {
     pub fn accept(&self, deadline: Deadline) -> Result<Connection, ConnectError> {
         let mut strangers = Strangers { all: Vec::new(), listener: self };
         loop {
-            if let Some(bell) = &self.left_behind {
+            if let Some(bell) = &self.bell {
                 bell.answer();
             }
-            strangers.all.append(&mut self.left());
-            if let Some(known) = self.look(&mut strangers.all)? {
+            strangers.all.append(&mut self.unserved());
+            if let Some(known) = self.serve_once(&mut strangers.all)? {
                 return Ok(known);
             }
             if deadline.has_passed() {
                 return Err(self.os(io::ErrorKind::TimedOut.into()));
             }
             let fds = strangers.all.iter().map(|stranger| stranger.connection.as_fd());
-            let bell = self.left_behind.iter().map(AsFd::as_fd);
+            let bell = self.bell.iter().map(AsFd::as_fd);
             let fds: Vec<_> = [self.as_fd()].into_iter().chain(bell).chain(fds).collect();
             let times = strangers.all.iter().filter_map(|stranger| stranger.until.remaining());
             let until = times.fold(deadline, Deadline::or_sooner);
@@ -202,7 +203,7 @@ impl Listener {
     }
 
     /// Returns the strangers that no thread serves. Ignores poisoning, since a panic leaves the list consistent.
-    fn left(&self) -> MutexGuard<'_, Vec<Stranger>> {
+    fn unserved(&self) -> MutexGuard<'_, Vec<Stranger>> {
         self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -214,13 +215,13 @@ impl Listener {
         }
     }
 
-    /// Serves the strangers and accepts new connections, without blocking. Returns a connection that passed, if there is one.
+    /// Serves the strangers and accepts new peers, without blocking. Returns a connection that passed both checks, if any.
     /// Returns after the first result, good or bad; later calls find the rest. Strangers come before new peers, so that
     /// arrivals cannot keep them waiting.
     ///
     /// # Errors
     /// [`ConnectError::Auth`] for a stranger, which is disconnected; others when `accept(2)` failed.
-    fn look(&self, strangers: &mut Vec<Stranger>) -> Result<Option<Connection>, ConnectError> {
+    fn serve_once(&self, strangers: &mut Vec<Stranger>) -> Result<Option<Connection>, ConnectError> {
         let auth = |source| ConnectError::Auth { address: self.address.clone(), source };
         strangers.retain(|stranger| !stranger.until.has_passed());
         if let Some(key) = &self.key {
@@ -250,7 +251,7 @@ impl Listener {
             }
             // A peer that disconnects at once is ignored.
             let Ok(challenged) = Challenged::send(&connection) else { continue };
-            if strangers.len() >= STRANGERS {
+            if strangers.len() >= MAX_STRANGERS {
                 strangers.remove(0);
             }
             strangers.push(Stranger { connection, challenged, until: Deadline::after(AUTH_TIME) });
@@ -269,14 +270,15 @@ impl Drop for Strangers<'_> {
         if self.all.is_empty() {
             return;
         }
-        self.listener.left().append(&mut self.all);
-        if let Some(bell) = &self.listener.left_behind {
+        self.listener.unserved().append(&mut self.all);
+        if let Some(bell) = &self.listener.bell {
             bell.ring();
         }
     }
 }
 
-/// Readable when a peer waits to be accepted.
+/// Readable when a new peer waits to be accepted. Does not report the response of a stranger: with a key, a caller that polls
+/// this must call [`Listener::accept`] with a deadline that leaves time for the exchange.
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()

@@ -1,12 +1,13 @@
-//! One zygote as its program sees it: requests to it, and its answers.
+//! One zygote (the fork server's process, which clones itself for each start) as its program sees it: requests and answers.
 //!
-//! The module [`forkserver`](super::forkserver) owns the only [`Server`] of a process, behind its mutex. Starts use it; so does
-//! the supervisor thread, in [`Server::adopt_spare`], which never blocks. The messages are listed in [`zygote`](super::zygote),
-//! deaths at each step in `docs/design/start.md`.
+//! The module [`forkserver`](super::forkserver) owns the only [`Server`] of a process, behind its mutex, and is its only caller:
+//! in starts, at the zygote's end, and on the supervisor thread, in [`Server::adopt_spare`], which does not wait for the zygote.
+//! The messages are listed in [`zygote`](super::zygote), deaths at each step in `docs/design/start.md`. An *order* is a message
+//! with a process's settings, function and argument; a *spare* is a process that was requested before its order was known.
 //!
 //! A start ([`Server::start`]) has these steps:
 //!
-//! 1. It computes what the new process must change: the differences between the wanted settings and the zygote's own.
+//! 1. It computes the differences between the wanted settings and the zygote's own, which the order contains.
 //! 2. It takes the spare, if one was requested, and sends it the order.
 //! 3. Without a spare, or if the spare was killed while it waited, it requests a process, waits for the answer and sends that
 //!    process the order.
@@ -16,12 +17,12 @@
 //!
 //! - At most one request is pending, so an answer needs no number: it belongs to [`Spare::Asked`].
 //! - The pid slot is 0 when a request is sent. After the zygote has been reaped, it holds the id of the process of the last
-//!   request, or 0 if that request made no process. After a valid answer its content is not used.
+//!   request, or 0 if that request made no process. After a valid answer it is not read.
 //! - A process receives its order only after this process holds its pidfd and has registered it, so a failed start has run
 //!   nothing.
 //!
-//! The zygote is the same program, and still may be killed or stopped at any time, or be damaged by a preload function. A
-//! malformed answer is handled like a death: the zygote is killed and the pid slot read.
+//! The zygote may be killed or stopped at any time, or be damaged by a preload function. After a malformed answer a start kills
+//! the zygote, as after its death, and reads the pid slot; [`Server::adopt_spare`] ends only the process in the pid slot.
 
 use std::ffi::OsString;
 use std::io;
@@ -64,7 +65,7 @@ pub(crate) struct Server {
     /// The word to which the kernel writes the id of a process that the zygote creates. This process clears it before each
     /// request, and reads it only after the zygote was reaped, or when an answer is of no use.
     pid_slot: PidSlot,
-    /// Environment and working directory that the zygote was executed with, and its children inherit.
+    /// The environment that the zygote was executed with. Its children inherit it, and the order contains the difference.
     env: Vec<(OsString, OsString)>,
     /// The working directory that the zygote was executed in, absolute; `None` if it did not exist any more.
     current_dir: Option<PathBuf>,
@@ -75,15 +76,15 @@ pub(crate) struct Server {
     bounds: Bounds,
     /// The process that was requested ahead of its order.
     spare: Spare,
-    /// True if it runs a preload function. Decides to which of the two an early end is attributed: see [`Server::await_ready`].
+    /// True if it runs a preload function, which [`Server::await_ready`] then names as the cause of an early end.
     preloads: bool,
 }
 
-/// The state of the process that is requested ahead of its order. A first start also passes through [`Spare::Asked`], for the
-/// process that it waits for.
+/// The state of the process that is requested ahead of its order. A start that finds no spare also passes through
+/// [`Spare::Asked`], for the process that it waits for.
 #[derive(Debug)]
 enum Spare {
-    /// No process has been started yet; there may never be a second one.
+    /// No process has been started yet. The first start requests no spare, as there may never be a second one.
     NotWanted,
     /// No process is requested. The next successful start requests one.
     None,
@@ -95,7 +96,7 @@ enum Spare {
     Made(Child),
 }
 
-/// Why the zygote created no process. [`Forkserver::start`](super::forkserver::Forkserver::start) decides whether to try again.
+/// Why a request supplied no process. [`Forkserver::start`](super::forkserver::Forkserver::start) decides whether to try again.
 #[derive(Debug)]
 pub(super) enum MakeError {
     /// It is dead, and created none: the pid slot was 0 after it was reaped.
@@ -192,14 +193,14 @@ impl Server {
     }
 
     /// Waits until the zygote is ready, and records its bounds. Must succeed before the first request. Returns false if the
-    /// system refuses fork servers; the zygote exits then.
+    /// zygote cannot be cloned, as the system refuses it or a library has started threads; the zygote exits then.
     ///
     /// # Errors
     /// - [`StartError::Interrupted`] when `give_up` returned true. The answer may still come: call this again.
     /// - [`StartError::Preload`] when the preload function failed, or the zygote ended while it ran, unless by `SIGKILL`.
-    /// - [`StartError::Forkserver`] when the zygote was killed, or ended without a preload function. Another attempt may
-    ///   succeed.
-    /// - [`StartError::Os`] when the answer was malformed or a system call failed.
+    /// - [`StartError::Forkserver`] when the zygote was killed, or ended without a preload function. This function also kills it
+    ///   if it closed its channel or the wait failed. Another attempt may succeed.
+    /// - [`StartError::Os`] when the answer was malformed, or the zygote's end could not be awaited.
     ///
     /// After all but the first, the server is of no use, and the caller drops it.
     pub(super) fn await_ready(&mut self, give_up: GiveUp<'_>) -> Result<bool, StartError> {
@@ -234,7 +235,7 @@ impl Server {
     /// only if it could not be sent to the spare.
     ///
     /// # Errors
-    /// [`Failure::Make`] when the zygote created no process; [`Failure::Start`] when this process is out of descriptors or
+    /// [`Failure::Make`] when the zygote supplied no process; [`Failure::Start`] when this process is out of descriptors or
     /// memory. In either case the function did not run, and no process that holds the order remains.
     pub(super) fn start(&mut self, request: &mut ForkRequest<'_>, give_up: GiveUp<'_>) -> Result<Child, Failure> {
         request.order.env = delta(&self.env, request.env);
@@ -244,7 +245,7 @@ impl Server {
         let send_order =
             |child: &Child| send_order(child, request.order, request.stdio, request.parent_death, request.input);
         let spare = match self.take_spare(give_up) {
-            // The request below fails in the same way.
+            // The request below finds a dead zygote again, or repeats the clone.
             Err(Failure::Make(MakeError::Gone | MakeError::Clone(_))) => None,
             spare => spare?,
         };
@@ -276,8 +277,8 @@ impl Server {
         Ok(child)
     }
 
-    /// Returns the requested process, registered with the supervisor; `None` if none was requested. Blocks until the zygote
-    /// answers. If the wait is given up, the request remains for the next call.
+    /// Returns the requested process, a spare or not, registered with the supervisor; `None` if none was requested. Blocks until
+    /// the zygote answers or ends. If the wait is given up, the request remains for the next call.
     ///
     /// # Errors
     /// As [`Server::answer`]; [`Failure::Start`] when the process could not be registered: dropping its channel then ends it.
@@ -312,12 +313,12 @@ impl Server {
         self.pid_slot.clear();
     }
 
-    /// Reads the zygote's answer to a pending request, without blocking, and registers the spare with the supervisor. Returns
-    /// false if there is no answer yet; true if there is nothing left to do.
+    /// Reads the zygote's answer to a pending request, without waiting for it, and registers the spare with the supervisor.
+    /// Returns false if there is no answer yet; true if there is nothing left to do.
     ///
     /// The supervisor thread calls this, so that a spare that another process kills is reaped before the next start. Errors are
-    /// not reported: the next start finds no spare and requests a process itself. If the zygote is dead, the request is left to
-    /// that start too, since the pid slot is final only after the zygote was reaped.
+    /// not reported: the next start finds no spare and requests a process itself. If the zygote is dead, the request stays in
+    /// [`Spare::Asked`] for that start, since the pid slot is final only after the zygote was reaped.
     pub(super) fn adopt_spare(&mut self) -> bool {
         if !matches!(self.spare, Spare::Asked(_)) {
             return true;
@@ -421,7 +422,7 @@ impl Server {
             Err(error) if is_peer_gone(&error) => None,
             Err(error) => Some(error),
         };
-        // The zygote is dead, or its answer was malformed or not received. If it has cloned itself, the pid_slot holds the id of
+        // The zygote is dead, or its answer was malformed or not received. If it has cloned itself, the pid slot holds the id of
         // the new process, which is a child of this one.
         self.wait_for_end().map_err(MakeError::Os)?;
         let made = self.pid_slot.pid();

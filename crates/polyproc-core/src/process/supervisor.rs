@@ -1,17 +1,19 @@
 //! The permanent thread of a process that has children: it executes programs and reaps children that no other thread joins.
+//! [`launch`](super::launch) and [`server`](super::server) use it for each child.
 //!
 //! It executes programs, because a child's parent-death signal is sent when the *thread* that created the child ends, and this
 //! thread ends only with the process. It reaps, so that a child that no other thread waits for does not stay a zombie. It
 //! watches a new child only after [`FIRST_CHECK`], so that a child that is joined at once wakes only its joiner (measured: the
 //! second wake-up at each exit costs a start and join a tenth of its time).
 //!
-//! It also watches processes that are not children, for locks and barriers in shared memory ([`watch_death`]), and registers a
-//! spare of the fork server ([`Supervisor::adopt_soon`]).
+//! It also watches processes that are not children, for queues, locks and barriers in shared memory ([`watch_death`]), and
+//! registers a *spare*, a child that the fork server creates ahead of a start ([`Supervisor::adopt_soon`]).
 //!
-//! The thread starts at the first start of a process or the first call of [`watch_death`], with all signals blocked. A copy of
-//! the process starts its own. Other threads communicate with it by the fields of [`Supervisor`]: they change a field under its
-//! mutex and ring the bell, or add a descriptor to the poller. The thread runs commands outside all locks. It must not block on
-//! the fork server's mutex, whose owner may wait for a command, nor on any other lock that is held during [`Supervisor::exec`].
+//! The thread starts at the first start of a process or the first call of [`watch_death`], with all signals blocked. A forked
+//! copy of the process starts its own. Other threads communicate with it by the fields of [`Supervisor`]: they change a field
+//! under its mutex and ring the bell, or add a descriptor to the poller. The thread runs commands outside all locks. It must not
+//! block on the fork server's mutex, whose owner may wait for a command, nor on any other lock that is held during
+//! [`Supervisor::exec`].
 
 use std::collections::HashMap;
 use std::io;
@@ -36,24 +38,25 @@ use crate::sys::watch::{EventFd, Poller};
 const BELL: u64 = 0;
 /// How long a new child is left to its joiner before it is watched.
 const FIRST_CHECK: Duration = Duration::from_millis(10);
-/// How many times it checks for a requested spare, at intervals that double from [`FIRST_CHECK`]: about 5 s in all. A spare
-/// that comes later is registered by the next start.
+/// How many times the thread checks again for a requested spare, at intervals that double from [`FIRST_CHECK`]: about 5 s in
+/// all. A spare that comes later is registered by the next start.
 const SPARE_CHECKS: u32 = 9;
 
 /// Work for the supervisor thread. Runs once, on that thread; it must not block for long, as reaping waits meanwhile.
 type SupervisorCommand = Box<dyn FnOnce() + Send>;
 
-/// Recovers all objects of this process when `process` dies, which need not be a child. Returns false if it has died already or
-/// cannot be watched. A process is watched once, however often this is called.
+/// Recovers all shared-memory objects of this process ([`registry`]) when `process` dies, which need not be a child. Returns
+/// false if it has died already or cannot be watched; the caller then re-checks at intervals. A process is watched once, however
+/// often this is called. [`ProcessStamp::EXITED_CLEANLY`] never dies: returns true and watches nothing.
 ///
-/// A lock's waiter calls this for the owner, and a barrier's waiter for the process that runs its action. Starts the supervisor
-/// thread if there is none.
+/// Waiters call this for the processes on which their wait depends: of a lock for its owner, of a queue for its consumers, of a
+/// condition or barrier for the other waiters. Starts the supervisor thread if there is none.
 pub(crate) fn watch_death(process: ProcessStamp) -> bool {
     Supervisor::get().is_ok_and(|supervisor| supervisor.watch_other(process))
 }
 
 /// Keeps `child` until it is reaped. The supervisor reaps it unless another thread does so first. Called once for each child,
-/// before it gets its order.
+/// before it is sent its order, the message with its function.
 ///
 /// # Errors
 /// [`StartError::Os`] when there is no supervisor thread and none can be started. The child is not registered then.
@@ -73,10 +76,10 @@ pub(super) struct Supervisor {
     /// The descriptors for which the thread sleeps: the bell, the pidfds of watched children and of other processes. Any thread
     /// may add one.
     watch: Poller,
-    /// Wakes the thread after a change of `requests` or `new`.
+    /// Wakes the thread after a change of `commands` or `new`.
     bell: EventFd,
     /// The queue of commands. Its receiver is on the thread; if the thread cannot poll any more, sending fails.
-    requests: Mutex<Sender<SupervisorCommand>>,
+    commands: Mutex<Sender<SupervisorCommand>>,
     /// The keys of children that are not watched yet. The thread takes all of them [`FIRST_CHECK`] after the bell; keys of
     /// children that were reaped meanwhile are dropped.
     new: Mutex<Vec<u64>>,
@@ -108,7 +111,7 @@ impl Supervisor {
         let supervisor = Self {
             watch: Poller::new()?,
             bell: EventFd::new()?,
-            requests: Mutex::new(sender),
+            commands: Mutex::new(sender),
             new: Mutex::default(),
             others: Mutex::default(),
             adopt_spare: Mutex::default(),
@@ -120,24 +123,24 @@ impl Supervisor {
     }
 
     /// Never returns, since the kernel ends this process's children when this thread ends. If the program has closed the
-    /// thread's descriptors, the thread parks, and later requests fail. A panic aborts the process.
-    fn run_for_ever(&self, requests: Receiver<SupervisorCommand>) {
+    /// thread's descriptors, the thread parks, and later commands fail. A panic aborts the process.
+    fn run_for_ever(&self, commands: Receiver<SupervisorCommand>) {
         // A panic that ended this thread would end all children silently.
-        let ended = catch_unwind(AssertUnwindSafe(|| self.run(&requests)));
+        let ended = catch_unwind(AssertUnwindSafe(|| self.run(&commands)));
         if ended.is_err() {
             std::process::abort();
         }
-        drop(requests);
+        drop(commands); // so that `exec` fails instead of waiting
         loop {
             std::thread::park();
         }
     }
 
-    /// Serves requests and deaths. Returns when its descriptors are closed.
+    /// Runs commands, reaps children and recovers objects. Returns when its descriptors are closed.
     ///
-    /// Each turn handles the keys that the poller reported; a time that has passed is handled before them. A pidfd is reported
-    /// once: if a child cannot be reaped then, as its tracer must reap it first, it is left to a joiner.
-    fn run(&self, requests: &Receiver<SupervisorCommand>) {
+    /// Each turn handles `check_new_at` if it has passed, then the keys that the poller reported. A pidfd is reported once: if a
+    /// child cannot be reaped then, as its tracer must reap it first, it is left to a joiner.
+    fn run(&self, commands: &Receiver<SupervisorCommand>) {
         let mut keys = Vec::new();
         let mut check_new_at = Deadline::NEVER;
         let mut spare_checks = 0;
@@ -163,7 +166,7 @@ impl Supervisor {
             for &key in &keys {
                 if key == BELL {
                     self.bell.answer();
-                    requests.try_iter().for_each(|request| request());
+                    commands.try_iter().for_each(|command| command());
                     if !lock(&self.new).is_empty() {
                         spare_checks = 0;
                         check_new_at = Deadline::after(FIRST_CHECK);
@@ -204,8 +207,9 @@ impl Supervisor {
         }
     }
 
-    /// Calls `adopt_spare` after [`FIRST_CHECK`], then at longer intervals until it returns true. It runs on the supervisor
-    /// thread and must not block. It stays registered, and is called again each time when new children are checked.
+    /// Calls `adopt_spare` after [`FIRST_CHECK`], then at longer intervals until it returns true, up to [`SPARE_CHECKS`] more
+    /// times. It returns true if no spare is awaited. It runs on the supervisor thread and must not block. It stays
+    /// registered, and is called again each time when new children are checked.
     pub(super) fn adopt_soon(&self, adopt_spare: fn() -> bool) {
         *lock(&self.adopt_spare) = Some(adopt_spare);
         self.watch_soon(BELL); // the key of no child
@@ -215,15 +219,15 @@ impl Supervisor {
     /// returned. The process is not registered yet: the caller opens its pidfd first.
     ///
     /// # Errors
-    /// The error of `posix_spawn(3)`; another when the thread cannot serve requests any more.
+    /// The error of `posix_spawn(3)`; another when the thread has ended its loop.
     pub(super) fn exec(&self, program: exec::Program) -> io::Result<u32> {
         let ended = || io::Error::other("the supervisor thread has ended");
         let (answer, answered) = channel();
-        let request = Box::new(move || {
+        let command = Box::new(move || {
             // Fails if the receiver was dropped, which does not happen while `exec` waits.
             let _ = answer.send(exec::spawn(program));
         });
-        lock(&self.requests).send(request).map_err(|_| ended())?;
+        lock(&self.commands).send(command).map_err(|_| ended())?;
         self.bell.ring();
         answered.recv().map_err(|_| ended())?
     }

@@ -1,13 +1,14 @@
-//! Waiting on descriptors: `poll(2)` for a few, `epoll(7)` for a changing set, `eventfd(2)` to wake a thread.
+//! Waiting for descriptors: `poll(2)` for a few, `epoll(7)` for a changing set, `eventfd(2)` to wake a thread.
 //!
 //! | item | users |
 //! |---|---|
-//! | [`is_readable`], [`is_writable`], [`readable`] | waits for a process, a message, a connection, an answer of the zygote |
-//! | [`Poller`] | the threads that the engine owns: supervisor, a pool's thread, the reactor |
-//! | [`EventFd`] | bells of these threads; of a pool's parent, rung by workers; of a listener |
+//! | [`is_readable`], [`is_writable`], [`readable`] | waits for a process, a message, a connection, or the zygote's answer |
+//! | [`Poller`] | sleeps of the engine's own threads: supervisor, pool thread, reactor |
+//! | [`EventFd`] | a *bell*: wakes such a thread (a pool's workers ring it, too), or a thread in `Listener::accept` |
 //!
-//! Each wait takes a [`Deadline`]. The functions of the first row run in threads of the user: they return when a signal handler
-//! ran, so that a face can serve the signal and repeat the call. Threads of the engine have all signals blocked.
+//! Each wait takes a [`Deadline`]. The functions of the first row also run in threads of the user: there they fail with
+//! [`io::ErrorKind::Interrupted`] after a signal handler ran, and the face serves the signal and repeats the call. The engine's
+//! own threads have all signals blocked.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -23,8 +24,8 @@ use crate::deadline::Deadline;
 /// checks once without blocking.
 ///
 /// # Errors
-/// [`io::ErrorKind::Interrupted`] if a signal handler ran, or may run when this thread returns from the engine
-/// ([`signal::set_handlers_run_later`]).
+/// [`io::ErrorKind::Interrupted`] if a signal handler ran. Also after [`signal::recheck_interval`] in the main thread of a
+/// program that acts on signals only outside the engine, as Python does ([`signal::set_handlers_run_later`]).
 pub(crate) fn is_readable(fd: BorrowedFd<'_>, deadline: Deadline) -> io::Result<bool> {
     Ok(!readable(&[fd], deadline)?.is_empty())
 }
@@ -46,13 +47,13 @@ pub(crate) fn readable<Fd: AsFd>(fds: &[Fd], deadline: Deadline) -> io::Result<V
     Ok(polled.iter().enumerate().filter(|(_, fd)| !fd.revents().is_empty()).map(|(at, _)| at).collect())
 }
 
-/// Calls `poll(2)`. Returns false if the deadline passes first. If signal handlers run later, [`signal::recheck_interval`]
-/// bounds the wait, and its end counts as an interruption.
+/// Calls `poll(2)`. Returns false if the deadline passes first. If this thread must return to act on signals
+/// ([`signal::comes_back`]), [`signal::recheck_interval`] bounds the wait, and its end counts as an interruption.
 fn poll(polled: &mut [PollFd<'_>], deadline: Deadline) -> io::Result<bool> {
-    let comes_back = deadline != Deadline::PASSED && signal::comes_back();
-    let until = if comes_back { deadline.or_sooner(signal::recheck_interval()) } else { deadline };
+    let is_bounded = deadline != Deadline::PASSED && signal::comes_back();
+    let until = if is_bounded { deadline.or_sooner(signal::recheck_interval()) } else { deadline };
     match rustix::event::poll(polled, until.timespec().as_ref())? {
-        0 if comes_back && !deadline.has_passed() => {
+        0 if is_bounded && !deadline.has_passed() => {
             signal::lengthen_recheck_interval();
             Err(io::ErrorKind::Interrupted.into())
         }
@@ -60,10 +61,10 @@ fn poll(polled: &mut [PollFd<'_>], deadline: Deadline) -> io::Result<bool> {
     }
 }
 
-/// A changing set of descriptors, each with a key. A descriptor leaves the set when its last copy is closed, also a copy in
-/// another process: descriptors that may have copies are removed ([`Poller::remove`]).
+/// A changing set of descriptors, each with a key. An entry lasts until every duplicate of its descriptor is closed, in all
+/// processes. So call [`Poller::remove`] before closing a descriptor that may have duplicates.
 ///
-/// Any thread may add and remove; one thread waits. A copy of the process must not use the set, which belongs to the original.
+/// Any thread may add and remove; one thread waits. A forked child must not use the set, which its parent still uses.
 #[derive(Debug)]
 pub(crate) struct Poller {
     epoll: OwnedFd,
@@ -96,15 +97,15 @@ impl Poller {
         Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(key), flags)?)
     }
 
-    /// Stops reporting `fd`, which may be closed elsewhere already.
+    /// Stops reporting `fd`. Does nothing if it is not in the set.
     pub(crate) fn remove(&self, fd: impl AsFd) {
-        // ENOENT: it is not in the set, which is what the caller wants.
+        // ENOENT: it is not in the set. EBADF: the program has closed it or the set.
         let _ = epoll::delete(&self.epoll, fd);
     }
 
     /// Blocks until a descriptor is readable. Replaces `keys` by the keys of the readable ones, at most 64: none if the
-    /// deadline passed first, or if a signal handler ran. A key may be reported after its descriptor was removed by another
-    /// thread.
+    /// deadline passed first, or after `EINTR`. The next call reports the others. A key may be reported after another thread
+    /// has removed its descriptor.
     ///
     /// # Errors
     /// `EBADF` or `EINVAL` if the program has closed the descriptor of the set.
@@ -128,7 +129,7 @@ pub(crate) struct EventFd {
 }
 
 impl EventFd {
-    /// Creates a silent bell, non-blocking and close-on-exec.
+    /// Creates an eventfd that is not readable, non-blocking and close-on-exec.
     ///
     /// # Errors
     /// `EMFILE`, `ENFILE` or `ENOMEM`.
@@ -142,8 +143,8 @@ impl EventFd {
         let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
     }
 
-    /// Clears the rings so far, so that the descriptor is no longer readable. Called before the thread looks for work, so that
-    /// a ring after that wakes it again.
+    /// Clears the rings so far, so that the descriptor is no longer readable. The woken thread calls this before it
+    /// checks for work, so that a ring after the check wakes it again.
     pub(crate) fn answer(&self) {
         // EAGAIN: there was no ring.
         let _ = rustix::io::read(&self.eventfd, &mut [0u8; 8]);

@@ -1,4 +1,4 @@
-//! Messages of one value: their memory and their descriptors.
+//! Messages of queues and pipes, which have one value each (`queue.rs`, `connection.rs`): reused memory, and decoding.
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,17 +10,19 @@ use super::source::Source;
 use super::tag::PICKLE;
 use crate::buffer::Owned;
 
-/// A message of one pickle with at least this many bytes is unpickled in place, without another copy.
+/// A message with tag PICKLE and at least this many bytes is unpickled in place. A smaller one is copied to a `bytes` object,
+/// so that its vector can be reused.
 const LARGE: usize = 64 << 10;
-/// Limit of the memory that is kept, in bytes. Larger memory is freed.
+/// The most bytes of memory that a thread keeps for its next message. Larger memory is freed.
 const KEPT: usize = 4 << 20;
 
 thread_local! {
-    /// Memory for messages, kept for reuse.
+    /// Memory of an earlier message of this thread; empty during [`with_memory`].
     static MEMORY: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Calls `use_it` with an empty vector for a message, whose memory is reused.
+/// Calls `use_it` with an empty vector for a message, whose memory this thread reuses. A nested call, as from a user's
+/// `__reduce__`, gets another vector.
 pub(crate) fn with_memory<T>(use_it: impl FnOnce(&mut Vec<u8>) -> T) -> T {
     let mut bytes = MEMORY.take();
     bytes.clear();

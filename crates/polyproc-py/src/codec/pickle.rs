@@ -1,4 +1,8 @@
-//! Pickles: the bridge to `polyproc._pickling`.
+//! Values that are sent as pickles, which `polyproc._pickling` writes and reads. The bytes are described in `codec`: PICKLE,
+//! BUFFERS, LENT_BUFFERS.
+//!
+//! `encode` and `list` use [`put_pickle`] for values without an encoding of their own; `decode` calls the decoders. A value's
+//! descriptors are those of the handles in it, such as locks and queues; if it has a loan, the loan's descriptor precedes them.
 
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
@@ -15,7 +19,7 @@ use super::tag::{BUFFERS, LENT_BUFFERS, PICKLE};
 use crate::buffer::{self, Memory, Owned};
 use crate::sys;
 
-/// Bytes before a pickle: tag, number of descriptors, length.
+/// Bytes of a message with tag PICKLE before the pickle: tag, number of descriptors, length.
 pub(super) const PICKLE_HEAD: usize = 11;
 
 /// The purpose of a value, which determines how it is sent if it has no encoding of its own.
@@ -23,16 +27,16 @@ pub(super) const PICKLE_HEAD: usize = 11;
 pub(crate) enum Purpose {
     /// A result, or an item of a queue or a pipe.
     Value,
-    /// An item of a queue that takes no loans.
+    /// An item of a queue that takes no loan: the queue limits its bytes, or has no room for a descriptor.
     CopiedValue,
-    /// Arguments of a task.
+    /// Arguments of a task, by pickle or cloudpickle.
     Arguments,
-    /// A function, which is sent to each worker once.
+    /// A function, by pickle or cloudpickle. Its buffers are not lent, since it is sent to each worker only once.
     Function,
 }
 
 impl Purpose {
-    /// Returns whether large buffers are lent.
+    /// Returns whether large buffers are sent in a loan instead of in the message.
     #[inline]
     pub(super) fn lends(self) -> bool {
         matches!(self, Self::Value | Self::Arguments)
@@ -50,7 +54,8 @@ impl Purpose {
     }
 }
 
-/// Appends the pickle of a value to `out`, and duplicates of its descriptors to `fds`.
+/// Appends the tag and the pickle of a value to `out`, and duplicates of its descriptors to `fds`. After an error both may end
+/// with a part of the value.
 pub(super) fn put_pickle(
     value: &Bound<'_, PyAny>,
     purpose: Purpose,
@@ -96,7 +101,7 @@ pub(super) fn put_pickle(
     Ok(())
 }
 
-/// Unpickles a value, which takes ownership of its descriptors.
+/// Unpickles a value, which takes ownership of its descriptors. `buffers` are those that are not in the pickle.
 pub(super) fn loads<'py>(
     py: Python<'py>,
     pickle: impl IntoPyObject<'py>,
@@ -107,13 +112,13 @@ pub(super) fn loads<'py>(
     LOADS.import(py, "polyproc._pickling", "loads")?.call1((pickle, sys::hand_over(fds), buffers))
 }
 
-/// Unpickles bytes that other code has pickled.
+/// Unpickles bytes that were sent as bytes (`Connection.send_bytes`): a pickle without descriptors and separate buffers.
 pub(crate) fn unpickle<'py>(py: Python<'py>, pickle: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     loads(py, PyBytes::new(py, pickle), Vec::new(), None)
 }
 
 impl<'a> Source<'a> {
-    /// Takes a pickle and its descriptors.
+    /// Takes the bytes of a pickle. Returns them after the number of descriptors that belong to it.
     fn take_pickle(&mut self) -> PyResult<(usize, &'a [u8])> {
         let fds = u16::from_le_bytes(self.take()?);
         let len = self.take_u64()?;
@@ -124,13 +129,13 @@ impl<'a> Source<'a> {
         self.fds.by_ref().take(count).collect()
     }
 
-    /// Decodes a value whose buffers are in its pickle.
+    /// Decodes a value whose buffers are all in its pickle. The tag was taken before.
     pub(super) fn decode_pickle<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let (fds, pickle) = self.take_pickle()?;
         loads(py, PyBytes::new(py, pickle), self.take_fds(fds), None)
     }
 
-    /// Decodes a value whose buffers are not in its pickle, but in `loan`, or after the pickle.
+    /// Decodes a value with buffers that are not in its pickle: they are in `loan` or, without one, after the pickle.
     pub(super) fn decode_with_buffers<'py>(
         &mut self,
         py: Python<'py>,
@@ -147,7 +152,7 @@ impl<'a> Source<'a> {
         for (start, len) in places {
             match loan {
                 Some(loan) => buffers.append(Owned::part(loan, start, len).ok_or_else(broken)?)?,
-                // An object of its own, so that it is aligned.
+                // Copied, as its offset in the message may be unaligned for the elements of an array.
                 None => buffers.append(PyByteArray::new(py, self.take_bytes(len)?))?,
             }
         }

@@ -1,4 +1,7 @@
-//! [`Sender`] and [`Receiver`], and [`simplex_pipe`], which creates one of each.
+//! [`simplex_pipe`], a pipe in one direction, and the types of its ends: [`Sender`] and [`Receiver`].
+//!
+//! Each is an end of a duplex pipe (`core::Connection`) on which the unused direction is shut down. Any number of threads and
+//! processes may use an end; one receiver gets each value, whole.
 
 use std::fmt;
 use std::io;
@@ -21,11 +24,11 @@ pub struct Sender<T> {
 }
 
 impl<T: Transfer> Sender<T> {
-    /// Sends a value. Blocks while the other end has too much unread data.
+    /// Sends a value. Blocks while about 200 values, or 16 MiB, are unread.
     ///
     /// # Errors
     /// [`SendError::Closed`] when the other end is closed, [`SendError::Failed`] when the value could not be encoded or
-    /// passed on.
+    /// sent.
     pub fn send(&self, value: T) -> Result<(), SendError<T>> {
         send(&self.core, value, Deadline::NEVER)
     }
@@ -40,7 +43,7 @@ impl<T: Transfer> Sender<T> {
 }
 
 impl<T> Sender<T> {
-    /// Sends bytes without encoding, for [`recv_bytes`](crate::Connection::recv_bytes) at the other end.
+    /// Sends bytes without encoding, for [`Receiver::recv_bytes`]. Blocks as [`send`](Self::send).
     ///
     /// # Errors
     /// [`io::ErrorKind::BrokenPipe`] or [`io::ErrorKind::ConnectionReset`] when the other end is closed.
@@ -69,7 +72,7 @@ impl<T> fmt::Debug for Sender<T> {
     }
 }
 
-/// For sending another handle to this end by polyproc. Any other format fails.
+/// Passes another handle to this end to another process, in a value that polyproc sends. Fails with any other serializer.
 ///
 /// The peer detects that this end is closed once all handles to it are dropped, so drop this one after sending it.
 impl<T> Serialize for Sender<T> {
@@ -84,7 +87,8 @@ impl<'de, T> Deserialize<'de> for Sender<T> {
     }
 }
 
-/// Readable when a value is available or the other end is closed. For [`wait`](crate::wait()), `poll` and `epoll`.
+/// Writable when there is room for a value; `POLLHUP` when the other end is closed. Always readable, since receiving is shut
+/// down, so [`wait`](crate::wait()) returns it at once.
 impl<T> AsFd for Sender<T> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.core.as_fd()
@@ -133,8 +137,7 @@ impl<T: Transfer> Receiver<T> {
 }
 
 impl<T> Receiver<T> {
-    /// Receives the next bytes that [`send_bytes`](crate::Connection::send_bytes) sent at the other end. Blocks until they
-    /// arrive.
+    /// Receives the next bytes that [`Sender::send_bytes`] sent. Blocks until they arrive.
     ///
     /// # Errors
     /// [`RecvError::Closed`] when the other end is closed and everything was received, [`RecvError::Failed`] when a
@@ -172,7 +175,7 @@ impl<T> fmt::Debug for Receiver<T> {
     }
 }
 
-/// For sending another handle to this end by polyproc. Any other format fails.
+/// Passes another handle to this end to another process, in a value that polyproc sends. Fails with any other serializer.
 ///
 /// The peer detects that this end is closed once all handles to it are dropped, so drop this one after sending it.
 impl<T> Serialize for Receiver<T> {
@@ -194,13 +197,13 @@ impl<T> AsFd for Receiver<T> {
     }
 }
 
-/// Creates a pipe in one direction: Python's `Pipe(duplex=False)`.
+/// Creates a pipe in one direction, as `multiprocessing.Pipe(duplex=False)`.
 ///
 /// # Errors
 /// Fails when the system provides no descriptors.
 pub fn simplex_pipe<T>() -> io::Result<(Receiver<T>, Sender<T>)> {
     let (receiving, sending) = core::Connection::pair()?;
-    receiving.shut(true)?;
-    sending.shut(false)?;
+    receiving.shut(true)?; // no sending
+    sending.shut(false)?; // no receiving
     Ok((receiving.into(), sending.into()))
 }

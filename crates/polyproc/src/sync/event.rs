@@ -42,14 +42,15 @@ impl Event {
 
     /// Blocks until the event is set. Also returns if the event was set and cleared during the wait.
     pub fn wait(&self) {
-        let _ = retry_interrupted(|| self.core.wait(Deadline::NEVER));
+        let before = self.core.sets();
+        let _ = retry_interrupted(|| self.core.wait(before, Deadline::NEVER));
     }
 
     /// As [`Event::wait`], for at most `timeout`. Returns false on timeout.
     #[must_use]
     pub fn wait_timeout(&self, timeout: Duration) -> bool {
-        let deadline = Deadline::after(timeout);
-        retry_interrupted(|| self.core.wait(deadline)).is_ok()
+        let (before, deadline) = (self.core.sets(), Deadline::after(timeout));
+        retry_interrupted(|| self.core.wait(before, deadline)).is_ok()
     }
 }
 
