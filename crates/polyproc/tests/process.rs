@@ -3,7 +3,7 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use polyproc::{
     ExitStatus, JoinError, Process, Run, Signal, StartError, StartMethod, Stdio, active_children, current_process,
@@ -439,6 +439,22 @@ fn a_fork_server_can_be_started_before_it_is_needed() -> TestResult {
     polyproc::set_forkserver_preload(|()| panic!("no model here"), ())?;
     polyproc::start_forkserver()?;
     assert!(matches!(Process::new(|()| (), ()).start(), Err(StartError::Preload { .. })));
+    Ok(())
+}
+
+/// Children that nobody joins are reaped while others start, not only in a pause.
+#[test]
+fn children_that_nobody_joins_are_reaped_while_others_start() -> TestResult {
+    let zombies = || support::children_of(std::process::id()).into_iter().filter(|pid| support::is_gone(*pid)).count();
+    let starts = Instant::now();
+    let mut started = 0;
+    // More starts than a reaper that waits for a pause of 10 ms leaves; each takes less than that.
+    while started < 100 || starts.elapsed() < Duration::from_millis(500) {
+        Process::new(|()| (), ()).start_method(StartMethod::Spawn).start()?;
+        started += 1;
+    }
+    let left = zombies();
+    assert!(left < started / 2, "{left} of {started} are zombies");
     Ok(())
 }
 

@@ -169,7 +169,7 @@ impl Supervisor {
                     commands.try_iter().for_each(|command| command());
                     if !lock(&self.new).is_empty() {
                         spare_checks = 0;
-                        check_new_at = Deadline::after(FIRST_CHECK);
+                        check_new_at = check_new_at.or_sooner(FIRST_CHECK); // not postponed by further starts
                     }
                 } else if let Some(child) = children().get(key) {
                     // The joiner calls this again and reports an error.
