@@ -8,7 +8,7 @@
 //!
 //! 1. In the parent, a face names a function and its codec by [`Function::new`].
 //! 2. The name travels in an order (`process/order.rs`), in a worker's setup, or in the answer to a worker's question
-//!    (`pool/task.rs`).
+//!    (`pool/shared/task.rs`).
 //! 3. The child reads it by [`Function::decode`], and finds both locations in its images by [`Function::resolve`].
 //! 4. It calls the function: [`Resolved::call_once`] for a process, [`Resolved::call`] for each item of a task.
 //!

@@ -1,10 +1,10 @@
-//! The table of a pool: `pool/claim.rs`.
+//! The table of a pool: `pool/shared/claim.rs`.
 
 use loom::sync::Arc;
 use loom::thread;
 
 use super::model;
-use crate::pool::claim::{ClaimTable, TableWords};
+use crate::pool::shared::claim::{ClaimTable, TableWords};
 use crate::prim::{AtomicU32, AtomicU64};
 use crate::sys::plain::Plain;
 

@@ -1,4 +1,4 @@
-//! Waking the parent for results: `pool/doorbell.rs`.
+//! Waking the parent for results: `pool/shared/doorbell.rs`.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use loom::sync::Arc;
 use loom::thread;
 
 use super::model;
-use crate::pool::doorbell::{self, Doorbell};
+use crate::pool::shared::doorbell::{self, Doorbell};
 use crate::prim::{AtomicU32, AtomicUsize, Ordering};
 use crate::sys::futex;
 

@@ -1,4 +1,4 @@
-//! Waiting for an event in one process: `pool/latch.rs`.
+//! Waiting for an event in one process: `pool/parent/latch.rs`.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use loom::thread;
 
 use super::model;
 use crate::deadline::Deadline;
-use crate::pool::latch::{Latch, Parker};
+use crate::pool::parent::latch::{Latch, Parker};
 use crate::prim::{AtomicU64, Ordering};
 use crate::sys::plain::Plain;
 

@@ -1,4 +1,4 @@
-//! Which thread reads the results, and that every waiting thread is woken: `pool/leader.rs`, with `doorbell` and `latch`.
+//! Which thread reads the results, and that every waiting thread is woken: `pool/parent/leader.rs`, with `doorbell` and `latch`.
 //!
 //! Two calls, 0 and 1. Workers write results for them; threads wait for one call each, as [`leader::step`] says.
 
@@ -9,9 +9,9 @@ use loom::thread;
 
 use super::{begin_thread, model};
 use crate::deadline::Deadline;
-use crate::pool::doorbell::{ASLEEP, ASLEEP_UNTIL_LOW, Doorbell};
-use crate::pool::latch::Parker;
-use crate::pool::leader::{self, Leadership, ResultState, ResultWait, ResultWaiter, WaitFor, WaitStep};
+use crate::pool::parent::latch::Parker;
+use crate::pool::parent::leader::{self, Leadership, ResultState, ResultWait, ResultWaiter, WaitFor, WaitStep};
+use crate::pool::shared::doorbell::{ASLEEP, ASLEEP_UNTIL_LOW, Doorbell};
 use crate::prim::{AtomicU32, AtomicUsize, Ordering};
 use crate::sys::futex::{self, Wait};
 

@@ -1,4 +1,4 @@
-//! Publishing without a wake-up while workers poll: `pool/lookers.rs`. Under loom one worker may poll at a time.
+//! Publishing without a wake-up while workers poll: `pool/shared/lookers.rs`. Under loom one worker may poll at a time.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use loom::thread;
 
 use super::{begin_thread, model};
 use crate::deadline::Deadline;
-use crate::pool::lookers::Lookers;
+use crate::pool::shared::lookers::Lookers;
 use crate::prim::{AtomicU64, Ordering};
 use crate::robust::{EventCount, RecheckInterval, WaitError};
 
 #[derive(Default)]
 struct Pool {
-    /// As in `pool/claim.rs`, whose model is another one: tasks that were claimed, and tasks that were published.
+    /// As in `pool/shared/claim.rs`, whose model is another one: tasks that were claimed, and tasks that were published.
     head: AtomicU64,
     tail: AtomicU64,
     lookers: Lookers,

@@ -1,4 +1,4 @@
-//! The ring of results, and the blocks that return to the worker: `pool/result_index.rs`. Under loom a ring has room for two
+//! The ring of results, and the blocks that return to the worker: `pool/shared/result_index.rs`. Under loom a ring has room for two
 //! records of one byte, and for two returned blocks.
 
 use std::time::Duration;
@@ -8,7 +8,7 @@ use loom::thread;
 
 use super::model;
 use crate::deadline::Deadline;
-use crate::pool::result_index::{RETURN_SLOTS, RING_LEN, ResultIndex, Returns};
+use crate::pool::shared::result_index::{RETURN_SLOTS, RING_LEN, ResultIndex, Returns};
 use crate::robust::{RecheckInterval, WaitError};
 use crate::sys::plain::Plain;
 

@@ -27,13 +27,13 @@
 //! | `DoneRecorded` | target count and block of a finished message recorded, not counted | `queue/task.rs` |
 //! | `DoneCounted` | message counted as done; its block is not freed | `queue/task.rs` |
 //! | `ReturnMarked` | a returned message marked as held by its next consumer, still counted as returned | `queue/task.rs` |
-//! | `TaskClaimed` | task claimed from the table | `pool/worker.rs` |
-//! | `TaskDeclared` | item declared as running in the worker's state | `pool/worker.rs` |
-//! | `TaskBegun` | record *begin* written | `pool/worker.rs` |
-//! | `ItemRun` | function of an item returned; no record of its result | `pool/worker.rs` |
-//! | `ItemAnswered` | result of an item written | `pool/worker.rs` |
-//! | `TaskAnswered` | all results written; the worker is declared idle | `pool/worker.rs` |
-//! | `ParentTold` | doorbell of the parent rung, or found unnecessary | `pool/worker.rs` |
+//! | `TaskClaimed` | task claimed from the table | `pool/worker/mod.rs` |
+//! | `TaskDeclared` | item declared as running in the worker's state | `pool/worker/mod.rs` |
+//! | `TaskBegun` | record *begin* written | `pool/worker/mod.rs` |
+//! | `ItemRun` | function of an item returned; no record of its result | `pool/worker/mod.rs` |
+//! | `ItemAnswered` | result of an item written | `pool/worker/mod.rs` |
+//! | `TaskAnswered` | all results written; the worker is declared idle | `pool/worker/mod.rs` |
+//! | `ParentTold` | doorbell of the parent rung, or found unnecessary | `pool/worker/mod.rs` |
 
 macro_rules! steps {
     ($($step:ident,)*) => {

@@ -1,7 +1,7 @@
 //! `futex(2)` on words that several processes map. The words are in shared mappings, so the flag for private futexes is not
 //! used.
 //!
-//! `robust` builds locks and waits on it, and a pool its waits for results (`pool/call.rs`, `results.rs`, `latch.rs`). These
+//! `robust` builds locks and waits on it, and a pool its waits for results (`pool/parent/call.rs`, `results.rs`, `latch.rs`). These
 //! users re-check their condition after each return, whatever the reason. Where the waker is another process they also bound
 //! each sleep: a wake-up is lost if its receiver dies. No memory order comes from here; the users' atomics have it
 //! (`docs/design/lock.md`).

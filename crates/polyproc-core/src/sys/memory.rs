@@ -264,7 +264,7 @@ pub(crate) fn close_to_other_users(memfd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Returns a read-only descriptor of a memory file, which no other user can reopen for writing. Without `/proc`, returns a
 /// writable duplicate. A pool gives it to its workers, which read their tasks from memory that only the parent writes
-/// (`pool/orders.rs`).
+/// (`pool/shared/orders.rs`).
 ///
 /// # Errors
 /// `EMFILE` or `ENFILE` if there is no descriptor left.

@@ -20,15 +20,15 @@ use std::time::Instant;
 
 use super::audit::AUDIT_PERIOD;
 use super::call::End;
-use super::claim;
 use super::driver::{Driver, Inner, TaskPlace};
-use super::orders::{LIMITED, SPLITTABLE, TaskDescriptor, WITH_FDS};
 use super::scheduler::{Action, Loss, SchedulerEvent, TaskId};
-use super::task::{PoolEvent, TaskEnd, next_item};
 use super::thread::{MEMORY_PERIOD, ROOM_PERIOD, STEAL_PERIOD};
 use super::timers::{Limited, Timer, after_backoff, after_failed_starts};
 use super::worker_handle::WorkerHandle;
 use crate::error_chain;
+use crate::pool::shared::claim;
+use crate::pool::shared::orders::{LIMITED, SPLITTABLE, TaskDescriptor, WITH_FDS};
+use crate::pool::shared::task::{PoolEvent, TaskEnd, next_item};
 use crate::prim::Ordering;
 use crate::process::Signal;
 use crate::shm::budget::Share;

@@ -26,7 +26,7 @@ use crate::wire::Payload;
 use crate::wire::{Reader, WireError, Writer};
 
 /// Tags of the messages in the table above.
-pub(super) mod tag {
+pub(in crate::pool) mod tag {
     pub(in crate::pool) const READY: u8 = 16;
     pub(in crate::pool) const UNFIT: u8 = 17;
     pub(in crate::pool) const NEED_FDS: u8 = 18;
@@ -86,7 +86,7 @@ impl fmt::Display for Ended {
 
 /// An event of a pool's workers.
 ///
-/// Passed to [`PoolSettings::on_event`](super::PoolSettings::on_event), in the order in which the parent detects them.
+/// Passed to [`PoolSettings::on_event`](crate::pool::PoolSettings::on_event), in the order in which the parent detects them.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum PoolEvent {
@@ -150,7 +150,7 @@ impl TaskEnd {
     ///
     /// # Errors
     /// [`WireError`] for the other kinds, and if the bytes do not decode.
-    pub(super) fn of_record(kind: ResultKind, bytes: Vec<u8>) -> Result<Self, WireError> {
+    pub(in crate::pool) fn of_record(kind: ResultKind, bytes: Vec<u8>) -> Result<Self, WireError> {
         match kind {
             ResultKind::Raised => Ok(Self::Raised(bytes)),
             ResultKind::Panicked => Ok(Self::Panicked(Panic::decode(&bytes)?)),
@@ -164,7 +164,7 @@ impl TaskEnd {
 ///
 /// # Errors
 /// [`WireError`] if the message is malformed, or says that the initializer returned.
-pub(super) fn decode_unfit(payload: Payload) -> Result<NoWorkersReason, WireError> {
+pub(in crate::pool) fn decode_unfit(payload: Payload) -> Result<NoWorkersReason, WireError> {
     let (kind, rest) = payload.bytes.split_first().ok_or(WireError)?;
     match Outcome::decode(*kind, Payload::from(rest.to_vec()))? {
         Outcome::Panicked(panic) => Ok(NoWorkersReason::InitializerPanicked(panic)),
@@ -179,26 +179,26 @@ pub(super) fn decode_unfit(payload: Payload) -> Result<NoWorkersReason, WireErro
 ///
 /// It is the input of the worker's process function, and comes from the parent: a malformed one ends the worker.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Setup {
+pub(in crate::pool) struct Setup {
     /// The number by which the worker claims tasks.
-    pub(super) number: u32,
+    pub(in crate::pool) number: u32,
     /// Number of items after which the worker exits; 0 for no limit.
-    pub(super) max_tasks: u64,
-    /// See [`may_lend`](super::may_lend).
-    pub(super) most_fds: u64,
+    pub(in crate::pool) max_tasks: u64,
+    /// See [`may_lend`](crate::pool::may_lend).
+    pub(in crate::pool) most_fds: u64,
     /// The niceness of the worker; `None` for that of the parent.
-    pub(super) nice: Option<i32>,
+    pub(in crate::pool) nice: Option<i32>,
     /// Processors that the worker may use; empty for no restriction.
-    pub(super) cpus: Vec<u32>,
+    pub(in crate::pool) cpus: Vec<u32>,
     /// Runs before the first task, with its encoded argument.
-    pub(super) initializer: Option<(Function, Vec<u8>)>,
+    pub(in crate::pool) initializer: Option<(Function, Vec<u8>)>,
     /// Runs after the last task.
-    pub(super) finalizer: Option<Function>,
+    pub(in crate::pool) finalizer: Option<Function>,
 }
 
 impl Setup {
     /// Encodes it without its descriptors, which travel beside the bytes.
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(in crate::pool) fn encode(&self) -> Vec<u8> {
         let mut out = Writer::default();
         out.u32(self.number);
         out.u64(self.max_tasks);
@@ -223,7 +223,7 @@ impl Setup {
     ///
     /// # Errors
     /// [`WireError`] if they are malformed.
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+    pub(in crate::pool) fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         let from = &mut Reader::new(bytes);
         let (number, max_tasks, most_fds) = (from.u32()?, from.u64()?, from.u64()?);
         let (has_nice, nice) = (from.flag()?, from.u32()?.cast_signed());
@@ -235,7 +235,7 @@ impl Setup {
 }
 
 /// Encodes a function with its context for a FUNCTION message: its encoded name, then the bytes of the context.
-pub(super) fn encode_function(function: &Function, context: &[u8]) -> Vec<u8> {
+pub(in crate::pool) fn encode_function(function: &Function, context: &[u8]) -> Vec<u8> {
     let mut out = Writer::default();
     function.encode(&mut out);
     out.rest(context);
@@ -243,7 +243,7 @@ pub(super) fn encode_function(function: &Function, context: &[u8]) -> Vec<u8> {
 }
 
 /// Decodes the bytes of [`encode_function`]: the name, and the context, empty if there is none.
-pub(super) fn decode_function(bytes: &[u8]) -> Result<(Function, Vec<u8>), WireError> {
+pub(in crate::pool) fn decode_function(bytes: &[u8]) -> Result<(Function, Vec<u8>), WireError> {
     let mut from = Reader::new(bytes);
     Ok((Function::decode(&mut from)?, from.rest().to_vec()))
 }
@@ -314,7 +314,7 @@ impl Items {
     }
 
     /// Removes all items, and returns their bytes. Further items go to `spare`.
-    pub(super) fn take(&mut self, spare: Vec<u8>) -> Vec<u8> {
+    pub(in crate::pool) fn take(&mut self, spare: Vec<u8>) -> Vec<u8> {
         (self.count, self.last) = (0, 0);
         std::mem::replace(&mut self.bytes, spare)
     }
@@ -324,7 +324,7 @@ impl Items {
 ///
 /// # Errors
 /// [`WireError`] if `bytes` are too short. Then they may have lost their first bytes.
-pub(super) fn next_item<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8], WireError> {
+pub(in crate::pool) fn next_item<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8], WireError> {
     let len =
         bytes.split_off(..LEN_LEN).and_then(|len| len.try_into().ok()).map(u64::from_le_bytes).ok_or(WireError)?;
     bytes.split_off(..usize::try_from(len).map_err(|_| WireError)?).ok_or(WireError)

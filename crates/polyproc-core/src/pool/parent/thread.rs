@@ -2,8 +2,8 @@
 //! results only while no other thread waits for them. `docs/design/pool.md` describes what a death at each step of a
 //! worker costs.
 //!
-//! A pool has one such thread, `polyproc-pool`. [`Pool::new`](super::Pool::new) starts it, and
-//! [`Pool::join`](super::Pool::join) waits for its end. One round of its loop:
+//! A pool has one such thread, `polyproc-pool`. [`Pool::new`](crate::pool::Pool::new) starts it, and
+//! [`Pool::join`](crate::pool::Pool::join) waits for its end. One round of its loop:
 //!
 //! 1. Fires the timers that are due.
 //! 2. Starts the workers that the scheduler wants. This needs no lock, since a start takes milliseconds.
@@ -39,17 +39,17 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::call::{FunctionId, Stop};
-use super::claim::TableWords;
 use super::driver::{Driver, Inner, Logged, Task, TaskPlace, stop_end};
 use super::leader::hand_over;
-use super::orders::TaskDescriptor;
-use super::result_ring::{REVOKED, cut, is_cut, running_item, running_position};
 use super::scheduler::{Blame, Held, Place, RetryHope, SchedulerEvent, TaskId};
-use super::task::{NoWorkersReason, PoolEvent, TaskEnd, decode_unfit, next_item, tag};
 use super::timers::{Limited, Timer};
 use super::worker_handle::{self, Cause, Revocation, WorkerHandle};
 use crate::conn::{Arrival, Message};
 use crate::deadline::Deadline;
+use crate::pool::shared::claim::TableWords;
+use crate::pool::shared::orders::TaskDescriptor;
+use crate::pool::shared::result_ring::{REVOKED, cut, is_cut, running_item, running_position};
+use crate::pool::shared::task::{NoWorkersReason, PoolEvent, TaskEnd, decode_unfit, next_item, tag};
 use crate::prim::Ordering;
 use crate::process::tag as process;
 use crate::process::{ExitStatus, GiveUp, Outcome, Signal, StartError, lock, own_threads};
@@ -261,7 +261,7 @@ impl Driver {
 
     /// Turns the items that a worker has not begun of its task into tasks of their own.
     ///
-    /// The worker at place `at` must run a task with [`SPLITTABLE`](super::orders::SPLITTABLE); otherwise nothing
+    /// The worker at place `at` must run a task with [`SPLITTABLE`](crate::pool::shared::orders::SPLITTABLE); otherwise nothing
     /// happens.
     ///
     /// 1. Reads the worker's results, so that `reading` and `done` are current.
@@ -436,7 +436,7 @@ impl Driver {
             let place = inner.to_start.pop_front()?;
             let workers = &inner.workers;
             let is_taken = |number| workers.iter().flatten().any(|worker| worker.number == number);
-            let number = inner.numbers.next(super::claim::WORKERS, is_taken);
+            let number = inner.numbers.next(crate::pool::shared::claim::WORKERS, is_taken);
             Some((place, number, inner.serial()))
         }) {
             let orders = self.orders.for_a_worker();
@@ -667,7 +667,7 @@ impl Driver {
     /// 5. After [`UNFIT_LIMIT`] deaths in a row during initializers, ends the pool.
     ///
     /// The first death is kept as the reason for tasks that fail for lack of workers, unless a failed start is known.
-    /// Exits other than with code 0 count as lost workers ([`Pool::workers_lost`](super::Pool::workers_lost)).
+    /// Exits other than with code 0 count as lost workers ([`Pool::workers_lost`](crate::pool::Pool::workers_lost)).
     fn reap(&self, inner: &mut Inner, place: Place, mut worker: WorkerHandle, status: ExitStatus) {
         worker.exit_report.status = status;
         let ended = worker.ended();
@@ -783,7 +783,7 @@ impl Driver {
         self.with(|inner| self.fire(inner, Timer::Kill));
     }
 
-    /// See [`Pool::resize`](super::Pool::resize).
+    /// See [`Pool::resize`](crate::pool::Pool::resize).
     ///
     /// Grows `workers` to the new number. It never shrinks, so that a [`Place`] stays valid; the places above the
     /// wanted number stay empty once their workers have retired. Does not wait for starts or exits.

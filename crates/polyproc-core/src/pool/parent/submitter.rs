@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::call::{Call, Ends, ItemEnd};
-use super::task::Items;
+use crate::pool::shared::task::Items;
 use crate::shm::memory_budget;
 
 /// A chunk of this many bytes is full.

@@ -3,9 +3,9 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use super::result_ring::{ResultKind, WORD_LEN};
-use super::task::tag;
-use super::worker;
+use super::{channel, stream};
+use crate::pool::shared::result_ring::{ResultKind, WORD_LEN};
+use crate::pool::shared::task::tag;
 use crate::shm::MemoryError;
 
 /// Sends descriptors for a result that never follows.
@@ -13,7 +13,7 @@ use crate::shm::MemoryError;
 /// # Errors
 /// Fails if the message cannot be sent.
 pub fn send_fds(fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-    worker::channel().ok_or(io::ErrorKind::NotConnected)?.send(tag::RESULT_FDS, &[], fds)
+    channel().ok_or(io::ErrorKind::NotConnected)?.send(tag::RESULT_FDS, &[], fds)
 }
 
 /// Asks for a function, and does not read the answer.
@@ -21,7 +21,7 @@ pub fn send_fds(fds: &[BorrowedFd<'_>]) -> io::Result<()> {
 /// # Errors
 /// As [`send_fds`].
 pub fn ask() -> io::Result<()> {
-    worker::channel().ok_or(io::ErrorKind::NotConnected)?.send(tag::NEED_FUNCTION, &[0; 8], &[])
+    channel().ok_or(io::ErrorKind::NotConnected)?.send(tag::NEED_FUNCTION, &[0; 8], &[])
 }
 
 /// Writes that this worker begins the task of a slot and position, which another worker runs, and a result for its only item.
@@ -29,9 +29,9 @@ pub fn ask() -> io::Result<()> {
 /// # Errors
 /// [`MemoryError`].
 pub fn answer_for(slot: u32, position: u64, bytes: &[u8]) -> Result<(), MemoryError> {
-    let stream = worker::stream().ok_or(MemoryError::Corrupt)?;
+    let ring = stream().ok_or(MemoryError::Corrupt)?;
     let mut record = [&[0; WORD_LEN], bytes].concat();
-    stream.write_begin(slot, position)?;
-    stream.write_end(ResultKind::Returned, 0, &mut record)?;
+    ring.write_begin(slot, position)?;
+    ring.write_end(ResultKind::Returned, 0, &mut record)?;
     Ok(())
 }

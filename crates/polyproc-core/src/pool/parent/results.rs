@@ -14,15 +14,17 @@
 use std::time::Duration;
 
 use super::call::{Call, End};
-use super::doorbell::{ASLEEP, ASLEEP_UNTIL_LOW, Doorbell, SPINNING};
 use super::driver::{Driver, Inner, Task, TaskPlace};
 use super::leader::{self, Leadership, ResultState, ResultWait, ResultWaiter, WaitFor, WaitStep};
-use super::result_ring::{LOGGED, ResultBody, ResultKind, ResultRecord, WITH_FDS, begun, parse, take_results};
 use super::scheduler::{SchedulerEvent, TaskId};
-use super::task::{TaskEnd, next_item};
 use super::thread::CHANNEL_MESSAGES;
 use super::timers::{Timer, after_backoff};
 use crate::deadline::Deadline;
+use crate::pool::shared::doorbell::{ASLEEP, ASLEEP_UNTIL_LOW, Doorbell, SPINNING};
+use crate::pool::shared::result_ring::{
+    LOGGED, ResultBody, ResultKind, ResultRecord, WITH_FDS, begun, parse, take_results,
+};
+use crate::pool::shared::task::{TaskEnd, next_item};
 use crate::prim::{AtomicU64, Ordering};
 use crate::robust::{HAS_SPARE_PROCESSOR, RecheckInterval, WaitError, spin_until};
 use crate::shm::MemoryError;
@@ -328,7 +330,7 @@ impl Driver {
 
     /// Retries the current item of a task, which panicked, as a task of its own. Returns false if it may not be retried.
     ///
-    /// For [`retries_panics`](super::CallSettings::retries_panics). The item is copied from the task's argument, which
+    /// For [`retries_panics`](crate::pool::CallSettings::retries_panics). The item is copied from the task's argument, which
     /// the worker cannot have changed, and goes out after the back-off. The old task continues with its next item: the
     /// caller counts this one as done without a result. An item with descriptors is not retried.
     fn try_again(&self, inner: &mut Inner, id: TaskId) -> bool {

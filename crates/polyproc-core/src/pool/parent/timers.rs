@@ -148,8 +148,8 @@ mod tests {
     use super::super::call::{CallSettings, FunctionId};
     use super::super::driver::Driver;
     use super::super::handle::PoolSettings;
-    use super::super::task::Items;
     use super::*;
+    use crate::pool::shared::task::Items;
 
     #[test]
     fn one_timer_serves_all_limits_and_what_has_ended_leaves_none() {

@@ -19,12 +19,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::claim::SlotState;
 use super::driver::{Driver, Inner, TaskPlace};
-use super::result_ring::{IDLE, REVOKED, running_position};
 use super::scheduler::TaskId;
 use super::timers::Timer;
 use super::worker_handle::{self, Cause};
+use crate::pool::shared::claim::SlotState;
+use crate::pool::shared::result_ring::{IDLE, REVOKED, running_position};
 use crate::prim::Ordering;
 use crate::shm;
 

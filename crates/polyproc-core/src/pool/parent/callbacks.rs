@@ -1,8 +1,8 @@
 //! The thread that runs callbacks, one after the other. It is started when it is first needed.
 //!
-//! Callbacks of a pool are the functions given to [`Call::then`](super::Call::then). They may take long, block, use the
+//! Callbacks of a pool are the functions given to [`Call::then`](crate::pool::Call::then). They may take long, block, use the
 //! pool and panic, so they run neither under the pool's lock nor on the pool's thread. `Driver::with` passes them on
-//! after it has released the lock; [`Pool::join`](super::Pool::join) waits for them after the workers have exited.
+//! after it has released the lock; [`Pool::join`](crate::pool::Pool::join) waits for them after the workers have exited.
 //!
 //! Unlike the pool's thread it does not block signals. Its queue is unbounded.
 //!

@@ -22,8 +22,8 @@
 
 use std::collections::BTreeSet;
 
-use super::doorbell::{AWAKE, AWAY, Doorbell};
 use crate::deadline::Deadline;
+use crate::pool::shared::doorbell::{AWAKE, AWAY, Doorbell};
 
 /// How often results are read before other threads can acquire the lock: workers may answer as fast as results are read.
 ///

@@ -30,6 +30,10 @@
 //! Each wait of the loop, for tasks, for room in the ring, for memory for a result or for the channel, runs inside
 //! `process::idle`, so that an interpreter can run its other threads meanwhile.
 
+#[cfg(feature = "crash-points")]
+#[doc(hidden)]
+pub mod wild;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
@@ -38,14 +42,16 @@ use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::orders::{LIMITED, Orders, SPLITTABLE, TaskDescriptor, WITH_FDS};
-use super::result_index::RING_LEN;
-use super::result_ring::{self, IDLE, INLINE_LEN, ResultKind, ResultRing, WORD_LEN, WorkerPhase, WorkerState};
-use super::task::{Setup, decode_function, next_item, tag};
-use super::task_table::TaskTable;
 use crate::conn::Channel;
 use crate::deadline::Deadline;
 use crate::error_chain;
+use crate::pool::shared::orders::{LIMITED, Orders, SPLITTABLE, TaskDescriptor, WITH_FDS};
+use crate::pool::shared::result_index::RING_LEN;
+use crate::pool::shared::result_ring::{
+    self, IDLE, INLINE_LEN, ResultKind, ResultRing, WORD_LEN, WorkerPhase, WorkerState,
+};
+use crate::pool::shared::task::{Setup, decode_function, next_item, tag};
+use crate::pool::shared::task_table::TaskTable;
 use crate::prim::{AtomicBool, AtomicU64, Ordering};
 use crate::process::{self, Function, FunctionError, Handler, Outcome, ResolvedFunction, panic};
 use crate::robust::{HAS_SPARE_PROCESSOR, RecheckInterval, WaitError, spin_until};
@@ -87,7 +93,7 @@ static POSITION: AtomicU64 = AtomicU64::new(u64::MAX);
 /// record.
 static LOGGED: AtomicBool = AtomicBool::new(false);
 
-/// In a worker: sends `record` to the parent, which calls [`on_log`](super::PoolSettings::on_log) with it before it delivers
+/// In a worker: sends `record` to the parent, which calls [`on_log`](crate::pool::PoolSettings::on_log) with it before it delivers
 /// the result of the running task. Returns false in any other process, or if the parent has exited.
 ///
 /// May be called on any thread. Blocks while the channel is full, which is only while the parent does not read it.
@@ -103,13 +109,13 @@ pub fn log(record: &[u8]) -> bool {
 
 /// Returns the channel to the parent, for `wild`. `None` in a process that is no worker.
 #[cfg(feature = "crash-points")]
-pub(super) fn channel() -> Option<&'static Channel> {
+pub(in crate::pool) fn channel() -> Option<&'static Channel> {
     CHANNEL.get().copied()
 }
 
 /// Returns the worker's result ring, for `wild`. `None` in a process that is no worker.
 #[cfg(feature = "crash-points")]
-pub(super) fn stream() -> Option<&'static ResultRing> {
+pub(in crate::pool) fn stream() -> Option<&'static ResultRing> {
     LENDING.get().map(|(stream, _)| &**stream)
 }
 
@@ -145,7 +151,7 @@ pub fn may_lend() -> bool {
 ///
 /// # Errors
 /// [`FunctionError`] if the function has no name that another process can resolve.
-pub(super) fn worker_function() -> Result<Function, FunctionError> {
+pub(in crate::pool) fn worker_function() -> Result<Function, FunctionError> {
     struct RunsWorker;
     impl Handler<fn()> for RunsWorker {
         fn handle(_: fn(), input: Input<'_>, _: &mut Payload) -> Verdict {
@@ -279,7 +285,7 @@ struct WorkerLoop {
     stream: Arc<ResultRing>,
     /// The parent's `eventfd(2)`, which wakes the pool's thread.
     bell: EventFd,
-    /// The number in its claims, below [`WORKERS`](super::claim::WORKERS).
+    /// The number in its claims, below [`WORKERS`](crate::pool::shared::claim::WORKERS).
     number: u32,
     /// Number of items that remain until the worker retires; `None` if unlimited.
     left: Option<u64>,
@@ -446,7 +452,7 @@ impl WorkerLoop {
     /// Notifies the parent of new results, unless it does not want to be woken yet.
     ///
     /// Results are announced if `at_once`, if few tasks are left on the table, or if more than half of the ring is
-    /// unread; see [`ASLEEP_UNTIL_LOW`](super::doorbell::ASLEEP_UNTIL_LOW). Otherwise they stay marked in `is_unannounced`, and
+    /// unread; see [`ASLEEP_UNTIL_LOW`](crate::pool::shared::doorbell::ASLEEP_UNTIL_LOW). Otherwise they stay marked in `is_unannounced`, and
     /// a later call announces them.
     fn notify(&mut self, at_once: bool) {
         if !self.is_unannounced {

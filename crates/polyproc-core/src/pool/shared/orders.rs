@@ -38,29 +38,29 @@ const FIRST_BLOCK: u64 = FIRST_ORDER + SLOTS as u64 * ORDER_LEN;
 const FIRST_REGION: u64 = FIRST_BLOCK.next_multiple_of(memory::PAGE);
 
 /// The items have a time limit: the worker reports when it begins each.
-pub(super) const LIMITED: u32 = 1;
+pub(in crate::pool) const LIMITED: u32 = 1;
 /// Descriptors belong to the argument: the worker asks for them.
-pub(super) const WITH_FDS: u32 = 2;
+pub(in crate::pool) const WITH_FDS: u32 = 2;
 /// The worker reports which item it runs, and leaves the task when it is cut.
-pub(super) const SPLITTABLE: u32 = 4;
+pub(in crate::pool) const SPLITTABLE: u32 = 4;
 
 /// An order: the function and items of a task. See the module.
 ///
 /// Written before the task is published; copied out by the worker that claimed the task and by the parent. The parent
 /// is the only writer, so the content is trusted; offsets are still checked when bytes are copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct TaskDescriptor {
+pub(in crate::pool) struct TaskDescriptor {
     /// The number of the function, as `FunctionId`.
-    pub(super) function: u64,
-    pub(super) items: u32,
-    pub(super) flags: u32,
+    pub(in crate::pool) function: u64,
+    pub(in crate::pool) items: u32,
+    pub(in crate::pool) flags: u32,
     /// Offset, or 0 if the argument is inline.
     argument_at: u64,
     argument_len: u64,
 }
 
 impl TaskDescriptor {
-    pub(super) fn new(function: u64, items: u32, flags: u32) -> Self {
+    pub(in crate::pool) fn new(function: u64, items: u32, flags: u32) -> Self {
         Self { function, items, flags, argument_at: 0, argument_len: 0 }
     }
 
@@ -76,7 +76,7 @@ impl TaskDescriptor {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Orders {
+pub(in crate::pool) struct Orders {
     segment: Segment,
 }
 
@@ -86,14 +86,14 @@ impl Orders {
     ///
     /// # Errors
     /// The process has no descriptor, or the system no memory.
-    pub(super) fn new() -> io::Result<Self> {
+    pub(in crate::pool) fn new() -> io::Result<Self> {
         let segment = Segment::create(c"polyproc-orders", FIRST_REGION, 0, FIRST_ORDER)?.counted();
         segment.reserve(0, FIRST_BLOCK)?;
         Ok(Self { segment })
     }
 
     /// Opens the orders of the parent, in a worker: `memfd` is a descriptor from [`Orders::for_a_worker`].
-    pub(super) fn open(memfd: OwnedFd) -> io::Result<Self> {
+    pub(in crate::pool) fn open(memfd: OwnedFd) -> io::Result<Self> {
         Ok(Self { segment: Segment::open_read_only(memfd, FIRST_REGION, 0, FIRST_ORDER)? })
     }
 
@@ -101,22 +101,22 @@ impl Orders {
     ///
     /// It is not a duplicate, so the kernel refuses writing and writable mappings through it. Without `/proc` it is
     /// one, and writable: see [`memory::reopen_read_only`].
-    pub(super) fn for_a_worker(&self) -> io::Result<OwnedFd> {
+    pub(in crate::pool) fn for_a_worker(&self) -> io::Result<OwnedFd> {
         memory::reopen_read_only(self.segment.as_fd())
     }
 
     /// Returns the allocator for the blocks of large arguments, which the parent keeps.
-    pub(super) fn blocks() -> Blocks {
+    pub(in crate::pool) fn blocks() -> Blocks {
         Blocks::new(FIRST_BLOCK)
     }
 
     /// Frees the block of a large argument.
-    pub(super) fn free(&self, blocks: &mut Blocks, extent: Extent) {
+    pub(in crate::pool) fn free(&self, blocks: &mut Blocks, extent: Extent) {
         blocks.free(&self.segment, extent);
     }
 
     /// Returns the memory of free blocks to the system.
-    pub(super) fn trim(&self, blocks: &mut Blocks) {
+    pub(in crate::pool) fn trim(&self, blocks: &mut Blocks) {
         let _ = blocks.trim(&self.segment);
     }
 
@@ -129,7 +129,7 @@ impl Orders {
     ///
     /// # Errors
     /// [`MemoryError::OutOfSpace`] or [`MemoryError::System`] if there is no memory for it.
-    pub(super) fn write(
+    pub(in crate::pool) fn write(
         &self,
         blocks: &mut Blocks,
         slot: u32,
@@ -156,12 +156,12 @@ impl Orders {
     }
 
     /// Returns the order in a slot.
-    pub(super) fn read(&self, slot: u32) -> Result<TaskDescriptor, MemoryError> {
+    pub(in crate::pool) fn read(&self, slot: u32) -> Result<TaskDescriptor, MemoryError> {
         Ok(TaskDescriptor::from_words(self.segment.copy_words(Self::order_at(slot)?)?))
     }
 
     /// Appends the argument of a task to `out`.
-    pub(super) fn read_argument(
+    pub(in crate::pool) fn read_argument(
         &self,
         slot: u32,
         order: &TaskDescriptor,

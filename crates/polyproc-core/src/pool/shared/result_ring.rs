@@ -41,21 +41,21 @@ const RETURNS: u64 = 4096;
 /// Offset of the ring of records.
 const RING: u64 = 16384;
 /// Offset of the first block of a large result. All bytes before it are reserved when the memory is created.
-pub(super) const FIRST_BLOCK: u64 = RING + RING_LEN;
+pub(in crate::pool) const FIRST_BLOCK: u64 = RING + RING_LEN;
 /// Length of the first mapping in bytes; blocks beyond it are in further regions.
 const FIRST_REGION: u64 = 3 * 65536;
 /// Results up to this length in bytes go through the ring, larger ones through a block.
-pub(super) const INLINE_LEN: usize = 16384;
+pub(in crate::pool) const INLINE_LEN: usize = 16384;
 /// Number of bits of the slot in a [`ResultKind::Begin`].
 const SLOT_BITS: u32 = 10;
 const _: () = assert!(super::task_table::SLOTS == 1 << SLOT_BITS && super::claim::POSITIONS << SLOT_BITS <= 1 << 56);
 /// Length of a record's word in bytes.
-pub(super) const WORD_LEN: usize = 8;
+pub(in crate::pool) const WORD_LEN: usize = 8;
 
 /// The kind of a record. Except for `Begin`, the record's number is the length of its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum ResultKind {
+pub(in crate::pool) enum ResultKind {
     /// The worker begins a task. The number is the task's position, and its slot in the lowest ten bits. The results of the
     /// items follow, one for each, in order.
     Begin = 1,
@@ -72,26 +72,26 @@ pub(super) enum ResultKind {
 /// The bytes are in a block; the record has the block's offset in their place.
 const IN_BLOCK: u8 = 0x80;
 /// The channel holds log records of the task.
-pub(super) const LOGGED: u8 = 0x40;
+pub(in crate::pool) const LOGGED: u8 = 0x40;
 /// The channel holds the result's descriptors.
-pub(super) const WITH_FDS: u8 = 0x20;
+pub(in crate::pool) const WITH_FDS: u8 = 0x20;
 const FLAGS: u8 = IN_BLOCK | LOGGED | WITH_FDS;
 
 /// A parsed record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ResultRecord<'a> {
+pub(in crate::pool) struct ResultRecord<'a> {
     /// Which event of a task it reports.
-    pub(super) kind: ResultKind,
+    pub(in crate::pool) kind: ResultKind,
     /// [`LOGGED`], [`WITH_FDS`].
-    pub(super) flags: u8,
+    pub(in crate::pool) flags: u8,
     /// The result, or a number.
-    pub(super) body: ResultBody<'a>,
+    pub(in crate::pool) body: ResultBody<'a>,
 }
 
 /// Returns slot and position of the task from the number of a [`ResultKind::Begin`].
 ///
 /// Both are unchecked: a faulty worker may have written any number.
-pub(super) fn begun(number: u64) -> (usize, u64) {
+pub(in crate::pool) fn begun(number: u64) -> (usize, u64) {
     ((number & ((1 << SLOT_BITS) - 1)) as usize, number >> SLOT_BITS)
 }
 
@@ -99,7 +99,7 @@ pub(super) fn begun(number: u64) -> (usize, u64) {
 ///
 /// Unchecked, apart from the length of [`ResultBody::Bytes`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ResultBody<'a> {
+pub(in crate::pool) enum ResultBody<'a> {
     /// A number, and no bytes.
     Number(u64),
     /// In the record: at most [`INLINE_LEN`] from a correct worker.
@@ -117,7 +117,7 @@ pub(super) enum ResultBody<'a> {
 ///
 /// A plain result is a [`ResultKind::Returned`] without flags: its bytes are in the record, and nothing of it is in the
 /// channel. Stops at the first other, incomplete or malformed record, which is left for [`parse`].
-pub(super) fn take_results<'a>(bytes: &mut &'a [u8], most: u32) -> (&'a [u8], u32) {
+pub(in crate::pool) fn take_results<'a>(bytes: &mut &'a [u8], most: u32) -> (&'a [u8], u32) {
     let (mut len, mut count) = (0usize, 0);
     while count < most
         && let Some((word, _)) = bytes.get(len..).and_then(<[u8]>::split_first_chunk)
@@ -135,7 +135,7 @@ pub(super) fn take_results<'a>(bytes: &mut &'a [u8], most: u32) -> (&'a [u8], u3
 /// Splits the first result off the records from [`take_results`].
 ///
 /// `None` if none is left.
-pub(super) fn next_result<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+pub(in crate::pool) fn next_result<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
     let word = bytes.split_off(..WORD_LEN)?;
     let len = usize::try_from(u64::from_le_bytes(word.try_into().ok()?) >> 8).ok()?;
     bytes.split_off(..len)
@@ -147,7 +147,7 @@ pub(super) fn next_result<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
 ///
 /// # Errors
 /// [`MemoryError::Corrupt`] if there is no such kind or the record is incomplete. Then `bytes` may have been shortened.
-pub(super) fn parse<'a>(bytes: &mut &'a [u8]) -> Result<ResultRecord<'a>, MemoryError> {
+pub(in crate::pool) fn parse<'a>(bytes: &mut &'a [u8]) -> Result<ResultRecord<'a>, MemoryError> {
     let word = bytes.split_off(..8).and_then(|word| word.try_into().ok()).map(u64::from_le_bytes);
     let word = word.ok_or(MemoryError::Corrupt)?;
     let [flags, ..] = word.to_le_bytes();
@@ -185,29 +185,29 @@ shared! {
     /// | 68 | 4 | retire: not 0 if it must exit | the parent |
     /// | 72 | 8 | sent: number of result descriptors that it sent | the worker |
     /// | 80 | 8 | received: number of sent descriptors that the parent no longer holds | the parent |
-    pub(super) struct WorkerState {
-        pub(super) current: AtomicU64,
-        pub(super) started: AtomicU64,
-        pub(super) since: AtomicU64,
-        pub(super) busy: AtomicU64,
-        pub(super) items: AtomicU64,
-        pub(super) bytes_in: AtomicU64,
-        pub(super) bytes_out: AtomicU64,
-        pub(super) ready: AtomicU64,
-        pub(super) phase: AtomicU32,
-        pub(super) retire: AtomicU32,
-        pub(super) sent: AtomicU64,
-        pub(super) received: AtomicU64,
+    pub(in crate::pool) struct WorkerState {
+        pub(in crate::pool) current: AtomicU64,
+        pub(in crate::pool) started: AtomicU64,
+        pub(in crate::pool) since: AtomicU64,
+        pub(in crate::pool) busy: AtomicU64,
+        pub(in crate::pool) items: AtomicU64,
+        pub(in crate::pool) bytes_in: AtomicU64,
+        pub(in crate::pool) bytes_out: AtomicU64,
+        pub(in crate::pool) ready: AtomicU64,
+        pub(in crate::pool) phase: AtomicU32,
+        pub(in crate::pool) retire: AtomicU32,
+        pub(in crate::pool) sent: AtomicU64,
+        pub(in crate::pool) received: AtomicU64,
     }
 }
 const _: () = assert!(size_of::<WorkerState>() == 128);
 
 /// The worker runs no task.
-pub(super) const IDLE: u64 = 0;
+pub(in crate::pool) const IDLE: u64 = 0;
 /// The parent has marked the worker for killing: it begins and ends no item any more.
 ///
 /// Final: neither side changes the word any more.
-pub(super) const REVOKED: u64 = 1;
+pub(in crate::pool) const REVOKED: u64 = 1;
 
 /// The parent has taken the items after the running one: the worker must leave the task after it.
 ///
@@ -219,30 +219,30 @@ const CUT: u64 = 1 << 19;
 /// Layout: 44 bits of position, the flag [`CUT`], then `item` + 2 in 19 bits, so that no word of a running item equals
 /// [`IDLE`] or [`REVOKED`]. `item` counts from the first item of the order. From [`MOST_STEPS`] on all items have the
 /// same word.
-pub(super) fn running(position: u64, item: u32) -> u64 {
+pub(in crate::pool) fn running(position: u64, item: u32) -> u64 {
     position << 20 | u64::from(item.min(MOST_STEPS) + 2)
 }
 
 /// Tasks whose worker reports which item it runs have fewer items than this.
-pub(super) const MOST_STEPS: u32 = (1 << 19) - 3;
+pub(in crate::pool) const MOST_STEPS: u32 = (1 << 19) - 3;
 
 /// Returns the position in a word of [`running`]; `None` for [`IDLE`] and [`REVOKED`].
-pub(super) fn running_position(current: u64) -> Option<u64> {
+pub(in crate::pool) fn running_position(current: u64) -> Option<u64> {
     (current > REVOKED).then_some(current >> 20)
 }
 
 /// Returns the item in a word of [`running`].
-pub(super) fn running_item(current: u64) -> u32 {
+pub(in crate::pool) fn running_item(current: u64) -> u32 {
     ((current & (CUT - 1)) as u32).saturating_sub(2)
 }
 
 /// Returns a word of [`running`] with the task cut.
-pub(super) fn cut(current: u64) -> u64 {
+pub(in crate::pool) fn cut(current: u64) -> u64 {
     current | CUT
 }
 
 /// Returns whether the parent has cut the task.
-pub(super) fn is_cut(current: u64) -> bool {
+pub(in crate::pool) fn is_cut(current: u64) -> bool {
     current > REVOKED && current & CUT != 0
 }
 
@@ -251,7 +251,7 @@ pub(super) fn is_cut(current: u64) -> bool {
 /// Written by the worker, read by the parent for statistics, retirement and the cause of an early death.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub(super) enum WorkerPhase {
+pub(in crate::pool) enum WorkerPhase {
     /// The pool's memory is mapped; the initializer runs, or is about to.
     Initialising = 1,
     /// Sleeps without a task. A worker that polls counts as busy.
@@ -262,7 +262,7 @@ pub(super) enum WorkerPhase {
 
 /// The memory as one process has mapped it: the worker, which writes records, or the parent inside [`Results`].
 #[derive(Debug)]
-pub(super) struct ResultRing {
+pub(in crate::pool) struct ResultRing {
     /// The memory file, and its mapping for reading and writing.
     segment: Segment,
     /// The worker's private count of bytes written, copied to the shared tail.
@@ -275,7 +275,7 @@ impl ResultRing {
     ///
     /// # Errors
     /// The process has no descriptor, or the system no memory.
-    pub(super) fn new() -> io::Result<Self> {
+    pub(in crate::pool) fn new() -> io::Result<Self> {
         let segment = Segment::create(c"polyproc-worker", FIRST_REGION, REGION_TABLE, RETURNS)?;
         segment.reserve(0, FIRST_BLOCK)?;
         Ok(Self { segment, written: AtomicU64::new(0) })
@@ -285,18 +285,18 @@ impl ResultRing {
     ///
     /// # Errors
     /// The memory cannot be mapped.
-    pub(super) fn open(memfd: OwnedFd) -> io::Result<Self> {
+    pub(in crate::pool) fn open(memfd: OwnedFd) -> io::Result<Self> {
         let segment = Segment::open(memfd, FIRST_REGION, REGION_TABLE, RETURNS)?.counted();
         Ok(Self { segment, written: AtomicU64::new(0) })
     }
 
     /// Returns the memory file, in which the worker allocates blocks.
-    pub(super) fn segment(&self) -> &Segment {
+    pub(in crate::pool) fn segment(&self) -> &Segment {
         &self.segment
     }
 
     /// Returns the state of the worker, which both processes may write.
-    pub(super) fn state(&self) -> &WorkerState {
+    pub(in crate::pool) fn state(&self) -> &WorkerState {
         self.segment.fixed(0)
     }
 
@@ -305,12 +305,12 @@ impl ResultRing {
     }
 
     /// Where the worker waits while the ring is full.
-    pub(super) fn space(&self) -> &EventCount {
+    pub(in crate::pool) fn space(&self) -> &EventCount {
         &self.index().space
     }
 
     /// Returns the number of bytes that the parent has not read, from the shared counts.
-    pub(super) fn unread(&self) -> u64 {
+    pub(in crate::pool) fn unread(&self) -> u64 {
         self.index().unread()
     }
 
@@ -353,21 +353,26 @@ impl ResultRing {
     /// Writes that the worker begins a task. Returns false if there is no room.
     ///
     /// After it, the worker answers exactly the items of this task, in order.
-    pub(super) fn write_begin(&self, slot: u32, position: u64) -> Result<bool, MemoryError> {
+    pub(in crate::pool) fn write_begin(&self, slot: u32, position: u64) -> Result<bool, MemoryError> {
         self.write(ResultKind::Begin as u8, position << SLOT_BITS | u64::from(slot), &mut [0; WORD_LEN])
     }
 
     /// Writes how an item ended: the bytes after the first [`WORD_LEN`] of `record`. Returns false if there is no room.
     ///
     /// `record` begins with [`WORD_LEN`] bytes that are overwritten, so that the bytes of a result are copied once.
-    pub(super) fn write_end(&self, kind: ResultKind, flags: u8, record: &mut [u8]) -> Result<bool, MemoryError> {
+    pub(in crate::pool) fn write_end(
+        &self,
+        kind: ResultKind,
+        flags: u8,
+        record: &mut [u8],
+    ) -> Result<bool, MemoryError> {
         self.write(kind as u8 | flags, (record.len() - WORD_LEN) as u64, record)
     }
 
     /// As [`ResultRing::write_end`], with the bytes in a block.
     ///
     /// The block is written before, and stays allocated until the parent returns `offset`.
-    pub(super) fn write_end_in_block(
+    pub(in crate::pool) fn write_end_in_block(
         &self,
         kind: ResultKind,
         flags: u8,
@@ -384,12 +389,12 @@ impl ResultRing {
     }
 
     /// Returns whether there are returned blocks that the worker has not taken.
-    pub(super) fn has_returned(&self) -> bool {
+    pub(in crate::pool) fn has_returned(&self) -> bool {
         self.index().has_returned()
     }
 
     /// Takes the next returned block. Returns its offset.
-    pub(super) fn take_back(&self) -> Option<u64> {
+    pub(in crate::pool) fn take_back(&self) -> Option<u64> {
         self.index().take_back(self.returns())
     }
 }
@@ -406,7 +411,7 @@ impl AsFd for ResultRing {
 /// Owned by the worker's `WorkerHandle`, and used under the pool's lock. The memory outlives the worker: results that
 /// were written before its death are read after it.
 #[derive(Debug)]
-pub(super) struct Results {
+pub(in crate::pool) struct Results {
     stream: Arc<ResultRing>,
     /// Number of bytes read so far. Authoritative; the shared one is a copy.
     head: u64,
@@ -419,9 +424,9 @@ pub(super) struct Results {
 /// Result descriptors that this process holds until this is dropped.
 ///
 /// Travels with the result that has the descriptors, outside the pool's lock. Its drop lets the worker send further
-/// ones ([`may_lend`](super::may_lend)).
+/// ones ([`may_lend`](crate::pool::may_lend)).
 #[derive(Debug)]
-pub(super) struct ReceivedBlocks {
+pub(in crate::pool) struct ReceivedBlocks {
     stream: Arc<ResultRing>,
     count: u64,
 }
@@ -440,34 +445,34 @@ impl From<ResultRing> for Results {
 
 impl Results {
     /// Returns the state of the worker. The worker may change it at any time.
-    pub(super) fn state(&self) -> &WorkerState {
+    pub(in crate::pool) fn state(&self) -> &WorkerState {
         self.stream.state()
     }
 
     /// Returns the worker's file, in which large results are.
-    pub(super) fn segment(&self) -> &Segment {
+    pub(in crate::pool) fn segment(&self) -> &Segment {
         &self.stream.segment
     }
 
     /// Returns a guard for `count` descriptors that this process has received.
-    pub(super) fn received(&self, count: usize) -> ReceivedBlocks {
+    pub(in crate::pool) fn received(&self, count: usize) -> ReceivedBlocks {
         ReceivedBlocks { stream: Arc::clone(&self.stream), count: count as u64 }
     }
 
     /// Returns whether there are unread bytes. Always false once the stream is broken.
-    pub(super) fn is_anything_unread(&self) -> bool {
+    pub(in crate::pool) fn is_anything_unread(&self) -> bool {
         !self.is_broken && self.stream.index().written() != self.head
     }
 
     /// Restores the shared counts from the parent's own, and wakes the worker.
     ///
     /// For the audit: a worker that has overwritten its own counts may wait for room that exists.
-    pub(super) fn repair_counts(&self) {
+    pub(in crate::pool) fn repair_counts(&self) {
         self.stream.index().repair(self.head, self.returned);
     }
 
     /// Ends the stream after invalid data: nothing more is read.
-    pub(super) fn break_off(&mut self) {
+    pub(in crate::pool) fn break_off(&mut self) {
         self.is_broken = true;
     }
 
@@ -475,7 +480,7 @@ impl Results {
     ///
     /// # Errors
     /// [`MemoryError::Corrupt`] if the tail is further ahead than the length of the ring.
-    pub(super) fn read(&mut self, out: &mut Vec<u8>) -> Result<(), MemoryError> {
+    pub(in crate::pool) fn read(&mut self, out: &mut Vec<u8>) -> Result<(), MemoryError> {
         out.clear();
         if self.is_broken {
             return Ok(());
@@ -501,7 +506,7 @@ impl Results {
     /// Returns a block to the worker. Returns false if the ring of offsets is full.
     ///
     /// The caller has copied the block. If it is refused, the caller keeps the offset and tries again later.
-    pub(super) fn give_back(&mut self, offset: u64) -> bool {
+    pub(in crate::pool) fn give_back(&mut self, offset: u64) -> bool {
         self.stream.index().give_back(self.stream.returns(), &mut self.returned, offset)
     }
 }

@@ -16,10 +16,10 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::handle::PoolSettings;
-use super::result_ring::{IDLE, REVOKED, ResultRing, Results, WorkerPhase, running_position};
 use super::scheduler::{Place, TaskId};
-use super::task::{Ended, Setup};
-use super::worker::worker_function;
+use crate::pool::shared::result_ring::{IDLE, REVOKED, ResultRing, Results, WorkerPhase, running_position};
+use crate::pool::shared::task::{Ended, Setup};
+use crate::pool::worker::worker_function;
 use crate::prim::{AtomicU64, Ordering};
 use crate::process::{Child, Ending, ExitStatus, GiveUp, Settings, Signal, StartError, start_group};
 use crate::shm;
@@ -103,7 +103,7 @@ pub(super) struct Numbers {
 impl Numbers {
     /// Returns the next number below `end` that is not taken.
     ///
-    /// `end` is [`WORKERS`](super::claim::WORKERS), more than a pool can have at once, so one is free.
+    /// `end` is [`WORKERS`](crate::pool::shared::claim::WORKERS), more than a pool can have at once, so one is free.
     pub(super) fn next(&mut self, end: u32, is_taken: impl Fn(u32) -> bool) -> u32 {
         for _ in 0..end {
             self.last = (self.last + 1) % end;

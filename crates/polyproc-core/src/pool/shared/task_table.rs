@@ -29,7 +29,7 @@ use crate::sys::memory::{self, Mapping, PAGE};
 use crate::sys::shared::{Shared, shared};
 
 /// Maximum number of tasks that are out.
-pub(super) const SLOTS: u32 = 1024;
+pub(in crate::pool) const SLOTS: u32 = 1024;
 /// Places in the ring of slot numbers. With as many spare places as slots, publishing a task moves at most one other to a new
 /// place, on average.
 const PLACES: u32 = 2 * SLOTS;
@@ -48,7 +48,7 @@ shared! {
 
 /// The table, as mapped by one process: the parent, or a worker.
 #[derive(Debug)]
-pub(super) struct TaskTable {
+pub(in crate::pool) struct TaskTable {
     memfd: OwnedFd,
     mapping: Mapping,
 }
@@ -58,14 +58,14 @@ impl TaskTable {
     ///
     /// # Errors
     /// The process has no descriptor, or the system no memory.
-    pub(super) fn new() -> io::Result<Self> {
+    pub(in crate::pool) fn new() -> io::Result<Self> {
         let memfd = memory::create(c"polyproc-pool", LEN_BYTES)?;
         memory::reserve(memfd.as_fd(), 0, LEN_BYTES)?;
         Self::open(memfd)
     }
 
     /// Maps the table of the pool in a worker.
-    pub(super) fn open(memfd: OwnedFd) -> io::Result<Self> {
+    pub(in crate::pool) fn open(memfd: OwnedFd) -> io::Result<Self> {
         let mapping = Mapping::new(memfd.as_fd(), 0, LEN_BYTES)?;
         Ok(Self { memfd, mapping })
     }
@@ -79,27 +79,27 @@ impl TaskTable {
     }
 
     /// Returns the word by which workers wake the parent.
-    pub(super) fn doorbell(&self) -> &Doorbell {
+    pub(in crate::pool) fn doorbell(&self) -> &Doorbell {
         self.at(0)
     }
 
     /// Up to this many tasks on the table are few: see [`Doorbell::ring`].
-    pub(super) fn low_water(&self) -> &AtomicU64 {
+    pub(in crate::pool) fn low_water(&self) -> &AtomicU64 {
         &self.at::<Count>(64).count
     }
 
     /// Returns the event count on which workers without a task sleep.
-    pub(super) fn waiters(&self) -> &EventCount {
+    pub(in crate::pool) fn waiters(&self) -> &EventCount {
         self.at(256)
     }
 
     /// Returns the list of polling workers.
-    pub(super) fn lookers(&self) -> &Lookers {
+    pub(in crate::pool) fn lookers(&self) -> &Lookers {
         self.at(320)
     }
 
     /// Returns the part that is used to publish and claim tasks.
-    pub(super) fn table(&self) -> ClaimTable<'_, Self> {
+    pub(in crate::pool) fn table(&self) -> ClaimTable<'_, Self> {
         ClaimTable { words: self }
     }
 }

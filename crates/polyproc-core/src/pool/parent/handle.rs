@@ -17,9 +17,9 @@ use std::time::Duration;
 use super::call::{Call, CallSettings, FunctionId};
 use super::driver::Driver;
 use super::scheduler::SchedulerEvent;
-use super::task::PoolEvent;
 use super::worker_handle::WorkerStats;
 use crate::deadline::Deadline;
+use crate::pool::shared::task::PoolEvent;
 use crate::process::{
     EnvChange, ForkWithThreads, Function, FunctionError, StartError, StartMethod, is_interrupted, lock,
 };
@@ -66,7 +66,7 @@ pub struct PoolSettings {
     pub max_waiting_bytes: Option<u64>,
     /// How long there may be nothing to do before workers retire; `None` for no limit.
     pub retire_idle: Option<Duration>,
-    /// Called with the log records of tasks whose call has no callback of its own: see [`log`](super::log).
+    /// Called with the log records of tasks whose call has no callback of its own: see [`log`](crate::pool::log).
     pub on_log: Option<OnLog>,
     /// Called with events of workers.
     pub on_event: Option<OnEvent>,
@@ -119,7 +119,7 @@ pub enum PoolError {
     Os(#[source] io::Error),
 }
 
-/// Maximum number of workers. Below [`WORKERS`](super::claim::WORKERS), so that a free number can be found quickly.
+/// Maximum number of workers. Below [`WORKERS`](crate::pool::shared::claim::WORKERS), so that a free number can be found quickly.
 const MOST_WORKERS: usize = 1 << 16;
 
 /// A function that a pool knows; see [`Pool::register`].

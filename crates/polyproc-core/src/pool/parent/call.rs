@@ -1,7 +1,7 @@
 //! [`Call`]: the tasks of one call, and their results.
 //!
 //! A call is one use of a function: by `apply` with one item, by `map` with many. The faces, or a
-//! [`Submitter`](super::Submitter), open it with [`Pool::call`](super::Pool::call), submit its items as tasks, seal it,
+//! [`Submitter`](crate::pool::Submitter), open it with [`Pool::call`](crate::pool::Pool::call), submit its items as tasks, seal it,
 //! and take the results as they arrive, in any order. [`CallState`] is its part of the pool's state, under the pool's
 //! lock; [`Call`] is the handle. A call is *over* when it is sealed and all its items have ended; each item ends
 //! exactly once.
@@ -14,15 +14,15 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use super::TaskEnd;
 use super::driver::Driver;
 use super::handle::OnLog;
 use super::latch::Parker;
 use super::leader::WaitFor;
-use super::result_ring::{ReceivedBlocks, next_result};
 use super::scheduler::Priority;
-use super::task::Items;
 use crate::deadline::Deadline;
+use crate::pool::TaskEnd;
+use crate::pool::shared::result_ring::{ReceivedBlocks, next_result};
+use crate::pool::shared::task::Items;
 use crate::process::Signal;
 use crate::robust::WaitError;
 use crate::wire::Payload;
@@ -108,7 +108,7 @@ pub(super) enum End {
 pub type ItemEnd<'a> = Result<(&'a [u8], Vec<OwnedFd>), TaskEnd>;
 
 impl Ends {
-    /// Adds plain results, as [`take_results`](super::result_ring::take_results) returns them.
+    /// Adds plain results, as [`take_results`](crate::pool::shared::result_ring::take_results) returns them.
     pub(super) fn push_returned(&mut self, index: u64, count: u32, results: &[u8]) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(results);

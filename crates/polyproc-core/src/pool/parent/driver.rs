@@ -9,7 +9,7 @@
 //! | `results` | results, and the threads that wait for them |
 //! | `thread` | the pool's thread: deaths, timers, starts |
 //!
-//! Threads of the program use a [`Driver`] through [`Pool`](super::Pool) and [`Call`](super::Call), the pool's thread
+//! Threads of the program use a [`Driver`] through [`Pool`](crate::pool::Pool) and [`Call`](crate::pool::Call), the pool's thread
 //! directly. They acquire the lock by [`Driver::with`]. Functions with an `inner` argument require the lock, and never
 //! call `with`, since the lock is not recursive.
 //!
@@ -34,18 +34,18 @@ use slab::Slab;
 
 use super::call::{self, CallSettings, End, FunctionId, Stop};
 use super::callbacks::Callbacks;
-use super::doorbell;
 use super::handle::{OnLog, PoolError, PoolSettings};
 use super::latch::{Latch, Parker};
 use super::leader::{Leadership, hand_over};
-use super::orders::Orders;
-use super::result_ring::IDLE;
 use super::scheduler::{Action, Place, Scheduler, SchedulerEvent, TaskId};
-use super::task::{Items, NoWorkersReason, PoolEvent, TaskEnd, encode_function};
-use super::task_table::{SLOTS, TaskTable};
 use super::timers::{Limited, Limits, Timer, Timers, soon};
 use super::worker_handle::{self, Cause, Numbers, WorkerHandle};
 use crate::deadline::Deadline;
+use crate::pool::shared::doorbell;
+use crate::pool::shared::orders::Orders;
+use crate::pool::shared::result_ring::IDLE;
+use crate::pool::shared::task::{Items, NoWorkersReason, PoolEvent, TaskEnd, encode_function};
+use crate::pool::shared::task_table::{SLOTS, TaskTable};
 use crate::prim::{AtomicBool, Ordering};
 use crate::process::{Function, call_user, lock};
 use crate::robust::{RecheckInterval, WaitError};
@@ -168,7 +168,7 @@ impl Task {
 pub(super) struct Logged {
     /// The process id of the worker.
     pub(super) pid: u32,
-    /// The bytes that the worker passed to [`log`](super::log).
+    /// The bytes that the worker passed to [`log`](crate::pool::log).
     pub(super) record: Vec<u8>,
     /// The callback of the call whose task logged it.
     pub(super) on_log: Option<OnLog>,
@@ -225,7 +225,7 @@ pub(super) struct Inner {
     pub(super) scheduler: Scheduler,
     /// Tasks that have not ended, by [`TaskId`].
     pub(super) tasks: Slab<Task>,
-    /// Calls whose [`Call`](super::Call) exists or whose items have not all ended.
+    /// Calls whose [`Call`](crate::pool::Call) exists or whose items have not all ended.
     pub(super) calls: Slab<call::CallState>,
     /// The task in each slot of the board.
     ///
@@ -505,7 +505,7 @@ impl Driver {
     /// Opens a call. Returns its key and its parker.
     ///
     /// `has_context` says that the function belongs to this call alone, and is removed with it. The time limit of the
-    /// call begins here. The key stays valid until [`Driver::abandon`], which the drop of the [`Call`](super::Call)
+    /// call begins here. The key stays valid until [`Driver::abandon`], which the drop of the [`Call`](crate::pool::Call)
     /// calls.
     pub(super) fn open(&self, function: FunctionId, has_context: bool, settings: CallSettings) -> (usize, Arc<Parker>) {
         self.with(|inner| {
@@ -575,7 +575,7 @@ impl Driver {
         });
     }
 
-    /// See [`Pool::wait_to_submit`](super::Pool::wait_to_submit).
+    /// See [`Pool::wait_to_submit`](crate::pool::Pool::wait_to_submit).
     ///
     /// Returns true at once without a limit, and if the pool is closed, so that the submission fails with the reason.
     ///
