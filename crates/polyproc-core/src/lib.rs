@@ -38,7 +38,7 @@
 //! | `fuzzing` | entry points for the fuzz targets |
 
 #![warn(clippy::print_stdout)]
-#![cfg_attr(loom, allow(dead_code, unused_imports, reason = "the models use a part of each file"))]
+#![cfg_attr(loom, allow(dead_code, unreachable_pub, unused_imports, reason = "the models use a part of each file"))]
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("polyproc runs on 64-bit Linux (5.9 or newer) only");
