@@ -11,9 +11,12 @@ mod parent;
 mod shared;
 mod worker;
 
-pub use parent::call::{Call, CallSettings, Ends, ItemEnd};
-pub use parent::handle::{OnEvent, OnLog, Pool, PoolError, PoolSettings, Registered};
+pub use parent::call::Call;
+pub use parent::ends::{Ends, ItemEnd};
+pub use parent::error::PoolError;
+pub use parent::handle::{Pool, Registered};
 pub use parent::leader::WaitFor;
+pub use parent::settings::{CallSettings, OnEvent, OnLog, PoolSettings};
 pub use parent::submitter::{ReadAhead, Submitter};
 pub use parent::worker_handle::WorkerStats;
 #[cfg(any(test, feature = "fuzzing"))]

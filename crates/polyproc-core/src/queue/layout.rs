@@ -6,7 +6,7 @@
 //! | 64 | 128 | the producers' [`Side`] |
 //! | 192 | 128 | the consumers' [`Side`] |
 //! | 320, 384, 448 | 64 each | [`EventCount`]s: consumers that wait for items, producers that wait for space, joiners |
-//! | 512 | 64 | [`Tasks`] |
+//! | 512 | 64 | [`UnfinishedTasks`] |
 //! | 576 | 64 | [`Polled`] |
 //! | 1024 | 256 | the table of regions |
 //! | 1280 | 960 | the header of the arena |
@@ -104,7 +104,7 @@ shared! {
     /// | 8 | 8 | target | the value of `done` once `retiring` is counted; under the consumers' lock |
     /// | 16 | 4 | retiring | 1 + the block whose message is being counted as done, 0 for none; as `target` |
     /// | 20 | 4 | returned | number of messages of dead consumers that wait for another consumer; as `target` |
-    pub(crate) struct Tasks {
+    pub(crate) struct UnfinishedTasks {
         pub(crate) done: AtomicU64,
         pub(crate) target: AtomicU64,
         pub(crate) retiring: AtomicU32,
@@ -134,7 +134,7 @@ shared! {
         pub(crate) items: EventCount,
         pub(crate) space: EventCount,
         pub(crate) unfinished: EventCount,
-        pub(crate) tasks: Tasks,
+        pub(crate) tasks: UnfinishedTasks,
         pub(crate) polled: Polled,
     }
 }

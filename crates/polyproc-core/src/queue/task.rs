@@ -9,7 +9,7 @@
 //! incremented.
 
 use super::block::BlockState;
-use super::layout::Tasks;
+use super::layout::UnfinishedTasks;
 use super::ring::Ring;
 use crate::prim::Ordering;
 use crate::shm::MemoryError;
@@ -43,7 +43,7 @@ pub(super) fn on_death(ring: &Ring) -> OnConsumerDeath {
 }
 
 /// The counts, which are changed under the consumers' lock, except for `done` with [`OnConsumerDeath::Nothing`].
-fn tasks(ring: &Ring) -> &Tasks {
+fn tasks(ring: &Ring) -> &UnfinishedTasks {
     &ring.layout().tasks
 }
 

@@ -7,117 +7,19 @@
 //! its thread has returned, for which [`Pool::join`] waits. In a forked copy of the process the workers belong to the
 //! original: there, changes of the pool have no effect and [`Pool::join`] returns at once.
 
-use std::fmt;
-use std::io;
-use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
-use super::call::{Call, CallSettings, FunctionId};
+use super::call::Call;
 use super::driver::Driver;
+use super::error::PoolError;
+use super::functions::FunctionId;
 use super::scheduler::SchedulerEvent;
-use super::worker_handle::WorkerStats;
+use super::settings::{CallSettings, PoolSettings};
+use super::worker_handle::{WorkerHandle, WorkerStats};
 use crate::deadline::Deadline;
-use crate::pool::shared::task::PoolEvent;
-use crate::process::{
-    EnvChange, ForkWithThreads, Function, FunctionError, StartError, StartMethod, is_interrupted, lock,
-};
+use crate::process::{Function, FunctionError, StartMethod, is_interrupted, lock};
 use crate::robust::WaitError;
-use crate::wire::Payload;
-
-/// Called with a worker's process id and a record that it logged.
-///
-/// Called outside the pool's lock, one record at a time, in order, on any thread that uses the pool. May use the pool.
-/// A panic is caught.
-pub type OnLog = Arc<dyn Fn(u32, &[u8]) + Send + Sync>;
-
-/// Called with events of workers, on the thread that detects them.
-///
-/// Called outside the pool's lock. Calls from several threads may overlap. A panic is caught.
-pub type OnEvent = Arc<dyn Fn(&PoolEvent) + Send + Sync>;
-
-/// The settings of a pool.
-#[derive(Default)]
-pub struct PoolSettings {
-    /// Number of workers; `None` for one per processor that this process may use.
-    pub workers: Option<usize>,
-    /// How workers are started.
-    pub method: StartMethod,
-    /// Required for [`StartMethod::Fork`], since a pool forks replacements for its workers while other threads run.
-    pub fork_with_threads: Option<ForkWithThreads>,
-    /// Prefix of the workers' names; `None` for `PoolWorker`.
-    pub name: Option<String>,
-    /// Changes to the environment of workers.
-    pub env: Vec<EnvChange>,
-    /// A function that a worker runs before its first task.
-    pub initializer: Option<(Function, Payload)>,
-    /// A function that a worker runs after its last task, if it retires.
-    pub finalizer: Option<Function>,
-    /// Number of items after which a worker is replaced.
-    pub max_tasks_per_child: Option<NonZeroU64>,
-    /// The niceness of workers (`nice(2)`).
-    pub nice: Option<i32>,
-    /// The processors that each worker may use: a list for each place, used cyclically.
-    pub cpus: Vec<Vec<u32>>,
-    /// Bytes of memory of its own that a worker may have, without its results and loans. A worker above this is killed.
-    pub memory_limit: Option<u64>,
-    /// Bytes of arguments that may wait in this process before [`Pool::wait_to_submit`] blocks; `None` for no limit.
-    pub max_waiting_bytes: Option<u64>,
-    /// How long there may be nothing to do before workers retire; `None` for no limit.
-    pub retire_idle: Option<Duration>,
-    /// Called with the log records of tasks whose call has no callback of its own: see [`log`](crate::pool::log).
-    pub on_log: Option<OnLog>,
-    /// Called with events of workers.
-    pub on_event: Option<OnEvent>,
-}
-
-impl fmt::Debug for PoolSettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PoolSettings")
-            .field("workers", &self.workers)
-            .field("method", &self.method)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Why a pool could not be created or resized.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PoolError {
-    /// A pool of no workers would never run anything.
-    #[error("a pool must have at least one worker")]
-    NoWorkers,
-    /// Workers have numbers of 18 bits, and each takes a process and descriptors.
-    #[error("a pool can have at most {limit} workers, not {workers}")]
-    TooManyWorkers {
-        /// The requested number.
-        workers: usize,
-        /// The maximum.
-        limit: usize,
-    },
-    /// A thread replaces workers, and must not fork the program unless the user promises that this is sound.
-    #[error(
-        "cannot start a pool's workers by `fork`, as the pool's own threads run in this process: use `forkserver` or `spawn`, \
-         or assert with `fork_with_threads` that the fork is sound"
-    )]
-    Fork,
-    /// The number of processors is not known, and no number of workers was given.
-    #[error("could not count the processors")]
-    CpuCount(#[source] io::Error),
-    /// A worker did not start.
-    #[error("could not start a worker")]
-    Start(#[from] StartError),
-    /// The initializer or the finalizer has no name by which a worker can find it.
-    #[error(transparent)]
-    Function(#[from] FunctionError),
-    /// The face could not encode the initializer's argument.
-    #[error(transparent)]
-    Argument(Box<dyn std::error::Error + Send + Sync>),
-    /// The pool's thread or its descriptors could not be created.
-    #[error("could not start the pool's thread")]
-    Os(#[source] io::Error),
-}
 
 /// Maximum number of workers. Below [`WORKERS`](crate::pool::shared::claim::WORKERS), so that a free number can be found quickly.
 const MOST_WORKERS: usize = 1 << 16;
@@ -167,7 +69,7 @@ impl Pool {
     /// Returns the number of workers that the pool keeps.
     #[must_use]
     pub fn workers(&self) -> usize {
-        self.driver.with(|inner| inner.scheduler.wanted())
+        self.driver.with(|pool| pool.scheduler.wanted())
     }
 
     /// Changes the number of workers: starts more, or retires some when they have finished their tasks.
@@ -194,12 +96,15 @@ impl Pool {
         context: Option<&[u8]>,
         settings: CallSettings,
     ) -> Result<Call, FunctionError> {
-        let known = if context.is_none() { self.driver.with(|inner| inner.known_function(key)) } else { None };
+        let known = if context.is_none() { self.driver.with(|pool| pool.functions.known(key)) } else { None };
         let function = match known {
             Some(function) => function,
             None => {
                 let name = name()?;
-                self.driver.with(|inner| inner.new_function(key, &name, context))
+                self.driver.with(|pool| match context {
+                    None => pool.functions.add(key, &name),
+                    Some(context) => pool.functions.add_with_context(&name, context),
+                })
             }
         };
         let (key, parker) = self.driver.open(function, context.is_some(), settings);
@@ -209,7 +114,7 @@ impl Pool {
     /// Returns how many bytes of arguments wait in this process for room on the table.
     #[must_use]
     pub fn waiting_bytes(&self) -> u64 {
-        self.driver.with(|inner| inner.waiting_bytes)
+        self.driver.with(|pool| pool.tasks.waiting_bytes())
     }
 
     /// Blocks while more bytes of arguments wait in this process than [`PoolSettings::max_waiting_bytes`]. One item may be
@@ -225,7 +130,7 @@ impl Pool {
     /// pool exists.
     #[must_use]
     pub fn register(&self, function: &Function, context: &[u8]) -> Registered {
-        Registered(self.driver.with(|inner| inner.register(function, context)))
+        Registered(self.driver.with(|pool| pool.functions.add_with_context(function, context)))
     }
 
     /// As [`Pool::call`], for a registered function.
@@ -238,15 +143,15 @@ impl Pool {
     /// Returns whether the pool accepts tasks: it was neither closed nor terminated, and has not given up on its workers.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.driver.with(|inner| inner.scheduler.is_open())
+        self.driver.with(|pool| pool.scheduler.is_open())
     }
 
     /// Refuses new tasks. Submitted tasks still run, then the workers exit.
     pub fn close(&self) {
         if self.driver.is_ours() {
-            self.driver.with(|inner| {
-                self.driver.handle(inner, SchedulerEvent::Closed);
-                inner.notifications.driver = true;
+            self.driver.with(|pool| {
+                self.driver.handle(pool, SchedulerEvent::Closed);
+                pool.notifications.pool_thread = true;
             });
         }
     }
@@ -285,14 +190,13 @@ impl Pool {
     /// Returns the statistics of each living worker.
     #[must_use]
     pub fn stats(&self) -> Vec<WorkerStats> {
-        self.driver
-            .with(|inner| inner.workers.iter().flatten().map(super::worker_handle::WorkerHandle::stats).collect())
+        self.driver.with(|pool| pool.workers.iter().map(WorkerHandle::stats).collect())
     }
 
     /// Returns how many workers have ended other than with exit code 0.
     #[must_use]
     pub fn workers_lost(&self) -> u64 {
-        self.driver.with(|inner| inner.lost)
+        self.driver.with(|pool| pool.lost)
     }
 }
 

@@ -4,7 +4,7 @@
 //!
 //! [`Driver::read_worker`] copies a ring's records to private memory and parses the copy. A *begin* record is checked
 //! against the table and selects the task (`reading`); each further record ends its next item. After its last item the
-//! task is removed. Results go to the [`Ends`](super::call::Ends) of their call, also if no thread waits for it.
+//! task is removed. Results go to the [`Ends`](super::ends::Ends) of their call, also if no thread waits for it.
 //!
 //! A worker that writes an invalid record is discarded: no more of its ring is read, and it is killed. Its death is
 //! handled as any other, so its task is retried or fails; other workers are not affected.
@@ -13,18 +13,22 @@
 
 use std::time::Duration;
 
-use super::call::{Call, End};
-use super::driver::{Driver, Inner, Task, TaskPlace};
+use super::call::Call;
+use super::driver::Driver;
+use super::ends::End;
 use super::leader::{self, Leadership, ResultState, ResultWait, ResultWaiter, WaitFor, WaitStep};
+use super::messages::CHANNEL_MESSAGES;
 use super::scheduler::{SchedulerEvent, TaskId};
-use super::thread::CHANNEL_MESSAGES;
+use super::state::PoolState;
+use super::tasks::Task;
 use super::timers::{Timer, after_backoff};
 use crate::deadline::Deadline;
+use crate::pool::TaskEnd;
 use crate::pool::shared::doorbell::{ASLEEP, ASLEEP_UNTIL_LOW, Doorbell, SPINNING};
 use crate::pool::shared::result_ring::{
     LOGGED, ResultBody, ResultKind, ResultRecord, WITH_FDS, begun, parse, take_results,
 };
-use crate::pool::shared::task::{TaskEnd, next_item};
+use crate::pool::shared::task::next_item;
 use crate::prim::{AtomicU64, Ordering};
 use crate::robust::{HAS_SPARE_PROCESSOR, RecheckInterval, WaitError, spin_until};
 use crate::shm::MemoryError;
@@ -44,12 +48,12 @@ static NEXT_WAITER: AtomicU64 = AtomicU64::new(1);
 /// The pool's state under its lock, for the functions of `leader`.
 pub(super) struct LockedState<'a> {
     driver: &'a Driver,
-    inner: &'a mut Inner,
+    pool: &'a mut PoolState,
 }
 
 impl ResultState for LockedState<'_> {
     fn leadership(&mut self) -> &mut Leadership {
-        &mut self.inner.leadership
+        &mut self.pool.leadership
     }
 
     fn doorbell(&self) -> &Doorbell {
@@ -57,36 +61,36 @@ impl ResultState for LockedState<'_> {
     }
 
     fn is_anything_unread(&self) -> bool {
-        self.inner.is_anything_unread()
+        self.pool.is_anything_unread()
     }
 
     fn collect(&mut self) {
-        self.driver.collect(self.inner);
+        self.driver.collect(self.pool);
     }
 
     /// Returns 0 for a call that is unknown: it is over, so no thread waits for it.
     fn ticket(&self, call: usize) -> u32 {
-        self.inner.calls.get(call).map_or(0, |state| state.parker.ticket())
+        self.pool.calls.get(call).map_or(0, |state| state.parker().ticket())
     }
 
     fn unpark(&mut self, call: usize) {
-        self.inner.unpark(call);
+        self.pool.unpark(call);
     }
 
     fn wake_pool_thread(&mut self) {
-        self.inner.notifications.driver = true;
+        self.pool.notifications.pool_thread = true;
     }
 
     fn keep_leader_asleep(&mut self) {
-        self.inner.notifications.leader = false;
+        self.pool.notifications.leader = false;
     }
 
     /// True in a forked copy of the process, where no results arrive, and for a call that is unknown.
     fn is_satisfied(&self, call: usize, want: WaitFor) -> bool {
         !self.driver.is_ours()
-            || self.inner.calls.get(call).is_none_or(|state| match want {
-                WaitFor::Next => !state.ends.is_empty() || state.is_over(),
-                WaitFor::Room => self.inner.has_room() || state.is_over(),
+            || self.pool.calls.get(call).is_none_or(|state| match want {
+                WaitFor::Next => state.has_ends() || state.is_over(),
+                WaitFor::Room => self.pool.has_room() || state.is_over(),
                 WaitFor::All => state.is_over(),
             })
     }
@@ -94,13 +98,13 @@ impl ResultState for LockedState<'_> {
     /// A thread spins once per wait, for a single result only, before it sleeps. It sleeps until few tasks are left if it
     /// waits for no single result, and no other thread or callback waits for one.
     fn way_to_sleep(&mut self, wait: &ResultWait) -> u32 {
-        let inner = &self.inner;
-        let is_any_waiting = inner.scheduler.waiting() > 0 || wait.want == WaitFor::Room;
-        let low = if is_any_waiting { inner.out_tasks() / 2 } else { 0 };
+        let pool = &self.pool;
+        let is_any_waiting = pool.scheduler.waiting() > 0 || wait.want == WaitFor::Room;
+        let low = if is_any_waiting { pool.tasks.out_count() / 2 } else { 0 };
         self.driver.board.low_water().store(low, Ordering::Relaxed);
         match wait.want {
             WaitFor::Next if wait.may_spin && *HAS_SPARE_PROCESSOR => SPINNING,
-            WaitFor::Room | WaitFor::All if !inner.leadership.is_each_wanted() => ASLEEP_UNTIL_LOW,
+            WaitFor::Room | WaitFor::All if !pool.leadership.is_each_wanted() => ASLEEP_UNTIL_LOW,
             _ => ASLEEP,
         }
     }
@@ -108,8 +112,8 @@ impl ResultState for LockedState<'_> {
 
 impl Driver {
     /// Returns the state for the functions of `leader`.
-    pub(super) fn locked<'a>(&'a self, inner: &'a mut Inner) -> LockedState<'a> {
-        LockedState { driver: self, inner }
+    pub(super) fn locked<'a>(&'a self, pool: &'a mut PoolState) -> LockedState<'a> {
+        LockedState { driver: self, pool }
     }
 
     /// See [`Call::wait`].
@@ -123,7 +127,7 @@ impl Driver {
         let me = ResultWaiter { call: call.key, serial: NEXT_WAITER.fetch_add(1, Ordering::Relaxed) };
         let mut wait = ResultWait { me, want, deadline, may_spin: true };
         loop {
-            let woken = match self.with(|inner| leader::step(&mut self.locked(inner), &mut wait)) {
+            let woken = match self.with(|pool| leader::step(&mut self.locked(pool), &mut wait)) {
                 WaitStep::Done => return Ok(true),
                 WaitStep::TimedOut => return Ok(false),
                 WaitStep::Again => {
@@ -140,7 +144,7 @@ impl Driver {
                 Wait::TimedOut => interval.lengthen(),
                 Wait::Woken | Wait::Again => {}
                 Wait::Interrupted => {
-                    self.with(|inner| leader::leave(&mut self.locked(inner), me));
+                    self.with(|pool| leader::leave(&mut self.locked(pool), me));
                     return Err(WaitError::Interrupted);
                 }
             }
@@ -169,10 +173,10 @@ impl Driver {
     /// Reads the results of all workers.
     ///
     /// Requires the lock. Any thread may read any ring.
-    pub(super) fn collect(&self, inner: &mut Inner) {
-        for at in 0..inner.workers.len() {
-            if inner.workers[at].as_ref().is_some_and(|worker| worker.stream.is_anything_unread()) {
-                self.read_worker(inner, at);
+    pub(super) fn collect(&self, pool: &mut PoolState) {
+        for at in 0..pool.workers.places() {
+            if pool.workers.get(at).is_some_and(|worker| worker.stream.is_anything_unread()) {
+                self.read_worker(pool, at);
             }
         }
     }
@@ -181,106 +185,102 @@ impl Driver {
     ///
     /// The worker may be dead. A malformed record discards it; the records before it count. Returns at once if the
     /// place is empty.
-    pub(super) fn read_worker(&self, inner: &mut Inner, at: usize) {
-        let mut bytes = std::mem::take(&mut inner.scratch);
-        let Some(worker) = &mut inner.workers[at] else { return };
-        let mut read = worker.stream.read(&mut bytes);
-        let mut rest = &bytes[..];
-        while read.is_ok() && !rest.is_empty() {
-            self.take_results(inner, at, &mut rest);
-            if !rest.is_empty() {
-                read = parse(&mut rest).and_then(|record| self.on_record(inner, at, record));
+    pub(super) fn read_worker(&self, pool: &mut PoolState, at: usize) {
+        let mut bytes = std::mem::take(&mut pool.scratch);
+        if let Some(worker) = pool.workers.get_mut(at) {
+            let mut read = worker.stream.read(&mut bytes);
+            let mut rest = &bytes[..];
+            while read.is_ok() && !rest.is_empty() {
+                self.take_results(pool, at, &mut rest);
+                if !rest.is_empty() {
+                    read = parse(&mut rest).and_then(|record| self.on_record(pool, at, record));
+                }
+            }
+            if read.is_err() {
+                pool.discard(at);
             }
         }
-        if read.is_err() {
-            inner.discard(at);
-        }
-        inner.scratch = bytes;
+        pool.scratch = bytes;
     }
 
     /// Splits the plain results of the worker's current task off `bytes`, and adds them to the call.
     ///
     /// A fast path: consecutive plain results are copied to the call as they are, without parsing each. The task ends
     /// if they are its last ones.
-    fn take_results(&self, inner: &mut Inner, at: usize, bytes: &mut &[u8]) {
-        let Some(id) = inner.workers[at].as_ref().and_then(|worker| worker.reading) else { return };
-        let Some(task) = inner.tasks.get_mut(id.0) else { return };
-        let (results, count) = take_results(bytes, task.count - task.done);
+    fn take_results(&self, pool: &mut PoolState, at: usize, bytes: &mut &[u8]) {
+        let Some(id) = pool.workers.get(at).and_then(|worker| worker.reading) else { return };
+        let Some(task) = pool.tasks.get_mut(id) else { return };
+        let (results, count) = take_results(bytes, task.left());
         if count == 0 {
             return;
         }
-        let (call, index) = (task.call, task.first + u64::from(task.done));
-        task.done += count;
-        let is_over = task.done == task.count;
-        if let Some(state) = inner.calls.get_mut(call) {
-            state.ends.push_returned(index, count, results);
+        let (call, index) = (task.call(), task.next_index());
+        let is_over = task.advance(count);
+        if let Some(state) = pool.calls.get_mut(call) {
+            state.push_returned(index, count, results);
         }
-        inner.ended(call, count.into());
+        pool.ended(call, count.into());
         if is_over {
-            self.finish(inner, at, id);
+            self.finish(pool, at, id);
         }
     }
 
-    /// Removes a task whose items have all been answered.
-    ///
-    /// Frees its slot and its block, and informs the scheduler, which may publish another task at once. Its worker is
-    /// free for a further *begin* record.
+    /// Removes a task whose items have all been answered, and informs the scheduler, which may publish another task at once.
+    /// Its worker is free for a further *begin* record.
     ///
     /// The caller has counted all its items as ended. `at` is the place of the worker that ran it.
-    pub(super) fn finish(&self, inner: &mut Inner, at: usize, id: TaskId) {
-        if let Some(TaskPlace::Out { slot, block, len, .. }) = inner.remove_task(id).map(|task| task.at) {
-            inner.free(&self.orders, slot, block, len);
-        }
-        if let Some(worker) = &mut inner.workers[at] {
+    pub(super) fn finish(&self, pool: &mut PoolState, at: usize, id: TaskId) {
+        self.remove_answered(pool, id);
+        if let Some(worker) = pool.workers.get_mut(at) {
             worker.reading = None;
         }
-        self.handle(inner, SchedulerEvent::Ended(id));
+        self.handle(pool, SchedulerEvent::Ended(id));
     }
 
     /// Handles one record of the worker at place `at`.
     ///
-    /// A *begin* record is accepted if the task is out at that position, this worker has claimed it, has ended its last
-    /// task, and no other worker answers it. So two workers never answer the same task, even if one has overwritten the
-    /// table.
+    /// For any record but *begin*, the worker must have begun a task; the record ends that task's next item. A panic that
+    /// may be retried ends no item here, but adds a task ([`Driver::try_again`]).
     ///
     /// # Errors
     /// [`MemoryError::Corrupt`] if the record does not fit the parent's state. The caller discards the worker.
-    ///
-    /// For any other record, the worker must have begun a task; the record ends that task's item `done`. A panic that
-    /// may be retried ends no item here, but adds a task ([`Driver::try_again`]).
-    fn on_record(&self, inner: &mut Inner, at: usize, record: ResultRecord<'_>) -> Result<(), MemoryError> {
-        let worker = inner.workers[at].as_mut().ok_or(MemoryError::Corrupt)?;
+    fn on_record(&self, pool: &mut PoolState, at: usize, record: ResultRecord<'_>) -> Result<(), MemoryError> {
         if let ResultBody::Number(number) = record.body {
-            let (slot, position) = begun(number);
-            let id = inner.slots.get(slot).copied().flatten().ok_or(MemoryError::Corrupt)?;
-            let task = inner.tasks.get(id.0).ok_or(MemoryError::Corrupt)?;
-            let is_there = matches!(task.at, TaskPlace::Out { position: at, .. } if at == position);
-            let holder = u32::try_from(slot).ok().and_then(|slot| self.board.table().holder(slot, position));
-            // A worker may answer only for a task that it has claimed, and no two workers for the same task.
-            let is_its_own = is_there && holder == Some(worker.number) && worker.reading.is_none();
-            if !is_its_own || inner.workers.iter().flatten().any(|other| other.reading == Some(id)) {
-                return Err(MemoryError::Corrupt);
-            }
-            if let Some(worker) = &mut inner.workers[at] {
-                worker.reading = Some(id);
-            }
-            if let Some(task) = inner.tasks.get_mut(id.0) {
-                task.unbegun_since = None;
-            }
-            return Ok(());
+            return self.on_begin(pool, at, number);
         }
+        let worker = pool.workers.get(at).ok_or(MemoryError::Corrupt)?;
         let id = worker.reading.ok_or(MemoryError::Corrupt)?;
-        let task = inner.tasks.get_mut(id.0).ok_or(MemoryError::Corrupt)?;
-        let (call, index) = (task.call, task.first + u64::from(task.done));
-        match self.end_of(inner, at, record)? {
-            End::Failed(end) if matches!(*end, TaskEnd::Panicked(_)) && self.try_again(inner, id) => {}
-            end => inner.end_item(call, index, end),
+        let task = pool.tasks.get(id).ok_or(MemoryError::Corrupt)?;
+        let (call, index) = (task.call(), task.next_index());
+        match self.end_of(pool, at, record)? {
+            End::Failed(end) if matches!(*end, TaskEnd::Panicked(_)) && self.try_again(pool, id) => {}
+            end => pool.end_item(call, index, end),
         }
-        let task = inner.tasks.get_mut(id.0).ok_or(MemoryError::Corrupt)?;
-        task.done += 1;
-        if task.done >= task.count {
-            self.finish(inner, at, id);
+        if pool.tasks.get_mut(id).ok_or(MemoryError::Corrupt)?.advance(1) {
+            self.finish(pool, at, id);
         }
+        Ok(())
+    }
+
+    /// Handles a *begin* record.
+    ///
+    /// It is accepted if the task is out at that position, this worker has claimed it, has ended its last task, and no other
+    /// worker answers it. So two workers never answer the same task, even if one has overwritten the table.
+    ///
+    /// # Errors
+    /// [`MemoryError::Corrupt`] if it is not accepted.
+    fn on_begin(&self, pool: &mut PoolState, at: usize, number: u64) -> Result<(), MemoryError> {
+        let (slot, position) = begun(number);
+        let (id, _) = pool.tasks.at(slot, position).ok_or(MemoryError::Corrupt)?;
+        let holder = u32::try_from(slot).ok().and_then(|slot| self.board.table().holder(slot, position));
+        let worker = pool.workers.get_mut(at).ok_or(MemoryError::Corrupt)?;
+        let task = pool.tasks.get_mut(id).ok_or(MemoryError::Corrupt)?;
+        if holder != Some(worker.number) || worker.reading.is_some() || task.reader.is_some() {
+            return Err(MemoryError::Corrupt);
+        }
+        worker.reading = Some(id);
+        task.reader = Some(at);
+        task.unbegun_since = None;
         Ok(())
     }
 
@@ -295,12 +295,12 @@ impl Driver {
     /// errors of copying the block.
     ///
     /// `record` is not a *begin* record.
-    fn end_of(&self, inner: &mut Inner, at: usize, record: ResultRecord<'_>) -> Result<End, MemoryError> {
-        let has_fds = inner.workers[at].as_ref().is_some_and(|worker| !worker.fds.is_empty());
+    fn end_of(&self, pool: &mut PoolState, at: usize, record: ResultRecord<'_>) -> Result<End, MemoryError> {
+        let has_fds = pool.workers.get(at).is_some_and(|worker| !worker.fds.is_empty());
         if record.flags & LOGGED != 0 || record.flags & WITH_FDS != 0 && !has_fds {
-            self.hear_channel(inner, at, CHANNEL_MESSAGES);
+            self.hear_channel(pool, at, CHANNEL_MESSAGES);
         }
-        let worker = inner.workers[at].as_mut().ok_or(MemoryError::Corrupt)?;
+        let worker = pool.workers.get_mut(at).ok_or(MemoryError::Corrupt)?;
         let fds = match record.flags & WITH_FDS {
             0 => Ok(Vec::new()),
             _ => worker.fds.pop_front().unwrap_or_else(|| Err("the result's descriptors were lost".to_owned())),
@@ -333,23 +333,19 @@ impl Driver {
     /// For [`retries_panics`](crate::pool::CallSettings::retries_panics). The item is copied from the task's argument, which
     /// the worker cannot have changed, and goes out after the back-off. The old task continues with its next item: the
     /// caller counts this one as done without a result. An item with descriptors is not retried.
-    fn try_again(&self, inner: &mut Inner, id: TaskId) -> bool {
-        let serial = inner.serial();
-        let Some(task) = inner.tasks.get(id.0) else { return false };
-        let Some(call) = inner.calls.get(task.call) else { return false };
-        let (priority, retries) = (call.settings.priority, call.settings.retries);
-        let may = call.settings.retries_panics && task.panics < retries && call.stop.is_none();
-        let TaskPlace::Out { slot, from, .. } = task.at else { return false };
-        if !may || !task.fds.is_empty() {
-            return false;
-        }
+    fn try_again(&self, pool: &mut PoolState, id: TaskId) -> bool {
+        let Some(task) = pool.tasks.get(id) else { return false };
+        let Some(call) = pool.calls.get(task.call()) else { return false };
+        let (settings, attempt) = (call.settings(), task.panics + 1);
+        let may = settings.retries_panics && attempt <= settings.retries && call.stop().is_none();
+        let Some(place) = task.out().filter(|_| may && task.fds.is_empty()) else { return false };
         let mut bytes = Vec::new();
-        let Ok(order) = self.orders.read(slot) else { return false };
-        if self.orders.read_argument(slot, &order, &mut bytes).is_err() {
+        let read = self.orders.read(place.slot);
+        if read.and_then(|order| self.orders.read_argument(place.slot, &order, &mut bytes)).is_err() {
             return false;
         }
         let mut rest = &bytes[..];
-        for _ in from..task.done {
+        for _ in place.from..task.done() {
             let _ = next_item(&mut rest);
         }
         let start = bytes.len() - rest.len();
@@ -357,31 +353,15 @@ impl Driver {
             return false;
         }
         let item = bytes[start..bytes.len() - rest.len()].to_vec();
-        let (attempt, backoff) = (task.panics + 1, call.settings.backoff);
-        let single = Task::single(task.call, serial, task.first + u64::from(task.done), item);
-        let task = Task { panics: attempt, ..single };
-        let id = inner.add_task(task);
-        self.handle(inner, SchedulerEvent::Resubmitted(id, priority, retries));
-        inner.set_timer(after_backoff(backoff, attempt), Timer::Due { task: id, serial });
-        true
-    }
-}
-
-impl Inner {
-    /// Kills a worker that wrote invalid data, and reads no more of its results.
-    ///
-    /// Its death, which the pool's thread detects, decides about its task. Also called by the audit.
-    ///
-    /// A discarded worker stays in its place until it is reaped.
-    pub(super) fn discard(&mut self, at: usize) {
-        if let Some(worker) = &mut self.workers[at] {
-            worker.stream.break_off();
-            worker.kill();
+        let (priority, retries, due) = (settings.priority, settings.retries, after_backoff(settings.backoff, attempt));
+        let mut again = Task::new(task.call(), task.next_index(), 1, item);
+        again.panics = attempt;
+        let id = pool.tasks.add(again);
+        self.handle(pool, SchedulerEvent::Resubmitted(id, priority, retries));
+        if let Some(task) = pool.tasks.get(id) {
+            let serial = task.serial();
+            pool.set_timer(due, Timer::Due { task: id, serial });
         }
-    }
-
-    /// Returns whether any worker has written records that were not read.
-    pub(super) fn is_anything_unread(&self) -> bool {
-        self.workers.iter().flatten().any(|worker| worker.stream.is_anything_unread())
+        true
     }
 }

@@ -14,7 +14,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::call::{Call, Ends, ItemEnd};
+use super::call::Call;
+use super::ends::{Ends, ItemEnd};
 use crate::pool::shared::task::Items;
 use crate::shm::memory_budget;
 

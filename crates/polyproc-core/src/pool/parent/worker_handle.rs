@@ -15,8 +15,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use super::handle::PoolSettings;
 use super::scheduler::{Place, TaskId};
+use super::settings::PoolSettings;
 use crate::pool::shared::result_ring::{IDLE, REVOKED, ResultRing, Results, WorkerPhase, running_position};
 use crate::pool::shared::task::{Ended, Setup};
 use crate::pool::worker::worker_function;
@@ -90,36 +90,6 @@ pub(super) struct WorkerHandle {
     started_nanos: u64,
     /// See [`WorkerHandle::identity`]; set at its first use.
     identity: OnceLock<ProcessStamp>,
-}
-
-/// Numbers by which workers claim tasks. A pool may start more workers in its life than there are numbers, so a number is
-/// reused, unless a living worker has it.
-#[derive(Debug, Default)]
-pub(super) struct Numbers {
-    /// The number that was given out last.
-    last: u32,
-}
-
-impl Numbers {
-    /// Returns the next number below `end` that is not taken.
-    ///
-    /// `end` is [`WORKERS`](crate::pool::shared::claim::WORKERS), more than a pool can have at once, so one is free.
-    pub(super) fn next(&mut self, end: u32, is_taken: impl Fn(u32) -> bool) -> u32 {
-        for _ in 0..end {
-            self.last = (self.last + 1) % end;
-            if !is_taken(self.last) {
-                break;
-            }
-        }
-        self.last
-    }
-}
-
-/// Returns the worker that claims tasks by this number, if it still exists.
-///
-/// `number` may come from shared memory: a wrong one finds another worker or none.
-pub(super) fn with_number(workers: &mut [Option<WorkerHandle>], number: u32) -> Option<&mut WorkerHandle> {
-    workers.iter_mut().flatten().find(|worker| worker.number == number)
 }
 
 /// Returns how many result descriptors of each worker this process may hold: for all workers a quarter of its descriptors.
@@ -330,20 +300,6 @@ impl WorkerHandle {
             bytes_in: load(&cell.bytes_in),
             bytes_out: load(&cell.bytes_out),
             peak_memory: priority::peak_bytes(self.child.pid()),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_number_is_not_given_out_again_while_a_worker_has_it() {
-        let mut numbers = Numbers::default();
-        let long_lived = numbers.next(8, |_| false);
-        for _ in 0..100 {
-            assert_ne!(numbers.next(8, |number| number == long_lived), long_lived);
         }
     }
 }
