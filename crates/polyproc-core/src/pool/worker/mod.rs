@@ -30,34 +30,37 @@
 //! Each wait of the loop, for tasks, for room in the ring, for memory for a result or for the channel, runs inside
 //! `process::idle`, so that an interpreter can run its other threads meanwhile.
 
+mod function_cache;
+mod questions;
+mod result_blocks;
 #[cfg(feature = "crash-points")]
 #[doc(hidden)]
 pub mod wild;
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::rc::Rc;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+use function_cache::{CachedFunction, FunctionCache};
+use questions::send;
+use result_blocks::ResultBlocks;
 
 use crate::conn::Channel;
 use crate::deadline::Deadline;
 use crate::error_chain;
-use crate::pool::shared::orders::{LIMITED, Orders, SPLITTABLE, TaskDescriptor, WITH_FDS};
+use crate::pool::shared::orders::{LIMITED, Orders, SPLITTABLE, WITH_FDS};
 use crate::pool::shared::result_index::RING_LEN;
 use crate::pool::shared::result_ring::{
     self, IDLE, INLINE_LEN, ResultKind, ResultRing, WORD_LEN, WorkerPhase, WorkerState,
 };
-use crate::pool::shared::task::{Setup, decode_function, next_item, tag};
+use crate::pool::shared::task::{Setup, next_item, tag};
 use crate::pool::shared::task_table::TaskTable;
 use crate::prim::{AtomicBool, AtomicU64, Ordering};
 use crate::process::{self, Function, FunctionError, Handler, Outcome, ResolvedFunction, panic};
 use crate::robust::{HAS_SPARE_PROCESSOR, RecheckInterval, WaitError, spin_until};
-use crate::shm::budget::{self, Share};
-use crate::shm::wait_for_room;
-use crate::shm::{self, Blocks, Extent, MemoryError};
+use crate::shm::{self, MemoryError, budget};
 use crate::sys::clock;
 use crate::sys::crash::{self, Step};
 use crate::sys::watch::EventFd;
@@ -68,12 +71,6 @@ use crate::wire::{Context, Input, Payload, Verdict};
 ///
 /// Doubles with each sleep that nothing ends: see [`RecheckInterval`].
 const RECHECK_AFTER: Duration = Duration::from_secs(5);
-/// How long a worker waits for room for its only result before it takes more than its share.
-const SOON: Duration = Duration::from_secs(1);
-/// Maximum number of functions with a context that are cached.
-///
-/// A context can be large, and its call usually ends soon; a function that is dropped too early is requested again.
-const CONTEXTS: usize = 64;
 /// Buffers above this capacity in bytes are freed after use.
 ///
 /// Applies to the buffers for arguments and for results, so that one large item does not fix the memory of the worker.
@@ -117,16 +114,6 @@ pub(in crate::pool) fn channel() -> Option<&'static Channel> {
 #[cfg(feature = "crash-points")]
 pub(in crate::pool) fn stream() -> Option<&'static ResultRing> {
     LENDING.get().map(|(stream, _)| &**stream)
-}
-
-/// Sends a message to the parent. Blocks while the channel is full.
-///
-/// # Errors
-/// As `Channel::send`: the parent has exited, or a descriptor cannot be sent.
-fn send(channel: &Channel, tag: u8, head: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut sent = Ok(());
-    process::idle(|| sent = channel.send(tag, head, fds));
-    sent
 }
 
 /// In a worker: its result ring, which counts the result descriptors that the parent holds, and their maximum number.
@@ -263,16 +250,6 @@ impl Plan {
     }
 }
 
-/// A resolved function, and the context that all its tasks share.
-///
-/// Shared by the cache and by the task that runs.
-struct CachedFunction {
-    /// The reason why it cannot be called is sent as [`ResultKind::Refused`] for each item.
-    function: Result<ResolvedFunction, String>,
-    /// Decoded by the face at first use, and dropped with the cache entry. `None` if the function has no context.
-    context: Option<Context>,
-}
-
 /// The state of the worker between tasks. Owned by the main thread, from `READY` to the end of the process.
 struct WorkerLoop {
     /// Carries questions, descriptors and log records to the parent, and answers from it.
@@ -290,18 +267,12 @@ struct WorkerLoop {
     /// Number of items that remain until the worker retires; `None` if unlimited.
     left: Option<u64>,
     finalizer: Option<ResolvedFunction>,
-    /// Functions by their id, which the parent never reuses.
-    known: HashMap<u64, Rc<CachedFunction>>,
+    /// The functions of earlier tasks.
+    functions: FunctionCache,
     /// Passed to functions without a context.
     no_context: Context,
-    /// The function of the last task.
-    ///
-    /// Kept apart from `known`, since most tasks in a row have the same function.
-    last: Option<(u64, Rc<CachedFunction>)>,
-    /// The allocator of blocks for large results, in the worker's own memory file.
-    blocks: Blocks,
-    /// Blocks of large results that the parent has not returned, by offset.
-    lent: HashMap<u64, Extent>,
+    /// Large results, in the worker's own memory file.
+    blocks: ResultBlocks,
     /// Results were written since the parent was last notified.
     is_unannounced: bool,
     /// Monotonic nanoseconds. When the worker last became busy.
@@ -335,11 +306,9 @@ impl WorkerLoop {
             number,
             left: (max_tasks > 0).then_some(max_tasks),
             finalizer,
-            known: HashMap::new(),
+            functions: FunctionCache::default(),
             no_context: Context::default(),
-            last: None,
-            blocks: Blocks::new(result_ring::FIRST_BLOCK),
-            lent: HashMap::new(),
+            blocks: ResultBlocks::new(),
             is_unannounced: false,
             busy_since: clock::monotonic_nanos(),
             argument: Vec::new(),
@@ -415,9 +384,9 @@ impl WorkerLoop {
         // Each sleep also ends after a signal or an interval.
         let (mut slept, interval) = (false, RecheckInterval::new(RECHECK_AFTER));
         while self.board.table().waiting() == 0 && !self.is_to_retire() {
-            self.take_back();
+            self.blocks.take_back(&self.stream);
             if std::mem::replace(&mut slept, true) {
-                let _ = self.blocks.trim(self.stream.segment());
+                self.blocks.trim(&self.stream);
                 shm::trim_loans();
             }
             let look = || {
@@ -523,8 +492,10 @@ impl WorkerLoop {
         let mut argument = std::mem::take(&mut self.argument);
         argument.clear();
         self.orders.read_argument(slot, &order, &mut argument)?;
-        let mut fds = if order.flags & WITH_FDS != 0 { self.ask_for_fds(position) } else { Ok(Vec::new()) };
-        let known = self.know(&order);
+        let mut fds =
+            if order.flags & WITH_FDS != 0 { questions::argument_fds(self.channel, position) } else { Ok(Vec::new()) };
+        let channel = self.channel;
+        let known = self.functions.get(order.function, |id| questions::function(channel, id));
         let _quiet = panic::Quiet::new();
         let mut rest = &argument[..];
         let mut ran = 0;
@@ -556,83 +527,6 @@ impl WorkerLoop {
         self.declare(running, IDLE);
         crash::point(Step::TaskAnswered);
         Ok(())
-    }
-
-    /// Returns the function of a task, from the cache or from the parent.
-    ///
-    /// If the function is not available, the result contains the reason. Before it adds a function to a cache with
-    /// [`CONTEXTS`] contexts, it drops all functions with a context.
-    fn know(&mut self, order: &TaskDescriptor) -> Rc<CachedFunction> {
-        if let Some((_, known)) = self.last.as_ref().filter(|(id, _)| *id == order.function) {
-            return Rc::clone(known);
-        }
-        let known = match self.known.get(&order.function) {
-            Some(known) => Rc::clone(known),
-            None => {
-                // Contexts belong to calls, which end; the number of functions without a context is that of the program.
-                if self.known.values().filter(|known| known.context.is_some()).count() >= CONTEXTS {
-                    self.known.retain(|_, known| known.context.is_none());
-                }
-                let known = Rc::new(self.find(order.function));
-                if known.function.is_err() {
-                    return known; // not cached: a shortage may be over when the next task asks
-                }
-                self.known.insert(order.function, Rc::clone(&known));
-                known
-            }
-        };
-        self.last = Some((order.function, Rc::clone(&known)));
-        known
-    }
-
-    /// Asks the parent for a function. A name determines which code runs, so it travels over this worker's channel, where no
-    /// other worker can write.
-    ///
-    /// An empty name in the answer means that the parent does not know the id. It cannot be decoded, so the items are refused.
-    fn find(&self, id: u64) -> CachedFunction {
-        let ask = || -> io::Result<(Function, Vec<u8>)> {
-            let answer = self.ask(tag::NEED_FUNCTION, id, tag::FUNCTION)?;
-            let (of, name) = answer.bytes.split_first_chunk().ok_or(io::ErrorKind::InvalidData)?;
-            if u64::from_le_bytes(*of) != id {
-                return Err(io::ErrorKind::InvalidData.into());
-            }
-            Ok(decode_function(name)?)
-        };
-        match ask() {
-            Err(error) => {
-                let why = format!("the function could not be received from the parent: {}", error_chain(&error));
-                CachedFunction { function: Err(why), context: None }
-            }
-            Ok((function, context)) => CachedFunction {
-                function: function.resolve().map_err(|error| error.to_string()),
-                context: (!context.is_empty()).then(|| Context::new(context)),
-            },
-        }
-    }
-
-    /// Sends a question, and blocks until the answer. Returns its payload.
-    ///
-    /// There is one question at a time, and the parent sends nothing else to a worker that is ready; so the next
-    /// message is the answer. The parent answers without blocking, with an empty answer if it must.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::UnexpectedEof`] if the parent has exited or closed the channel, [`io::ErrorKind::InvalidData`]
-    /// if the message has another tag than `answer`; the errors of the channel.
-    fn ask(&self, question: u8, number: u64, answer: u8) -> io::Result<Payload> {
-        send(self.channel, question, &number.to_le_bytes(), &[])?;
-        let mut received = Ok(None);
-        process::idle(|| received = self.channel.receive());
-        let message = received?.ok_or(io::ErrorKind::UnexpectedEof)?;
-        if message.tag == answer { Ok(message.payload) } else { Err(io::ErrorKind::InvalidData.into()) }
-    }
-
-    /// Requests the descriptors of the argument of the task at `position`. Returns why they are missing as text for the
-    /// result.
-    fn ask_for_fds(&self, position: u64) -> Result<Vec<OwnedFd>, String> {
-        let answer = self.ask(tag::NEED_FDS, position, tag::FDS);
-        answer
-            .map(|payload| payload.fds)
-            .map_err(|error| format!("the argument's descriptors could not be received: {}", error_chain(&error)))
     }
 
     /// Calls the function with one item, and writes the result.
@@ -709,7 +603,8 @@ impl WorkerLoop {
             return self.write(|stream| stream.write_end(kind, flags, &mut out.bytes));
         }
         let len = out.bytes.len() - WORD_LEN;
-        match self.lend(&out.bytes[WORD_LEN..]) {
+        let ring = || self.board.doorbell().ring(|| true, || self.bell.ring());
+        match self.blocks.lend(&self.stream, &out.bytes[WORD_LEN..], || _ = ring()) {
             Ok(offset) => {
                 self.write(|stream| stream.write_end_in_block(kind, flags, offset, len as u64))?;
                 if budget::is_room_awaited() {
@@ -730,68 +625,12 @@ impl WorkerLoop {
         self.write(|stream| stream.write_end(ResultKind::Refused, flags, &mut record))
     }
 
-    /// Copies bytes to a block of their own. Returns its offset.
-    ///
-    /// The block stays in `lent` until the parent returns its offset.
-    fn lend(&mut self, bytes: &[u8]) -> Result<u64, MemoryError> {
-        let extent = self.room_for(bytes.len() as u64)?;
-        self.lent.insert(extent.offset, extent);
-        self.stream.segment().copy_in(extent.offset, bytes)?;
-        Ok(extent.offset)
-    }
-
-    /// Frees the blocks of results that the parent has read.
-    ///
-    /// An offset that is not in `lent` ends the loop: only a faulty parent would write one.
-    fn take_back(&mut self) {
-        while let Some(extent) = self.stream.take_back().and_then(|offset| self.lent.remove(&offset)) {
-            self.blocks.free(self.stream.segment(), extent);
-        }
-    }
-
-    /// Allocates a block for a result within `share` of the memory budget, after it has freed all returned blocks. If
-    /// the budget is exhausted, returns the memory of free blocks to the system and tries again, once.
-    fn allocate(&mut self, len: u64, share: Share) -> Result<Extent, MemoryError> {
-        self.take_back();
-        let segment = self.stream.segment();
-        match self.blocks.allocate(segment, len, share) {
-            Err(MemoryError::OutOfSpace(_)) if self.blocks.trim(segment) => self.blocks.allocate(segment, len, share),
-            allocated => allocated,
-        }
-    }
-
     /// Wakes the parent to read the results.
     ///
     /// Unlike [`WorkerLoop::notify`], also when the parent wants to sleep until few tasks are left: used when this
     /// worker would wait for the parent otherwise.
     fn ring(&self) {
         self.board.doorbell().ring(|| true, || self.bell.ring());
-    }
-
-    /// Allocates a block for a result. Blocks while too much memory is in flight; the parent can kill the worker then as at any
-    /// other time. A worker with no other result in flight blocks for [`SOON`] only: other processes may hold memory until they
-    /// have its answer.
-    ///
-    /// # Errors
-    /// [`MemoryError::OutOfSpace`] if the result can never fit in the budget; [`MemoryError::System`] if the system is
-    /// out of memory.
-    fn room_for(&mut self, len: u64) -> Result<Extent, MemoryError> {
-        let mut allocated = self.allocate(len, Share::of(self.blocks.in_use()));
-        while matches!(allocated, Err(MemoryError::OutOfSpace(error)) if error.is_passing())
-            || matches!(allocated, Err(MemoryError::Interrupted))
-        {
-            process::idle(|| {
-                allocated = wait_for_room(Deadline::after(SOON), MemoryError::out_of_space, || {
-                    // Each time, since earlier results take room until the parent reads them.
-                    self.allocate(len, Share::of(self.blocks.in_use())).inspect_err(|_| self.ring())
-                });
-                if matches!(allocated, Err(MemoryError::OutOfSpace(_))) && Share::of(self.blocks.in_use()) == Share::All
-                {
-                    allocated = self.allocate(len, Share::More);
-                }
-            });
-        }
-        allocated
     }
 
     /// Writes a record. Blocks until there is room.
