@@ -160,7 +160,7 @@ impl Pool {
         let mut tasks = self.tasks(func, 1, settings)?;
         tasks.push_call(args, kwds)?;
         tasks.feed.seal();
-        time::wait(py, || tasks.feed.call().wait(WaitFor::Next, Deadline::NEVER))?.map_err(runtime_error)?;
+        time::wait(py, || tasks.feed.wait(WaitFor::Next, Deadline::NEVER))?.map_err(runtime_error)?;
         let mut result = None;
         let place = Place { item: None, chunksize: 1, limit };
         tasks.feed.take(|_, end| result = Some(value(py, end, place)));

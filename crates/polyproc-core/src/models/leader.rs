@@ -9,6 +9,7 @@ use loom::thread;
 
 use super::{begin_thread, model};
 use crate::deadline::Deadline;
+use crate::pool::parent::key::CallKey;
 use crate::pool::parent::latch::Parker;
 use crate::pool::parent::leader::{self, Leadership, ResultState, ResultWait, ResultWaiter, WaitFor, WaitStep};
 use crate::pool::shared::doorbell::{ASLEEP, ASLEEP_UNTIL_LOW, Doorbell};
@@ -40,6 +41,10 @@ struct Pool {
     wanted: usize,
 }
 
+fn key(call: usize) -> CallKey {
+    CallKey { at: call, serial: 1 }
+}
+
 struct State<'a> {
     pool: &'a Pool,
     locked: &'a mut Locked,
@@ -62,7 +67,7 @@ impl ResultState for State<'_> {
         for call in 0..2 {
             let written = self.pool.written[call].load(Ordering::Acquire);
             if std::mem::replace(&mut self.locked.read[call], written) < written {
-                let woken = self.locked.leadership.wake(call);
+                let woken = self.locked.leadership.wake(key(call));
                 self.locked.unpark[call] |= woken.followers;
                 self.locked.ring_leader |= woken.leader;
                 self.locked.ring_pool_thread |= self.locked.leadership.is_eager(); // for the callback
@@ -70,12 +75,12 @@ impl ResultState for State<'_> {
         }
     }
 
-    fn ticket(&self, call: usize) -> u32 {
-        self.pool.parkers[call].ticket()
+    fn ticket(&self, call: CallKey) -> u32 {
+        self.pool.parkers[call.at].ticket()
     }
 
-    fn unpark(&mut self, call: usize) {
-        self.locked.unpark[call] = true;
+    fn unpark(&mut self, call: CallKey) {
+        self.locked.unpark[call.at] = true;
     }
 
     fn wake_pool_thread(&mut self) {
@@ -86,8 +91,8 @@ impl ResultState for State<'_> {
         self.locked.ring_leader = false;
     }
 
-    fn is_satisfied(&self, call: usize, _: WaitFor) -> bool {
-        self.locked.read[call] == self.pool.wanted
+    fn is_satisfied(&self, call: CallKey, _: WaitFor) -> bool {
+        self.locked.read[call.at] == self.pool.wanted
     }
 
     fn way_to_sleep(&mut self, wait: &ResultWait) -> u32 {
@@ -131,7 +136,7 @@ impl Pool {
 
     /// As `Driver::wait`. Returns whether no signal handler ran.
     fn wait(&self, call: usize, want: WaitFor) -> bool {
-        let me = ResultWaiter { call, serial: 1 };
+        let me = ResultWaiter { call: key(call), serial: 1 };
         let mut wait = ResultWait { me, want, deadline: Deadline::NEVER, may_spin: false };
         loop {
             let woken = match self.with(|state| leader::step(state, &mut wait)) {
@@ -217,7 +222,7 @@ fn the_pools_thread_takes_over() {
         // As the loop of the pool's thread.
         while !pool.with(|state| {
             leader::hand_over(state);
-            state.is_satisfied(1, WaitFor::Next)
+            state.is_satisfied(key(1), WaitFor::Next)
         }) {
             while pool.bell.swap(0, Ordering::SeqCst) == 0 {
                 futex::wait(&pool.bell, 0, Duration::ZERO);

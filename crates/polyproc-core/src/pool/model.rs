@@ -11,6 +11,7 @@ pub(crate) mod shared {
 }
 
 pub(crate) mod parent {
+    pub(crate) mod key;
     pub(crate) mod latch;
     pub(crate) mod leader;
 }

@@ -94,12 +94,12 @@ impl<A, R: Transfer> Call<A, R> {
     }
 
     /// Blocks until `want` is satisfied. Returns false if the deadline passed first.
-    pub(crate) fn wait(&self, want: WaitFor, deadline: Deadline) -> bool {
-        let Some(core) = self.core() else { return true };
+    pub(crate) fn wait(&mut self, want: WaitFor, deadline: Deadline) -> bool {
+        let Ok(feed) = &mut self.feed else { return true };
         if !self.failed.is_empty() && want == WaitFor::Next {
             return true;
         }
-        retry_interrupted(|| core.wait(want, deadline)).unwrap_or(false)
+        retry_interrupted(|| feed.wait(want, deadline)).unwrap_or(false)
     }
 
     /// Passes each result that has arrived to `see`. Returns how many of the submitted items have not ended.

@@ -8,6 +8,7 @@ use slab::Slab;
 
 use super::ends::{End, Ends};
 use super::functions::FunctionId;
+use super::key::CallKey;
 use super::latch::Parker;
 use super::notifications::OnComplete;
 use super::settings::CallSettings;
@@ -42,8 +43,7 @@ impl Stop {
 ///
 /// Lives until it is over and its [`Call`](crate::pool::Call) was dropped.
 pub(super) struct CallState {
-    /// Distinguishes it from a later call with the same key.
-    serial: u64,
+    key: CallKey,
     settings: CallSettings,
     /// The function that its items are passed to.
     function: FunctionId,
@@ -86,11 +86,6 @@ pub(super) struct FinishedCall {
 }
 
 impl CallState {
-    /// Returns the number that distinguishes it from a later call with the same key.
-    pub(super) fn serial(&self) -> u64 {
-        self.serial
-    }
-
     /// Returns how its tasks run.
     pub(super) fn settings(&self) -> &CallSettings {
         &self.settings
@@ -211,12 +206,19 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    /// Adds a call, and returns its key. The key stays valid until the call is over and was abandoned.
-    pub(super) fn open(&mut self, function: FunctionId, has_context: bool, settings: CallSettings) -> usize {
+    /// Adds a call, and returns its key, which refers to it until the call is over and was abandoned or taken.
+    pub(super) fn open(
+        &mut self,
+        function: FunctionId,
+        has_context: bool,
+        settings: CallSettings,
+        parker: Arc<Parker>,
+    ) -> CallKey {
         self.serial += 1;
+        let key = CallKey { at: self.states.vacant_key(), serial: self.serial };
         let is_eager = !settings.is_bulk && !settings.is_awaited;
         self.states.insert(CallState {
-            serial: self.serial,
+            key,
             settings,
             function,
             has_context,
@@ -229,23 +231,25 @@ impl Calls {
             waker: None,
             on_complete: Vec::new(),
             limit_at: None,
-            parker: Arc::default(),
-        })
+            parker,
+        });
+        key
     }
 
-    /// Returns a call.
-    pub(super) fn get(&self, call: usize) -> Option<&CallState> {
-        self.states.get(call)
+    /// Returns a call; `None` if it was removed.
+    pub(super) fn get(&self, call: CallKey) -> Option<&CallState> {
+        self.states.get(call.at).filter(|state| state.key == call)
     }
 
-    /// Returns a call.
-    pub(super) fn get_mut(&mut self, call: usize) -> Option<&mut CallState> {
-        self.states.get_mut(call)
+    /// Returns a call; `None` if it was removed.
+    pub(super) fn get_mut(&mut self, call: CallKey) -> Option<&mut CallState> {
+        self.states.get_mut(call.at).filter(|state| state.key == call)
     }
 
     /// Removes a call that is over. Returns its function if that goes with it.
-    pub(super) fn remove(&mut self, call: usize) -> Option<FunctionId> {
-        let state = self.states.try_remove(call)?;
+    pub(super) fn remove(&mut self, call: CallKey) -> Option<FunctionId> {
+        self.get(call)?;
+        let state = self.states.try_remove(call.at)?;
         state.has_context.then_some(state.function)
     }
 }
@@ -254,9 +258,9 @@ impl Calls {
 mod tests {
     use super::*;
 
-    fn open(settings: CallSettings) -> (Calls, usize) {
+    fn open(settings: CallSettings) -> (Calls, CallKey) {
         let mut calls = Calls::default();
-        let call = calls.open(FunctionId(1), true, settings);
+        let call = calls.open(FunctionId(1), true, settings, Arc::default());
         (calls, call)
     }
 
@@ -282,6 +286,8 @@ mod tests {
         ends.drain(|_, _| count += 1);
         assert_eq!(count, 2);
         assert_eq!(calls.remove(call), Some(FunctionId(1)));
+        let next = calls.open(FunctionId(1), false, CallSettings::default(), Arc::default());
+        assert!(calls.get(call).is_none() && calls.get(next).is_some() && calls.remove(call).is_none());
     }
 
     #[test]

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex};
 
 use super::callbacks::Callbacks;
 use super::error::PoolError;
+use super::functions::Functions;
 use super::latch::{Latch, Parker};
 use super::notifications::Notifications;
 use super::settings::{OnLog, PoolSettings};
@@ -61,6 +62,8 @@ pub(super) struct Driver {
     /// Rung by workers, and by threads that have work for the pool's thread.
     pub(super) bell: EventFd,
     pub(super) settings: PoolSettings,
+    /// Also known to the state, which removes those of calls that are over.
+    pub(super) functions: Arc<Functions>,
     /// The thread for completion callbacks.
     pub(super) callbacks: Callbacks,
     /// Threads in `wait_to_submit` sleep here.
@@ -101,8 +104,10 @@ impl Driver {
         let (watch, bell) = Poller::new().and_then(|watch| Ok((watch, EventFd::new()?))).map_err(PoolError::Os)?;
         watch.add(&bell, BELL).map_err(PoolError::Os)?;
         board.doorbell().set(doorbell::AWAY);
+        let functions = Arc::<Functions>::default();
         Ok(Arc::new(Self {
-            state: Mutex::new(PoolState::new(workers)),
+            state: Mutex::new(PoolState::new(workers, Arc::clone(&functions))),
+            functions,
             board,
             orders,
             watch,

@@ -16,6 +16,7 @@ use super::error::PoolError;
 use super::functions::FunctionId;
 use super::scheduler::SchedulerEvent;
 use super::settings::{CallSettings, PoolSettings};
+use super::submission::CallOpening;
 use super::worker_handle::{WorkerHandle, WorkerStats};
 use crate::deadline::Deadline;
 use crate::process::{Function, FunctionError, StartMethod, is_interrupted, lock};
@@ -96,19 +97,18 @@ impl Pool {
         context: Option<&[u8]>,
         settings: CallSettings,
     ) -> Result<Call, FunctionError> {
-        let known = if context.is_none() { self.driver.with(|pool| pool.functions.known(key)) } else { None };
+        let known = if context.is_none() { self.driver.functions.known(key) } else { None };
         let function = match known {
             Some(function) => function,
             None => {
                 let name = name()?;
-                self.driver.with(|pool| match context {
-                    None => pool.functions.add(key, &name),
-                    Some(context) => pool.functions.add_with_context(&name, context),
-                })
+                match context {
+                    None => self.driver.functions.add(key, &name),
+                    Some(context) => self.driver.functions.add_with_context(&name, context),
+                }
             }
         };
-        let (key, parker) = self.driver.open(function, context.is_some(), settings);
-        Ok(Call { driver: Arc::clone(&self.driver), key, parker })
+        Ok(Call::new(&self.driver, CallOpening { function, has_context: context.is_some(), settings }))
     }
 
     /// Returns how many bytes of arguments wait in this process for room on the table.
@@ -130,14 +130,13 @@ impl Pool {
     /// pool exists.
     #[must_use]
     pub fn register(&self, function: &Function, context: &[u8]) -> Registered {
-        Registered(self.driver.with(|pool| pool.functions.add_with_context(function, context)))
+        Registered(self.driver.functions.add_with_context(function, context))
     }
 
     /// As [`Pool::call`], for a registered function.
     #[must_use]
     pub fn call_registered(&self, function: Registered, settings: CallSettings) -> Call {
-        let (key, parker) = self.driver.open(function.0, false, settings);
-        Call { driver: Arc::clone(&self.driver), key, parker }
+        Call::new(&self.driver, CallOpening { function: function.0, has_context: false, settings })
     }
 
     /// Returns whether the pool accepts tasks: it was neither closed nor terminated, and has not given up on its workers.

@@ -22,6 +22,7 @@
 
 use std::collections::BTreeSet;
 
+use super::key::CallKey;
 use crate::deadline::Deadline;
 use crate::pool::shared::doorbell::{AWAKE, AWAY, Doorbell};
 
@@ -36,7 +37,7 @@ const ROUNDS: usize = if cfg!(loom) { 2 } else { 64 };
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ResultWaiter {
     /// The key of the call that it waits for.
-    pub(crate) call: usize,
+    pub(crate) call: CallKey,
     /// Distinguishes threads that wait for the same call.
     pub(crate) serial: u64,
 }
@@ -89,7 +90,7 @@ impl Leadership {
 
     /// Returns the threads that wait for this call, and counts its followers as woken. A follower that sleeps again
     /// follows again.
-    pub(crate) fn wake(&mut self, call: usize) -> WaitersToWake {
+    pub(crate) fn wake(&mut self, call: CallKey) -> WaitersToWake {
         let mut followers = false;
         while let Some(&waiter) = self.followers.range(ResultWaiter { call, serial: 0 }..).next()
             && waiter.call == call
@@ -106,7 +107,7 @@ impl Leadership {
 
     /// Ends the role of `me`. Returns the call of the follower that must be woken to lead, if `me` led or was woken to
     /// lead, and another one follows.
-    fn leave(&mut self, me: ResultWaiter) -> Option<usize> {
+    fn leave(&mut self, me: ResultWaiter) -> Option<CallKey> {
         self.followers.remove(&me);
         if self.leader.is_some_and(|leader| leader != me) {
             return None;
@@ -129,15 +130,15 @@ pub(crate) trait ResultState {
     /// Reads the results of all workers, and wakes the threads that [`Leadership::wake`] returns for their calls.
     fn collect(&mut self);
     /// Returns a ticket with which a follower of this call parks.
-    fn ticket(&self, call: usize) -> u32;
+    fn ticket(&self, call: CallKey) -> u32;
     /// Wakes the followers of this call, once the lock is released.
-    fn unpark(&mut self, call: usize);
+    fn unpark(&mut self, call: CallKey);
     /// Wakes the pool's thread, once the lock is released.
     fn wake_pool_thread(&mut self);
     /// Takes back a wake-up of the leader that was not sent.
     fn keep_leader_asleep(&mut self);
     /// Returns whether the wanted condition of a call holds.
-    fn is_satisfied(&self, call: usize, want: WaitFor) -> bool;
+    fn is_satisfied(&self, call: CallKey, want: WaitFor) -> bool;
     /// Returns how the thread must be woken if it sleeps as the leader: a value of the doorbell.
     fn way_to_sleep(&mut self, wait: &ResultWait) -> u32;
 }

@@ -77,8 +77,7 @@ impl Driver {
             tag::NEED_FDS => self.send_fds(pool, at, &message.payload.bytes),
             tag::NEED_FUNCTION => {
                 let id = message.payload.bytes.first_chunk().map(|id| u64::from_le_bytes(*id)).unwrap_or_default();
-                let answer = [&id.to_le_bytes(), pool.functions.name(id)].concat();
-                self.answer(pool, at, tag::FUNCTION, &answer, &[]);
+                self.answer(pool, at, tag::FUNCTION, &self.functions.answer(id), &[]);
             }
             process::RETURNED..=process::STACK_OVERFLOW => {
                 // A malformed message is ignored.

@@ -14,7 +14,7 @@
 //! | `steal`, `item_limit`, `audit` | moving items to idle workers; time limits of items; repair of a table that a worker has overwritten |
 //! | `worker_handle` | the parent's record of a worker |
 //! | `callbacks`, `latch` | the thread that runs callbacks; events that threads of this process wait for |
-//! | `settings`, `error`, `ends` | settings, errors, and how items end |
+//! | `settings`, `error`, `ends`, `key` | settings, errors, how items end, keys of calls |
 //! | `call`, `handle`, `submitter` | [`Call`](crate::pool::Call), [`Pool`](crate::pool::Pool) and [`Submitter`](crate::pool::Submitter), the interface for the faces |
 
 mod audit;
@@ -30,6 +30,7 @@ mod event;
 mod functions;
 pub(in crate::pool) mod handle;
 mod item_limit;
+mod key;
 mod latch;
 pub(in crate::pool) mod leader;
 mod messages;

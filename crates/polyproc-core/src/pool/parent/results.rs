@@ -13,9 +13,10 @@
 
 use std::time::Duration;
 
-use super::call::Call;
 use super::driver::Driver;
 use super::ends::End;
+use super::key::CallKey;
+use super::latch::Parker;
 use super::leader::{self, Leadership, ResultState, ResultWait, ResultWaiter, WaitFor, WaitStep};
 use super::messages::CHANNEL_MESSAGES;
 use super::scheduler::{SchedulerEvent, TaskId};
@@ -69,11 +70,11 @@ impl ResultState for LockedState<'_> {
     }
 
     /// Returns 0 for a call that is unknown: it is over, so no thread waits for it.
-    fn ticket(&self, call: usize) -> u32 {
+    fn ticket(&self, call: CallKey) -> u32 {
         self.pool.calls.get(call).map_or(0, |state| state.parker().ticket())
     }
 
-    fn unpark(&mut self, call: usize) {
+    fn unpark(&mut self, call: CallKey) {
         self.pool.unpark(call);
     }
 
@@ -86,7 +87,7 @@ impl ResultState for LockedState<'_> {
     }
 
     /// True in a forked copy of the process, where no results arrive, and for a call that is unknown.
-    fn is_satisfied(&self, call: usize, want: WaitFor) -> bool {
+    fn is_satisfied(&self, call: CallKey, want: WaitFor) -> bool {
         !self.driver.is_ours()
             || self.pool.calls.get(call).is_none_or(|state| match want {
                 WaitFor::Next => state.has_ends() || state.is_over(),
@@ -116,20 +117,30 @@ impl Driver {
         LockedState { driver: self, pool }
     }
 
-    /// See [`Call::wait`].
+    /// Blocks until the wanted condition of a call holds, and then calls `then` under the same lock. Returns `None` if the
+    /// deadline passed first.
     ///
-    /// The caller does not hold the lock. Results of any call are read meanwhile.
+    /// The caller does not hold the lock. Results of any call are read meanwhile. `parker` is that of the call.
     ///
     /// # Errors
     /// [`WaitError::Interrupted`] if a signal handler ran; the thread has left the leaders and followers.
-    pub(super) fn wait(&self, call: &Call, want: WaitFor, deadline: Deadline) -> Result<bool, WaitError> {
+    pub(super) fn wait<T>(
+        &self,
+        call: CallKey,
+        parker: &Parker,
+        (want, deadline): (WaitFor, Deadline),
+        mut then: impl FnMut(&mut PoolState) -> T,
+    ) -> Result<Option<T>, WaitError> {
         let interval = RecheckInterval::new(RECHECK_AFTER);
-        let me = ResultWaiter { call: call.key, serial: NEXT_WAITER.fetch_add(1, Ordering::Relaxed) };
+        let me = ResultWaiter { call, serial: NEXT_WAITER.fetch_add(1, Ordering::Relaxed) };
         let mut wait = ResultWait { me, want, deadline, may_spin: true };
         loop {
-            let woken = match self.with(|pool| leader::step(&mut self.locked(pool), &mut wait)) {
-                WaitStep::Done => return Ok(true),
-                WaitStep::TimedOut => return Ok(false),
+            let (step, done) = self.with(|pool| {
+                let step = leader::step(&mut self.locked(pool), &mut wait);
+                (step, (step == WaitStep::Done).then(|| then(pool)))
+            });
+            let woken = match step {
+                WaitStep::Done | WaitStep::TimedOut => return Ok(done),
                 WaitStep::Again => {
                     std::thread::yield_now();
                     continue;
@@ -137,7 +148,7 @@ impl Driver {
                 WaitStep::Lead(how) => self.sleep_as_leader(how, deadline.or_sooner(interval.next())),
                 WaitStep::Follow(ticket) => {
                     let until = deadline.or_sooner(interval.next());
-                    call.parker.park(ticket, until.remaining().unwrap_or(RECHECK_AFTER))
+                    parker.park(ticket, until.remaining().unwrap_or(RECHECK_AFTER))
                 }
             };
             match woken {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::calls::Calls;
 use super::ends::End;
 use super::functions::Functions;
+use super::key::CallKey;
 use super::leader::Leadership;
 use super::notifications::Notifications;
 use super::scheduler::{Action, Scheduler};
@@ -41,7 +42,7 @@ pub(super) struct PoolState {
     pub(super) scheduler: Scheduler,
     pub(super) tasks: Tasks,
     pub(super) calls: Calls,
-    pub(super) functions: Functions,
+    functions: Arc<Functions>,
     pub(super) workers: Workers,
     pub(super) timers: Timers,
     pub(super) limits: Limits,
@@ -69,12 +70,12 @@ pub(super) struct PoolState {
 
 impl PoolState {
     /// Creates the state of a pool of `workers` workers, all of which are still to be started.
-    pub(super) fn new(workers: usize) -> Self {
+    pub(super) fn new(workers: usize, functions: Arc<Functions>) -> Self {
         Self {
             scheduler: Scheduler::new(workers, SLOTS as usize),
             tasks: Tasks::new(SLOTS),
             calls: Calls::default(),
-            functions: Functions::default(),
+            functions,
             workers: Workers::new(workers),
             timers: Timers::default(),
             limits: Limits::default(),
@@ -116,7 +117,7 @@ impl PoolState {
     /// Adds the result or failure of an item to its call, and notifies the waiters.
     ///
     /// The caller counts the item as done in its task.
-    pub(super) fn end_item(&mut self, call: usize, index: u64, end: End) {
+    pub(super) fn end_item(&mut self, call: CallKey, index: u64, end: End) {
         if let Some(state) = self.calls.get_mut(call) {
             state.push(index, end);
             self.ended(call, 1);
@@ -124,7 +125,7 @@ impl PoolState {
     }
 
     /// Counts `count` items of a call as ended, and notifies the waiters.
-    pub(super) fn ended(&mut self, call: usize, count: u64) {
+    pub(super) fn ended(&mut self, call: CallKey, count: u64) {
         let Some(state) = self.calls.get_mut(call) else { return };
         self.notifications.wakers.extend(state.count_ended(count));
         self.wake_waiters(call);
@@ -132,7 +133,7 @@ impl PoolState {
     }
 
     /// Wakes the threads that wait for this call's results.
-    fn wake_waiters(&mut self, call: usize) {
+    fn wake_waiters(&mut self, call: CallKey) {
         let woken = self.leadership.wake(call);
         if woken.followers {
             self.unpark(call);
@@ -141,14 +142,14 @@ impl PoolState {
     }
 
     /// Wakes the followers of a call.
-    pub(super) fn unpark(&mut self, call: usize) {
+    pub(super) fn unpark(&mut self, call: CallKey) {
         self.notifications.parkers.extend(self.calls.get(call).map(|state| Arc::clone(state.parker())));
     }
 
     /// If a call is over, schedules its callbacks, and removes it if it was abandoned.
     ///
     /// Called after each change that may end the call. Time limits of the call end with it.
-    pub(super) fn settle(&mut self, call: usize) {
+    pub(super) fn settle(&mut self, call: CallKey) {
         let Some(finished) = self.calls.get_mut(call).and_then(super::calls::CallState::finish) else { return };
         self.notifications.on_complete.extend(finished.on_complete);
         self.notifications.wakers.extend(finished.waker);
@@ -158,15 +159,20 @@ impl PoolState {
         if let Some(at) = finished.limit_at {
             self.limits.remove(at, Limited::Call(call));
         }
-        if finished.is_abandoned
-            && let Some(function) = self.calls.remove(call)
-        {
+        if finished.is_abandoned {
+            self.remove_call(call);
+        }
+    }
+
+    /// Removes a call that is over, and its function if that goes with it.
+    pub(super) fn remove_call(&mut self, call: CallKey) {
+        if let Some(function) = self.calls.remove(call) {
             self.functions.remove(function);
         }
     }
 
     /// Adds an item that is not run, and fails it.
-    pub(super) fn refuse(&mut self, call: usize, index: u64) {
+    pub(super) fn refuse(&mut self, call: CallKey, index: u64) {
         if let Some(state) = self.calls.get_mut(call) {
             state.add_items(1);
             let end = TaskEnd::Refused("the item was not submitted".to_owned());
@@ -175,7 +181,7 @@ impl PoolState {
     }
 
     /// Notes that all items of the call have been submitted. Wakes its waiters if it is over with that.
-    pub(super) fn seal(&mut self, call: usize) {
+    pub(super) fn seal(&mut self, call: CallKey) {
         let Some(state) = self.calls.get_mut(call) else { return };
         state.seal();
         if state.is_over() {

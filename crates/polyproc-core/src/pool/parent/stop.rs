@@ -2,6 +2,7 @@
 
 use super::calls::Stop;
 use super::driver::Driver;
+use super::key::CallKey;
 use super::scheduler::{SchedulerEvent, TaskId};
 use super::state::PoolState;
 use super::timers::{Timer, soon};
@@ -11,22 +12,10 @@ use crate::pool::shared::result_ring::IDLE;
 impl Driver {
     /// Returns whether a worker has claimed a task of the call. The answer is from the table, so a faulty worker can
     /// falsify it.
-    pub(super) fn is_running(&self, call: usize) -> bool {
-        self.with(|pool| {
-            let tasks = pool.tasks.of_call(call).into_iter().filter_map(|id| pool.tasks.get(id)?.out());
-            let table = self.board.table();
-            tasks.into_iter().any(|place| table.holder(place.slot, place.position).is_some())
-        })
-    }
-
-    /// Ends all items of the call that have not ended; kills workers that run some.
-    pub(super) fn cancel(&self, call: usize) {
-        self.with(|pool| self.stop(pool, call, Stop::Cancelled));
-    }
-
-    /// Ends the items of the call in tasks that no worker has claimed.
-    pub(super) fn give_up(&self, call: usize) {
-        self.with(|pool| self.stop(pool, call, Stop::GivenUp));
+    pub(super) fn is_running(&self, pool: &PoolState, call: CallKey) -> bool {
+        let table = self.board.table();
+        let places = pool.tasks.of_call(call).into_iter().filter_map(|id| pool.tasks.get(id)?.out());
+        places.into_iter().any(|place| table.holder(place.slot, place.position).is_some())
     }
 
     /// Ends the remaining items of a call. A task that is claimed and not begun cannot be stopped yet: a timer retries.
@@ -34,9 +23,9 @@ impl Driver {
     /// Queued tasks are taken back from the table. For a claimed task, the worker is killed, unless the call is only
     /// given up; the items end when its death is handled. `stop` never becomes weaker: a cancelled call stays
     /// cancelled. Items that are submitted later end at once.
-    pub(super) fn stop(&self, pool: &mut PoolState, call: usize, stop: Stop) {
+    pub(super) fn stop(&self, pool: &mut PoolState, call: CallKey, stop: Stop) {
         let Some(state) = pool.calls.get_mut(call) else { return };
-        let (serial, stop) = (state.serial(), state.set_stop(stop));
+        let stop = state.set_stop(stop);
         let mut is_left = false;
         for id in pool.tasks.of_call(call) {
             let Some(task) = pool.tasks.get(id) else { continue };
@@ -54,7 +43,7 @@ impl Driver {
             }
         }
         if is_left {
-            pool.set_timer(soon(), Timer::Stop { call, serial, stop });
+            pool.set_timer(soon(), Timer::Stop { call, stop });
         }
     }
 

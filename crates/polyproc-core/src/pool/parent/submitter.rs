@@ -16,7 +16,10 @@ use std::time::{Duration, Instant};
 
 use super::call::Call;
 use super::ends::{Ends, ItemEnd};
+use super::leader::WaitFor;
+use crate::deadline::Deadline;
 use crate::pool::shared::task::Items;
+use crate::robust::WaitError;
 use crate::shm::memory_budget;
 
 /// A chunk of this many bytes is full.
@@ -71,8 +74,10 @@ pub struct Submitter {
     chunk: Items,
     /// Number of items so far.
     count: usize,
-    /// The buffer for results between [`Call::take`] and the caller.
+    /// The buffer for results between the call and the caller.
     ends: Ends,
+    /// [`Submitter::wait`] has taken results: the number of submitted items that had not ended then.
+    taken: Option<u64>,
 }
 
 /// Short tasks travel together, though each is a task of its own: as many as take [`BATCH_TIME`].
@@ -136,6 +141,7 @@ impl Submitter {
             chunk: Items::new(),
             count: 0,
             ends: Ends::default(),
+            taken: None,
         }
     }
 
@@ -189,8 +195,8 @@ impl Submitter {
 
     /// Submits the remaining items, and declares that there are no more.
     pub fn seal(&mut self) {
-        self.flush();
-        self.call.seal();
+        let first = (self.count - self.chunk.count() as usize) as u64;
+        self.call.submit_last(first, &mut self.chunk, self.batching.is_some());
     }
 
     /// Returns the number of items so far.
@@ -239,9 +245,21 @@ impl Submitter {
         self.count - taken < most.min(ahead.items)
     }
 
+    /// Blocks until the wanted condition of the call holds, and gets the results that have arrived for [`Submitter::take`].
+    /// Returns false if the deadline passed first.
+    ///
+    /// # Errors
+    /// [`WaitError::Interrupted`] if a signal handler ran. The wait may be repeated.
+    pub fn wait(&mut self, want: WaitFor, deadline: Deadline) -> Result<bool, WaitError> {
+        if self.taken.is_none() {
+            self.taken = self.call.wait_and_take(want, deadline, &mut self.ends)?;
+        }
+        Ok(self.taken.is_some())
+    }
+
     /// Calls `see` with each result that has arrived, and its index. Returns how many of the submitted items have not ended.
     pub fn take(&mut self, mut see: impl FnMut(u64, ItemEnd<'_>)) -> u64 {
-        let left = self.call.take(&mut self.ends);
+        let left = self.taken.take().unwrap_or_else(|| self.call.take(&mut self.ends));
         let (mut count, mut bytes) = (0, 0);
         self.ends.drain(|index, end| {
             count += 1;

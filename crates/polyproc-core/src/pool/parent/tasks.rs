@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
+use super::key::CallKey;
 use super::scheduler::TaskId;
 use crate::pool::shared::claim;
 use crate::pool::shared::task::{TaskEnd, next_item};
@@ -55,8 +56,8 @@ enum TaskPlace {
 /// tasks of their own (`steal`); then `count` shrinks.
 #[derive(Debug)]
 pub(super) struct Task {
-    /// The key of its call.
-    call: usize,
+    /// Its call.
+    call: CallKey,
     /// The tasks of the same call that were added just before and after it, or [`NO_TASK`].
     neighbours: [usize; 2],
     /// Distinguishes it from a later task with the same key.
@@ -96,7 +97,7 @@ pub(super) struct Task {
 impl Task {
     /// Creates a task of `count` items that waits. `first` is the index of its first item in the call; `bytes` are its items,
     /// each with its length field.
-    pub(super) fn new(call: usize, first: u64, count: u32, bytes: Vec<u8>) -> Self {
+    pub(super) fn new(call: CallKey, first: u64, count: u32, bytes: Vec<u8>) -> Self {
         Self {
             call,
             neighbours: [NO_TASK; 2],
@@ -122,8 +123,8 @@ impl Task {
         self
     }
 
-    /// Returns the key of its call.
-    pub(super) fn call(&self) -> usize {
+    /// Returns its call.
+    pub(super) fn call(&self) -> CallKey {
         self.call
     }
 
@@ -198,7 +199,8 @@ pub(super) struct Tasks {
     records: Slab<Task>,
     /// The serial of the last task that was added.
     serial: u64,
-    /// By call: its last task, or [`NO_TASK`]. The tasks of a call form a list.
+    /// By the place of a call: its last task, or [`NO_TASK`]. The tasks of a call form a list. Those of an earlier call with
+    /// this place have ended.
     last_of_call: Vec<usize>,
     /// The task in each slot; `None` if the slot is in `free_slots`.
     slots: Vec<Option<TaskId>>,
@@ -237,7 +239,7 @@ impl Tasks {
     ///
     /// The scheduler does not know it yet: the caller passes `Submitted` or `Resubmitted`.
     pub(super) fn add(&mut self, mut task: Task) -> TaskId {
-        let call = task.call;
+        let call = task.call.at;
         if self.last_of_call.len() <= call {
             self.last_of_call.resize(call + 1, NO_TASK);
         }
@@ -266,7 +268,7 @@ impl Tasks {
         }
         match self.records.get_mut(after) {
             Some(task) => task.neighbours[0] = before,
-            None => self.last_of_call[task.call] = before,
+            None => self.last_of_call[task.call.at] = before,
         }
         Some(task)
     }
@@ -291,9 +293,9 @@ impl Tasks {
     }
 
     /// Returns the tasks of a call, the last one first.
-    pub(super) fn of_call(&self, call: usize) -> Vec<TaskId> {
+    pub(super) fn of_call(&self, call: CallKey) -> Vec<TaskId> {
         let known = |id: &usize| *id != NO_TASK;
-        let last = self.last_of_call.get(call).copied().filter(known);
+        let last = self.last_of_call.get(call.at).copied().filter(known);
         let before = |id: &usize| self.records.get(*id).map(|task| task.neighbours[0]).filter(known);
         std::iter::successors(last, before).map(TaskId).collect()
     }
@@ -453,6 +455,10 @@ mod tests {
         ]
     }
 
+    fn key(call: usize) -> CallKey {
+        CallKey { at: call, serial: 1 }
+    }
+
     /// `count` items of one byte each.
     fn items(count: u32) -> Vec<u8> {
         (0..count).flat_map(|_| [1, 0, 0, 0, 0, 0, 0, 0, b'x']).collect()
@@ -469,10 +475,10 @@ mod tests {
             assert!(!tasks.free_slots.contains(&slot) && position < tasks.tail());
         }
         for call in 0..3 {
-            let mut of_call = tasks.of_call(call);
+            let mut of_call = tasks.of_call(key(call));
             of_call.reverse();
             let added: Vec<_> =
-                ids.iter().copied().filter(|id| tasks.get(*id).is_some_and(|task| task.call() == call)).collect();
+                ids.iter().copied().filter(|id| tasks.get(*id).is_some_and(|task| task.call() == key(call))).collect();
             assert_eq!(of_call, added, "in the order in which they were added");
         }
     }
@@ -486,7 +492,7 @@ mod tests {
                 let nth = |at: usize| (!ids.is_empty()).then(|| ids[at % ids.len()]);
                 match change {
                     Change::Add(call, count) => {
-                        let task = Task::new(call, 0, count, items(count)).splittable(true);
+                        let task = Task::new(key(call), 0, count, items(count)).splittable(true);
                         ids.push(tasks.add(task));
                     }
                     Change::Remove(at) => {

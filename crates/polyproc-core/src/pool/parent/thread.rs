@@ -109,8 +109,8 @@ impl Driver {
 
     /// Performs the action of a timer.
     ///
-    /// Timers are not removed when their reason disappears, so each kind re-checks it here. Tasks and calls are checked
-    /// by their serial, since their keys are reused. [`Timer::Limits`] is set for the earliest limit: it ends all limits that
+    /// Timers are not removed when their reason disappears, so each kind re-checks it here. Tasks are checked by their
+    /// serial, since their keys are reused. [`Timer::Limits`] is set for the earliest limit: it ends all limits that
     /// are due, and is set for the next one.
     fn fire(&self, pool: &mut PoolState, timer: Timer) {
         match timer {
@@ -134,8 +134,8 @@ impl Driver {
                 }
                 pool.set_timer_for_limits();
             }
-            Timer::Stop { call, serial, stop } => {
-                if pool.calls.get(call).is_some_and(|state| state.serial() == serial && !state.is_over()) {
+            Timer::Stop { call, stop } => {
+                if pool.calls.get(call).is_some_and(|state| !state.is_over()) {
                     self.stop(pool, call, stop);
                 }
             }

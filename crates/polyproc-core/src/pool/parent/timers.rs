@@ -11,6 +11,7 @@ use std::collections::{BTreeSet, BinaryHeap};
 use std::time::{Duration, Instant};
 
 use super::calls::Stop;
+use super::key::CallKey;
 use super::scheduler::{Pace, Place, TaskId};
 
 /// Maximum delay between two attempts at an item.
@@ -18,7 +19,7 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 
 /// What the pool's thread does at a given time.
 ///
-/// A serial tells a task or a call from a later one with the same key.
+/// A serial tells a task from a later one with the same key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Timer {
     /// Publish a delayed task.
@@ -28,7 +29,7 @@ pub(super) enum Timer {
     /// Check the earliest of [`Limits`].
     Limits,
     /// End the rest of the call.
-    Stop { call: usize, serial: u64, stop: Stop },
+    Stop { call: CallKey, stop: Stop },
     /// Retire workers that have been idle for long. Set as long as the pool exists, if workers retire.
     Idle,
     /// Kill workers that have not ended after SIGTERM.
@@ -123,7 +124,7 @@ impl Timers {
 pub(super) enum Limited {
     /// The running item of a task.
     Task(TaskId),
-    Call(usize),
+    Call(CallKey),
 }
 
 /// The deadlines of limited tasks and calls. A single timer, set for the earliest deadline, serves all of them. If the task of
@@ -216,7 +217,8 @@ mod tests {
     fn one_timer_serves_all_limits_and_what_has_ended_leaves_none() {
         let (mut limits, now) = (Limits::default(), Instant::now());
         let at = |millis| now + Duration::from_millis(millis);
-        limits.add(at(20), Limited::Call(1));
+        let call = Limited::Call(CallKey { at: 1, serial: 1 });
+        limits.add(at(20), call);
         assert_eq!((limits.timer_to_set(), limits.timer_to_set()), (Some(at(20)), None));
         limits.add(at(30), Limited::Task(TaskId(1)));
         assert_eq!(limits.timer_to_set(), None, "a later limit");
@@ -225,7 +227,7 @@ mod tests {
         limits.remove(at(10), Limited::Task(TaskId(2)));
         assert_eq!(limits.take_due(at(10)), []);
         assert_eq!(limits.timer_to_set(), Some(at(20)));
-        assert_eq!(limits.take_due(at(30)), [Limited::Call(1), Limited::Task(TaskId(1))]);
+        assert_eq!(limits.take_due(at(30)), [call, Limited::Task(TaskId(1))]);
         assert_eq!(limits.timer_to_set(), None);
     }
 
