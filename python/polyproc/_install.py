@@ -93,7 +93,10 @@ def _new_of(standard, own):
 
     def __new__(cls, *args, **kwds):
         # `context` is the fifth parameter of `Pool`. The other classes take `ctx` by keyword, if at all.
-        if not _is_ours(args[4] if len(args) > 4 else kwds.get("ctx", kwds.get("context"))):
+        ctx = args[4] if len(args) > 4 else kwds.get("ctx", kwds.get("context"))
+        if cls is not standard and not isinstance(ctx, multiprocessing.context.BaseContext):
+            ctx = None  # a parameter of the subclass's own
+        if not _is_ours(ctx):
             return object.__new__(cls)
         if cls is standard:
             return own.__new__(own)
@@ -126,8 +129,5 @@ def _pool_on_engine(cls):
 
 def _is_ours(ctx):
     """Returns whether processes of a context run on the engine: those of our contexts, of the standard library's contexts
-    that code obtained before `install`, and of `None`, the default context. An argument that is no context, of a subclass with
-    parameters of its own, says nothing."""
-    if not isinstance(ctx, multiprocessing.context.BaseContext):
-        return True
-    return isinstance(ctx, context.BaseContext) or type(ctx).__module__ == "multiprocessing.context"
+    that code obtained before `install`, and of `None`, the default context."""
+    return ctx is None or isinstance(ctx, context.BaseContext) or type(ctx).__module__ == "multiprocessing.context"

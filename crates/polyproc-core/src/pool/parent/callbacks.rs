@@ -16,12 +16,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use super::latch::Latch;
+use super::notifications::OnComplete;
 use crate::deadline::Deadline;
 use crate::process::lock;
 use crate::robust::WaitError;
-
-/// A callback of a call, which decodes the results and calls the user's function.
-type Callback = Box<dyn FnOnce() + Send>;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -39,7 +37,7 @@ enum CallbackQueue {
     #[default]
     Fresh,
     /// The thread ends when the sender is dropped and the queue is empty.
-    Running(Sender<Callback>, JoinHandle<()>),
+    Running(Sender<OnComplete>, JoinHandle<()>),
     /// [`Callbacks::join`] was called. Holds the thread until it is joined.
     Over(Option<JoinHandle<()>>),
 }
@@ -49,16 +47,13 @@ impl Callbacks {
     ///
     /// The caller does not hold the pool's lock. Returns at once, unless no thread runs: then it runs the callback
     /// itself.
-    pub(super) fn run(&self, callback: Callback) {
+    pub(super) fn run(&self, callback: OnComplete) {
         let mut state = lock(&self.state);
         if matches!(*state, CallbackQueue::Fresh) {
-            let (sender, receiver) = channel::<Callback>();
+            let (sender, receiver) = channel::<OnComplete>();
             let end = Arc::clone(&self.end);
             let run = move || {
-                for callback in receiver {
-                    // Unwind safety: the data of the callback is dropped with it.
-                    let _ = catch_unwind(AssertUnwindSafe(callback));
-                }
+                receiver.into_iter().for_each(Self::run_here);
                 end.set();
             };
             let spawned = std::thread::Builder::new().name("polyproc-callbacks".to_owned()).spawn(run);
@@ -71,9 +66,14 @@ impl Callbacks {
             CallbackQueue::Running(sender, _) => _ = sender.send(callback), // the thread lives as long as the sender
             CallbackQueue::Fresh | CallbackQueue::Over(_) => {
                 drop(state);
-                let _ = catch_unwind(AssertUnwindSafe(callback));
+                Self::run_here(callback);
             }
         }
+    }
+
+    /// Runs `callback` on this thread, which holds no lock. If it panics, the panic hook reports that.
+    pub(super) fn run_here(callback: OnComplete) {
+        let _ = catch_unwind(AssertUnwindSafe(callback)); // unwind safety: the data of the callback is dropped with it
     }
 
     /// Blocks until all callbacks so far have run; returns at once if a callback calls it. Returns false if the deadline passed

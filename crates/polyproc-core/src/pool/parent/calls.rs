@@ -63,8 +63,10 @@ pub(super) struct CallState {
     stop: Option<Stop>,
     /// Woken once at the next result, or when the call is over.
     waker: Option<Waker>,
-    /// Run by the callback thread when the call is over.
+    /// Run when the call is over: by the callback thread, or by a thread that waits to run them.
     on_complete: Vec<OnComplete>,
+    /// Number of threads that wait to run the callbacks themselves.
+    runners: usize,
     /// The time of its entry in the limits.
     pub(super) limit_at: Option<Instant>,
     /// Where its followers sleep. Shared with [`Call`](crate::pool::Call), so that they sleep without the lock.
@@ -109,6 +111,11 @@ impl CallState {
     /// Returns whether no further item will end.
     pub(super) fn is_over(&self) -> bool {
         self.is_sealed && self.left == 0
+    }
+
+    /// Returns whether all items but one have ended, and no more will be submitted.
+    pub(super) fn is_last_item_left(&self) -> bool {
+        self.is_sealed && self.left == 1
     }
 
     /// Returns whether there are results to take.
@@ -185,10 +192,23 @@ impl CallState {
         None
     }
 
-    /// If the call is over, takes what that leaves to do. Its results can still be taken.
+    /// Counts a thread that waits for the end of the call to run the callbacks itself.
+    pub(super) fn add_runner(&mut self) {
+        self.runners += 1;
+    }
+
+    /// Undoes one [`CallState::add_runner`]. Returns the callbacks, if the call is over and no thread has them.
+    pub(super) fn remove_runner(&mut self) -> Vec<OnComplete> {
+        self.runners -= 1;
+        if self.is_over() { std::mem::take(&mut self.on_complete) } else { Vec::new() }
+    }
+
+    /// If the call is over, takes what that leaves to do. Its results can still be taken. The callbacks stay for a thread that
+    /// waits to run them.
     pub(super) fn finish(&mut self) -> Option<FinishedCall> {
+        let is_run_by_waiter = self.runners > 0;
         self.is_over().then(|| FinishedCall {
-            on_complete: std::mem::take(&mut self.on_complete),
+            on_complete: if is_run_by_waiter { Vec::new() } else { std::mem::take(&mut self.on_complete) },
             waker: self.waker.take(),
             was_eager: std::mem::take(&mut self.is_eager),
             limit_at: self.limit_at.take(),
@@ -230,6 +250,7 @@ impl Calls {
             stop: None,
             waker: None,
             on_complete: Vec::new(),
+            runners: 0,
             limit_at: None,
             parker,
         });
@@ -301,6 +322,19 @@ mod tests {
         state.count_ended(1);
         assert!(!state.has_ends());
         assert!(state.finish().is_some_and(|finished| finished.is_abandoned && finished.was_eager));
+    }
+
+    #[test]
+    fn callbacks_stay_for_a_thread_that_waits_to_run_them() {
+        let (mut calls, call) = open(CallSettings::default());
+        let state = calls.get_mut(call).expect("open");
+        assert!(state.then(Box::new(|| ())).is_none());
+        state.add_runner();
+        state.add_runner();
+        assert!(state.remove_runner().is_empty(), "it is not over");
+        state.seal();
+        assert!(state.finish().is_some_and(|finished| finished.on_complete.is_empty()));
+        assert_eq!(state.remove_runner().len(), 1);
     }
 
     #[test]

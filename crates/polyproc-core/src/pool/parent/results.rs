@@ -13,6 +13,7 @@
 
 use std::time::Duration;
 
+use super::calls::CallState;
 use super::driver::Driver;
 use super::ends::End;
 use super::key::CallKey;
@@ -96,15 +97,20 @@ impl ResultState for LockedState<'_> {
             })
     }
 
-    /// A thread spins once per wait, for a single result only, before it sleeps. It sleeps until few tasks are left if it
+    /// A thread spins once per wait, for a single result or the last one, before it sleeps. It sleeps until few tasks are left if it
     /// waits for no single result, and no other thread or callback waits for one.
     fn way_to_sleep(&mut self, wait: &ResultWait) -> u32 {
         let pool = &self.pool;
         let is_any_waiting = pool.scheduler.waiting() > 0 || wait.want == WaitFor::Room;
         let low = if is_any_waiting { pool.tasks.out_count() / 2 } else { 0 };
         self.driver.board.low_water().store(low, Ordering::Relaxed);
+        let is_last = || pool.calls.get(wait.me.call).is_some_and(CallState::is_last_item_left);
         match wait.want {
-            WaitFor::Next if wait.may_spin && *HAS_SPARE_PROCESSOR => SPINNING,
+            WaitFor::Next | WaitFor::All
+                if wait.may_spin && *HAS_SPARE_PROCESSOR && (wait.want == WaitFor::Next || is_last()) =>
+            {
+                SPINNING
+            }
             WaitFor::Room | WaitFor::All if !pool.leadership.is_each_wanted() => ASLEEP_UNTIL_LOW,
             _ => ASLEEP,
         }
