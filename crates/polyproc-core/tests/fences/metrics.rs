@@ -17,6 +17,13 @@ pub(crate) fn orderings(text: &str) -> Vec<(usize, bool)> {
     (0..lines.len()).filter(|at| is_strong(lines[*at])).map(|at| (at + 1, names_partner(at))).collect()
 }
 
+/// Returns the files of the core, without the models and what stands in for the system there.
+fn without_models() -> Vec<(String, String)> {
+    let mut files = sources(&crates().join("polyproc-core/src"));
+    files.retain(|(path, _)| !path.starts_with("models/") && !path.ends_with("model.rs"));
+    files
+}
+
 /// Returns the value below which `share` of the sorted values are.
 fn quantile(values: &[usize], share: f64) -> usize {
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank")]
@@ -27,9 +34,8 @@ fn quantile(values: &[usize], share: f64) -> usize {
 #[test]
 fn orderings_name_their_partner() {
     let mut silent = Vec::new();
-    for (path, text) in sources(&crates().join("polyproc-core/src")) {
-        let is_model = path.starts_with("models/") || path.ends_with("model.rs");
-        let lines = orderings(&text).into_iter().filter(|(_, is_named)| !is_named && !is_model);
+    for (path, text) in without_models() {
+        let lines = orderings(&text).into_iter().filter(|(_, is_named)| !is_named);
         silent.extend(lines.map(|(line, _)| format!("{path}:{line}")));
     }
     assert!(silent.is_empty(), "with what do these pair? {silent:#?}");
@@ -68,8 +74,7 @@ fn metrics() {
             docs as f64 / lines as f64,
         );
     }
-    let found: Vec<_> =
-        sources(&crates().join("polyproc-core/src")).iter().flat_map(|(_, text)| orderings(text)).collect();
+    let found: Vec<_> = without_models().iter().flat_map(|(_, text)| orderings(text)).collect();
     let named = found.iter().filter(|(_, is_named)| *is_named).count();
     println!("\norderings stronger than relaxed in the core: {}, {named} of them name their partner", found.len());
 }

@@ -46,7 +46,7 @@ pub struct PoolSettings {
     pub cpus: Vec<Vec<u32>>,
     /// Bytes of memory of its own that a worker may have, without its results and loans. A worker above this is killed.
     pub memory_limit: Option<u64>,
-    /// Bytes of arguments that may wait in this process before [`Pool::wait_to_submit`] blocks; `None` for no limit.
+    /// Bytes of arguments that may wait in this process before [`Pool::wait_to_submit`](crate::pool::Pool::wait_to_submit) blocks; `None` for no limit.
     pub max_waiting_bytes: Option<u64>,
     /// How long there may be nothing to do before workers retire; `None` for no limit.
     pub retire_idle: Option<Duration>,
@@ -80,14 +80,14 @@ pub struct CallSettings {
     pub retries_panics: bool,
     /// How long an item may run before its worker is killed.
     ///
-    /// Measured by the worker's clock from the beginning of the item. The item ends with [`TaskEnd::TimedOut`], and is
+    /// Measured by the worker's clock from the beginning of the item. The item ends with [`TaskEnd::TimedOut`](crate::pool::TaskEnd::TimedOut), and is
     /// not retried.
     pub limit: Option<Duration>,
     /// With `limit`: the signal sent to the worker when the time is over, and how long until it is killed after that.
     pub soft_signal: Option<(Signal, Duration)>,
-    /// How long the whole call may take before its remaining items end with [`TaskEnd::TimedOut`].
+    /// How long the whole call may take before its remaining items end with [`TaskEnd::TimedOut`](crate::pool::TaskEnd::TimedOut).
     ///
-    /// Runs from the opening of the call.
+    /// Runs from the first item.
     pub call_limit: Option<Duration>,
     /// Tasks of higher priority go first.
     pub priority: Priority,

@@ -126,7 +126,7 @@ impl Submitter {
     /// Creates a feed with chunks of `chunksize` items, for `workers` workers. If `chunksize` is 1, short tasks still travel
     /// together.
     ///
-    /// Opens nothing: `call` was opened by the caller, with the settings that its use needs.
+    /// `call` was created by the caller, with the settings that its use needs.
     #[must_use]
     pub fn new(call: Call, chunksize: usize, workers: usize) -> Self {
         let batching = (chunksize == 1).then(|| Batching::new(workers));

@@ -1,7 +1,7 @@
 //! The parent's record of a worker: its process, its result ring, and what the parent knows of its progress.
 //!
 //! [`WorkerHandle::start`] runs without the pool's lock; all other functions run under it. A handle exists from the
-//! start of the process until it is reaped (`thread`).
+//! start of the process until it is reaped (`deaths`).
 //!
 //! To kill a worker *for an item*, the parent first changes the worker's word `current` ([`WorkerHandle::revoke_at`]);
 //! the kill then costs exactly that item. [`WorkerHandle::kill`] alone costs the item that happens to run.

@@ -14,7 +14,7 @@
 //!
 //! The parent creates the memory and starts the worker with its descriptor. The worker's main thread is the only writer
 //! of records ([`ResultRing`]); the parent reads them under the pool's lock ([`Results`]). Callers: `worker` on one
-//! side, `results`, `thread` and `audit` on the other.
+//! side, `results`, `deaths` and `audit` on the other.
 //!
 //! A record is committed by the store of the tail. So after a death of the worker at any instruction the ring contains
 //! whole records only, and the parent reads them as those of a living worker.

@@ -12,7 +12,7 @@
 //! | LOG | from the worker | the position of its task `u64`, the record that a face logged | |
 //!
 //! Messages travel over the channel of each worker's process, in both directions, with the framing of
-//! `conn/channel.rs`. The parent reads them in `thread` and trusts none; a worker trusts the parent. A worker has at
+//! `conn/channel.rs`. The parent reads them in `messages` and trusts none; a worker trusts the parent. A worker has at
 //! most one question without an answer. Tags below 16 are those of `process/tag.rs`, for any process.
 //!
 //! The file also defines the start message of a worker ([`Setup`]), the encoding of a task's items ([`Items`]), and how
