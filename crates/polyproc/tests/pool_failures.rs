@@ -4,11 +4,12 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use polyproc::{Failure, NoWorkers, Pool, PoolError, Signal, StillOpen, active_children, current_process};
+use polyproc::{Failure, NoWorkers, Pool, PoolError, PoolEvent, Signal, StillOpen, active_children, current_process};
 use polyproc_core::crash::{self, STEPS, Step};
 use serde::{Deserialize, Serialize};
 use support::{Clean, TestResult, children_of, is_gone, overflow, wait_until};
@@ -427,10 +428,20 @@ fn a_pool_grows_shrinks_retires_and_replaces() -> TestResult {
     assert!(matches!(pool.resize(1 << 20), Err(PoolError::TooManyWorkers { .. })));
     drop(pool);
 
-    let pool = Pool::builder().workers(2).retire_idle(Duration::from_millis(20)).build()?;
+    let started = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&started);
+    let see = move |event: &PoolEvent| {
+        count.fetch_add(usize::from(matches!(event, PoolEvent::WorkerStarted { .. })), Ordering::Relaxed);
+    };
+    let pool = Pool::builder().workers(2).retire_idle(Duration::from_millis(20)).on_event(see).build()?;
     still_works(&pool)?;
     wait_until(|| active_children().is_empty());
+    // Another pool works in the meantime, longer than a replacement would take to start; none does before there are tasks.
+    let before = started.load(Ordering::Relaxed);
+    still_works(&Pool::new(2)?)?;
+    assert_eq!(started.load(Ordering::Relaxed), before);
     still_works(&pool)?;
+    assert!(started.load(Ordering::Relaxed) > before);
     drop(pool);
 
     let three = NonZeroU64::new(3).expect("not 0");

@@ -80,12 +80,21 @@ enum WorkerSlot {
     Ready,
     /// Asked to exit, or killed.
     Ending,
+    /// Asked to exit, as it was idle for long. Its place stays empty until there are tasks.
+    Retiring,
     /// Another attempt to start a worker is pending.
     ///
     /// [`SchedulerEvent::StartDue`] follows.
     Awaited,
     /// The place is empty.
     Gone,
+}
+
+impl WorkerSlot {
+    /// Returns whether it counts as one of the wanted workers.
+    fn counts(self) -> bool {
+        matches!(self, Self::Starting | Self::Ready | Self::Awaited)
+    }
 }
 
 /// The phase of the pool's life: goes forward only.
@@ -254,7 +263,7 @@ impl Scheduler {
             }
             SchedulerEvent::Idle(place) => {
                 if self.phase == WorkerLife::Open && self.workers[place.0] == WorkerSlot::Ready && self.live == 0 {
-                    self.workers[place.0] = WorkerSlot::Ending;
+                    self.workers[place.0] = WorkerSlot::Retiring;
                     actions.push(Action::Retire(place));
                 }
             }
@@ -412,6 +421,7 @@ impl Scheduler {
             self.on_unfinished(task, held, actions);
         }
         match blame {
+            _ if was == WorkerSlot::Retiring && self.live == 0 => {}
             Blame::Program if was == WorkerSlot::Starting => {
                 self.stillborn += 1;
                 if self.stillborn >= STILLBORN_LIMIT * self.wanted.max(1) {
@@ -461,8 +471,7 @@ impl Scheduler {
             WorkerLife::Closed => self.live > 0,
             WorkerLife::Over(_) => false,
         };
-        let staff =
-            self.workers.iter().filter(|worker| !matches!(worker, WorkerSlot::Gone | WorkerSlot::Ending)).count();
+        let staff = self.workers.iter().filter(|worker| worker.counts()).count();
         needed && staff < self.wanted && self.workers[place.0] == WorkerSlot::Gone
     }
 
@@ -485,7 +494,10 @@ impl Scheduler {
     /// no worker is ready or ending. Otherwise leaves the place empty, and gives up if all places are.
     fn on_failed_start(&mut self, place: Place, hope: RetryHope, actions: &mut Vec<Action>) {
         self.failed_starts += 1;
-        let alone = !self.workers.iter().any(|worker| matches!(worker, WorkerSlot::Ready | WorkerSlot::Ending));
+        let alone = !self
+            .workers
+            .iter()
+            .any(|worker| matches!(worker, WorkerSlot::Ready | WorkerSlot::Ending | WorkerSlot::Retiring));
         self.workers[place.0] = WorkerSlot::Gone;
         match (self.phase, hope) {
             (WorkerLife::Over(_), _) => {}
@@ -514,8 +526,7 @@ impl Scheduler {
             self.workers.resize(wanted, WorkerSlot::Gone);
         }
         self.restaff(actions);
-        let mut staff =
-            self.workers.iter().filter(|worker| !matches!(worker, WorkerSlot::Gone | WorkerSlot::Ending)).count();
+        let mut staff = self.workers.iter().filter(|worker| worker.counts()).count();
         for (at, worker) in self.workers.iter_mut().enumerate().rev() {
             if staff > wanted && matches!(worker, WorkerSlot::Starting | WorkerSlot::Ready | WorkerSlot::Awaited) {
                 staff -= 1;
@@ -550,7 +561,7 @@ impl Scheduler {
             match worker {
                 WorkerSlot::Gone => {}
                 WorkerSlot::Awaited => *worker = WorkerSlot::Gone,
-                WorkerSlot::Starting | WorkerSlot::Ready | WorkerSlot::Ending => {
+                WorkerSlot::Starting | WorkerSlot::Ready | WorkerSlot::Ending | WorkerSlot::Retiring => {
                     *worker = WorkerSlot::Ending;
                     actions.push(Action::Kill(Place(at)));
                 }
@@ -570,7 +581,7 @@ impl Scheduler {
                     actions.push(Action::Retire(Place(at)));
                 }
                 WorkerSlot::Awaited => *worker = WorkerSlot::Gone,
-                WorkerSlot::Ending | WorkerSlot::Gone => {}
+                WorkerSlot::Ending | WorkerSlot::Retiring | WorkerSlot::Gone => {}
             }
         }
     }

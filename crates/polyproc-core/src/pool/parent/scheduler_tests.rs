@@ -103,7 +103,19 @@ fn the_number_of_workers_follows_what_is_wanted() {
     assert_eq!(after(&mut scheduler, SchedulerEvent::Resized(1)), [Action::Retire(Place(2)), Action::Retire(Place(1))]);
     assert_eq!(after(&mut scheduler, SchedulerEvent::Died(Place(2), Blame::Program, None)), []);
     assert_eq!(after(&mut scheduler, SchedulerEvent::Idle(Place(0))), [Action::Retire(Place(0))]);
-    assert_eq!(after(&mut scheduler, SchedulerEvent::Died(Place(0), Blame::Program, None)), [Action::Start(Place(0))]);
+    assert_eq!(
+        after(&mut scheduler, SchedulerEvent::Died(Place(0), Blame::Program, None)),
+        [],
+        "until there are tasks"
+    );
+    let task = SchedulerEvent::Submitted(TaskId(0), 0, 0);
+    assert_eq!(after(&mut scheduler, task), [Action::Start(Place(0)), Action::Publish(TaskId(0))]);
+    // A task that comes while the worker retires is run by its replacement.
+    after(&mut scheduler, SchedulerEvent::Ready(Place(0)));
+    after(&mut scheduler, SchedulerEvent::Ended(TaskId(0)));
+    assert_eq!(after(&mut scheduler, SchedulerEvent::Idle(Place(0))), [Action::Retire(Place(0))]);
+    assert_eq!(after(&mut scheduler, task), [Action::Start(Place(2)), Action::Publish(TaskId(0))]);
+    assert_eq!(after(&mut scheduler, SchedulerEvent::Died(Place(0), Blame::Program, None)), []);
 }
 
 /// A step of the test; numbers select a worker or a task.
