@@ -44,6 +44,33 @@ def test_a_copy_made_by_fork_does_not_wait_for_futures_of_its_original(programs,
     assert (code, out, err) == (0, "exit code 0\n", "")
 
 
+def test_a_copy_made_by_fork_that_waits_for_a_result_leaves_the_pool_alone(programs):
+    code, out, err = programs.run(
+        """
+        import os, signal, time
+        import polyproc as mp
+
+        if __name__ == "__main__":
+            mp.set_start_method(METHOD)
+            pool = mp.Pool(2)
+            held = pool.apply_async(time.sleep, (60,))
+            pid = os.fork()
+            if pid == 0:
+                while True:
+                    held.wait(0)
+            try:
+                for n in range(3000):
+                    assert pool.apply_async(abs, (-n,)).get(20) == n
+            finally:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            print("right")
+            pool.terminate()
+        """
+    )
+    assert (code, out, err) == (0, "right\n", "")
+
+
 def test_a_copy_made_behind_the_interpreters_back_ends_no_worker(programs):
     """The copy is made by the system call itself, as some libraries do."""
     code, out, err = programs.run(

@@ -103,34 +103,6 @@ def test_an_executor_of_ours_goes_on_after_a_death(mp):
         assert pool.submit(square, 5).result(30) == 25
 
 
-def test_the_thread_that_waits_for_a_future_completes_it(mp, monkeypatch):
-    completed_by = []
-    succeed = polyproc.executor._Future._succeed
-
-    def succeed_here(future, value):
-        completed_by.append(threading.current_thread())
-        succeed(future, value)
-
-    monkeypatch.setattr(polyproc.executor._Future, "_succeed", succeed_here)
-    with polyproc.ProcessPoolExecutor(1, mp_context=mp) as pool:
-        event = mp.Event()
-        future = pool.submit(wait_for, event)
-        with pytest.raises(concurrent.futures.TimeoutError):
-            future.result(0.01)
-        threading.Timer(0.2, event.set).start()
-        assert future.result(30) is None
-        assert completed_by == [threading.current_thread()]
-        # With another waiter, the pool's thread for callbacks does.
-        event.clear()
-        future = pool.submit(wait_for, event)
-        seen = []
-        future.add_done_callback(seen.append)
-        event.set()
-        assert future.result(30) is None
-        eventually(lambda: seen == [future])
-        assert completed_by[1] is not threading.current_thread()
-
-
 def wait_for(event):
     event.wait()
 

@@ -12,7 +12,6 @@ import os
 import threading
 import time
 from concurrent.futures import Executor, Future, TimeoutError, wait
-from concurrent.futures._base import FINISHED
 from concurrent.futures.process import BrokenProcessPool, _RemoteTraceback
 from typing import TYPE_CHECKING, Any
 
@@ -76,21 +75,6 @@ class _Future(Future):
     def running(self):
         """Returns whether a worker has begun the call and the call has not ended."""
         return self._result_of_pool is not None and not self.done() and self._result_of_pool._outcome.is_running()
-
-    def result(self, timeout=None):
-        return super().result(self._complete(timeout))
-
-    def exception(self, timeout=None):
-        return super().exception(self._complete(timeout))
-
-    def _complete(self, timeout):
-        """Waits for the call and completes the future in this thread, if no other thread and no callback waits for it, so that
-        no thread has to be woken. Returns the rest of the timeout."""
-        if self._state == FINISHED or self._waiters or self._done_callbacks or self._result_of_pool is None:
-            return timeout
-        end = None if timeout is None else time.monotonic() + timeout
-        self._result_of_pool._outcome.complete(timeout)
-        return None if end is None else max(end - time.monotonic(), 0)
 
     def _succeed(self, value):
         _pending.discard(self)

@@ -195,14 +195,6 @@ impl Outcome {
         Ok(true)
     }
 
-    /// Blocks until all items have ended, and calls the callback on this thread, unless another thread does. Returns false after
-    /// `timeout` seconds.
-    #[pyo3(signature = (timeout=None))]
-    fn complete(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
-        let deadline = time::deadline(timeout);
-        time::wait(py, || self.call.wait_and_complete(deadline))?.map_err(runtime_error)
-    }
-
     fn ready(&self, py: Python<'_>) -> bool {
         self.call.is_over() && !*self.is_to_call(py)
     }

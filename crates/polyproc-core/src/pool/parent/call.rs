@@ -15,7 +15,6 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 
-use super::callbacks::Callbacks;
 use super::calls::{CallState, Stop};
 use super::driver::Driver;
 use super::ends::Ends;
@@ -122,22 +121,6 @@ impl Call {
             self.is_removed.store(true, Ordering::Relaxed); // under the lock; only a hint for `drop`
         }
         left
-    }
-
-    /// Blocks until the call is over, and runs the callbacks that were given to [`Call::then`] on this thread, unless they run on
-    /// another one already. Returns false if the deadline passed first.
-    ///
-    /// # Errors
-    /// [`WaitError::Interrupted`] if a signal handler ran. The wait may be repeated.
-    pub fn wait_and_complete(&self, deadline: Deadline) -> Result<bool, WaitError> {
-        let key = self.with(|pool, key| {
-            pool.calls.get_mut(key).into_iter().for_each(CallState::add_runner);
-            key
-        });
-        let waited = self.driver.wait(key, &self.parker, (WaitFor::All, deadline), |_| ());
-        let callbacks = self.driver.with(|pool| pool.calls.get_mut(key).map(CallState::remove_runner));
-        callbacks.into_iter().flatten().for_each(Callbacks::run_here);
-        Ok(waited?.is_some())
     }
 
     /// Returns whether all items have been submitted and have ended.

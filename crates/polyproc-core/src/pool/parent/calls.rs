@@ -11,7 +11,7 @@ use super::functions::FunctionId;
 use super::key::CallKey;
 use super::latch::Parker;
 use super::notifications::OnComplete;
-use super::settings::CallSettings;
+use super::settings::{CallSettings, OnLog};
 use crate::pool::TaskEnd;
 
 /// Why a call is stopped early.
@@ -63,10 +63,8 @@ pub(super) struct CallState {
     stop: Option<Stop>,
     /// Woken once at the next result, or when the call is over.
     waker: Option<Waker>,
-    /// Run when the call is over: by the callback thread, or by a thread that waits to run them.
+    /// Run by the callback thread when the call is over.
     on_complete: Vec<OnComplete>,
-    /// Number of threads that wait to run the callbacks themselves.
-    runners: usize,
     /// The time of its entry in the limits.
     pub(super) limit_at: Option<Instant>,
     /// Where its followers sleep. Shared with [`Call`](crate::pool::Call), so that they sleep without the lock.
@@ -192,23 +190,10 @@ impl CallState {
         None
     }
 
-    /// Counts a thread that waits for the end of the call to run the callbacks itself.
-    pub(super) fn add_runner(&mut self) {
-        self.runners += 1;
-    }
-
-    /// Undoes one [`CallState::add_runner`]. Returns the callbacks, if the call is over and no thread has them.
-    pub(super) fn remove_runner(&mut self) -> Vec<OnComplete> {
-        self.runners -= 1;
-        if self.is_over() { std::mem::take(&mut self.on_complete) } else { Vec::new() }
-    }
-
-    /// If the call is over, takes what that leaves to do. Its results can still be taken. The callbacks stay for a thread that
-    /// waits to run them.
+    /// If the call is over, takes what that leaves to do. Its results can still be taken.
     pub(super) fn finish(&mut self) -> Option<FinishedCall> {
-        let is_run_by_waiter = self.runners > 0;
         self.is_over().then(|| FinishedCall {
-            on_complete: if is_run_by_waiter { Vec::new() } else { std::mem::take(&mut self.on_complete) },
+            on_complete: std::mem::take(&mut self.on_complete),
             waker: self.waker.take(),
             was_eager: std::mem::take(&mut self.is_eager),
             limit_at: self.limit_at.take(),
@@ -250,7 +235,6 @@ impl Calls {
             stop: None,
             waker: None,
             on_complete: Vec::new(),
-            runners: 0,
             limit_at: None,
             parker,
         });
@@ -267,11 +251,11 @@ impl Calls {
         self.states.get_mut(call.at).filter(|state| state.key == call)
     }
 
-    /// Removes a call that is over. Returns its function if that goes with it.
-    pub(super) fn remove(&mut self, call: CallKey) -> Option<FunctionId> {
+    /// Removes a call that is over. Returns its function, if that goes with it, and its callback, whose drop may run user code.
+    pub(super) fn remove(&mut self, call: CallKey) -> Option<(Option<FunctionId>, Option<OnLog>)> {
         self.get(call)?;
         let state = self.states.try_remove(call.at)?;
-        state.has_context.then_some(state.function)
+        Some((state.has_context.then_some(state.function), state.settings.on_log))
     }
 }
 
@@ -306,7 +290,7 @@ mod tests {
         let mut count = 0;
         ends.drain(|_, _| count += 1);
         assert_eq!(count, 2);
-        assert_eq!(calls.remove(call), Some(FunctionId(1)));
+        assert!(matches!(calls.remove(call), Some((Some(FunctionId(1)), None))));
         let next = calls.open(FunctionId(1), false, CallSettings::default(), Arc::default());
         assert!(calls.get(call).is_none() && calls.get(next).is_some() && calls.remove(call).is_none());
     }
@@ -322,19 +306,6 @@ mod tests {
         state.count_ended(1);
         assert!(!state.has_ends());
         assert!(state.finish().is_some_and(|finished| finished.is_abandoned && finished.was_eager));
-    }
-
-    #[test]
-    fn callbacks_stay_for_a_thread_that_waits_to_run_them() {
-        let (mut calls, call) = open(CallSettings::default());
-        let state = calls.get_mut(call).expect("open");
-        assert!(state.then(Box::new(|| ())).is_none());
-        state.add_runner();
-        state.add_runner();
-        assert!(state.remove_runner().is_empty(), "it is not over");
-        state.seal();
-        assert!(state.finish().is_some_and(|finished| finished.on_complete.is_empty()));
-        assert_eq!(state.remove_runner().len(), 1);
     }
 
     #[test]

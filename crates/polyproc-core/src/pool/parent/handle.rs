@@ -108,7 +108,7 @@ impl Pool {
                 }
             }
         };
-        Ok(Call::new(&self.driver, CallOpening { function, has_context: context.is_some(), settings }))
+        Ok(Call::new(&self.driver, CallOpening::new(function, context.is_some(), settings)))
     }
 
     /// Returns how many bytes of arguments wait in this process for room on the table.
@@ -136,7 +136,7 @@ impl Pool {
     /// As [`Pool::call`], for a registered function.
     #[must_use]
     pub fn call_registered(&self, function: Registered, settings: CallSettings) -> Call {
-        Call::new(&self.driver, CallOpening { function: function.0, has_context: false, settings })
+        Call::new(&self.driver, CallOpening::new(function.0, false, settings))
     }
 
     /// Returns whether the pool accepts tasks: it was neither closed nor terminated, and has not given up on its workers.

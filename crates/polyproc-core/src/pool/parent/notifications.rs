@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use super::latch::Parker;
+use super::settings::OnLog;
 use crate::pool::shared::task::PoolEvent;
 
 /// A completion callback of a call, which decodes the results and calls the user's function.
@@ -19,6 +20,8 @@ pub(super) struct Notifications {
     pub(super) parkers: Vec<Arc<Parker>>,
     /// Futures that wait for a call.
     pub(super) wakers: Vec<Waker>,
+    /// Callbacks of calls that were removed: their drop may run user code.
+    pub(super) dropped: Vec<OnLog>,
     /// For the callback thread.
     pub(super) on_complete: Vec<OnComplete>,
     /// For the pool's `on_event`.
@@ -45,6 +48,7 @@ impl Notifications {
             || self.pool_thread
             || !(self.parkers.is_empty()
                 && self.wakers.is_empty()
+                && self.dropped.is_empty()
                 && self.on_complete.is_empty()
                 && self.events.is_empty());
         is_any.then(|| std::mem::take(self))

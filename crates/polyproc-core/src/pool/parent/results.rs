@@ -87,14 +87,13 @@ impl ResultState for LockedState<'_> {
         self.pool.notifications.leader = false;
     }
 
-    /// True in a forked copy of the process, where no results arrive, and for a call that is unknown.
+    /// True for a call that is unknown.
     fn is_satisfied(&self, call: CallKey, want: WaitFor) -> bool {
-        !self.driver.is_ours()
-            || self.pool.calls.get(call).is_none_or(|state| match want {
-                WaitFor::Next => state.has_ends() || state.is_over(),
-                WaitFor::Room => self.pool.has_room() || state.is_over(),
-                WaitFor::All => state.is_over(),
-            })
+        self.pool.calls.get(call).is_none_or(|state| match want {
+            WaitFor::Next => state.has_ends() || state.is_over(),
+            WaitFor::Room => self.pool.has_room() || state.is_over(),
+            WaitFor::All => state.is_over(),
+        })
     }
 
     /// A thread spins once per wait, for a single result or the last one, before it sleeps. It sleeps until few tasks are left if it
@@ -137,6 +136,9 @@ impl Driver {
         (want, deadline): (WaitFor, Deadline),
         mut then: impl FnMut(&mut PoolState) -> T,
     ) -> Result<Option<T>, WaitError> {
+        if !self.is_ours() {
+            return Ok(Some(self.with(then))); // in a forked copy of the process no results arrive
+        }
         let interval = RecheckInterval::new(RECHECK_AFTER);
         let me = ResultWaiter { call, serial: NEXT_WAITER.fetch_add(1, Ordering::Relaxed) };
         let mut wait = ResultWait { me, want, deadline, may_spin: true };

@@ -87,7 +87,7 @@ pub struct CallSettings {
     pub soft_signal: Option<(Signal, Duration)>,
     /// How long the whole call may take before its remaining items end with [`TaskEnd::TimedOut`](crate::pool::TaskEnd::TimedOut).
     ///
-    /// Runs from the first item.
+    /// Runs from the creation of the call.
     pub call_limit: Option<Duration>,
     /// Tasks of higher priority go first.
     pub priority: Priority,

@@ -166,8 +166,9 @@ impl PoolState {
 
     /// Removes a call that is over, and its function if that goes with it.
     pub(super) fn remove_call(&mut self, call: CallKey) {
-        if let Some(function) = self.calls.remove(call) {
-            self.functions.remove(function);
+        if let Some((function, on_log)) = self.calls.remove(call) {
+            self.notifications.dropped.extend(on_log);
+            function.into_iter().for_each(|function| self.functions.remove(function));
         }
     }
 
@@ -213,7 +214,13 @@ impl PoolState {
     /// `time` counts from now. The caller has made sure that no limit of it runs. A time beyond the clock's range is no
     /// limit.
     pub(super) fn limit_after(&mut self, time: Duration, limited: Limited) {
-        let Some(at) = Instant::now().checked_add(time) else { return };
+        if let Some(at) = Instant::now().checked_add(time) {
+            self.limit(at, limited);
+        }
+    }
+
+    /// As [`PoolState::limit_after`], for a time.
+    pub(super) fn limit(&mut self, at: Instant, limited: Limited) {
         let limit_at = match limited {
             Limited::Task(id) => self.tasks.get_mut(id).map(|task| &mut task.limit_at),
             Limited::Call(key) => self.calls.get_mut(key).map(|call| &mut call.limit_at),

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::calls::CallState;
 use super::driver::Driver;
@@ -31,18 +31,28 @@ pub(super) struct CallOpening {
     /// The function belongs to this call alone, and is removed with it.
     pub(super) has_context: bool,
     pub(super) settings: CallSettings,
+    /// When the time limit of the call is over.
+    pub(super) limit_at: Option<Instant>,
+}
+
+impl CallOpening {
+    /// The time limit of the call begins here.
+    pub(super) fn new(function: FunctionId, has_context: bool, settings: CallSettings) -> Self {
+        // A time beyond the clock's range is no limit.
+        let limit_at = settings.call_limit.and_then(|limit| Instant::now().checked_add(limit));
+        Self { function, has_context, settings, limit_at }
+    }
 }
 
 impl Driver {
-    /// Opens a call, whose followers sleep on `parker`. The time limit of the call begins here.
+    /// Opens a call, whose followers sleep on `parker`.
     pub(super) fn open(&self, pool: &mut PoolState, opening: CallOpening, parker: Arc<Parker>) -> CallKey {
-        let CallOpening { function, has_context, settings } = opening;
-        let limit = settings.call_limit;
+        let CallOpening { function, has_context, settings, limit_at } = opening;
         let key = pool.calls.open(function, has_context, settings, parker);
-        if let Some(limit) = limit {
-            pool.limit_after(limit, Limited::Call(key));
+        if let Some(at) = limit_at {
+            pool.limit(at, Limited::Call(key));
         }
-        if pool.calls.get(key).is_some_and(CallState::is_eager) {
+        if self.is_ours() && pool.calls.get(key).is_some_and(CallState::is_eager) {
             pool.leadership.add_eager();
             hand_over(&mut self.locked(pool));
             // A leader that sleeps until few tasks are left must now wake for the results of this call.

@@ -294,9 +294,9 @@ impl Tasks {
 
     /// Returns the tasks of a call, the last one first.
     pub(super) fn of_call(&self, call: CallKey) -> Vec<TaskId> {
-        let known = |id: &usize| *id != NO_TASK;
-        let last = self.last_of_call.get(call.at).copied().filter(known);
-        let before = |id: &usize| self.records.get(*id).map(|task| task.neighbours[0]).filter(known);
+        let is_of_call = |id: &usize| self.records.get(*id).is_some_and(|task| task.call == call);
+        let last = self.last_of_call.get(call.at).copied().filter(is_of_call);
+        let before = |id: &usize| self.records.get(*id).map(|task| task.neighbours[0]).filter(|id| *id != NO_TASK);
         std::iter::successors(last, before).map(TaskId).collect()
     }
 
@@ -481,6 +481,14 @@ mod tests {
                 ids.iter().copied().filter(|id| tasks.get(*id).is_some_and(|task| task.call() == key(call))).collect();
             assert_eq!(of_call, added, "in the order in which they were added");
         }
+    }
+
+    #[test]
+    fn a_call_that_was_removed_has_no_tasks_of_its_successor() {
+        let mut tasks = Tasks::new(4);
+        let id = tasks.add(Task::new(key(0), 0, 1, items(1)));
+        assert_eq!(tasks.of_call(key(0)), [id]);
+        assert_eq!(tasks.of_call(CallKey { at: 0, serial: 2 }), []);
     }
 
     proptest! {
