@@ -14,6 +14,7 @@ use super::driver::Driver;
 use super::ends::End;
 use super::scheduler::TaskId;
 use super::state::PoolState;
+use super::tasks::{TablePlace, Task};
 use super::timers::{Limited, Watch};
 use crate::pool::TaskEnd;
 use crate::pool::shared::orders::{LIMITED, SPLITTABLE, TaskDescriptor, WITH_FDS};
@@ -118,19 +119,26 @@ impl Driver {
     pub(super) fn take_back(&self, pool: &mut PoolState, id: TaskId) {
         let Some(task) = pool.tasks.get(id) else { return };
         let Some(place) = task.out() else { return };
-        let mut bytes = Vec::new();
-        if let Ok(order) = self.orders.read(place.slot) {
-            let _ = self.orders.read_argument(place.slot, &order, &mut bytes); // fails only for lack of memory
-            let mut rest = &bytes[..];
-            for _ in place.from..task.done() {
-                let _ = next_item(&mut rest);
-            }
-            bytes.drain(..bytes.len() - rest.len());
-        }
+        let bytes = self.read_back(task, place).unwrap_or_default();
         pool.tasks.set_waiting(id, bytes);
         if let Some(block) = place.block {
             self.orders.free(&mut pool.blocks, block);
         }
+    }
+
+    /// Returns a copy of the items of a task that have not ended. `place` is its place on the table.
+    ///
+    /// # Errors
+    /// Those of reading the argument, for lack of memory.
+    pub(super) fn read_back(&self, task: &Task, place: TablePlace) -> Result<Vec<u8>, MemoryError> {
+        let mut bytes = Vec::new();
+        self.orders.read_argument(place.slot, &self.orders.read(place.slot)?, &mut bytes)?;
+        let mut rest = &bytes[..];
+        for _ in place.from..task.done() {
+            let _ = next_item(&mut rest);
+        }
+        bytes.drain(..bytes.len() - rest.len());
+        Ok(bytes)
     }
 
     /// Removes a task whose items have all been answered.

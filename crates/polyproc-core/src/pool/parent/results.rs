@@ -358,20 +358,12 @@ impl Driver {
         let (settings, attempt) = (call.settings(), task.panics + 1);
         let may = settings.retries_panics && attempt <= settings.retries && call.stop().is_none();
         let Some(place) = task.out().filter(|_| may && task.fds.is_empty()) else { return false };
-        let mut bytes = Vec::new();
-        let read = self.orders.read(place.slot);
-        if read.and_then(|order| self.orders.read_argument(place.slot, &order, &mut bytes)).is_err() {
-            return false;
-        }
-        let mut rest = &bytes[..];
-        for _ in place.from..task.done() {
-            let _ = next_item(&mut rest);
-        }
-        let start = bytes.len() - rest.len();
+        let Ok(mut item) = self.read_back(task, place) else { return false };
+        let mut rest = &item[..];
         if next_item(&mut rest).is_err() {
             return false;
         }
-        let item = bytes[start..bytes.len() - rest.len()].to_vec();
+        item.truncate(item.len() - rest.len());
         let (priority, retries, due) = (settings.priority, settings.retries, after_backoff(settings.backoff, attempt));
         let mut again = Task::new(task.call(), task.next_index(), 1, item);
         again.panics = attempt;

@@ -261,7 +261,9 @@ impl Tasks {
     pub(super) fn remove(&mut self, id: TaskId) -> Option<Task> {
         let task = self.records.try_remove(id.0)?;
         self.waiting_bytes -= task.waiting_bytes();
-        self.leave_table(&task);
+        if let TaskPlace::Out(place) = task.place {
+            self.leave_table(place, task.is_splittable);
+        }
         let [before, after] = task.neighbours;
         if let Some(task) = self.records.get_mut(before) {
             task.neighbours[1] = after;
@@ -273,11 +275,10 @@ impl Tasks {
         Some(task)
     }
 
-    /// Frees the slot of a task that is out, and counts it as not out.
-    fn leave_table(&mut self, task: &Task) {
-        let Some(place) = task.out() else { return };
+    /// Frees the slot of a task that was out there, and counts it as not out.
+    fn leave_table(&mut self, place: TablePlace, is_splittable: bool) {
         self.out_bytes -= place.len;
-        self.splittable_out -= usize::from(task.is_splittable);
+        self.splittable_out -= usize::from(is_splittable);
         self.slots[place.slot as usize] = None;
         self.free_slots.push(place.slot);
     }
@@ -342,16 +343,13 @@ impl Tasks {
 
     /// Notes that a task that was out waits again, with `bytes`: its items that have not ended. Frees its slot.
     pub(super) fn set_waiting(&mut self, id: TaskId, bytes: Vec<u8>) {
-        let Some(task) = self.records.get_mut(id.0).filter(|task| task.out().is_some()) else { return };
+        let Some(task) = self.records.get_mut(id.0) else { return };
+        let TaskPlace::Out(place) = task.place else { return };
         self.waiting_bytes += bytes.len() as u64;
-        let was = std::mem::replace(&mut task.place, TaskPlace::Waiting(bytes));
+        task.place = TaskPlace::Waiting(bytes);
         task.reader = None;
-        if let TaskPlace::Out(place) = was {
-            self.splittable_out -= usize::from(task.is_splittable);
-            self.out_bytes -= place.len;
-            self.slots[place.slot as usize] = None;
-            self.free_slots.push(place.slot);
-        }
+        let is_splittable = task.is_splittable;
+        self.leave_table(place, is_splittable);
     }
 
     /// Counts the next item of a waiting task as ended, and drops its bytes. Returns whether it was the last one.
