@@ -224,3 +224,35 @@ impl Driver {
         DELIVERS.set(false);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::call::Call;
+    use super::super::ends::Ends;
+    use super::super::functions::FunctionId;
+    use super::super::leader::WaitFor;
+    use super::super::settings::CallSettings;
+    use super::super::submission::CallOpening;
+    use super::*;
+    use crate::deadline::Deadline;
+    use crate::pool::TaskEnd;
+    use crate::pool::shared::task::Items;
+
+    #[test]
+    fn in_a_forked_copy_each_call_ends_at_once() {
+        let mut driver = Driver::new(1, PoolSettings::default()).expect("memory");
+        Arc::get_mut(&mut driver).expect("no other reference").pid = 0; // the original is another process
+        for _ in 0..3 {
+            let call = Call::new(&driver, CallOpening::new(FunctionId(1), false, CallSettings::default()));
+            let mut items = Items::new();
+            items.push(|_| Ok::<_, ()>(())).expect("nothing fails");
+            call.submit_last(0, &mut items, false);
+            let mut ends = Ends::default();
+            assert_eq!(call.wait_and_take(WaitFor::All, Deadline::PASSED, &mut ends), Ok(Some(0)));
+            let mut ended = Vec::new();
+            ends.drain(|index, end| ended.push((index, matches!(end, Err(TaskEnd::Terminated)))));
+            assert_eq!(ended, [(0, true)]);
+        }
+        assert!(driver.with(|pool| !pool.leadership.is_eager()));
+    }
+}

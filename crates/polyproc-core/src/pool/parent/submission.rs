@@ -52,8 +52,11 @@ impl Driver {
         if let Some(at) = limit_at {
             pool.limit(at, Limited::Call(key));
         }
-        if self.is_ours() && pool.calls.get(key).is_some_and(CallState::is_eager) {
+        if pool.calls.get(key).is_some_and(CallState::is_eager) {
             pool.leadership.add_eager();
+            if !self.is_ours() {
+                return key; // the rings and the doorbell are those of the original
+            }
             hand_over(&mut self.locked(pool));
             // A leader that sleeps until few tasks are left must now wake for the results of this call.
             if pool.leadership.is_led() && self.board.doorbell().hurry() && pool.is_anything_unread() {
