@@ -30,7 +30,7 @@ fn sleeps(pid: u32) -> BTreeMap<String, u64> {
 /// Asserts that the threads that `chosen` takes by name come to rest, and returns how many they are.
 ///
 /// At rest they wake at most twice within 4 s: a wait re-checks at intervals that grow, so none does so twice in a window that
-/// it entered asleep. A loaded machine may need several windows until all threads sleep; one that polls rests in none.
+/// it entered asleep. A loaded machine may need several windows until all threads sleep; a thread that polls is at rest in none.
 fn assert_rest(pids: &[u32], chosen: impl Fn(&str) -> bool) -> usize {
     let all = || {
         let mut counts: BTreeMap<_, _> = pids.iter().flat_map(|pid| sleeps(*pid)).collect();

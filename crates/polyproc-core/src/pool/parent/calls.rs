@@ -81,7 +81,7 @@ pub(super) struct FinishedCall {
     pub(super) was_eager: bool,
     /// The time of its entry in the limits.
     pub(super) limit_at: Option<Instant>,
-    /// The call was abandoned, and is to be removed.
+    /// The call was abandoned: it must be removed.
     pub(super) is_abandoned: bool,
 }
 

@@ -1,5 +1,5 @@
-//! Messages of workers, and the answers. The table of messages is in `task`. No message is trusted: one that is malformed or
-//! unexpected is ignored, and a question that refers to a task of another worker gets an empty answer.
+//! Messages of workers, and the answers. The table of messages is in `task`. No message is trusted: a malformed or
+//! unexpected message is ignored, and a question that refers to a task of another worker gets an empty answer.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};

@@ -103,15 +103,17 @@ impl ResultState for LockedState<'_> {
         let is_any_waiting = pool.scheduler.waiting() > 0 || wait.want == WaitFor::Room;
         let low = if is_any_waiting { pool.tasks.out_count() / 2 } else { 0 };
         self.driver.board.low_water().store(low, Ordering::Relaxed);
-        let is_last = || pool.calls.get(wait.me.call).is_some_and(CallState::is_last_item_left);
-        match wait.want {
-            WaitFor::Next | WaitFor::All
-                if wait.may_spin && *HAS_SPARE_PROCESSOR && (wait.want == WaitFor::Next || is_last()) =>
-            {
-                SPINNING
-            }
-            WaitFor::Room | WaitFor::All if !pool.leadership.is_each_wanted() => ASLEEP_UNTIL_LOW,
-            _ => ASLEEP,
+        let is_for_one = match wait.want {
+            WaitFor::Next => true,
+            WaitFor::All => pool.calls.get(wait.me.call).is_some_and(CallState::is_last_item_left),
+            WaitFor::Room => false,
+        };
+        if is_for_one && wait.may_spin && *HAS_SPARE_PROCESSOR {
+            SPINNING
+        } else if wait.want == WaitFor::Next || pool.leadership.is_each_wanted() {
+            ASLEEP
+        } else {
+            ASLEEP_UNTIL_LOW
         }
     }
 }

@@ -429,7 +429,7 @@ mod tests {
 
     #[derive(Debug, Clone, Copy)]
     enum Change {
-        /// Add a task of so many items to a call.
+        /// Add a task with this number of items to a call.
         Add(usize, u32),
         /// Change the nth task.
         Remove(usize),

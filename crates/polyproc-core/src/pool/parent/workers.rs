@@ -1,4 +1,4 @@
-//! [`Workers`]: the workers of a pool by place, and the places whose workers are to be started.
+//! [`Workers`]: the workers of a pool by place, and the places in which a worker must be started.
 
 use std::collections::{HashMap, VecDeque};
 

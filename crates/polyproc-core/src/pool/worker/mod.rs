@@ -288,6 +288,14 @@ fn count(counter: &AtomicU64, more: u64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
 }
 
+/// Wakes the parent to read the results.
+///
+/// Unlike [`WorkerLoop::notify`], also when the parent wants to sleep until few tasks are left: used when this
+/// worker would wait for the parent otherwise.
+fn ring(board: &TaskTable, bell: &EventFd) {
+    board.doorbell().ring(|| true, || bell.ring());
+}
+
 impl WorkerLoop {
     /// Prepares the worker for tasks, and reports to the parent that it is ready.
     ///
@@ -603,12 +611,11 @@ impl WorkerLoop {
             return self.write(|stream| stream.write_end(kind, flags, &mut out.bytes));
         }
         let len = out.bytes.len() - WORD_LEN;
-        let ring = || self.board.doorbell().ring(|| true, || self.bell.ring());
-        match self.blocks.lend(&self.stream, &out.bytes[WORD_LEN..], || _ = ring()) {
+        match self.blocks.lend(&self.stream, &out.bytes[WORD_LEN..], || ring(&self.board, &self.bell)) {
             Ok(offset) => {
                 self.write(|stream| stream.write_end_in_block(kind, flags, offset, len as u64))?;
                 if budget::is_room_awaited() {
-                    self.ring(); // once the parent has read this block, there is room
+                    ring(&self.board, &self.bell); // once the parent has read this block, there is room
                 }
                 Ok(())
             }
@@ -625,21 +632,13 @@ impl WorkerLoop {
         self.write(|stream| stream.write_end(ResultKind::Refused, flags, &mut record))
     }
 
-    /// Wakes the parent to read the results.
-    ///
-    /// Unlike [`WorkerLoop::notify`], also when the parent wants to sleep until few tasks are left: used when this
-    /// worker would wait for the parent otherwise.
-    fn ring(&self) {
-        self.board.doorbell().ring(|| true, || self.bell.ring());
-    }
-
     /// Writes a record. Blocks until there is room.
     ///
     /// `write` is repeated as long as it returns false. The worker sleeps until half of the ring is free, so that it
     /// does not wake for each record that the parent reads.
     fn write(&self, mut write: impl FnMut(&ResultRing) -> Result<bool, MemoryError>) -> Result<(), MemoryError> {
         while !write(&self.stream)? {
-            self.ring();
+            ring(&self.board, &self.bell);
             let has_room = || Ok::<_, WaitError>((self.stream.unread() <= RING_LEN / 2).then_some(()));
             process::idle(|| {
                 _ = self.stream.space().wait(
